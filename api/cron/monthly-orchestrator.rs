@@ -1,0 +1,7 @@
+//! `GET /api/cron/monthly-orchestrator`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    jobs::serve(jobs::Route::MonthlyOrchestrator)
+}

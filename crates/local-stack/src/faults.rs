@@ -1,0 +1,277 @@
+//! HTTP servers that misbehave on demand.
+//!
+//! Every server of the stack (the Supabase gateway, the Resend proxy, the Stripe and Shopify stand-ins) is an
+//! axum [`Router`] behind [`serve`], which records each request and applies the [`Fault`]s a test has put in:
+//! slow answers, refusals, connections cut before or after the work was done.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Method, Request, Response, StatusCode, header},
+};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+/// What happens to a request.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// The answer starts this much later; the work is done.
+    Delay(Duration),
+    /// Answered with this instead; the work is not done.
+    Answer { status: u16, headers: Vec<(String, String)>, body: String },
+    /// The connection closes without an answer; the work is not done.
+    CutBefore,
+    /// The connection closes without an answer, after the work was done.
+    CutAfter,
+}
+
+impl Fault {
+    /// A JSON answer with this status.
+    pub fn json(status: u16, body: &serde_json::Value) -> Self {
+        let headers = vec![("content-type".into(), "application/json".into())];
+        Self::Answer { status, headers, body: body.to_string() }
+    }
+}
+
+/// Which requests a fault hits, and how often.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Only this method; any when `None`.
+    pub method: Option<Method>,
+    /// Part of the path and query; the empty string matches all.
+    pub contains: String,
+    /// Part of the body; the empty string matches all.
+    pub body_contains: String,
+    /// Leave this many matching requests alone first.
+    pub skip: usize,
+    /// Then hit this many; all when `None`.
+    pub times: Option<usize>,
+    /// What happens to them.
+    pub fault: Fault,
+}
+
+impl Rule {
+    /// Hits every request whose path and query contain `contains`.
+    pub fn on(contains: &str, fault: Fault) -> Self {
+        Self {
+            method: None,
+            contains: contains.into(),
+            body_contains: String::new(),
+            skip: 0,
+            times: None,
+            fault,
+        }
+    }
+
+    /// Hits only the first `n` of them.
+    #[must_use]
+    pub fn times(mut self, n: usize) -> Self {
+        self.times = Some(n);
+        self
+    }
+
+    /// Leaves the first `n` of them alone.
+    #[must_use]
+    pub fn skip(mut self, n: usize) -> Self {
+        self.skip = n;
+        self
+    }
+
+    /// Hits only requests whose body contains this.
+    #[must_use]
+    pub fn body(mut self, contains: &str) -> Self {
+        self.body_contains = contains.into();
+        self
+    }
+}
+
+/// A request as it came in.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub method: Method,
+    /// Path and query.
+    pub target: String,
+    pub headers: HeaderMap,
+    pub body: String,
+    pub at: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    rules: Vec<Rule>,
+    seen: Vec<Seen>,
+    round_trip: Duration,
+}
+
+/// The faults of one server, and the requests it has seen. Clones share both.
+#[derive(Clone, Default)]
+pub struct Faults(Arc<Mutex<State>>);
+
+impl Faults {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a rule; the first rule that matches a request wins.
+    pub fn add(&self, rule: Rule) {
+        self.state().rules.push(rule);
+    }
+
+    /// Takes all rules away; the record of requests stays.
+    pub fn clear(&self) {
+        self.state().rules.clear();
+    }
+
+    /// Every answer comes this much later: the network between us and the real service.
+    pub fn set_round_trip(&self, round_trip: Duration) {
+        self.state().round_trip = round_trip;
+    }
+
+    /// All requests so far, oldest first.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.state().seen.clone()
+    }
+
+    /// How many requests had `contains` in their path and query.
+    pub fn count(&self, contains: &str) -> usize {
+        self.state().seen.iter().filter(|s| s.target.contains(contains)).count()
+    }
+
+    /// Forgets the requests so far.
+    pub fn forget(&self) {
+        self.state().seen.clear();
+    }
+
+    /// Records the request and says what is to happen to it, and after which round trip.
+    fn meet(&self, seen: Seen) -> (Option<Fault>, Duration) {
+        let mut state = self.state();
+        let mut fault = None;
+        for rule in &mut state.rules {
+            let hit = rule.method.as_ref().is_none_or(|m| *m == seen.method)
+                && seen.target.contains(&rule.contains)
+                && seen.body.contains(&rule.body_contains);
+            if !hit || rule.times == Some(0) {
+                continue;
+            }
+            if rule.skip > 0 {
+                rule.skip -= 1;
+                continue;
+            }
+            if let Some(left) = &mut rule.times {
+                *left -= 1;
+            }
+            fault = Some(rule.fault.clone());
+            break;
+        }
+        state.seen.push(seen);
+        (fault, state.round_trip)
+    }
+}
+
+/// A running server; it stops, with its connections, when this is dropped.
+pub struct Server {
+    addr: SocketAddr,
+    faults: Faults,
+    accepting: JoinHandle<()>,
+}
+
+impl Server {
+    /// `http://127.0.0.1:PORT`, without a slash at the end.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// The faults of this server.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Serves `router` on a free port of the loopback interface (or on `port`).
+///
+/// # Errors
+/// When the port cannot be bound.
+pub async fn serve(router: Router, port: Option<u16>) -> io::Result<Server> {
+    let listener = TcpListener::bind(("127.0.0.1", port.unwrap_or(0))).await?;
+    let addr = listener.local_addr()?;
+    let faults = Faults::default();
+    let shared = faults.clone();
+    let accepting = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { continue };
+            let _ = stream.set_nodelay(true);
+            while connections.try_join_next().is_some() {}
+            let service = tower::service_fn({
+                let (router, faults) = (router.clone(), shared.clone());
+                move |request| answer(router.clone(), faults.clone(), request)
+            });
+            connections.spawn(async move {
+                // A cut connection ends here with the error that `answer` returned.
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+                    .await;
+            });
+        }
+    });
+    Ok(Server { addr, faults, accepting })
+}
+
+async fn answer(
+    router: Router,
+    faults: Faults,
+    request: Request<hyper::body::Incoming>,
+) -> Result<Response<Body>, io::Error> {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(Body::new(body), usize::MAX).await.map_err(io::Error::other)?;
+    let target = parts.uri.path_and_query().map_or_else(|| "/".into(), ToString::to_string);
+    let (fault, round_trip) = faults.meet(Seen {
+        method: parts.method.clone(),
+        target,
+        headers: parts.headers.clone(),
+        body: String::from_utf8_lossy(&body).into_owned(),
+        at: Instant::now(),
+    });
+    if !round_trip.is_zero() {
+        tokio::time::sleep(round_trip).await;
+    }
+    let cut = || io::Error::new(io::ErrorKind::ConnectionAborted, "cut on purpose");
+    match fault {
+        Some(Fault::Delay(delay)) => tokio::time::sleep(delay).await,
+        Some(Fault::CutBefore) => return Err(cut()),
+        Some(Fault::Answer { status, headers, body }) => {
+            let mut response = Response::new(Body::from(body));
+            *response.status_mut() = StatusCode::from_u16(status).map_err(io::Error::other)?;
+            for (name, value) in headers {
+                response.headers_mut().insert(
+                    header::HeaderName::from_bytes(name.as_bytes()).map_err(io::Error::other)?,
+                    value.parse().map_err(io::Error::other)?,
+                );
+            }
+            return Ok(response);
+        }
+        Some(Fault::CutAfter) | None => {}
+    }
+    let response = tower::ServiceExt::oneshot(router, Request::from_parts(parts, Body::from(body)))
+        .await
+        .map_err(io::Error::other)?;
+    if matches!(fault, Some(Fault::CutAfter)) {
+        // The work must have been done: read the answer to its end before dropping it.
+        let _ = axum::body::to_bytes(response.into_body(), usize::MAX).await;
+        return Err(cut());
+    }
+    Ok(response)
+}

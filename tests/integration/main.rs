@@ -1,0 +1,1 @@
+//! The functions live in `api/`; see `crates/jobs` for the library they share.
