@@ -29,6 +29,10 @@ create unique index if not exists ca_records_auto_sync_key
 alter table public.integration_tokens
     add column if not exists activity_type text;
 
+-- Who else claims the same account or shop; the table is small (one row for each integration).
+create index if not exists integration_tokens_account
+    on public.integration_tokens (provider, coalesce(stripe_account_id, shop_domain));
+
 comment on column public.integration_tokens.activity_type is
     'Vente de marchandises, Prestation de services or Activité libérale; null: inferred once by the jobs, then kept';
 

@@ -50,6 +50,7 @@ create table public.job_items (
     run_id uuid not null references public.job_runs (run_id) on delete cascade,
     lane text not null,
     kind text not null,
+    version integer not null default 1,         -- of the payload: a rolled-back deployment leaves newer items alone
     subject uuid not null,                       -- what is worked on: an integration, a user
     user_id uuid references auth.users (id) on delete cascade,
     payload jsonb not null default '{}',
@@ -70,10 +71,17 @@ create index job_items_queued on public.job_items (kind, subject) where status =
 create index job_items_lease on public.job_items (lease_id) where status = 'queued';
 create index job_items_user on public.job_items (user_id);
 
+create table public.job_chain (                  -- at most one row
+    id boolean primary key check (id),
+    chain_id uuid not null,
+    held_until timestamptz not null
+);
+
 alter table public.job_runs enable row level security;
 alter table public.job_slots enable row level security;
 alter table public.job_items enable row level security;
-revoke all on public.job_runs, public.job_slots, public.job_items from public, anon, authenticated, service_role;
+alter table public.job_chain enable row level security;
+revoke all on public.job_runs, public.job_slots, public.job_items, public.job_chain from public, anon, authenticated, service_role;
 revoke all on sequence public.job_items_item_id_seq from public, anon, authenticated, service_role;
 
 -- Lanes in order of priority; mails first.
@@ -126,7 +134,7 @@ declare
 begin
     for batch in
         select lane, array_agg(jsonb_build_object(
-            'version', 1, 'run_id', run_id, 'item_id', item_id, 'kind', kind) order by item_id) as messages
+            'version', version, 'run_id', run_id, 'item_id', item_id, 'kind', kind) order by item_id) as messages
         from public.job_items where run_id = p_run_id and status = 'queued'
         group by lane
     loop
@@ -172,7 +180,7 @@ end $$;
 -- Drain ----------------------------------------------------------------------------------------------------
 
 -- Claims up to p_limit visible messages of a lane for p_seconds. Repeating a claim gives the same items again.
---   [{item_id, run_id, kind, subject, user_id, payload, progress, attempts, as_of}]
+--   [{item_id, run_id, version, kind, subject, user_id, payload, progress, attempts, as_of}]
 create function public.jobs_claim(p_claim uuid, p_lane text, p_limit integer, p_seconds integer)
 returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
 declare
@@ -200,7 +208,7 @@ begin
 
     return coalesce((
         select jsonb_agg(jsonb_build_object(
-            'item_id', i.item_id, 'run_id', i.run_id, 'kind', i.kind, 'subject', i.subject, 'user_id', i.user_id,
+            'item_id', i.item_id, 'run_id', i.run_id, 'version', i.version, 'kind', i.kind, 'subject', i.subject, 'user_id', i.user_id,
             'payload', i.payload, 'progress', i.progress, 'attempts', i.attempts,
             'as_of', r.as_of) order by i.item_id)
         from public.job_items i join public.job_runs r using (run_id)
@@ -253,6 +261,35 @@ begin
     update public.job_items set lease_id = null, leased_until = null where item_id = p_item_id;
     perform pgmq.set_vt('jobs_' || i.lane, i.msg_id, p_delay_seconds);
     return jsonb_build_object('state', 'queued', 'attempts', i.attempts);
+end $$;
+
+-- Gives back items that were claimed and not worked on, all at once. Answers how many.
+create function public.jobs_release(p_lane text, p_items bigint[], p_leases uuid[], p_delay_seconds integer)
+returns integer language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
+declare
+    released integer;
+begin
+    perform pgmq.set_vt('jobs_' || p_lane, i.msg_id, p_delay_seconds)
+    from unnest(p_items, p_leases) as h (item_id, lease_id)
+    join public.job_items i on i.item_id = h.item_id and i.lease_id = h.lease_id and i.status = 'queued'
+    order by i.msg_id;
+
+    update public.job_items i set lease_id = null, leased_until = null
+    from unnest(p_items, p_leases) as h (item_id, lease_id)
+    where i.item_id = h.item_id and i.lease_id = h.lease_id and i.status = 'queued';
+    get diagnostics released = row_count;
+    return released;
+end $$;
+
+-- One chain of drain-queue invocations at a time. The holder calls again to go on, with its own id.
+create function public.jobs_hold_chain(p_chain uuid, p_seconds integer) returns boolean
+language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
+begin
+    insert into public.job_chain as c (id, chain_id, held_until)
+    values (true, p_chain, clock_timestamp() + make_interval(secs => p_seconds))
+    on conflict (id) do update set chain_id = excluded.chain_id, held_until = excluded.held_until
+    where c.chain_id = p_chain or c.held_until < clock_timestamp();
+    return found;
 end $$;
 
 -- Report ---------------------------------------------------------------------------------------------------
@@ -361,6 +398,8 @@ revoke all on function
     public.jobs_claim(uuid, text, integer, integer),
     public.jobs_heartbeat(text, bigint[], uuid[], integer),
     public.jobs_give_back(bigint, uuid, integer, jsonb),
+    public.jobs_release(text, bigint[], uuid[], integer),
+    public.jobs_hold_chain(uuid, integer),
     public.jobs_close_runs(),
     public.jobs_report(uuid, integer),
     public.jobs_log(uuid, text, text, integer, text, jsonb),
@@ -371,6 +410,8 @@ grant execute on function
     public.jobs_claim(uuid, text, integer, integer),
     public.jobs_heartbeat(text, bigint[], uuid[], integer),
     public.jobs_give_back(bigint, uuid, integer, jsonb),
+    public.jobs_release(text, bigint[], uuid[], integer),
+    public.jobs_hold_chain(uuid, integer),
     public.jobs_close_runs(),
     public.jobs_report(uuid, integer),
     public.jobs_log(uuid, text, text, integer, text, jsonb),

@@ -31,6 +31,12 @@ create table public.integration_transactions (
 create index integration_transactions_month on public.integration_transactions (user_id, paris_month);
 create index integration_transactions_refs on public.integration_transactions using gin (refs);
 
+-- Money that a month's figure lacks because it is not known in euros.
+create function public.integration_uncounted(t public.integration_transactions) returns boolean
+language sql immutable set search_path = '' as $$
+    select t.excluded = 'unresolved_currency' or (t.excluded is null and t.currency <> 'EUR');
+$$;
+
 -- What is known of a user's integration. Outlives a reconnection, so that its history and activity do too.
 create table public.integration_state (
     user_id uuid not null references auth.users (id) on delete cascade,
@@ -54,7 +60,6 @@ create table public.integration_state (
     updated_at timestamptz not null default clock_timestamp(),
     primary key (user_id, provider)
 );
-create index integration_state_account on public.integration_state (provider, account);
 
 -- What we wrote into ca_records, and what we would write: a row the user has edited since is theirs (locked).
 create table public.auto_sync_totals (
@@ -196,7 +201,7 @@ language sql stable security definer set search_path = '' set statement_timeout 
     where i.item_id = any (p_items);
 $$;
 
--- Notes that the stored token opens exactly p_account. Says how many other users have proven the same one.
+-- Notes that the stored token opens exactly p_account.
 create function public.integration_prove(p_integration_id uuid, p_access_token text, p_account text) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
@@ -215,9 +220,7 @@ begin
         covered = case when s.account is distinct from excluded.account then '{}' else s.covered end,
         last_success_to = case when s.account is distinct from excluded.account then null else s.last_success_to end,
         token_expires_at = null, refresh_token_expires_at = null, updated_at = clock_timestamp();
-    return jsonb_build_object('proven', true, 'other_users', (
-        select count(*) from public.integration_state o
-        where o.provider = t.provider and o.account = p_account and o.user_id <> t.user_id));
+    return jsonb_build_object('proven', true);
 end $$;
 
 -- Lets one holder at a time refresh a shop's token. A repeated call by the holder keeps the lease.
@@ -297,7 +300,7 @@ create function public.integration_countable(p_user_id uuid, p_months date[], p_
 returns table (provider text, month date, activity text, amount_minor bigint)
 language sql stable security definer set search_path = '' as $$
     with eur as (
-        select t.*, s.activity as activity
+        select t.provider, t.paris_month, s.activity, t.amount_minor, t.refs
         from public.integration_transactions t
         join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider
         where t.user_id = p_user_id and t.paris_month = any (p_months)
@@ -310,7 +313,7 @@ language sql stable security definer set search_path = '' as $$
         select from public.integration_transactions o
         join public.integration_state os on os.user_id = o.user_id and os.provider = o.provider
         where o.user_id = p_user_id and o.provider = 'stripe' and o.refs && e.refs
-            and o.currency = 'EUR' and o.excluded is null
+            and sign(o.amount_minor) = sign(e.amount_minor) and o.currency = 'EUR' and o.excluded is null
             and (not p_written or os.counted @> o.paris_month)));
 $$;
 
@@ -329,7 +332,7 @@ language sql stable security definer set search_path = '' as $$
     )
     select case
         when exists (select from public.integration_transactions t
-            where t.user_id = p_user_id and t.paris_month = p_month and t.currency <> 'EUR' and t.excluded is null)
+            where t.user_id = p_user_id and t.paris_month = p_month and public.integration_uncounted(t))
             then 'partial'
         when coalesce(bool_and(s.covered @> tstzrange(b.starts, b.ends)), false) then 'complete'
         when coalesce(bool_and(s.covered @> b.starts and (
@@ -496,6 +499,7 @@ declare
     failed integer := 0;
     first_error jsonb;
     not_euro jsonb;
+    unknown jsonb;      -- kinds of movement that this version does not know, with how many
     left_alone jsonb;
     outcome text;
     answer jsonb;
@@ -602,21 +606,25 @@ begin
     months := array(select distinct m from unnest(months || public.integration_twin_months(p_user_id, months)) m);
     left_alone := public.integration_recompute(p_user_id, months, p_as_of);
 
-    select coalesce(jsonb_agg(distinct x.currency), '[]') into not_euro
+    select coalesce(jsonb_agg(distinct x.currency::text), '[]') into not_euro
     from public.integration_transactions x
     where x.user_id = p_user_id and x.paris_month = any (case when p_month is null then months else array[p_month] end)
         and x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
-        and x.currency <> 'EUR' and x.excluded is null;
+        and public.integration_uncounted(x);
+
+    select coalesce(jsonb_object_agg(k.key, k.value), '{}') into unknown
+    from jsonb_array_elements(p_parts) e, jsonb_each(coalesce(e -> 'notes' -> 'unknown', '{}')) k;
 
     outcome := case
         when parts > 0 and failed = parts then 'failed'
-        when failed > 0 or not_euro <> '[]' or left_alone <> '[]' then 'partial'
+        when failed > 0 or not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}' then 'partial'
         else 'done' end;
     answer := jsonb_strip_nulls(jsonb_build_object(
         'user_id', p_user_id, 'provider', case when p_month is null then p_parts -> 0 ->> 'provider' end,
         'records', records,
         'status', case outcome when 'failed' then 'error' when 'partial' then 'partial' else 'success' end,
-        'error', first_error, 'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]')));
+        'error', first_error, 'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
+        'unknown_movements', nullif(unknown, '{}')));
     if p_month is not null then
         answer := answer || (
             select jsonb_build_object('userId', p_user_id, 'totalCA', coalesce(sum(f.amount), 0),
@@ -632,11 +640,17 @@ begin
     select p_user_id, e ->> 'provider',
         (select r.trigger from public.job_runs r where r.run_id = i.run_id),
         case when e -> 'error' ->> 'code' is not null then 'error'
-             when not_euro <> '[]' or left_alone <> '[]' then 'partial' else 'success' end,
+             when outcome = 'done' then 'success' else 'partial' end,
         coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message',
         jsonb_strip_nulls(jsonb_build_object('run_id', i.run_id, 'window', e -> 'window', 'code', e -> 'error' -> 'code',
             'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
-            'notes', nullif(e -> 'notes', '{}')))
+            'notes', nullif(e -> 'notes', '{}'),
+            -- The same account or shop, claimed by others too: proven by its own token or refused.
+            'also_claimed_by', nullif((
+                select count(*) from public.integration_tokens mine
+                join public.integration_tokens other on other.provider = mine.provider and other.user_id <> mine.user_id
+                    and coalesce(other.stripe_account_id, other.shop_domain) = coalesce(mine.stripe_account_id, mine.shop_domain)
+                where mine.id = (e ->> 'integration_id')::uuid), 0)))
     from jsonb_array_elements(p_parts) e;
 
     perform public.jobs_finish(p_item_id, outcome, answer, first_error);
@@ -644,6 +658,7 @@ begin
 end $$;
 
 revoke all on function
+    public.integration_uncounted(public.integration_transactions),
     public.integration_fingerprint(public.integration_tokens),
     public.integration_infer_activity(uuid, text),
     public.integration_candidates(uuid, timestamptz),
