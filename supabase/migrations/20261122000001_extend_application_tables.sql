@@ -1,8 +1,9 @@
 -- Columns and wider checks that the scheduled jobs need on the application's own tables.
 --
 -- Locks. Every statement here changes the catalogue only (new columns are nullable or have a constant default,
--- new checks are NOT VALID), so each table is locked for milliseconds. One exception, announced: the unique
--- index on ca_records reads the table once while writes to it wait (about a second per million rows).
+-- new checks are NOT VALID), so each table is locked for milliseconds. Two exceptions, announced: the unique
+-- index on ca_records reads the table once while writes to it wait (about a second per million rows), and so
+-- does the index on integration_tokens (one row for each integration: milliseconds).
 -- If a long transaction holds a table, lock_timeout makes this file fail instead of queueing everybody behind
 -- it: run it again. Nothing is left half done: the file is one transaction.
 --

@@ -501,6 +501,7 @@ declare
     not_euro jsonb;
     unknown jsonb;      -- kinds of movement that this version does not know, with how many
     left_alone jsonb;
+    flawed boolean;
     outcome text;
     answer jsonb;
 begin
@@ -615,9 +616,10 @@ begin
     select coalesce(jsonb_object_agg(k.key, k.value), '{}') into unknown
     from jsonb_array_elements(p_parts) e, jsonb_each(coalesce(e -> 'notes' -> 'unknown', '{}')) k;
 
+    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}';
     outcome := case
         when parts > 0 and failed = parts then 'failed'
-        when failed > 0 or not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}' then 'partial'
+        when failed > 0 or flawed then 'partial'
         else 'done' end;
     answer := jsonb_strip_nulls(jsonb_build_object(
         'user_id', p_user_id, 'provider', case when p_month is null then p_parts -> 0 ->> 'provider' end,
@@ -640,7 +642,7 @@ begin
     select p_user_id, e ->> 'provider',
         (select r.trigger from public.job_runs r where r.run_id = i.run_id),
         case when e -> 'error' ->> 'code' is not null then 'error'
-             when outcome = 'done' then 'success' else 'partial' end,
+             when flawed then 'partial' else 'success' end,
         coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message',
         jsonb_strip_nulls(jsonb_build_object('run_id', i.run_id, 'window', e -> 'window', 'code', e -> 'error' -> 'code',
             'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),

@@ -16,6 +16,8 @@ use super::{Claimed, Failure, Lane, Queue};
 use crate::{deadline::Deadline, supabase::SupabaseError};
 
 const HEARTBEAT: Duration = Duration::from_secs(20);
+/// A blocked item of a lane that goes on comes back after this invocation, not within it.
+const BLOCKED: Duration = Duration::from_secs(900);
 
 /// What came of working on an item.
 #[derive(Debug)]
@@ -24,8 +26,8 @@ pub enum Outcome {
     Settled,
     /// Try again later; an attempt where there was a failure.
     GiveBack { delay: Duration, failure: Option<Failure> },
-    /// Nothing of this lane can work now (our own key is refused): give back all of it, untried.
-    Stop(Failure),
+    /// Our own key is refused: give the item back, untried, and with `lane` all others of its lane.
+    Blocked { failure: Failure, lane: bool },
 }
 
 /// What a lane's items are, and how one is worked on.
@@ -52,8 +54,10 @@ pub trait Worker: Send + Sync + 'static {
 pub struct LaneReport {
     pub settled: u64,
     pub given_back: u64,
-    /// Why the lane was left before its end.
-    pub stopped: Option<Failure>,
+    /// Why items were given back untried.
+    pub blocked: Option<Failure>,
+    /// The lane was left before its end.
+    pub stopped: bool,
     /// The budget was over before the lane was empty.
     pub out_of_time: bool,
 }
@@ -110,7 +114,7 @@ impl<J: Send + 'static> Drain<J> {
         // A claim that failed ends the lane; what is under way is still worked to its end.
         let mut fault = None;
         loop {
-            let open = fault.is_none() && self.report.stopped.is_none() && self.deadline.may_start_work();
+            let open = fault.is_none() && !self.report.stopped && self.deadline.may_start_work();
             while open && self.running.len() < concurrency {
                 let Some(job) = self.ready.pop_front() else { break };
                 self.begin(worker, job);
@@ -172,9 +176,10 @@ impl<J: Send + 'static> Drain<J> {
                 return;
             }
             Outcome::GiveBack { delay, failure } => (delay, failure),
-            Outcome::Stop(failure) => {
-                self.report.stopped.get_or_insert(failure);
-                (Duration::ZERO, None)
+            Outcome::Blocked { failure, lane } => {
+                self.report.blocked.get_or_insert(failure);
+                self.report.stopped |= lane;
+                (if lane { Duration::ZERO } else { BLOCKED }, None)
             }
         };
         self.report.given_back += 1;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 use uuid::Uuid;
 
 pub use self::drain::{LaneReport, Outcome, Worker, drain};
@@ -115,7 +115,7 @@ pub struct Failure {
     pub message: String,
 }
 
-/// What came of a run's items.
+/// What came of a run's items. Results stay the text that the database wrote: an amount never becomes a float.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RunReport {
     pub status: String,
@@ -128,7 +128,7 @@ pub struct RunReport {
     pub records: u64,
     pub errors: Vec<CountedError>,
     /// The first ones, as settled.
-    pub results: Vec<Value>,
+    pub results: Vec<Box<RawValue>>,
     pub results_total: u64,
 }
 
