@@ -1,5 +1,7 @@
 //! Everything that the Comptalyze functions share.
 
+pub mod schedule;
+
 /// The functions of a deployment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Route {
