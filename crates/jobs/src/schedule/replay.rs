@@ -1,0 +1,48 @@
+//! `at=`: run as of another instant, to replay a cron that was missed or to look ahead.
+
+use chrono::{DateTime, Datelike, TimeDelta, Utc};
+
+/// Why an `at=` is refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum AtError {
+    /// Not RFC 3339.
+    #[error(
+        "la date s'écrit selon la RFC 3339, par exemple 2026-11-22T07:00:00Z \
+         (dans une URL, le + d'un fuseau s'écrit %2B)"
+    )]
+    Malformed,
+    /// Later than now, and not a dry run.
+    #[error("la date est dans le futur : seul un essai (dry_run=true) peut anticiper")]
+    Future,
+    /// Too long ago, and not a dry run.
+    #[error("la date remonte à plus de {max_days} jours : seul un essai (dry_run=true) peut aller plus loin")]
+    TooOld {
+        /// `REPLAY_MAX_DAYS`.
+        max_days: u16,
+    },
+    /// Outside the years for which the calendar is tested, even for a dry run.
+    #[error("l'année doit être comprise entre 1970 et 2100")]
+    OutOfCalendar,
+}
+
+/// Reads an `at=`. A run that writes goes back `max_days` at most and never forward; a dry run goes
+/// anywhere in the tested calendar.
+pub fn parse_at(
+    text: &str,
+    now: DateTime<Utc>,
+    dry_run: bool,
+    max_days: u16,
+) -> Result<DateTime<Utc>, AtError> {
+    let at = DateTime::parse_from_rfc3339(text).map_err(|_| AtError::Malformed)?.to_utc();
+    if !(1970..=2100).contains(&at.year()) {
+        Err(AtError::OutOfCalendar)
+    } else if dry_run {
+        Ok(at)
+    } else if at > now {
+        Err(AtError::Future)
+    } else if at < now - TimeDelta::days(max_days.into()) {
+        Err(AtError::TooOld { max_days })
+    } else {
+        Ok(at)
+    }
+}

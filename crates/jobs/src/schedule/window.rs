@@ -1,0 +1,82 @@
+//! How far back a sync of integrations reads.
+//!
+//! Every window begins at a Paris midnight, so that a month read from its 1st is read from its very
+//! first instant. Reading too much costs a request; movements are keyed and count once.
+
+use std::num::NonZeroU16;
+use std::str::FromStr;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::paris;
+
+/// What `POST` reads without `days=`.
+pub const DEFAULT_DAYS: Days = Days(NonZeroU16::new(30).unwrap());
+
+/// A year and a day: enough for the year-end, little enough for one run.
+const MOST_DAYS: u16 = 366;
+
+/// Movements that the provider shows late are looked for this long before the last success.
+const OVERLAP: TimeDelta = TimeDelta::days(3);
+
+/// `days=`: 1 to 366.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Days(NonZeroU16);
+
+impl Days {
+    /// How many.
+    pub const fn get(self) -> u16 {
+        self.0.get()
+    }
+}
+
+/// `days=` is not a number from 1 to 366.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("le nombre de jours va de 1 à {MOST_DAYS}")]
+pub struct InvalidDays;
+
+impl FromStr for Days {
+    type Err = InvalidDays;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDays> {
+        // `parse` alone would take `+30`.
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<NonZeroU16>()
+            .ok()
+            .filter(|days| digits && days.get() <= MOST_DAYS)
+            .map(Self)
+            .ok_or(InvalidDays)
+    }
+}
+
+/// From `from` (inclusive) to `to` (exclusive).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Window {
+    /// A Paris midnight.
+    pub from: DateTime<Utc>,
+    /// The instant of the run.
+    pub to: DateTime<Utc>,
+}
+
+impl Window {
+    /// What a `POST` reads: the last `days` days.
+    pub fn requested(at: DateTime<Utc>, days: Days, last_success: Option<DateTime<Utc>>) -> Self {
+        Self::back_to(at - TimeDelta::days(days.get().into()), at, last_success.is_none())
+    }
+
+    /// What a cron reads: everything since the last success and the three days before it.
+    /// A replay of a day before the last success reads three days before that day.
+    pub fn since(at: DateTime<Utc>, last_success: Option<DateTime<Utc>>) -> Self {
+        match last_success {
+            Some(success) => Self::back_to(success.min(at) - OVERLAP, at, false),
+            None => Self::requested(at, DEFAULT_DAYS, None),
+        }
+    }
+
+    /// A first sync reaches back to the beginning of the month at least.
+    fn back_to(from: DateTime<Utc>, to: DateTime<Utc>, first_sync: bool) -> Self {
+        let from = paris::start_of(paris::date(from));
+        let from = if first_sync { from.min(paris::month(to).start()) } else { from };
+        Self { from, to }
+    }
+}
