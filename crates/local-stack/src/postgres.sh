@@ -1,0 +1,10 @@
+# Makes a cluster in the working directory, then becomes its server.
+#   $1 directory of PostgreSQL   $2 superuser   $3… options of the server
+native=$1 superuser=$2
+shift 2
+# The same rules for letters and their order on every machine, accents included.
+"$native/bin/initdb" --pgdata=data --pwfile=password --username="$superuser" --auth=scram-sha-256 \
+    --encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 \
+    --no-sync --no-instructions || exit
+rm password
+exec "$native/bin/postgres" -D data "$@"
