@@ -31,7 +31,8 @@ async fn up() -> Result<()> {
     for (name, value) in environment.env_vars().into_iter().chain(resend.env_vars()) {
         println!("{name}={value}");
     }
-    println!("# The mails: {}", resend.inbox_url());
+    println!("RESEND_INBOX={}", resend.inbox_url());
+    println!("SCRATCH={}", stack.cluster().scratch().display());
     println!("# Ready. Ctrl-C stops everything.");
     tokio::signal::ctrl_c().await?;
     Ok(())

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow};
 const WATCHDOG: &str = include_str!("watchdog.sh");
 
 /// How long a child may take to come up; generous, because developers' machines are busy.
-const START_DEADLINE: Duration = Duration::from_secs(60);
+const START_DEADLINE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(5);
 
 /// How a child is asked to stop. It is killed when it has not done so after five seconds.
@@ -131,10 +131,7 @@ impl Command {
     pub fn start(self) -> Result<Child> {
         let name =
             Path::new(&self.program).file_name().unwrap_or(&self.program).to_string_lossy().into_owned();
-        let (ours, theirs) = {
-            let (reader, writer) = io::pipe().context("cannot make a pipe")?;
-            (writer, reader)
-        };
+        let (theirs, ours) = io::pipe().context("cannot make a pipe")?;
         let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
         let mut watchdog = process::Command::new("/bin/sh");
         watchdog

@@ -46,9 +46,13 @@ impl Upstream {
             .context("cannot pass on this path")?;
         let headers = request.headers_mut();
         headers.remove(header::HOST);
-        HOP_BY_HOP.iter().for_each(|name| drop(headers.remove(name)));
+        for name in HOP_BY_HOP {
+            headers.remove(name);
+        }
         let mut response = self.client.request(request).await.context("the server behind does not answer")?;
-        HOP_BY_HOP.iter().for_each(|name| drop(response.headers_mut().remove(name)));
+        for name in HOP_BY_HOP {
+            response.headers_mut().remove(name);
+        }
         Ok(response.map(Body::new))
     }
 }
