@@ -3,4 +3,8 @@
 //! Real PostgreSQL and PostgREST behind a gateway that behaves as Supabase's, the Resend emulator behind a
 //! fault proxy, stand-ins for Stripe and Shopify. Never deployed.
 
+mod bucket;
 pub mod faults;
+pub mod shopify;
+pub mod stripe;
+pub mod vendor_schemas;

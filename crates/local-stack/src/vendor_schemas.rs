@@ -1,0 +1,1 @@
+//! Checks what the stand-ins answer against the vendors' own schemas.
