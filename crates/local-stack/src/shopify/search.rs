@@ -65,10 +65,11 @@ impl Search {
         while !rest.is_empty() {
             let word = &rest[..rest.find(|c: char| c == ':' || c.is_whitespace()).unwrap_or(rest.len())];
             rest = &rest[word.len()..];
+            if matches!(word, "OR" | "NOT") || word.starts_with(['(', '-']) {
+                return Err(Error::not_here(&format!("`{word}` in a search")));
+            }
             if let Some(value) = rest.strip_prefix(':') {
                 rest = search.term(word, value, fields);
-            } else if matches!(word, "OR" | "NOT") || word.starts_with(['(', '-']) {
-                return Err(Error::not_here(&format!("`{word}` in a search")));
             } else if word != "AND" {
                 search.parsed.push(json!({"field": "default", "match_all": word}));
                 search.warn("default", "Invalid search field for this query.", "invalid_field");

@@ -1,0 +1,1 @@
+//! What the stand-ins answer passes the vendors' own schemas.
