@@ -13,6 +13,7 @@
 //! # }
 //! ```
 
+mod bucket;
 pub mod database;
 pub mod faults;
 pub mod gateway;
@@ -24,7 +25,10 @@ pub mod postgrest;
 pub mod process;
 mod proxy;
 pub mod resend;
+pub mod shopify;
 mod stack;
+pub mod stripe;
 mod unprivileged;
+pub mod vendor_schemas;
 
 pub use stack::{Environment, Stack};
