@@ -159,8 +159,7 @@ impl Dispute {
     }
 }
 
-/// Each of these panics when the shop, the sale or the dispute does not exist: the test that called it is
-/// wrong.
+/// A shop that does not exist is a mistake of the test that called, and a panic.
 impl StandIn {
     /// Puts a movement of money in, with its order and its order's transaction.
     pub fn tender(&self, domain: &str, tender: Tender) -> Sold {
@@ -174,6 +173,9 @@ impl StandIn {
     }
 
     /// Makes a late tender visible.
+    ///
+    /// # Panics
+    /// When there is no such shop or tender.
     pub fn reveal(&self, domain: &str, sold: &Sold) {
         let mut state = self.state();
         let row = state.shop(domain).tenders.get_mut(&number(&sold.id));
@@ -181,6 +183,9 @@ impl StandIn {
     }
 
     /// Adds a transaction to a sale's order that is no tender: `CHANGE`, `AUTHORIZATION`, `VOID`…
+    ///
+    /// # Panics
+    /// When there is no such shop or order.
     pub fn order_transaction(&self, domain: &str, sale: &Sold, kind: &str, at: DateTime<Utc>, amount: &str) {
         let mut state = self.state();
         let id = state.new_id();
@@ -223,6 +228,9 @@ impl StandIn {
     }
 
     /// A dispute ends.
+    ///
+    /// # Panics
+    /// When there is no such shop or dispute.
     pub fn finalize_dispute(&self, domain: &str, dispute: &str, status: &str, at: DateTime<Utc>) {
         let mut state = self.state();
         let row = state.shop(domain).disputes.get_mut(&number(dispute));

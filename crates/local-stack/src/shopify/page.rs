@@ -1,5 +1,7 @@
 //! Connections: pages of at most 250, and cursors that nobody is meant to read.
 
+use std::{collections::BTreeMap, ops::Bound};
+
 use serde_json::{Map, Value, json};
 
 use super::{errors::Error, state::Misbehaviour};
@@ -61,11 +63,12 @@ impl Request {
         Ok(Self { first, after, reverse })
     }
 
-    /// The page out of `rows`, which come in ascending order of their ids.
-    pub(super) fn page<'a, T: 'a>(
+    /// The page out of those of `rows` that `keep` keeps.
+    pub(super) fn page<T>(
         &self,
         connection: &str,
-        rows: impl DoubleEndedIterator<Item = (&'a u64, &'a T)>,
+        rows: &BTreeMap<u64, T>,
+        keep: impl Fn(u64, &T) -> bool,
         misbehaviour: Option<Misbehaviour>,
         node: impl Fn(u64, &T) -> Value,
     ) -> Value {
@@ -73,13 +76,13 @@ impl Request {
             (Some(Misbehaviour::LoopingCursor), _) | (_, None | Some(Cursor::Again)) => None,
             (_, Some(Cursor::After(id))) => Some(id),
         };
-        let rows: Box<dyn Iterator<Item = (&u64, &T)>> =
-            if self.reverse { Box::new(rows.rev()) } else { Box::new(rows) };
-        let mut rest = rows.filter(|(id, _)| match after {
-            None => true,
-            Some(after) if self.reverse => **id < after,
-            Some(after) => **id > after,
-        });
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest: Box<dyn Iterator<Item = (&u64, &T)>> = if self.reverse {
+            Box::new(rows.range((Bound::Unbounded, start)).rev())
+        } else {
+            Box::new(rows.range((start, Bound::Unbounded)))
+        };
+        let mut rest = rest.filter(|(id, row)| keep(**id, row));
         let page: Vec<_> = rest.by_ref().take(self.first).collect();
         let mut more = rest.next().is_some();
         let again = misbehaviour == Some(Misbehaviour::DuplicatePage) && self.after.is_none();

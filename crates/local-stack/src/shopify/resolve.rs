@@ -40,10 +40,9 @@ pub(super) fn field(
         }),
         ("QueryRoot", "tenderTransactions") => {
             let search = searched(arguments, TENDER_FILTERS, path, searches)?;
-            let rows =
-                shop.tenders.iter().filter(|(id, row)| !row.hidden && finds_tender(&search, **id, row));
+            let found = |id, row: &_| finds_tender(&search, id, row);
             let request = Request::read(arguments)?;
-            request.page("TenderTransactionConnection", rows, shop.misbehaviour, tender)
+            request.page("TenderTransactionConnection", &shop.tenders, found, shop.misbehaviour, tender)
         }
         ("QueryRoot", "shopifyPaymentsAccount") => account(shop)?,
         ("ShopifyPaymentsAccount", "disputes") => {
@@ -51,9 +50,15 @@ pub(super) fn field(
                 return Err(denied("disputes", "`read_shopify_payments_disputes` access scope"));
             }
             let search = searched(arguments, DISPUTE_FILTERS, path, searches)?;
-            let rows = shop.disputes.iter().filter(|(id, row)| finds_dispute(&search, **id, row));
+            let found = |id, row: &_| finds_dispute(&search, id, row);
             let request = Request::read(arguments)?;
-            request.page("ShopifyPaymentsDisputeConnection", rows, shop.misbehaviour, dispute)
+            request.page(
+                "ShopifyPaymentsDisputeConnection",
+                &shop.disputes,
+                found,
+                shop.misbehaviour,
+                dispute,
+            )
         }
         ("QueryRoot", "order") => gid(id(), "Order").map_or(Value::Null, |id| order(shop, id)),
         ("QueryRoot", "node") => node(shop, id()),
@@ -100,13 +105,14 @@ fn searched(
 }
 
 fn finds_tender(search: &Search, id: u64, row: &TenderRow) -> bool {
-    search.finds(|field| match field {
-        "id" => Some(Cell::Id(id)),
-        "processed_at" => Some(Cell::Time(row.at)),
-        "test" => Some(Cell::Bool(row.test)),
-        // No tender of the stand-in was made on a point-of-sale device.
-        _ => Some(Cell::Id(0)),
-    })
+    !row.hidden
+        && search.finds(|field| match field {
+            "id" => Some(Cell::Id(id)),
+            "processed_at" => Some(Cell::Time(row.at)),
+            "test" => Some(Cell::Bool(row.test)),
+            // No tender of the stand-in was made on a point-of-sale device.
+            _ => Some(Cell::Id(0)),
+        })
 }
 
 fn finds_dispute(search: &Search, id: u64, row: &DisputeRow) -> bool {

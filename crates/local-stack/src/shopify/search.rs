@@ -83,19 +83,15 @@ impl Search {
     fn term<'a>(&mut self, field: &str, rest: &'a str, fields: &[(&str, Kind)]) -> &'a str {
         let comparator = ["<=", ">=", "<", ">"].into_iter().find(|c| rest.starts_with(c)).unwrap_or("");
         let rest = &rest[comparator.len()..];
-        let (value, rest, broken) = match rest.chars().next() {
-            Some(quote @ ('\'' | '"')) => match rest[1..].split_once(quote) {
+        let (value, rest, broken) = if let Some(quoted) = rest.strip_prefix(['\'', '"']) {
+            match quoted.split_once(&rest[..1]) {
                 Some((value, rest)) => (value, rest, false),
-                None => (rest, "", true),
-            },
-            _ => {
-                let end = rest.find(|c: char| c == ':' || c.is_whitespace()).unwrap_or(rest.len());
-                let (value, rest) = rest.split_at(end);
-                match rest.strip_prefix(':') {
-                    Some(rest) => (value, rest, true),
-                    None => (value, rest, false),
-                }
+                None => (quoted, "", true),
             }
+        } else {
+            let end = rest.find(|c: char| c == ':' || c.is_whitespace()).unwrap_or(rest.len());
+            let (value, rest) = rest.split_at(end);
+            rest.strip_prefix(':').map_or((value, rest, false), |rest| (value, rest, true))
         };
         self.parsed.push(match comparator {
             "" => json!({"field": field, "match_all": value}),

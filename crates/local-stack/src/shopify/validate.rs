@@ -66,17 +66,14 @@ impl Check<'_> {
                 }
                 Selection::FragmentSpread(spread) => {
                     let name = &spread.node.fragment_name.node;
-                    match self.fragments.get(name) {
-                        Some(fragment) => {
-                            let on = fragment.node.type_condition.node.on.node.as_str();
-                            self.fragment(on, ty, &fragment.node.selection_set, path);
-                        }
-                        None => {
-                            let message = format!("Fragment {name} was used, but not defined");
-                            let error = Error::new(message, "useAndDefineFragment");
-                            self.errors.push(error.at(path).pos(spread.pos));
-                        }
-                    }
+                    let Some(fragment) = self.fragments.get(name) else {
+                        let message = format!("Fragment {name} was used, but not defined");
+                        let error = Error::new(message, "useAndDefineFragment");
+                        self.errors.push(error.at(path).pos(spread.pos));
+                        continue;
+                    };
+                    let on = fragment.node.type_condition.node.on.node.as_str();
+                    self.fragment(on, ty, &fragment.node.selection_set, path);
                 }
             }
         }
@@ -136,15 +133,16 @@ impl Check<'_> {
     ) {
         for (argument, value) in &field.node.arguments {
             path.push(argument.node.as_str().into());
-            match definition.arguments.iter().find(|known| known.name == argument.node.as_str()) {
-                Some(known) => self.uses(value, Some(&known.ty), &known.name, path),
-                None => {
-                    let message = format!("Field '{name}' doesn't accept argument '{}'", argument.node);
-                    let error = Error::new(message, "argumentNotAccepted")
-                        .extension("name", name)
-                        .extension("argumentName", argument.node.as_str());
-                    self.errors.push(error.at(path).pos(argument.pos));
-                }
+            if let Some(known) =
+                definition.arguments.iter().find(|known| known.name == argument.node.as_str())
+            {
+                self.uses(value, Some(&known.ty), &known.name, path);
+            } else {
+                let message = format!("Field '{name}' doesn't accept argument '{}'", argument.node);
+                let error = Error::new(message, "argumentNotAccepted")
+                    .extension("name", name)
+                    .extension("argumentName", argument.node.as_str());
+                self.errors.push(error.at(path).pos(argument.pos));
             }
             path.pop();
         }

@@ -33,7 +33,7 @@ fn processing_fee(amount: i64) -> i64 {
     amount * 15 / 1000 + 25
 }
 
-/// Each of these panics when the account or the charge does not exist: the test that called it is wrong.
+/// An account or a charge that does not exist is a mistake of the test that called, and a panic.
 impl StandIn {
     /// A card payment in the settlement currency.
     pub fn payment(&self, account: &str, at: DateTime<Utc>, amount: i64, currency: &str) -> Payment {
@@ -170,9 +170,13 @@ impl StandIn {
             .account(account)
             .rows()
             .find(|row| row.source.as_deref() == Some(charge))
-            .map(|row| row.currency.clone())
-            .unwrap_or_else(|| currency.clone());
+            .map_or_else(|| currency.clone(), |row| row.currency.clone());
         let (charge, created) = (charge.to_owned(), at.timestamp());
+        // What comes back points to the refund or the dispute with which it went.
+        let before = match category {
+            "refund_failure" | "dispute_reversal" => self.state().account(account).against(&charge, category),
+            _ => None,
+        };
         let (prefix, source) = if category.starts_with("dispute") {
             let won = category == "dispute_reversal";
             ("du", Source::Dispute { charge, intent, amount: amount.abs(), currency, created, won })
@@ -181,7 +185,10 @@ impl StandIn {
             ("re", Source::Refund { charge, intent, amount: amount.abs(), currency, created, failed })
         };
         let entry = Entry::new(at, amount, &settlement).kind(kind, category).fee(fee);
-        self.sourced(account, entry, prefix, source)
+        match before {
+            Some(id) => self.add(account, entry.source(&id, source)),
+            None => self.sourced(account, entry, prefix, source),
+        }
     }
 
     fn sourced(&self, account: &str, entry: Entry, prefix: &str, source: Source) -> Movement {

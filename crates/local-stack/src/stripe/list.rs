@@ -54,9 +54,7 @@ impl Params {
     }
 
     fn wants(&self, row: &BalanceTransaction) -> bool {
-        self.from.is_none_or(|from| row.created >= from)
-            && self.to.is_none_or(|to| row.created < to)
-            && self.kind.as_ref().is_none_or(|kind| *kind == row.kind)
+        self.kind.as_ref().is_none_or(|kind| *kind == row.kind)
             && self.currency.as_ref().is_none_or(|currency| *currency == row.currency)
             && (self.source.is_none() || self.source == row.source)
     }
@@ -79,14 +77,10 @@ fn limit(value: i64) -> Result<usize, Refusal> {
 /// One page of an account's ledger, newest first.
 pub(super) fn page(account: &Account, params: &Params) -> Result<Value, Refusal> {
     let limit = params.limit.unwrap_or(10);
-    let mut rows: Box<dyn Iterator<Item = &BalanceTransaction>> = Box::new(account.listed());
-    if let Some(after) = &params.starting_after {
-        let mut rest = account.listed();
-        if !rest.any(|row| row.id == *after) {
-            return Err(Refusal::no_such_transaction("starting_after", after));
-        }
-        rows = Box::new(rest);
-    }
+    let after = params.starting_after.as_deref();
+    let rows = account
+        .listed_between(params.from, params.to, after)
+        .ok_or_else(|| Refusal::no_such_transaction("starting_after", after.unwrap_or_default()))?;
     let mut page: Vec<_> = rows.filter(|row| params.wants(row)).take(limit + 1).collect();
     let has_more = page.len() > limit;
     page.truncate(limit);

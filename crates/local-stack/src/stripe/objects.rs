@@ -202,6 +202,7 @@ impl Source {
             }
             Self::Topup { amount, currency, created } => json!({
                 "id": id,
+                "initiated_by": "user",
                 "object": "topup",
                 "amount": amount,
                 "balance_transaction": transaction,

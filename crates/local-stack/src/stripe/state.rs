@@ -61,6 +61,8 @@ pub(super) struct Account {
     pub(super) revoked: bool,
     /// Oldest first; rows of the same second in the order in which they were put in.
     ledger: Vec<BalanceTransaction>,
+    /// When each row was created: where to look for it.
+    created: HashMap<String, i64>,
     pub(super) sources: HashMap<String, Source>,
 }
 
@@ -71,27 +73,37 @@ impl Account {
             token: token.into(),
             revoked: false,
             ledger: Vec::new(),
+            created: HashMap::new(),
             sources: HashMap::new(),
         }
     }
 
     pub(super) fn insert(&mut self, row: BalanceTransaction) {
-        // A row that comes in order, as all bulk rows do, goes to the end without a search.
-        let at = match self.ledger.last() {
-            Some(last) if last.created > row.created => {
-                self.ledger.partition_point(|other| other.created <= row.created)
-            }
-            _ => self.ledger.len(),
-        };
-        self.ledger.insert(at, row);
+        self.created.insert(row.id.clone(), row.created);
+        self.ledger.insert(self.ledger.partition_point(|other| other.created <= row.created), row);
     }
 
     pub(super) fn row_mut(&mut self, id: &str) -> &mut BalanceTransaction {
-        let account = &self.id;
-        self.ledger
-            .iter_mut()
-            .find(|row| row.id == id)
-            .unwrap_or_else(|| panic!("{account} has no balance transaction {id}"))
+        let at = self.position(id).unwrap_or_else(|| panic!("{} has no balance transaction {id}", self.id));
+        &mut self.ledger[at]
+    }
+
+    fn position(&self, id: &str) -> Option<usize> {
+        let created = *self.created.get(id)?;
+        let first = self.ledger.partition_point(|row| row.created < created);
+        Some(first + self.ledger[first..].iter().position(|row| row.id == id)?)
+    }
+
+    /// The latest refund (or, for a dispute's category, dispute) of a charge.
+    pub(super) fn against(&self, charge: &str, category: &str) -> Option<String> {
+        let of_charge = |source: &Source| match source {
+            Source::Refund { charge: of, .. } => of == charge && category.starts_with("refund"),
+            Source::Dispute { charge: of, .. } => of == charge && category.starts_with("dispute"),
+            _ => false,
+        };
+        let found = self.sources.iter().filter(|(_, source)| of_charge(source));
+        // Ids sort in the order of creation.
+        found.map(|(id, _)| id).max().cloned()
     }
 
     /// All rows, hidden ones too, oldest first.
@@ -100,7 +112,24 @@ impl Account {
     }
 
     /// What a list shows, newest first.
-    pub(super) fn listed(&self) -> impl DoubleEndedIterator<Item = &BalanceTransaction> {
+    pub(super) fn listed(&self) -> impl Iterator<Item = &BalanceTransaction> {
         self.ledger.iter().rev().filter(|row| !row.hidden)
+    }
+
+    /// The same, from behind `after` on, created in `from..to`; `None` when `after` is not listed.
+    pub(super) fn listed_between(
+        &self,
+        from: Option<i64>,
+        to: Option<i64>,
+        after: Option<&str>,
+    ) -> Option<impl Iterator<Item = &BalanceTransaction>> {
+        let first_at = |bound: i64| self.ledger.partition_point(|row| row.created < bound);
+        let mut end = to.map_or(self.ledger.len(), first_at);
+        if let Some(after) = after {
+            let position = self.position(after).filter(|at| !self.ledger[*at].hidden)?;
+            end = end.min(position);
+        }
+        let start = from.map_or(0, first_at).min(end);
+        Some(self.ledger[start..end].iter().rev().filter(|row| !row.hidden))
     }
 }

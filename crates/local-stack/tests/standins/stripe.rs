@@ -212,8 +212,9 @@ async fn books_each_movement_as_stripe_does() {
     let (paid, _) = bench.stripe.partial_capture(ACCOUNT, noon, (1_000, 600), "eur");
     bench.stripe.refund(ACCOUNT, &paid.charge, noon, 100);
     bench.stripe.refund_failure(ACCOUNT, &paid.charge, noon, 100);
-    bench.stripe.dispute(ACCOUNT, &paid.charge, noon, 600);
-    bench.stripe.dispute_reversal(ACCOUNT, &paid.charge, noon, 600);
+    let lost = bench.stripe.dispute(ACCOUNT, &paid.charge, noon, 600);
+    let won = bench.stripe.dispute_reversal(ACCOUNT, &paid.charge, noon, 600);
+    assert_eq!(won.source, lost.source);
     bench.stripe.charge_failure(ACCOUNT, &paid.charge, noon, 600);
     bench.stripe.payout(ACCOUNT, noon, 300, "eur");
     bench.stripe.top_up(ACCOUNT, noon, 300, "eur");

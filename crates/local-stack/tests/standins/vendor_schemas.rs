@@ -4,9 +4,7 @@ use chrono::TimeDelta;
 use local_stack::{
     shopify::{self, Dispute, PaymentsAccess, Tender},
     stripe::Entry,
-    vendor_schemas::{
-        Exchange, check_shopify, check_shopify_all, check_shopify_subset, check_stripe, check_stripe_all,
-    },
+    vendor_schemas::{Exchange, check_shopify_all, check_shopify_subset, check_stripe_all},
 };
 use serde_json::{Value, json};
 
@@ -77,18 +75,17 @@ async fn shopify_answers_pass_shopifys_schema() -> anyhow::Result<()> {
     check_shopify_all(&[exchange(&full), exchange(&denied)]).await?;
 
     // And the check does find what is wrong.
-    let mut wrong = full.clone();
-    wrong["data"]["shopifyPaymentsAccount"]["disputes"]["nodes"][0]["status"] = "CANCELLED".into();
-    let refused = check_shopify(EVERYTHING, &variables, &wrong).await.expect_err("no such status");
-    assert!(refused.to_string().contains("CANCELLED"), "{refused}");
-    let mut wrong = full.clone();
-    wrong["data"]["tenderTransactions"]["nodes"][0]["amount"]["amount"] = 120.into();
-    check_shopify(EVERYTHING, &variables, &wrong).await.expect_err("amounts are strings");
-    let mut wrong = full;
-    wrong["data"]["shop"]["plan"] = "basic".into();
-    check_shopify(EVERYTHING, &variables, &wrong).await.expect_err("nobody asked for that");
-    let unknown = check_shopify("{ shop { turnover } }", &json!({}), &json!({})).await;
-    assert!(unknown.expect_err("no such field").to_string().contains("turnover"));
+    let (mut status, mut amount, mut extra) = (full.clone(), full.clone(), full);
+    status["data"]["shopifyPaymentsAccount"]["disputes"]["nodes"][0]["status"] = "CANCELLED".into();
+    amount["data"]["tenderTransactions"]["nodes"][0]["amount"]["amount"] = 120.into();
+    extra["data"]["shop"]["plan"] = "basic".into();
+    let unknown =
+        Exchange { document: "{ shop { turnover } }".into(), variables: json!({}), response: json!({}) };
+    let wrong = [exchange(&status), exchange(&amount), exchange(&extra), unknown];
+    let refused = check_shopify_all(&wrong).await.expect_err("all wrong").to_string();
+    for word in ["CANCELLED", "120 is no Decimal", "answer 3: the schema makes", "turnover"] {
+        assert!(refused.contains(word), "{word}: {refused}");
+    }
     check_shopify_subset("type Shop { turnover: Int! }").await.expect_err("no such field");
     Ok(())
 }
@@ -122,9 +119,14 @@ async fn stripe_answers_pass_stripes_types() -> anyhow::Result<()> {
     missing.as_object_mut().expect("an object").remove("net");
     other["object"] = "transaction".into();
     extra["turnover"] = 1.into();
-    for (wrong, word) in [(missing, "net"), (other, "object"), (extra, "turnover")] {
-        let refused = check_stripe("BalanceTransaction", &wrong).await.expect_err(word).to_string();
-        assert!(refused.contains(word) || refused.contains("balance_transaction"), "{refused}");
+    let wrong = [&missing, &other, &extra].map(|value| ("BalanceTransaction", value));
+    let refused = check_stripe_all(&wrong).await.expect_err("all wrong").to_string();
+    for word in [
+        "(value 1): Property 'net' is missing",
+        "(value 2): Type '\"transaction\"'",
+        "(value 3): Object literal",
+    ] {
+        assert!(refused.contains(word), "{word}: {refused}");
     }
     Ok(())
 }
