@@ -21,6 +21,8 @@ pub enum Set {
     Stack,
     /// The Vercel CLI.
     Vercel,
+    /// What Stripe and Shopify publish about their answers, and what reads it.
+    Schemas,
 }
 
 impl Set {
@@ -28,6 +30,7 @@ impl Set {
         match self {
             Self::Stack => "stack",
             Self::Vercel => "vercel",
+            Self::Schemas => "schemas",
         }
     }
 
@@ -40,6 +43,9 @@ impl Set {
             Self::Vercel => {
                 (include_str!("../npm/vercel/package.json"), include_str!("../npm/vercel/package-lock.json"))
             }
+            Self::Schemas => {
+                (include_str!("../npm/schemas/package.json"), include_str!("../npm/schemas/package-lock.json"))
+            }
         }
     }
 
@@ -50,7 +56,7 @@ impl Set {
             Self::Stack => run(Command::new("node")
                 .arg("scripts/hydrate-symlinks.js")
                 .current_dir(postgres_package(directory))),
-            Self::Vercel => Ok(()),
+            Self::Vercel | Self::Schemas => Ok(()),
         }
     }
 }

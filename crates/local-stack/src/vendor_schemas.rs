@@ -116,38 +116,3 @@ async fn packages() -> anyhow::Result<&'static Path> {
     static INSTALLED: OnceCell<PathBuf> = OnceCell::const_new();
     Ok(INSTALLED.get_or_try_init(install).await?.as_path())
 }
-
-/// Installs the packages into a folder named after the lock file, unless it is there.
-async fn install() -> anyhow::Result<PathBuf> {
-    let sources = sources();
-    let lock = tokio::fs::read(sources.join("package-lock.json")).await?;
-    let name = format!("schemas-{}", &hex::encode(Sha256::digest(&lock))[..12]);
-    let parent = target().join("local-stack/npm");
-    let folder = parent.join(name);
-    if folder.exists() {
-        return Ok(folder);
-    }
-    tokio::fs::create_dir_all(&parent).await?;
-    // Put together beside it and renamed: nobody sees half an installation.
-    let fresh = tempfile::tempdir_in(&parent)?;
-    for file in ["package.json", "package-lock.json"] {
-        tokio::fs::copy(sources.join(file), fresh.path().join(file)).await?;
-    }
-    let npm = Command::new("npm")
-        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])
-        .current_dir(fresh.path())
-        .output()
-        .await
-        .context("npm does not start")?;
-    if !npm.status.success() {
-        bail!("npm ci: {}", String::from_utf8_lossy(&npm.stderr));
-    }
-    let renamed = tokio::fs::rename(fresh.path(), &folder).await;
-    // Another process may have been faster; its installation is the same.
-    if folder.exists() { Ok(folder) } else { renamed.map(|()| folder).map_err(Into::into) }
-}
-
-fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"), PathBuf::from)
-}
