@@ -1,5 +1,14 @@
 //! Everything that the Comptalyze functions share.
 
+pub mod crypto;
+pub mod deadline;
+pub mod http;
+pub mod money;
+pub mod providers;
+pub mod retry;
+#[cfg(test)]
+mod test_server;
+
 /// The functions of a deployment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Route {
