@@ -15,11 +15,11 @@ use rustls::{ClientConfig, RootCertStore, crypto::ring};
 pub const USER_AGENT: &str = concat!("comptalyze-jobs/", env!("CARGO_PKG_VERSION"));
 
 /// The longest that a provider's `Retry-After` is believed.
-pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+pub const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections outlive a pause between two items, not a frozen function.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Far above any page we ask for; a body beyond it is a fault, not data.
 const LARGEST_BODY: usize = 16 * 1024 * 1024;
 
