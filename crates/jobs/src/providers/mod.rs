@@ -6,6 +6,7 @@
 mod error;
 mod movement;
 mod page;
+pub mod shopify;
 pub mod stripe;
 
 pub use error::{

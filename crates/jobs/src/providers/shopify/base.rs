@@ -36,7 +36,8 @@ impl FromStr for ApiBase {
 
     fn from_str(text: &str) -> Result<Self, InvalidApiBase> {
         let text = text.trim().trim_end_matches('/');
-        let example = Url::parse(&text.replace(PLACE, "example.myshopify.com")).map_err(|_| InvalidApiBase)?;
+        let example =
+            Url::parse(&text.replace(PLACE, "example.myshopify.com")).map_err(|_| InvalidApiBase)?;
         let usable = text.contains(PLACE)
             && matches!(example.scheme(), "http" | "https")
             && example.query().is_none()

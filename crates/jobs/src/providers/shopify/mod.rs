@@ -19,6 +19,7 @@ mod orders;
 mod refresh;
 mod search;
 mod tenders;
+mod wire;
 
 pub use base::{ApiBase, InvalidApiBase};
 pub use client::ShopifyClient;
