@@ -120,15 +120,23 @@ pub struct Settings {
     marketing_from_hour: u8,
 }
 
-/// `MARKETING_FROM_HOUR` is not an hour of the day.
+/// The latest hour that some cron of every deployment file still comes after, summer and winter: the
+/// Pro plan's daily-tasks run once, at 9 h UTC. A later one would keep the mail back for ever.
+const LATEST_MARKETING_HOUR: u8 = 10;
+
+/// `MARKETING_FROM_HOUR` is not an hour that every plan's crons serve.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("MARKETING_FROM_HOUR doit être une heure entre 0 et 23")]
+#[error("MARKETING_FROM_HOUR doit être une heure entre 0 et {LATEST_MARKETING_HOUR}")]
 pub struct InvalidHour;
 
 impl Settings {
-    /// `marketing_from_hour`: the Paris hour from which the J+3 mail may leave.
+    /// `marketing_from_hour`: the Paris hour from which the J+3 mail may leave, 0 to 10.
     pub const fn new(marketing_from_hour: u8) -> Result<Self, InvalidHour> {
-        if marketing_from_hour < 24 { Ok(Self { marketing_from_hour }) } else { Err(InvalidHour) }
+        if marketing_from_hour <= LATEST_MARKETING_HOUR {
+            Ok(Self { marketing_from_hour })
+        } else {
+            Err(InvalidHour)
+        }
     }
 
     /// The Paris hour from which the J+3 mail may leave.
