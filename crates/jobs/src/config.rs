@@ -4,16 +4,12 @@
 //! Supabase) and what single tasks need fail apart, so that a missing Stripe key leaves the reminders alone.
 //! Blank counts as missing, and white space around a value (a pasted newline) is not part of it.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use secrecy::SecretString;
 use url::Url;
 
-use crate::{
-    crypto::tokens::TokenKey,
-    providers::shopify::ShopifyBase,
-    schedule::Settings,
-};
+use crate::{crypto::tokens::TokenKey, providers::shopify::ApiBase, schedule::Settings};
 
 /// Everything the environment says, sound or not.
 pub struct Config {
@@ -64,14 +60,15 @@ pub struct Tuning {
 }
 
 /// What the sync of integrations and the monthly sync need.
+#[derive(Clone)]
 pub struct IntegrationsConfig {
     pub stripe_secret_key: SecretString,
     pub shopify_client_id: String,
     pub shopify_client_secret: SecretString,
-    pub token_key: TokenKey,
+    pub token_key: Arc<TokenKey>,
     /// Without a slash at the end.
     pub stripe_api_base: String,
-    pub shopify_base: ShopifyBase,
+    pub shopify_base: ApiBase,
 }
 
 /// All that is wrong with a part of the configuration.
@@ -120,7 +117,13 @@ impl Environment<'_> {
     }
 
     /// A whole number in `range`, `default` where the variable is missing.
-    fn number(&self, name: &str, range: std::ops::RangeInclusive<u64>, default: u64, faults: &mut Faults) -> u64 {
+    fn number(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<u64>,
+        default: u64,
+        faults: &mut Faults,
+    ) -> u64 {
         let Some(text) = self.get(name) else { return default };
         match text.parse() {
             Ok(number) if range.contains(&number) => number,
@@ -233,7 +236,8 @@ fn supabase_key(key: String, faults: &mut Faults) -> Option<SupabaseKey> {
 fn jwt_role(token: &str) -> Option<String> {
     use base64::Engine as _;
     let claims = token.starts_with("eyJ").then(|| token.split('.').nth(1))??;
-    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
+    let claims =
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
     Some(claims.get("role")?.as_str()?.to_owned())
 }
@@ -271,9 +275,9 @@ fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
     let stripe_base = env.get("STRIPE_API_BASE").unwrap_or_else(|| "https://api.stripe.com".to_owned());
     let stripe_base = env.url("STRIPE_API_BASE", &stripe_base, &mut faults);
     let shopify_base = match env.get("SHOPIFY_API_BASE") {
-        None => Some(ShopifyBase::default()),
+        None => Some(ApiBase::default()),
         Some(template) => {
-            let base = ShopifyBase::new(&template);
+            let base = template.parse::<ApiBase>();
             if base.is_err() {
                 faults.add("SHOPIFY_API_BASE doit être une adresse complète contenant {shop}");
             }
@@ -285,7 +289,7 @@ fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
             stripe_secret_key: SecretString::from(stripe?),
             shopify_client_id: client_id?,
             shopify_client_secret: SecretString::from(client_secret?),
-            token_key: key?,
+            token_key: Arc::new(key?),
             stripe_api_base: stripe_base?.as_str().trim_end_matches('/').to_owned(),
             shopify_base: shopify_base?,
         })
@@ -298,9 +302,9 @@ fn own_url(env: &Environment) -> Option<Url> {
     if env.get("VERCEL_ENV").as_deref() != Some("production") {
         return None;
     }
-    let address = env.get("JOBS_BASE_URL").or_else(|| {
-        env.get("VERCEL_PROJECT_PRODUCTION_URL").map(|host| format!("https://{host}"))
-    })?;
+    let address = env
+        .get("JOBS_BASE_URL")
+        .or_else(|| env.get("VERCEL_PROJECT_PRODUCTION_URL").map(|host| format!("https://{host}")))?;
     env.url("JOBS_BASE_URL", &address, &mut Faults::default())
 }
 

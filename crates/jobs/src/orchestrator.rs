@@ -34,7 +34,8 @@ pub async fn run(context: &Context, call: &Call, tasks: &[Task]) -> Vec<(Task, T
     for (task, handle) in running {
         outcomes.push((task, handle.await.unwrap_or(TaskOutcome::Failed(TaskError::Panicked))));
     }
-    let out_of_time = outcomes.iter().any(|(_, outcome)| matches!(outcome, TaskOutcome::Ran(run) if run.out_of_time));
+    let out_of_time =
+        outcomes.iter().any(|(_, outcome)| matches!(outcome, TaskOutcome::Ran(run) if run.out_of_time));
     if out_of_time {
         go_on(context, Uuid::new_v4(), 1).await;
     }
@@ -47,7 +48,9 @@ async fn run_task(context: &Context, call: &Call, task: Task) -> TaskOutcome {
         Task::SyncIntegrations => sync_integrations::run(context, call).await,
         Task::MonthlySync => monthly_sync::run(context, call).await,
         // The mails come with the next version of the jobs.
-        Task::MarketingDay3 | Task::MonthlyReminders | Task::CheckThresholds => TaskOutcome::Failed(TaskError::NotYet),
+        Task::MarketingDay3 | Task::MonthlyReminders | Task::CheckThresholds => {
+            TaskOutcome::Failed(TaskError::NotYet)
+        }
     };
     log(task, &outcome, begun.elapsed());
     outcome
@@ -59,7 +62,9 @@ fn log(task: Task, outcome: &TaskOutcome, took: Duration) {
     match outcome {
         TaskOutcome::NotDue { note } => tracing::info!(task, duration_ms, note, "task not due"),
         TaskOutcome::DryRun { plan } => tracing::info!(task, duration_ms, %plan, "task dry run"),
-        TaskOutcome::Failed(TaskError::NotYet) => tracing::info!(task, duration_ms, "task not part of this version"),
+        TaskOutcome::Failed(TaskError::NotYet) => {
+            tracing::info!(task, duration_ms, "task not part of this version")
+        }
         TaskOutcome::Failed(error) => tracing::error!(task, duration_ms, %error, "task failed"),
         TaskOutcome::Ran(run) => tracing::info!(
             task,
@@ -118,9 +123,11 @@ async fn go_on(context: &Context, chain: Uuid, hop: u32) {
         tracing::info!("work is left for the next cron");
         return;
     };
-    let (Ok(url), Some(timeout), Ok(bearer)) =
-        (own.join("/api/cron/drain-queue"), context.deadline.request_timeout(Duration::from_secs(10)), bearer(secret))
-    else {
+    let (Ok(url), Some(timeout), Ok(bearer)) = (
+        own.join("/api/cron/drain-queue"),
+        context.deadline.request_timeout(Duration::from_secs(10)),
+        bearer(secret),
+    ) else {
         return;
     };
     let request = context
@@ -131,8 +138,12 @@ async fn go_on(context: &Context, chain: Uuid, hop: u32) {
         .header(HOP_HEADER, hop);
     // Not repeated after a doubtful answer: the call may have begun a chain already.
     match crate::http::fetch(request, timeout).await {
-        Ok(answer) if answer.status.is_success() => tracing::info!(%chain, hop, "the next invocation goes on"),
-        Ok(answer) => tracing::error!(%chain, hop, status = answer.status.as_u16(), "drain-queue refused to go on"),
+        Ok(answer) if answer.status.is_success() => {
+            tracing::info!(%chain, hop, "the next invocation goes on")
+        }
+        Ok(answer) => {
+            tracing::error!(%chain, hop, status = answer.status.as_u16(), "drain-queue refused to go on")
+        }
         Err(error) => tracing::error!(%chain, hop, %error, "drain-queue did not answer"),
     }
 }

@@ -43,9 +43,10 @@ impl Set {
             Self::Vercel => {
                 (include_str!("../npm/vercel/package.json"), include_str!("../npm/vercel/package-lock.json"))
             }
-            Self::Schemas => {
-                (include_str!("../npm/schemas/package.json"), include_str!("../npm/schemas/package-lock.json"))
-            }
+            Self::Schemas => (
+                include_str!("../npm/schemas/package.json"),
+                include_str!("../npm/schemas/package-lock.json"),
+            ),
         }
     }
 

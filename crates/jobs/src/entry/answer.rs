@@ -53,7 +53,11 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn json(status: u16, fields: Fields) -> Self {
-        let body = if fields.is_empty() { String::new() } else { serde_json::to_string(&fields).unwrap_or_default() };
+        let body = if fields.is_empty() {
+            String::new()
+        } else {
+            serde_json::to_string(&fields).unwrap_or_default()
+        };
         Self { status, headers: Vec::new(), body }
     }
 

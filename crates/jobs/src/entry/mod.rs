@@ -23,11 +23,11 @@ use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 use vercel_runtime::{AppState, Error, Request, Response, ResponseBody, service_fn};
 
+pub use self::route::Route;
 use self::{
     answer::{Answer, Fields},
     request::{Admission, Incoming, admit},
 };
-pub use self::route::Route;
 use crate::{
     config::{Config, Faults},
     deadline::Deadline,
@@ -53,9 +53,10 @@ pub fn serve(route: Route) -> ExitCode {
         }
     };
     let app = Arc::new(App { route, config: Arc::new(Config::from_env()), parts: OnceLock::new() });
-    let served = runtime.block_on(vercel_runtime::run(service_fn(move |request: Request, state: AppState| {
-        handle(app.clone(), request, state)
-    })));
+    let served =
+        runtime.block_on(vercel_runtime::run(service_fn(move |request: Request, state: AppState| {
+            handle(app.clone(), request, state)
+        })));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -93,7 +94,7 @@ impl App {
                 Err(faults) => Err(faults.clone()),
             };
             let integrations = match (&supabase, &self.config.integrations) {
-                (Ok(supabase), Ok(config)) => Ok(Arc::new(Clients::new(&http, supabase.clone(), config.clone()))),
+                (Ok(supabase), Ok(config)) => Ok(Arc::new(Clients::new(&http, supabase.clone(), config))),
                 (Err(faults), _) | (_, Err(faults)) => Err(faults.clone()),
             };
             Ok(Parts { http, supabase, integrations })
@@ -147,7 +148,8 @@ async fn respond(
     begun: Instant,
 ) -> Answer {
     let replay_max_days = app.config.tuning.as_ref().map_or(0, |tuning| tuning.replay_max_days);
-    let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or("\0").to_owned());
+    let header =
+        |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or("\0").to_owned());
     let authorization = header("authorization");
     let incoming = Incoming {
         method: request.method().as_str(),
@@ -161,8 +163,11 @@ async fn respond(
     match admission {
         Admission::Refuse(answer) => {
             // Whoever knows the secret leaves a trace, also of a mistake.
-            if answer.status() == 400 && let Ok(context) = app.context(now, begun) {
-                log::call(&context, app.route.path(), "manual", "error", 0, Some(answer.body()), &json!({})).await;
+            if answer.status() == 400
+                && let Ok(context) = app.context(now, begun)
+            {
+                log::call(&context, app.route.path(), "manual", "error", 0, Some(answer.body()), &json!({}))
+                    .await;
             }
             answer
         }
@@ -237,4 +242,3 @@ async fn drain(context: Context, state: AppState, chain: Uuid, hop: u32) -> Answ
     let fields = Fields::new().with("message", "Reprise de la file lancée").with("waiting", &waiting);
     Answer::json(202, fields.with("chain", &chain))
 }
-

@@ -59,13 +59,18 @@ pub(super) fn admit(
             return Admission::Refuse(instructions(route));
         }
         (Kind::Manual, "GET") => Trigger::Cron,
-        (_, "OPTIONS" | "HEAD") => return Admission::Refuse(Answer::empty(204).with_header("allow", route.allow())),
+        (_, "OPTIONS" | "HEAD") => {
+            return Admission::Refuse(Answer::empty(204).with_header("allow", route.allow()));
+        }
         _ => return Admission::Refuse(method_not_allowed(route, "Méthode non autorisée.")),
     };
 
     let by_query = trigger == Trigger::Manual || route.kind() == Kind::Cron;
     let given = match incoming.authorization {
-        Some(header) => header.get(..BEARER.len()).filter(|scheme| scheme.eq_ignore_ascii_case(BEARER)).map(|_| &header[BEARER.len()..]),
+        Some(header) => header
+            .get(..BEARER.len())
+            .filter(|scheme| scheme.eq_ignore_ascii_case(BEARER))
+            .map(|_| &header[BEARER.len()..]),
         None if by_query && route.kind() != Kind::Drain => secret_in_query,
         None => None,
     };
@@ -140,7 +145,8 @@ fn call(
         force: flag(Parameter::Force)? || month.is_some(),
         month,
         // An operator who says nothing means the last 30 days; a cron goes on from the last success.
-        days: days.or((route == Route::SyncIntegrations && trigger == Trigger::Manual).then_some(crate::schedule::DEFAULT_DAYS)),
+        days: days.or((route == Route::SyncIntegrations && trigger == Trigger::Manual)
+            .then_some(crate::schedule::DEFAULT_DAYS)),
     };
     if route == Route::MonthlySync {
         match monthly_sync_month(call.at, call.force, call.month) {
@@ -178,10 +184,16 @@ fn instructions(route: Route) -> Answer {
             .with("message", &route.purpose())
             .with("method", &"POST")
             .with("endpoint", &route.path())
-            .with("authentification", &"Authorization: Bearer VOTRE_CRON_SECRET (préféré), ou ?secret=VOTRE_CRON_SECRET")
+            .with(
+                "authentification",
+                &"Authorization: Bearer VOTRE_CRON_SECRET (préféré), ou ?secret=VOTRE_CRON_SECRET",
+            )
             .with(
                 "exemple",
-                &format!("curl -X POST \"https://VOTRE_DOMAINE{}\" -H \"Authorization: Bearer VOTRE_CRON_SECRET\"", route.path()),
+                &format!(
+                    "curl -X POST \"https://VOTRE_DOMAINE{}\" -H \"Authorization: Bearer VOTRE_CRON_SECRET\"",
+                    route.path()
+                ),
             )
             .with("parametres", &parameters),
     )
@@ -196,7 +208,13 @@ mod tests {
     const NOW: &str = "2026-11-22T10:00:00Z";
     const SECRET: &str = "s3cret-value";
 
-    fn status(route: Route, method: &str, query: &str, authorization: Option<&str>, expected: Option<&str>) -> u16 {
+    fn status(
+        route: Route,
+        method: &str,
+        query: &str,
+        authorization: Option<&str>,
+        expected: Option<&str>,
+    ) -> u16 {
         let expected = expected.map(|secret| SecretString::from(secret.to_owned()));
         let incoming = Incoming { method, query, authorization };
         match admit(route, &incoming, expected.as_ref(), 35, NOW.parse().unwrap()) {
@@ -229,7 +247,9 @@ mod tests {
 
     #[test]
     fn an_unset_secret_refuses_everybody() {
-        for (query, authorization) in [("", Some("Bearer ")), ("secret=", None), ("", Some("Bearer undefined"))] {
+        for (query, authorization) in
+            [("", Some("Bearer ")), ("secret=", None), ("", Some("Bearer undefined"))]
+        {
             assert_eq!(status(Route::DailyOrchestrator, "GET", query, authorization, None), 401);
         }
     }
@@ -239,7 +259,13 @@ mod tests {
     #[case::cron_calls_a_manual_route(Route::MonthlySync, "GET", "", Some("Bearer s3cret-value"), 0)]
     #[case::wrong_bearer(Route::MonthlySync, "GET", "", Some("Bearer x"), 401)]
     #[case::a_link_never_runs(Route::MonthlySync, "GET", "secret=s3cret-value", None, 405)]
-    #[case::a_link_never_runs_with_header(Route::MonthlySync, "GET", "secret=s3cret-value", Some("Bearer s3cret-value"), 405)]
+    #[case::a_link_never_runs_with_header(
+        Route::MonthlySync,
+        "GET",
+        "secret=s3cret-value",
+        Some("Bearer s3cret-value"),
+        405
+    )]
     #[case::post_a_cron(Route::DailyOrchestrator, "POST", "", Some("Bearer s3cret-value"), 405)]
     #[case::head(Route::DailyOrchestrator, "HEAD", "", Some("Bearer s3cret-value"), 204)]
     #[case::options(Route::SyncIntegrations, "OPTIONS", "", Some("Bearer s3cret-value"), 204)]

@@ -48,7 +48,8 @@ pub(super) enum Parameter {
 }
 
 impl Parameter {
-    pub(super) const ALL: [Self; 6] = [Self::DryRun, Self::At, Self::UserId, Self::Force, Self::Month, Self::Days];
+    pub(super) const ALL: [Self; 6] =
+        [Self::DryRun, Self::At, Self::UserId, Self::Force, Self::Month, Self::Days];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -109,7 +110,9 @@ impl Route {
 
     pub(super) const fn kind(self) -> Kind {
         match self {
-            Self::DailyOrchestrator | Self::MonthlyOrchestrator | Self::SendReminders | Self::DailyTasks => Kind::Cron,
+            Self::DailyOrchestrator | Self::MonthlyOrchestrator | Self::SendReminders | Self::DailyTasks => {
+                Kind::Cron
+            }
             Self::CheckThresholds | Self::MonthlySync | Self::SyncIntegrations => Kind::Manual,
             Self::DrainQueue => Kind::Drain,
         }
@@ -159,7 +162,9 @@ impl Route {
     pub(super) const fn purpose(self) -> &'static str {
         match self {
             Self::CheckThresholds => "Vérifie les seuils de la micro-entreprise et envoie les alertes.",
-            Self::MonthlySync => "Synchronise le chiffre d’affaires d’un mois entier depuis Stripe et Shopify.",
+            Self::MonthlySync => {
+                "Synchronise le chiffre d’affaires d’un mois entier depuis Stripe et Shopify."
+            }
             Self::SyncIntegrations => "Synchronise les paiements Stripe et Shopify des derniers jours.",
             _ => "",
         }

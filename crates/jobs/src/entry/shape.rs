@@ -40,7 +40,10 @@ pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]
             .with(
                 "results",
                 &Fields::new()
-                    .with_some("marketingEmails", of(Task::MarketingDay3).map(|outcome| part(outcome, "sent")).as_ref())
+                    .with_some(
+                        "marketingEmails",
+                        of(Task::MarketingDay3).map(|outcome| part(outcome, "sent")).as_ref(),
+                    )
                     .with_some(
                         "syncIntegrations",
                         of(Task::SyncIntegrations).map(|outcome| part(outcome, "synced")).as_ref(),
@@ -54,8 +57,14 @@ pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]
             .with(
                 "results",
                 &Fields::new()
-                    .with_some("reminders", of(Task::MonthlyReminders).map(|outcome| part(outcome, "sent")).as_ref())
-                    .with_some("monthlySync", of(Task::MonthlySync).map(|outcome| part(outcome, "synced")).as_ref()),
+                    .with_some(
+                        "reminders",
+                        of(Task::MonthlyReminders).map(|outcome| part(outcome, "sent")).as_ref(),
+                    )
+                    .with_some(
+                        "monthlySync",
+                        of(Task::MonthlySync).map(|outcome| part(outcome, "synced")).as_ref(),
+                    ),
             ),
         (_, [(_, TaskOutcome::Failed(error))]) => Fields::new().with("error", &error.user_message()),
         (Route::SyncIntegrations, [(_, outcome)]) => sync_integrations(outcome),
@@ -76,7 +85,10 @@ fn part(outcome: &TaskOutcome, worked: &'static str) -> Fields {
     let fields = Fields::new();
     match outcome {
         TaskOutcome::Ran(run) => details(
-            fields.with(worked, &run.worked()).with("errors", &run.errors()).with("skipped", &run.joined.is_some()),
+            fields
+                .with(worked, &run.worked())
+                .with("errors", &run.errors())
+                .with("skipped", &run.joined.is_some()),
             run,
         ),
         TaskOutcome::NotDue { note } => {
@@ -90,9 +102,11 @@ fn part(outcome: &TaskOutcome, worked: &'static str) -> Fields {
             .with("errors", &0)
             .with("skipped", &true)
             .with("note", &error.user_message()),
-        TaskOutcome::Failed(error) => {
-            fields.with(worked, &0).with("errors", &1).with("skipped", &false).with("error", &error.user_message())
-        }
+        TaskOutcome::Failed(error) => fields
+            .with(worked, &0)
+            .with("errors", &1)
+            .with("skipped", &false)
+            .with("error", &error.user_message()),
     }
 }
 
@@ -139,7 +153,9 @@ fn sync_integrations(outcome: &TaskOutcome) -> Fields {
         TaskOutcome::NotDue { note } => {
             fields.with("message", "Synchronisation non due").with("skipped", &true).with("note", note)
         }
-        TaskOutcome::DryRun { plan } => fields.with("message", "Essai : rien n’a été écrit").with("dryRun", plan),
+        TaskOutcome::DryRun { plan } => {
+            fields.with("message", "Essai : rien n’a été écrit").with("dryRun", plan)
+        }
         TaskOutcome::Failed(error) => fields.with("error", &error.user_message()),
     }
 }
@@ -160,7 +176,10 @@ fn monthly_sync(call: &Call, outcome: &TaskOutcome) -> Fields {
         ),
         TaskOutcome::NotDue { note } => fields
             .with("message", "Pas le dernier jour du mois")
-            .with("hint", "Ajoutez force=true pour le dernier mois terminé, ou month=AAAA-MM pour un mois précis.")
+            .with(
+                "hint",
+                "Ajoutez force=true pour le dernier mois terminé, ou month=AAAA-MM pour un mois précis.",
+            )
             .with("date", &paris::date(call.at).to_string())
             .with("skipped", &true)
             .with("note", note),
@@ -194,7 +213,8 @@ pub(super) fn verdict(outcomes: &[(Task, TaskOutcome)]) -> Verdict {
                     }
                 }
                 let first = run.blocked.first().map(|failure| failure.message.clone());
-                let first = first.or_else(|| run.troubles.first().and_then(|trouble| trouble.message.clone()));
+                let first =
+                    first.or_else(|| run.troubles.first().and_then(|trouble| trouble.message.clone()));
                 if let (None, Some(message)) = (&verdict.error, first) {
                     verdict.error = Some(format!("{task} : {message}"));
                 }

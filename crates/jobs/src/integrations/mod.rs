@@ -10,6 +10,8 @@ mod settle;
 mod trouble;
 mod worker;
 
+use std::sync::Arc;
+
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -17,7 +19,12 @@ use uuid::Uuid;
 pub use self::worker::SyncWorker;
 use crate::{
     config::IntegrationsConfig,
-    providers::{Provider, shopify::ShopifyClient, stripe::StripeClient},
+    crypto::tokens::TokenKey,
+    providers::{
+        Provider,
+        shopify::ShopifyClient,
+        stripe::{Pacer, StripeClient},
+    },
     supabase::Supabase,
 };
 
@@ -43,10 +50,32 @@ struct Integration {
     first_month: Option<NaiveDate>,
 }
 
-/// The clients that reading needs, built once for a process.
+/// What reading needs, built once for a process.
 pub struct Clients {
-    pub supabase: Supabase,
-    pub stripe: StripeClient,
-    pub shopify: ShopifyClient,
-    pub config: IntegrationsConfig,
+    supabase: Supabase,
+    stripe: StripeClient,
+    shopify: ShopifyClient,
+    token_key: Arc<TokenKey>,
+}
+
+impl Clients {
+    /// Nothing is sent yet.
+    pub fn new(http: &reqwest::Client, supabase: Supabase, config: &IntegrationsConfig) -> Self {
+        Self {
+            supabase,
+            stripe: StripeClient::new(
+                http.clone(),
+                &config.stripe_api_base,
+                config.stripe_secret_key.clone(),
+                Pacer::new(),
+            ),
+            shopify: ShopifyClient::new(
+                http.clone(),
+                config.shopify_base.clone(),
+                &config.shopify_client_id,
+                config.shopify_client_secret.clone(),
+            ),
+            token_key: config.token_key.clone(),
+        }
+    }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     deadline::Deadline,
-    providers::{CursorGuard, Page, Provider, ProviderError, Window},
+    providers::{CursorGuard, Page, Provider, ProviderError, Window, shopify::Disputes},
 };
 
 /// Movements kept in memory before they are stored: a window of any size takes a bounded amount of it.
@@ -93,8 +93,12 @@ impl Reader<'_> {
                     break;
                 }
                 if full {
-                    let place =
-                        Place { provider: integration.provider, window: window.into(), list, after: after.clone() };
+                    let place = Place {
+                        provider: integration.provider,
+                        window: window.into(),
+                        list,
+                        after: after.clone(),
+                    };
                     if self.checkpoint(&place).await? == State::Lost {
                         return Ok(End::Lost);
                     }
@@ -135,8 +139,9 @@ impl Reader<'_> {
             // The token ended in the middle of the reading: renew it once, ask the same page again.
             Err(error) if account::is_rejected_token(&error) && integration.refresh_token.is_some() => {
                 let Access::Shopify { shop, token } = access else { return Err(error.into()) };
-                account::refresh(self.clients, integration, shop, self.lease, self.now, &self.deadline).await?;
-                *token = self.clients.config.token_key.decrypt(&integration.access_token)?;
+                account::refresh(self.clients, integration, shop, self.lease, self.now, &self.deadline)
+                    .await?;
+                *token = self.clients.token_key.decrypt(&integration.access_token)?;
                 Ok(self.ask(access, window, list, after).await?)
             }
             answer => Ok(answer?),
@@ -159,13 +164,18 @@ impl Reader<'_> {
                 self.clients.shopify.tender_page(shop, token, window, after, deadline).await
             }
             (Access::Shopify { shop, token }, List::Disputes) => {
-                let disputes = self.clients.shopify.dispute_page(shop, token, window, after, deadline).await?;
-                Ok(disputes.unwrap_or_else(|| {
-                    if let Some(part) = self.parts.last_mut() {
-                        part.notes.insert("disputes".into(), "non lisibles : autorisation absente".into());
+                let disputes =
+                    self.clients.shopify.dispute_page(shop, token, window, after, deadline).await?;
+                Ok(match disputes {
+                    Disputes::Page(page) => page,
+                    Disputes::NotAvailable => {
+                        if let Some(part) = self.parts.last_mut() {
+                            part.notes
+                                .insert("disputes".into(), "non lisibles : autorisation absente".into());
+                        }
+                        Page::default()
                     }
-                    Page::default()
-                }))
+                })
             }
         }
     }

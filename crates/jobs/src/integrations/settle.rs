@@ -108,7 +108,11 @@ impl<'a> Settlement<'a> {
     }
 
     /// Stores the last movements, coverage, totals and the result.
-    pub(super) async fn finish(mut self, parts: &[Part], deadline: &Deadline) -> Result<State, SupabaseError> {
+    pub(super) async fn finish(
+        mut self,
+        parts: &[Part],
+        deadline: &Deadline,
+    ) -> Result<State, SupabaseError> {
         self.call(parts, true, &Value::Null, deadline).await
     }
 

@@ -88,7 +88,10 @@ impl From<SupabaseError> for Trouble {
 
 impl From<TokenError> for Trouble {
     fn from(_: TokenError) -> Self {
-        Self::last("token_unreadable", "Le jeton enregistré est illisible : la connexion doit être refaite (ou ENCRYPTION_KEY a changé).")
+        Self::last(
+            "token_unreadable",
+            "Le jeton enregistré est illisible : la connexion doit être refaite (ou ENCRYPTION_KEY a changé).",
+        )
     }
 }
 

@@ -113,7 +113,10 @@ impl SyncWorker {
         deadline: Deadline,
     ) -> Result<(), Outcome> {
         let Some(plan) = Plan::of(item) else {
-            let failure = Failure { code: "bad_item".into(), message: "L’élément de la file est illisible.".into() };
+            let failure = Failure {
+                code: "bad_item".into(),
+                message: "L’élément de la file est illisible.".into(),
+            };
             return Err(Outcome::GiveBack { delay: std::time::Duration::ZERO, failure: Some(failure) });
         };
         let mut reader = Reader {

@@ -105,7 +105,11 @@ fn hold(item: &Claimed) -> (i64, Uuid) {
 }
 
 impl<J: Send + 'static> Drain<J> {
-    async fn run<W: Worker<Job = J>>(&mut self, concurrency: usize, worker: &Arc<W>) -> Result<(), SupabaseError> {
+    async fn run<W: Worker<Job = J>>(
+        &mut self,
+        concurrency: usize,
+        worker: &Arc<W>,
+    ) -> Result<(), SupabaseError> {
         let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut beats = JoinSet::new();
@@ -121,16 +125,19 @@ impl<J: Send + 'static> Drain<J> {
             }
             // Claim ahead, so that no place stands empty for a round trip to the database.
             if open && !empty && claims.is_empty() && self.ready.len() <= concurrency / 2 {
-                let (queue, lane, worker, deadline) = (self.queue.clone(), self.lane, worker.clone(), self.deadline);
+                let (queue, lane, worker, deadline) =
+                    (self.queue.clone(), self.lane, worker.clone(), self.deadline);
                 claims.spawn(async move {
                     let items = queue.claim(lane, concurrency, &deadline).await?;
                     let count = items.len();
-                    let jobs = if items.is_empty() { Vec::new() } else { worker.prepare(items, deadline).await? };
+                    let jobs =
+                        if items.is_empty() { Vec::new() } else { worker.prepare(items, deadline).await? };
                     Ok((count, jobs))
                 });
             }
             if self.running.is_empty() && claims.is_empty() && (self.ready.is_empty() || !open) {
-                self.report.out_of_time = !self.deadline.may_start_work() && !(empty && self.ready.is_empty());
+                self.report.out_of_time =
+                    !self.deadline.may_start_work() && !(empty && self.ready.is_empty());
                 return fault.map_or(Ok(()), Err);
             }
             tokio::select! {
@@ -166,7 +173,8 @@ impl<J: Send + 'static> Drain<J> {
     /// Books an outcome. A panic is a failure of the item like another: the others go on.
     async fn end(&mut self, done: Result<(Id, Outcome), tokio::task::JoinError>) {
         let (id, outcome) = done.unwrap_or_else(|error| {
-            let failure = Failure { code: "internal".into(), message: "Erreur interne ; voir les journaux.".into() };
+            let failure =
+                Failure { code: "internal".into(), message: "Erreur interne ; voir les journaux.".into() };
             (error.id(), Outcome::GiveBack { delay: Duration::from_secs(60), failure: Some(failure) })
         });
         let Some(item) = self.items.remove(&id) else { return };

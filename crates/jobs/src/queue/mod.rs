@@ -164,7 +164,12 @@ impl Queue {
     }
 
     /// Claims up to `limit` items. Items of a version this deployment does not know stay in the queue.
-    async fn claim(&self, lane: Lane, limit: usize, deadline: &Deadline) -> Result<Vec<Claimed>, SupabaseError> {
+    async fn claim(
+        &self,
+        lane: Lane,
+        limit: usize,
+        deadline: &Deadline,
+    ) -> Result<Vec<Claimed>, SupabaseError> {
         let lease = Uuid::new_v4();
         let arguments = json!({
             "p_claim": lease, "p_lane": lane.as_str(), "p_limit": limit, "p_seconds": VISIBILITY.as_secs(),
@@ -190,21 +195,34 @@ impl Queue {
             }
         }
         if !unknown.is_empty() {
-            tracing::warn!(lane = lane.as_str(), items = unknown.len(), "items of an unknown kind or version are left for a newer deployment");
+            tracing::warn!(
+                lane = lane.as_str(),
+                items = unknown.len(),
+                "items of an unknown kind or version are left for a newer deployment"
+            );
             self.release(lane, &unknown, Duration::from_secs(3600), deadline).await?;
         }
         Ok(claimed)
     }
 
     /// Keeps items invisible for another while.
-    async fn heartbeat(&self, lane: Lane, held: &[(i64, Uuid)], deadline: &Deadline) -> Result<(), SupabaseError> {
+    async fn heartbeat(
+        &self,
+        lane: Lane,
+        held: &[(i64, Uuid)],
+        deadline: &Deadline,
+    ) -> Result<(), SupabaseError> {
         let (items, leases): (Vec<i64>, Vec<Uuid>) = held.iter().copied().unzip();
         let arguments = json!({
             "p_lane": lane.as_str(), "p_items": items, "p_leases": leases, "p_seconds": VISIBILITY.as_secs(),
         });
         let still: Vec<i64> = self.supabase.rpc("jobs_heartbeat", &arguments, deadline).await?;
         if still.len() < held.len() {
-            tracing::warn!(lane = lane.as_str(), lost = held.len() - still.len(), "items were settled or taken over");
+            tracing::warn!(
+                lane = lane.as_str(),
+                lost = held.len() - still.len(),
+                "items were settled or taken over"
+            );
         }
         Ok(())
     }
@@ -242,13 +260,23 @@ impl Queue {
     }
 
     /// Closes the runs that have nothing queued any more, then tells how this one stands.
-    pub async fn report(&self, run_id: Uuid, results: usize, deadline: &Deadline) -> Result<RunReport, SupabaseError> {
+    pub async fn report(
+        &self,
+        run_id: Uuid,
+        results: usize,
+        deadline: &Deadline,
+    ) -> Result<RunReport, SupabaseError> {
         let _closed: u64 = self.supabase.rpc("jobs_close_runs", &json!({}), deadline).await?;
         self.supabase.rpc("jobs_report", &json!({"p_run_id": run_id, "p_limit": results}), deadline).await
     }
 
     /// Takes or keeps the one chain of drain-queue invocations.
-    pub async fn hold_chain(&self, chain: Uuid, lease: Duration, deadline: &Deadline) -> Result<bool, SupabaseError> {
+    pub async fn hold_chain(
+        &self,
+        chain: Uuid,
+        lease: Duration,
+        deadline: &Deadline,
+    ) -> Result<bool, SupabaseError> {
         let arguments = json!({"p_chain": chain, "p_seconds": lease.as_secs()});
         self.supabase.rpc("jobs_hold_chain", &arguments, deadline).await
     }
@@ -273,7 +301,10 @@ mod tests {
     #[test]
     fn work_items_keep_their_stored_form() {
         let sync = WorkItem::SyncIntegration { days: Some(30) };
-        assert_eq!(serde_json::to_value(&sync).unwrap(), json!({"kind": "sync_integration", "payload": {"days": 30}}));
+        assert_eq!(
+            serde_json::to_value(&sync).unwrap(),
+            json!({"kind": "sync_integration", "payload": {"days": 30}})
+        );
         let month = json!({"kind": "sync_month", "payload": {"month": "2026-11", "count_month": true}});
         let read: WorkItem = serde_json::from_value(month).unwrap();
         assert_eq!(read, WorkItem::SyncMonth { month: "2026-11".into(), count_month: true });

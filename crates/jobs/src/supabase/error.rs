@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::{
     http::NetworkFault,
-    retry::{Retryable, RetryDecision},
+    retry::{RetryDecision, Retryable},
 };
 
 /// PostgREST's error body, as it came.
@@ -98,7 +98,10 @@ impl SupabaseError {
 
     /// Whether the fault is ours to mend (a 500) rather than a passing trouble (a 503).
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::MissingMigration { .. } | Self::BadKey | Self::NotServiceKey | Self::Shape { .. })
+        matches!(
+            self,
+            Self::MissingMigration { .. } | Self::BadKey | Self::NotServiceKey | Self::Shape { .. }
+        )
     }
 }
 
@@ -111,7 +114,10 @@ impl Retryable for SupabaseError {
             // 53300: too many connections; 57P0x: the server restarts; 08…: the connection broke.
             Self::Api { status, error, .. } => {
                 matches!(*status, 429 | 502 | 503 | 504)
-                    || matches!(error.code.as_str(), "40001" | "40P01" | "53300" | "57P01" | "57P02" | "57P03")
+                    || matches!(
+                        error.code.as_str(),
+                        "40001" | "40P01" | "53300" | "57P01" | "57P02" | "57P03"
+                    )
                     || error.code.starts_with("PGRST00")
                     || error.code.starts_with("08")
             }
@@ -154,7 +160,8 @@ mod tests {
 
     #[test]
     fn an_error_keeps_what_postgrest_says() {
-        let error = classify(400, r#"{"code":"23514","message":"violates check","hint":"look","details":"row"}"#);
+        let error =
+            classify(400, r#"{"code":"23514","message":"violates check","hint":"look","details":"row"}"#);
         assert_eq!(error.to_string(), "jobs_claim: 400 23514 violates check (look)");
     }
 

@@ -38,7 +38,8 @@ impl Supabase {
         if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(SupabaseError::BadKey);
         }
-        let mut rest = postgrest::Postgrest::new(format!("{}/rest/v1", config.url)).insert_header("apikey", key);
+        let mut rest =
+            postgrest::Postgrest::new(format!("{}/rest/v1", config.url)).insert_header("apikey", key);
         if let SupabaseKey::LegacyJwt(_) = config.key {
             rest = rest.insert_header("Authorization", format!("Bearer {key}"));
         }
@@ -55,14 +56,16 @@ impl Supabase {
         arguments: &impl Serialize,
         deadline: &Deadline,
     ) -> Result<T, SupabaseError> {
-        let arguments = serde_json::to_string(arguments).map_err(|error| SupabaseError::Encoding(error.to_string()))?;
+        let arguments =
+            serde_json::to_string(arguments).map_err(|error| SupabaseError::Encoding(error.to_string()))?;
         let body = RetryPolicy::DATABASE
             .run(deadline, || self.call(function, &arguments, deadline))
             .await
             .inspect_err(|error| tracing::warn!(function, %error, "database call failed"))?;
         // A function that returns nothing answers 204 with an empty body.
         let body = if body.is_empty() { b"null".as_slice() } else { &body };
-        serde_json::from_slice(body).map_err(|error| SupabaseError::Shape { function, error: error.to_string() })
+        serde_json::from_slice(body)
+            .map_err(|error| SupabaseError::Shape { function, error: error.to_string() })
     }
 
     async fn call(

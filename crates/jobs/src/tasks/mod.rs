@@ -70,7 +70,11 @@ pub struct Call {
 impl Call {
     /// Whether this call claims slots: a scheduler's whole run does, whatever an operator asks for does not.
     pub fn claims_slot(&self) -> bool {
-        self.trigger == Trigger::Cron && !self.force && self.month.is_none() && self.user_id.is_none() && !self.dry_run
+        self.trigger == Trigger::Cron
+            && !self.force
+            && self.month.is_none()
+            && self.user_id.is_none()
+            && !self.dry_run
     }
 
     /// As in `job_runs.trigger`.

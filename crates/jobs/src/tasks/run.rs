@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Call, Context, TaskError, TaskOutcome};
 use crate::{
     integrations::SyncWorker,
-    queue::{Counts, CountedError, Failure, Lane, LaneReport, RunReport, WorkItem, drain},
+    queue::{CountedError, Counts, Failure, Lane, LaneReport, RunReport, WorkItem, drain},
     schedule::{Slot, Task},
     supabase::SupabaseError,
 };
@@ -119,7 +119,8 @@ pub(super) async fn plan_drain_report(
 }
 
 async fn plan(context: &Context, call: &Call, order: &Order<'_>) -> Result<Planned, TaskError> {
-    let work = serde_json::to_value(&order.work).map_err(|error| SupabaseError::Encoding(error.to_string()))?;
+    let work =
+        serde_json::to_value(&order.work).map_err(|error| SupabaseError::Encoding(error.to_string()))?;
     let arguments = json!({
         "p_run_id": Uuid::new_v4(),
         "p_task": order.task.as_str(),
@@ -158,10 +159,14 @@ pub async fn drain_lanes(context: &Context, lanes: &[Lane]) -> Result<Vec<LaneRe
     let drains = lanes.iter().map(|&lane| {
         let worker = std::sync::Arc::new(SyncWorker::new(clients.clone(), context.now));
         async move {
-            let report = drain(&context.queue, lane, context.tuning.concurrency, worker, context.deadline).await?;
+            let report =
+                drain(&context.queue, lane, context.tuning.concurrency, worker, context.deadline).await?;
             tracing::info!(
-                lane = lane.as_str(), settled = report.settled, given_back = report.given_back,
-                out_of_time = report.out_of_time, blocked = report.blocked.as_ref().map(|failure| failure.code.as_str()),
+                lane = lane.as_str(),
+                settled = report.settled,
+                given_back = report.given_back,
+                out_of_time = report.out_of_time,
+                blocked = report.blocked.as_ref().map(|failure| failure.code.as_str()),
                 "lane drained"
             );
             Ok(report)
