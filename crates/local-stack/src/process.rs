@@ -8,7 +8,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
-    io::{self, PipeWriter},
+    io::{self, PipeWriter, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{self, ExitStatus, Stdio},
@@ -178,6 +178,22 @@ impl Child {
         self.watchdog.try_wait().ok().flatten()
     }
 
+    /// Stops the child, without waiting until it is gone.
+    pub fn stop(&mut self) {
+        drop(self.lifeline.take());
+    }
+
+    /// Sends the child a signal; it goes on living if it likes to.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        let lifeline = self.lifeline.as_mut().context("the child is being stopped")?;
+        writeln!(lifeline, "{}", signal.name()).with_context(|| format!("{} is gone", self.name))
+    }
+
+    /// Where the child writes.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// The last lines that the child wrote.
     pub fn log_tail(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
@@ -191,6 +207,21 @@ impl Child {
         let tail = self.log_tail();
         let tail = if tail.is_empty() { "(it wrote nothing)" } else { &tail };
         anyhow!("{} {what}; its log ends with:\n{tail}", self.name)
+    }
+
+    /// Waits until the child has ended by itself or by a [`signal`](Self::signal); `None` when it is still there
+    /// after `patience`.
+    pub async fn ended(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.exited() {
+                return Some(status);
+            }
+            if Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Asks `ready` every few milliseconds until it answers yes; fails when the child ends first, or takes
@@ -214,7 +245,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        drop(self.lifeline.take());
+        self.stop();
         // The watchdog kills after five seconds, so this ends.
         let _ = self.watchdog.wait();
     }
