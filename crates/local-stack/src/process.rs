@@ -29,17 +29,18 @@ pub enum Signal {
     /// `SIGTERM`: the polite one.
     #[default]
     Term,
-    /// `SIGQUIT`: what PostgreSQL calls an immediate shutdown.
+    /// `SIGTERM` and `SIGQUIT`: what PostgreSQL calls an immediate shutdown. The second one alone would be
+    /// ignored by a shell that prepares something first, as is the rule for what a shell runs in the background.
     Quit,
     /// `SIGKILL`: for servers that have nothing to tidy up.
     Kill,
 }
 
 impl Signal {
-    fn name(self) -> &'static str {
+    fn names(self) -> &'static str {
         match self {
             Self::Term => "TERM",
-            Self::Quit => "QUIT",
+            Self::Quit => "TERM QUIT",
             Self::Kill => "KILL",
         }
     }
@@ -135,7 +136,7 @@ impl Command {
         let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
         let mut watchdog = process::Command::new("/bin/sh");
         watchdog
-            .args(["-c", WATCHDOG, "watchdog", self.stop.name()])
+            .args(["-c", WATCHDOG, "watchdog", self.stop.names()])
             .arg(self.remove.as_deref().unwrap_or(Path::new("")))
             .arg(&self.program)
             .args(&self.args)
@@ -176,6 +177,11 @@ impl Child {
     /// How the child ended, if it has.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.watchdog.try_wait().ok().flatten()
+    }
+
+    /// Waits for the child to end by itself. Blocks.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.watchdog.wait().with_context(|| format!("cannot wait for {}", self.name))
     }
 
     /// The last lines that the child wrote.
