@@ -21,6 +21,7 @@ const WATCHDOG: &str = include_str!("watchdog.sh");
 
 /// How long a child may take to come up; generous, because developers' machines are busy.
 const START_DEADLINE: Duration = Duration::from_mins(1);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
 /// How a child is asked to stop. It is killed when it has not done so after five seconds.
@@ -204,7 +205,8 @@ impl Child {
     pub async fn ready<F: Future<Output = bool>>(&mut self, mut ready: impl FnMut() -> F) -> Result<()> {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            if ready().await {
+            // Something else may listen on the port for now, and never answer.
+            if tokio::time::timeout(ANSWER_DEADLINE, ready()).await.unwrap_or(false) {
                 return Ok(());
             }
             if let Some(status) = self.exited() {
