@@ -53,7 +53,7 @@ impl Set {
     /// How npm installs what the lock says.
     fn command(self) -> &'static [&'static str] {
         match self {
-            Self::Stack => &["ci"],
+            Self::Stack | Self::Schemas => &["ci"],
             // Its native part for another platform is not in the lock; `npm ci` wants all or nothing.
             Self::Vercel => &["install", "--no-save"],
         }
