@@ -1,30 +1,24 @@
 //! Everything that the Comptalyze functions share.
+//!
+//! One binary a route under `api/` calls [`serve`]. Modules point one way, downwards: [`entry`] →
+//! [`orchestrator`] → [`tasks`] → [`integrations`] → [`providers`], [`queue`], [`supabase`], [`crypto`],
+//! [`config`]; [`schedule`] and [`money`] are pure. `docs/ARCHITECTURE.md` draws the whole picture.
 
+pub mod config;
+pub mod crypto;
+pub mod deadline;
+pub mod entry;
+pub mod http;
+pub mod integrations;
+pub mod money;
+pub mod orchestrator;
+pub mod providers;
+pub mod queue;
+pub mod retry;
 pub mod schedule;
+pub mod supabase;
+pub mod tasks;
+#[cfg(test)]
+mod test_server;
 
-/// The functions of a deployment.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Route {
-    /// `GET /api/cron/daily-orchestrator`
-    DailyOrchestrator,
-    /// `GET /api/cron/monthly-orchestrator`
-    MonthlyOrchestrator,
-    /// `GET /api/cron/send-reminders`
-    SendReminders,
-    /// `GET /api/cron/daily-tasks`
-    DailyTasks,
-    /// `POST /api/cron/drain-queue`
-    DrainQueue,
-    /// `POST /api/manual/check-thresholds`
-    CheckThresholds,
-    /// `POST /api/manual/monthly-sync`
-    MonthlySync,
-    /// `POST /api/manual/sync-integrations`
-    SyncIntegrations,
-}
-
-/// Serves one function until the platform stops it.
-pub fn serve(route: Route) -> std::process::ExitCode {
-    let _ = route;
-    std::process::ExitCode::FAILURE
-}
+pub use entry::{Route, serve};

@@ -1,6 +1,34 @@
 //! What stands in for the cloud on a developer's machine.
 //!
-//! Real PostgreSQL and PostgREST behind a gateway that behaves as Supabase's, the Resend emulator behind a
+//! Real `PostgreSQL` and `PostgREST` behind a gateway that behaves as Supabase's, the Resend emulator behind a
 //! fault proxy, stand-ins for Stripe and Shopify. Never deployed.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! let stack = local_stack::Stack::shared().await?;
+//! let environment = stack.environment().await?;
+//! sqlx::query("select 1").execute(environment.db.pool()).await?;
+//! println!("{:?}", environment.env_vars());
+//! # Ok(())
+//! # }
+//! ```
 
+mod bucket;
+pub mod database;
 pub mod faults;
+pub mod gateway;
+pub mod keys;
+pub mod npm;
+pub mod ports;
+pub mod postgres;
+pub mod postgrest;
+pub mod process;
+mod proxy;
+pub mod resend;
+pub mod shopify;
+mod stack;
+pub mod stripe;
+mod unprivileged;
+pub mod vendor_schemas;
+
+pub use stack::{Environment, Stack};

@@ -1,0 +1,319 @@
+//! The environment, read once and checked: the only place that knows a variable's name.
+//!
+//! Every fault is found at once and named; no value is ever repeated. What everybody needs (the secret and
+//! Supabase) and what single tasks need fail apart, so that a missing Stripe key leaves the reminders alone.
+//! Blank counts as missing, and white space around a value (a pasted newline) is not part of it.
+
+use std::{fmt, sync::Arc};
+
+use secrecy::SecretString;
+use url::Url;
+
+use crate::{crypto::tokens::TokenKey, providers::shopify::ApiBase, schedule::Settings};
+
+/// Everything the environment says, sound or not.
+pub struct Config {
+    /// `CRON_SECRET`; `None` refuses everybody.
+    pub cron_secret: Option<SecretString>,
+    pub supabase: Result<SupabaseConfig, Faults>,
+    pub tuning: Result<Tuning, Faults>,
+    pub integrations: Result<IntegrationsConfig, Faults>,
+    /// Where this deployment calls itself to go on; `None` outside production.
+    pub own_url: Option<Url>,
+}
+
+/// Where the database is and how to be let in.
+#[derive(Clone)]
+pub struct SupabaseConfig {
+    /// Without a slash at the end.
+    pub url: String,
+    pub key: SupabaseKey,
+}
+
+/// Both kinds of key that open everything (facts: Supabase API keys).
+#[derive(Clone)]
+pub enum SupabaseKey {
+    /// `sb_secret_…`: in `apikey` only; as Bearer it is refused.
+    Secret(SecretString),
+    /// A `service_role` JWT: in `apikey` and as Bearer.
+    LegacyJwt(SecretString),
+}
+
+impl SupabaseKey {
+    /// The key itself.
+    pub fn secret(&self) -> &SecretString {
+        let (Self::Secret(key) | Self::LegacyJwt(key)) = self;
+        key
+    }
+}
+
+/// What the operator may tune.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Items worked on at once in each lane.
+    pub concurrency: usize,
+    /// Seconds in which new work may start.
+    pub budget_seconds: u64,
+    /// How far back `at=` reaches.
+    pub replay_max_days: u16,
+    pub schedule: Settings,
+}
+
+/// What the sync of integrations and the monthly sync need.
+#[derive(Clone)]
+pub struct IntegrationsConfig {
+    pub stripe_secret_key: SecretString,
+    pub shopify_client_id: String,
+    pub shopify_client_secret: SecretString,
+    pub token_key: Arc<TokenKey>,
+    /// Without a slash at the end.
+    pub stripe_api_base: String,
+    pub shopify_base: ApiBase,
+}
+
+/// All that is wrong with a part of the configuration.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Faults(Vec<String>);
+
+impl Faults {
+    fn add(&mut self, fault: impl Into<String>) {
+        self.0.push(fault.into());
+    }
+
+    /// One French phrase a fault, each naming its variable.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Configuration à corriger : {}", self.0.join(" ; "))
+    }
+}
+
+impl std::error::Error for Faults {}
+
+/// The variables of a process, trimmed; blank is missing.
+struct Environment<'a>(&'a dyn Fn(&str) -> Option<String>);
+
+impl Environment<'_> {
+    fn get(&self, name: &str) -> Option<String> {
+        let value = (self.0)(name)?;
+        let value = value.trim();
+        (!value.is_empty()).then(|| value.to_owned())
+    }
+
+    fn first(&self, names: &[&str]) -> Option<String> {
+        names.iter().find_map(|name| self.get(name))
+    }
+
+    fn required(&self, name: &str, faults: &mut Faults) -> Option<String> {
+        let value = self.get(name);
+        if value.is_none() {
+            faults.add(format!("{name} n’est pas définie"));
+        }
+        value
+    }
+
+    /// A whole number in `range`, `default` where the variable is missing.
+    fn number(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<u64>,
+        default: u64,
+        faults: &mut Faults,
+    ) -> u64 {
+        let Some(text) = self.get(name) else { return default };
+        match text.parse() {
+            Ok(number) if range.contains(&number) => number,
+            _ => {
+                let (least, most) = range.into_inner();
+                faults.add(format!("{name} doit être un entier de {least} à {most}"));
+                default
+            }
+        }
+    }
+
+    fn url(&self, name: &str, value: &str, faults: &mut Faults) -> Option<Url> {
+        let url = Url::parse(value).ok().filter(|url| {
+            let local = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
+            let scheme = url.scheme() == "https" || (url.scheme() == "http" && local);
+            scheme && url.has_host() && url.username().is_empty() && url.password().is_none()
+        });
+        if url.is_none() {
+            faults.add(format!("{name} doit être une adresse https://… complète"));
+        }
+        url
+    }
+}
+
+impl Config {
+    /// Reads the environment of this process.
+    pub fn from_env() -> Self {
+        Self::read(&|name| std::env::var(name).ok())
+    }
+
+    /// Reads the variables that `get` knows.
+    pub fn read(get: &dyn Fn(&str) -> Option<String>) -> Self {
+        let env = Environment(get);
+        Self {
+            cron_secret: env.get("CRON_SECRET").map(SecretString::from),
+            supabase: supabase(&env),
+            tuning: tuning(&env),
+            integrations: integrations(&env),
+            own_url: own_url(&env),
+        }
+    }
+
+    /// What every task needs, or all that is missing of it.
+    pub fn everybody(&self) -> Result<(&SupabaseConfig, Tuning), Faults> {
+        match (&self.supabase, &self.tuning) {
+            (Ok(supabase), Ok(tuning)) => Ok((supabase, *tuning)),
+            (supabase, tuning) => {
+                let faults = [supabase.as_ref().err(), tuning.as_ref().err()];
+                Err(Faults(faults.into_iter().flatten().flat_map(|faults| faults.0.clone()).collect()))
+            }
+        }
+    }
+}
+
+fn checked<T>(value: Option<T>, faults: Faults) -> Result<T, Faults> {
+    match value {
+        Some(value) if faults.0.is_empty() => Ok(value),
+        _ => Err(faults),
+    }
+}
+
+fn supabase(env: &Environment) -> Result<SupabaseConfig, Faults> {
+    let mut faults = Faults::default();
+    let url = match env.first(&["SUPABASE_URL", "NEXT_PUBLIC_SUPABASE_URL"]) {
+        Some(url) => env.url("SUPABASE_URL", &url, &mut faults),
+        None => {
+            faults.add("SUPABASE_URL (ou NEXT_PUBLIC_SUPABASE_URL) n’est pas définie");
+            None
+        }
+    };
+    let key = match env.first(&["SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY"]) {
+        Some(key) => supabase_key(key, &mut faults),
+        None => {
+            faults.add("SUPABASE_SECRET_KEY (ou SUPABASE_SERVICE_ROLE_KEY) n’est pas définie");
+            None
+        }
+    };
+    let parts = url.zip(key).map(|(url, key)| SupabaseConfig {
+        url: url.as_str().trim_end_matches('/').trim_end_matches("/rest/v1").to_owned(),
+        key,
+    });
+    checked(parts, faults)
+}
+
+/// Tells the kinds apart before the first request: under row-level security the wrong one would not fail,
+/// it would see an empty database.
+fn supabase_key(key: String, faults: &mut Faults) -> Option<SupabaseKey> {
+    const NAMES: &str = "SUPABASE_SECRET_KEY (ou SUPABASE_SERVICE_ROLE_KEY)";
+    if key.starts_with("sb_secret_") {
+        return Some(SupabaseKey::Secret(key.into()));
+    }
+    if key.starts_with("sb_publishable_") {
+        faults.add(format!("{NAMES} contient une clé publique (sb_publishable_…) ; il faut la clé secrète"));
+        return None;
+    }
+    match jwt_role(&key).as_deref() {
+        Some("service_role") => Some(SupabaseKey::LegacyJwt(key.into())),
+        Some(_) => {
+            faults.add(format!("{NAMES} contient une clé anonyme ; il faut la clé secrète ou service_role"));
+            None
+        }
+        None => {
+            faults.add(format!("{NAMES} n’est ni une clé sb_secret_… ni un jeton service_role"));
+            None
+        }
+    }
+}
+
+/// The `role` claim of a JWT. Only tells kinds of key apart: Supabase checks the signature.
+fn jwt_role(token: &str) -> Option<String> {
+    use base64::Engine as _;
+    let claims = token.starts_with("eyJ").then(|| token.split('.').nth(1))??;
+    let claims =
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    Some(claims.get("role")?.as_str()?.to_owned())
+}
+
+fn tuning(env: &Environment) -> Result<Tuning, Faults> {
+    let mut faults = Faults::default();
+    let concurrency = env.number("JOB_CONCURRENCY", 1..=256, 32, &mut faults);
+    let budget_seconds = env.number("JOB_BUDGET_SECONDS", 1..=780, 270, &mut faults);
+    let replay_max_days = env.number("REPLAY_MAX_DAYS", 0..=366, 35, &mut faults);
+    let from_hour = env.number("MARKETING_FROM_HOUR", 0..=23, 7, &mut faults);
+    let tuning = Tuning {
+        concurrency: usize::try_from(concurrency).unwrap_or(32),
+        budget_seconds,
+        replay_max_days: u16::try_from(replay_max_days).unwrap_or(35),
+        schedule: Settings::new(u8::try_from(from_hour).unwrap_or(7)).unwrap_or_default(),
+    };
+    checked(Some(tuning), faults)
+}
+
+fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
+    let mut faults = Faults::default();
+    let stripe = env.required("STRIPE_SECRET_KEY", &mut faults);
+    if stripe.as_ref().is_some_and(|key| !(key.starts_with("sk_") || key.starts_with("rk_"))) {
+        faults.add("STRIPE_SECRET_KEY doit commencer par sk_ ou rk_");
+    }
+    let client_id = env.required("SHOPIFY_CLIENT_ID", &mut faults);
+    let client_secret = env.required("SHOPIFY_CLIENT_SECRET", &mut faults);
+    let key = env.required("ENCRYPTION_KEY", &mut faults).and_then(|key| {
+        let key = TokenKey::new(&key.into());
+        if key.is_err() {
+            faults.add("ENCRYPTION_KEY doit faire exactement 32 octets");
+        }
+        key.ok()
+    });
+    let stripe_base = env.get("STRIPE_API_BASE").unwrap_or_else(|| "https://api.stripe.com".to_owned());
+    let stripe_base = env.url("STRIPE_API_BASE", &stripe_base, &mut faults);
+    let shopify_base = match env.get("SHOPIFY_API_BASE") {
+        None => Some(ApiBase::default()),
+        Some(template) => {
+            let base = template.parse::<ApiBase>();
+            if base.is_err() {
+                faults.add("SHOPIFY_API_BASE doit être une adresse complète contenant {shop}");
+            }
+            base.ok()
+        }
+    };
+    let parts = (|| {
+        Some(IntegrationsConfig {
+            stripe_secret_key: SecretString::from(stripe?),
+            shopify_client_id: client_id?,
+            shopify_client_secret: SecretString::from(client_secret?),
+            token_key: Arc::new(key?),
+            stripe_api_base: stripe_base?.as_str().trim_end_matches('/').to_owned(),
+            shopify_base: shopify_base?,
+        })
+    })();
+    checked(parts, faults)
+}
+
+/// The deployment's own address, in production only: the Bearer secret goes nowhere else.
+fn own_url(env: &Environment) -> Option<Url> {
+    if env.get("VERCEL_ENV").as_deref() != Some("production") {
+        return None;
+    }
+    let address = env
+        .get("JOBS_BASE_URL")
+        .or_else(|| env.get("VERCEL_PROJECT_PRODUCTION_URL").map(|host| format!("https://{host}")))?;
+    env.url("JOBS_BASE_URL", &address, &mut Faults::default())
+}
+
+impl fmt::Debug for SupabaseKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Secret(_) => "sb_secret",
+            Self::LegacyJwt(_) => "service_role",
+        };
+        f.write_str(kind)
+    }
+}

@@ -1,0 +1,99 @@
+//! What goes back over HTTP: JSON whose keys keep their order and whose amounts stay as the database wrote
+//! them, never cached.
+
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::value::RawValue;
+
+/// A JSON object in the order in which its fields were added.
+#[derive(Debug, Default)]
+pub(super) struct Fields(Vec<(&'static str, Box<RawValue>)>);
+
+impl Fields {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn with<T: Serialize + ?Sized>(mut self, name: &'static str, value: &T) -> Self {
+        // Everything answered is plain data: it cannot fail to be JSON.
+        if let Ok(value) = serde_json::value::to_raw_value(value) {
+            self.0.push((name, value));
+        }
+        self
+    }
+
+    pub(super) fn with_some<T: Serialize>(self, name: &'static str, value: Option<&T>) -> Self {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for Fields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+/// A finished answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    status: u16,
+    headers: Vec<(&'static str, &'static str)>,
+    body: String,
+}
+
+impl Answer {
+    pub(super) fn json(status: u16, fields: Fields) -> Self {
+        let body = if fields.is_empty() {
+            String::new()
+        } else {
+            serde_json::to_string(&fields).unwrap_or_default()
+        };
+        Self { status, headers: Vec::new(), body }
+    }
+
+    pub(super) fn error(status: u16, message: &str) -> Self {
+        Self::json(status, Fields::new().with("error", message))
+    }
+
+    pub(super) fn empty(status: u16) -> Self {
+        Self::json(status, Fields::new())
+    }
+
+    pub(super) fn with_header(mut self, name: &'static str, value: &'static str) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    pub(super) fn status(&self) -> u16 {
+        self.status
+    }
+
+    pub(super) fn body(&self) -> &str {
+        &self.body
+    }
+
+    /// As the runtime sends it.
+    pub(super) fn into_response(self) -> vercel_runtime::Response<vercel_runtime::ResponseBody> {
+        let mut builder = vercel_runtime::Response::builder()
+            .status(self.status)
+            .header("cache-control", "no-store")
+            .header("x-content-type-options", "nosniff");
+        if !self.body.is_empty() {
+            builder = builder.header("content-type", "application/json; charset=utf-8");
+        }
+        for (name, value) in self.headers {
+            builder = builder.header(name, value);
+        }
+        builder.body(vercel_runtime::ResponseBody::from(self.body)).expect("statuses and headers are ours")
+    }
+}

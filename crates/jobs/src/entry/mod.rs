@@ -1,0 +1,244 @@
+//! HTTP in and out, panics and lifetime: the only module that knows the runtime, and the only one that reads
+//! the clock.
+//!
+//! A request is admitted or answered ([`request`]), its tasks run ([`crate::orchestrator`]) and their outcomes
+//! become the answer ([`shape`]). The work is given to the runtime's `wait_until` and awaited there, so that
+//! neither SIGTERM nor a client that hangs up cuts it.
+
+mod answer;
+mod log;
+mod request;
+mod route;
+mod shape;
+
+use std::{
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use serde_json::json;
+use tokio::{sync::oneshot, time::Instant};
+use uuid::Uuid;
+use vercel_runtime::{AppState, Error, Request, Response, ResponseBody, service_fn};
+
+pub use self::route::Route;
+use self::{
+    answer::{Answer, Fields},
+    request::{Admission, Incoming, admit},
+};
+use crate::{
+    config::{Config, Faults},
+    deadline::Deadline,
+    http,
+    integrations::Clients,
+    orchestrator,
+    queue::Queue,
+    supabase::Supabase,
+    tasks::{Call, Context},
+};
+
+/// From here to the platform's 300 seconds: the last answers, the log row, the report.
+const REQUESTS_AFTER_BUDGET: Duration = Duration::from_secs(20);
+
+/// Serves one function until the platform stops it.
+pub fn serve(route: Route) -> ExitCode {
+    log::start();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "the runtime cannot start");
+            return ExitCode::FAILURE;
+        }
+    };
+    let app = Arc::new(App { route, config: Arc::new(Config::from_env()), parts: OnceLock::new() });
+    let served =
+        runtime.block_on(vercel_runtime::run(service_fn(move |request: Request, state: AppState| {
+            handle(app.clone(), request, state)
+        })));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the function stopped");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a process keeps between requests.
+struct App {
+    route: Route,
+    config: Arc<Config>,
+    /// Built by the first request that is let in: a refused one must not wait for TLS roots.
+    parts: OnceLock<Result<Parts, String>>,
+}
+
+/// The clients, built once.
+struct Parts {
+    http: reqwest::Client,
+    supabase: Result<Supabase, Faults>,
+    integrations: Result<Arc<Clients>, Faults>,
+}
+
+impl App {
+    /// The process's clients; an error is a French message.
+    fn parts(&self) -> Result<&Parts, String> {
+        let parts = self.parts.get_or_init(|| {
+            let http = http::client().map_err(|error| {
+                tracing::error!(%error, "the HTTP client cannot be built");
+                "Le client HTTP n’a pas pu être préparé.".to_owned()
+            })?;
+            let supabase = match &self.config.supabase {
+                Ok(config) => Ok(Supabase::new(http.clone(), config).map_err(|error| error.user_message())?),
+                Err(faults) => Err(faults.clone()),
+            };
+            let integrations = match (&supabase, &self.config.integrations) {
+                (Ok(supabase), Ok(config)) => Ok(Arc::new(Clients::new(&http, supabase.clone(), config))),
+                (Err(faults), _) | (_, Err(faults)) => Err(faults.clone()),
+            };
+            Ok(Parts { http, supabase, integrations })
+        });
+        parts.as_ref().map_err(Clone::clone)
+    }
+
+    /// What this invocation works with, or the answer that says what is missing.
+    fn context(&self, now: DateTime<Utc>, begun: Instant) -> Result<Context, Answer> {
+        let (_, tuning) = self.config.everybody().map_err(|faults| {
+            tracing::error!(%faults, "configuration");
+            Answer::error(500, &faults.to_string())
+        })?;
+        let parts = self.parts().map_err(|message| Answer::error(500, &message))?;
+        let supabase = parts.supabase.clone().map_err(|faults| Answer::error(500, &faults.to_string()))?;
+        let budget = Duration::from_secs(tuning.budget_seconds);
+        Ok(Context {
+            config: self.config.clone(),
+            tuning,
+            http: parts.http.clone(),
+            queue: Queue::new(supabase.clone()),
+            supabase,
+            integrations: parts.integrations.clone(),
+            now,
+            deadline: Deadline::new(begun + budget, begun + budget + REQUESTS_AFTER_BUDGET),
+        })
+    }
+}
+
+/// Answers every request with JSON; a panic or a fault anywhere becomes an opaque 500.
+async fn handle(app: Arc<App>, request: Request, state: AppState) -> Result<Response<ResponseBody>, Error> {
+    let (now, begun) = (Utc::now(), Instant::now());
+    let method = request.method().clone();
+    let (sender, receiver) = oneshot::channel();
+    let route = app.route;
+    state.clone().wait_until(async move {
+        let answer = respond(app, request, state, now, begun).await;
+        // Nobody listens any more: the client is gone, the work is done all the same.
+        let _ = sender.send(answer);
+    });
+    let answer = receiver.await.unwrap_or_else(|_| Answer::error(500, "Erreur interne ; voir les journaux."));
+    log::request(route.path(), method.as_str(), answer.status(), begun.elapsed());
+    Ok(answer.into_response())
+}
+
+async fn respond(
+    app: Arc<App>,
+    request: Request,
+    state: AppState,
+    now: DateTime<Utc>,
+    begun: Instant,
+) -> Answer {
+    let replay_max_days = app.config.tuning.as_ref().map_or(0, |tuning| tuning.replay_max_days);
+    let header =
+        |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or("\0").to_owned());
+    let authorization = header("authorization");
+    let incoming = Incoming {
+        method: request.method().as_str(),
+        query: request.uri().query().unwrap_or_default(),
+        authorization: authorization.as_deref(),
+    };
+    let admission = admit(app.route, &incoming, app.config.cron_secret.as_ref(), replay_max_days, now);
+    if app.config.cron_secret.is_none() {
+        tracing::error!("CRON_SECRET is not set: nobody is let in");
+    }
+    match admission {
+        Admission::Refuse(answer) => {
+            // Whoever knows the secret leaves a trace, also of a mistake.
+            if answer.status() == 400
+                && let Ok(context) = app.context(now, begun)
+            {
+                log::call(&context, app.route.path(), "manual", "error", 0, Some(answer.body()), &json!({}))
+                    .await;
+            }
+            answer
+        }
+        Admission::Run(call) => match app.context(now, begun) {
+            Ok(context) => run(app.route, &context, &call).await,
+            Err(answer) => answer,
+        },
+        Admission::Drain => {
+            let chain = header(orchestrator::CHAIN_HEADER).and_then(|id| id.parse().ok());
+            let hop = header(orchestrator::HOP_HEADER).and_then(|hop| hop.parse().ok());
+            match app.context(now, begun) {
+                Ok(context) => {
+                    let (chain, hop) = (chain.unwrap_or_else(Uuid::new_v4), hop.unwrap_or(0));
+                    drain(context, state, chain, hop).await
+                }
+                Err(answer) => answer,
+            }
+        }
+    }
+}
+
+/// Runs a route's tasks, leaves the call's row in `sync_logs`, answers.
+async fn run(route: Route, context: &Context, call: &Call) -> Answer {
+    let outcomes = orchestrator::run(context, call, route.tasks()).await;
+    let answer = shape::answer(route, call, &outcomes);
+    let verdict = shape::verdict(&outcomes);
+    let metadata = json!({
+        "at": call.at, "http_status": answer.status(),
+        "answer": log::without_results(answer.body()),
+    });
+    let written = log::call(
+        context,
+        route.path(),
+        call.log_type(),
+        verdict.status,
+        verdict.records,
+        verdict.error.as_deref(),
+        &metadata,
+    )
+    .await;
+    if route == Route::DailyOrchestrator && written && !call.dry_run {
+        orchestrator::prune(context).await;
+    }
+    answer
+}
+
+/// Answers at once and works afterwards.
+async fn drain(context: Context, state: AppState, chain: Uuid, hop: u32) -> Answer {
+    let waiting = match context.queue.waiting(&context.deadline).await {
+        Ok(waiting) => waiting,
+        Err(error) => {
+            let status = if error.is_configuration() { 500 } else { 503 };
+            return Answer::error(status, &error.user_message());
+        }
+    };
+    state.wait_until(async move {
+        let drained = orchestrator::drain_queue(&context, chain, hop).await;
+        let (status, error, metadata) = match &drained {
+            Ok(drained) => (
+                if drained.errors == 0 { "success" } else { "partial" },
+                drained.message.clone(),
+                json!({"chain": chain, "hop": hop, "settled": drained.settled}),
+            ),
+            Err(error) => {
+                tracing::error!(%error, "drain failed");
+                ("error", Some(error.user_message()), json!({"chain": chain, "hop": hop}))
+            }
+        };
+        let path = Route::DrainQueue.path();
+        log::call(&context, path, "drain", status, 0, error.as_deref(), &metadata).await;
+    });
+    let fields = Fields::new().with("message", "Reprise de la file lancée").with("waiting", &waiting);
+    Answer::json(202, fields.with("chain", &chain))
+}

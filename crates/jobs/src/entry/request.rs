@@ -1,0 +1,336 @@
+//! From an HTTP request to a checked call: method, secret, parameters, in this order.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, Utc};
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use super::{
+    answer::{Answer, Fields},
+    route::{Kind, Parameter, Route},
+};
+use crate::{
+    crypto::secret,
+    schedule::{Days, MonthlySync, monthly_sync_month, parse_at},
+    tasks::{Call, Trigger},
+};
+
+/// What a request asks for, before anything is looked up.
+pub(super) struct Incoming<'a> {
+    pub(super) method: &'a str,
+    pub(super) query: &'a str,
+    /// `Authorization`, if any; not text means wrong.
+    pub(super) authorization: Option<&'a str>,
+}
+
+/// What is to be done about it.
+#[derive(Debug)]
+pub(super) enum Admission {
+    /// Answer this; nothing runs.
+    Refuse(Answer),
+    /// Run this.
+    Run(Box<Call>),
+    /// Answer 202 and work on the queue.
+    Drain,
+}
+
+const BEARER: &str = "bearer ";
+
+/// Lets a request in, or says why not. `expected` is `None` where no secret is configured: then nobody gets in.
+pub(super) fn admit(
+    route: Route,
+    incoming: &Incoming,
+    expected: Option<&SecretString>,
+    replay_max_days: u16,
+    now: DateTime<Utc>,
+) -> Admission {
+    let pairs: Vec<(Cow<str>, Cow<str>)> = form_urlencoded::parse(incoming.query.as_bytes()).collect();
+    let secret_in_query = pairs.iter().find(|(name, _)| name == "secret").map(|(_, value)| value.as_ref());
+
+    let trigger = match (route.kind(), incoming.method) {
+        (Kind::Cron, "GET") => Trigger::Cron,
+        (Kind::Manual | Kind::Drain, "POST") => Trigger::Manual,
+        (Kind::Manual, "GET") if secret_in_query.is_some() => {
+            // A link must never start anything: neither in a browser nor in somebody's chat preview.
+            return Admission::Refuse(method_not_allowed(route, "GET avec secret : utilisez POST."));
+        }
+        (Kind::Manual, "GET") if incoming.authorization.is_none() => {
+            return Admission::Refuse(instructions(route));
+        }
+        (Kind::Manual, "GET") => Trigger::Cron,
+        (_, "OPTIONS" | "HEAD") => {
+            return Admission::Refuse(Answer::empty(204).with_header("allow", route.allow()));
+        }
+        _ => return Admission::Refuse(method_not_allowed(route, "Méthode non autorisée.")),
+    };
+
+    let by_query = trigger == Trigger::Manual || route.kind() == Kind::Cron;
+    let given = match incoming.authorization {
+        Some(header) => header
+            .get(..BEARER.len())
+            .filter(|scheme| scheme.eq_ignore_ascii_case(BEARER))
+            .map(|_| &header[BEARER.len()..]),
+        None if by_query && route.kind() != Kind::Drain => secret_in_query,
+        None => None,
+    };
+    if !secret::matches(expected, given.unwrap_or_default()) {
+        let answer = Answer::error(401, "Non autorisé : secret absent ou incorrect.");
+        return Admission::Refuse(answer.with_header("www-authenticate", "Bearer"));
+    }
+
+    if route.kind() == Kind::Drain {
+        return match pairs.first() {
+            Some((name, _)) => Admission::Refuse(bad_request(&unknown(route, name))),
+            None => Admission::Drain,
+        };
+    }
+    match call(route, trigger, &pairs, replay_max_days, now) {
+        Ok(call) => Admission::Run(Box::new(call)),
+        Err(complaint) => Admission::Refuse(bad_request(&complaint)),
+    }
+}
+
+fn call(
+    route: Route,
+    trigger: Trigger,
+    pairs: &[(Cow<str>, Cow<str>)],
+    replay_max_days: u16,
+    now: DateTime<Utc>,
+) -> Result<Call, String> {
+    let mut values: [Option<&str>; Parameter::ALL.len()] = [None; Parameter::ALL.len()];
+    for (name, value) in pairs.iter().filter(|(name, _)| name != "secret") {
+        let parameter = route
+            .parameters()
+            .iter()
+            .find(|parameter| parameter.name() == name)
+            .ok_or_else(|| unknown(route, name))?;
+        if values[*parameter as usize].replace(value).is_some() {
+            return Err(format!("Paramètre {parameter} : indiqué deux fois."));
+        }
+    }
+    let value = |parameter: Parameter| values[parameter as usize];
+    let flag = |parameter: Parameter| match value(parameter) {
+        None => Ok(false),
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(_) => Err(format!("Paramètre {parameter} : true ou false.")),
+    };
+
+    let dry_run = flag(Parameter::DryRun)?;
+    let at = value(Parameter::At)
+        .map(|text| parse_at(text, now, dry_run, replay_max_days))
+        .transpose()
+        .map_err(|error| format!("Paramètre at : {error}."))?;
+    let user_id = value(Parameter::UserId)
+        .map(|text| text.parse::<Uuid>())
+        .transpose()
+        .map_err(|_| "Paramètre user_id : un UUID est attendu.".to_owned())?;
+    let month = value(Parameter::Month)
+        .map(str::parse)
+        .transpose()
+        .map_err(|_| "Paramètre month : AAAA-MM est attendu, par exemple 2026-10.".to_owned())?;
+    let days: Option<Days> = value(Parameter::Days)
+        .map(str::parse)
+        .transpose()
+        .map_err(|error| format!("Paramètre days : {error}."))?;
+    let call = Call {
+        route: route.path(),
+        via: route.via(),
+        trigger,
+        at: at.unwrap_or(now),
+        replay: at.is_some(),
+        dry_run,
+        user_id,
+        force: flag(Parameter::Force)? || month.is_some(),
+        month,
+        // An operator who says nothing means the last 30 days; a cron goes on from the last success.
+        days: days.or((route == Route::SyncIntegrations && trigger == Trigger::Manual)
+            .then_some(crate::schedule::DEFAULT_DAYS)),
+    };
+    if route == Route::MonthlySync {
+        match monthly_sync_month(call.at, call.force, call.month) {
+            Ok(MonthlySync::Run(_) | MonthlySync::NotDue(_)) => {}
+            Err(future) => return Err(format!("Paramètre month : {future}.")),
+        }
+    }
+    Ok(call)
+}
+
+fn unknown(route: Route, name: &str) -> String {
+    // The name is the caller's: cut, and JSON-escaped like every answer.
+    let name: String = name.chars().take(40).collect();
+    let known: Vec<&str> = route.parameters().iter().map(|parameter| parameter.name()).collect();
+    if known.is_empty() {
+        format!("Paramètre inconnu : {name}. Cette route n’en prend aucun.")
+    } else {
+        format!("Paramètre inconnu : {name}. Paramètres possibles : {}.", known.join(", "))
+    }
+}
+
+fn bad_request(complaint: &str) -> Answer {
+    Answer::error(400, complaint)
+}
+
+fn method_not_allowed(route: Route, complaint: &str) -> Answer {
+    Answer::error(405, complaint).with_header("allow", route.allow())
+}
+
+fn instructions(route: Route) -> Answer {
+    let parameters: Vec<&str> = route.parameters().iter().map(|parameter| parameter.help()).collect();
+    Answer::json(
+        200,
+        Fields::new()
+            .with("message", &route.purpose())
+            .with("method", &"POST")
+            .with("endpoint", &route.path())
+            .with(
+                "authentification",
+                &"Authorization: Bearer VOTRE_CRON_SECRET (préféré), ou ?secret=VOTRE_CRON_SECRET",
+            )
+            .with(
+                "exemple",
+                &format!(
+                    "curl -X POST \"https://VOTRE_DOMAINE{}\" -H \"Authorization: Bearer VOTRE_CRON_SECRET\"",
+                    route.path()
+                ),
+            )
+            .with("parametres", &parameters),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const NOW: &str = "2026-11-22T10:00:00Z";
+    const SECRET: &str = "s3cret-value";
+
+    fn status(
+        route: Route,
+        method: &str,
+        query: &str,
+        authorization: Option<&str>,
+        expected: Option<&str>,
+    ) -> u16 {
+        let expected = expected.map(|secret| SecretString::from(secret.to_owned()));
+        let incoming = Incoming { method, query, authorization };
+        match admit(route, &incoming, expected.as_ref(), 35, NOW.parse().unwrap()) {
+            Admission::Refuse(answer) => answer.status(),
+            Admission::Run(_) => 0,
+            Admission::Drain => 202,
+        }
+    }
+
+    #[rstest]
+    #[case::right(Some("Bearer s3cret-value"), "", 0)]
+    #[case::scheme_in_any_case(Some("bearer s3cret-value"), "", 0)]
+    #[case::query(None, "secret=s3cret-value", 0)]
+    #[case::none(None, "", 401)]
+    #[case::wrong(Some("Bearer other"), "", 401)]
+    #[case::empty(Some("Bearer "), "", 401)]
+    #[case::blank(Some("Bearer    "), "", 401)]
+    #[case::no_scheme(Some("s3cret-value"), "", 401)]
+    #[case::prefix(Some("Bearer s3cret"), "", 401)]
+    #[case::longer(Some("Bearer s3cret-value2"), "", 401)]
+    #[case::newline(None, "secret=s3cret-value%0A", 401)]
+    #[case::empty_query(None, "secret=", 401)]
+    #[case::header_decides(Some("Bearer other"), "secret=s3cret-value", 401)]
+    #[case::short_header(Some("B"), "", 401)]
+    #[case::not_ascii(Some("Béarer s3cret-value"), "", 401)]
+    fn the_secret(#[case] authorization: Option<&str>, #[case] query: &str, #[case] expected: u16) {
+        assert_eq!(status(Route::DailyOrchestrator, "GET", query, authorization, Some(SECRET)), expected);
+        assert_eq!(status(Route::SyncIntegrations, "POST", query, authorization, Some(SECRET)), expected);
+    }
+
+    #[test]
+    fn an_unset_secret_refuses_everybody() {
+        for (query, authorization) in
+            [("", Some("Bearer ")), ("secret=", None), ("", Some("Bearer undefined"))]
+        {
+            assert_eq!(status(Route::DailyOrchestrator, "GET", query, authorization, None), 401);
+        }
+    }
+
+    #[rstest]
+    #[case::instructions(Route::MonthlySync, "GET", "", None, 200)]
+    #[case::cron_calls_a_manual_route(Route::MonthlySync, "GET", "", Some("Bearer s3cret-value"), 0)]
+    #[case::wrong_bearer(Route::MonthlySync, "GET", "", Some("Bearer x"), 401)]
+    #[case::a_link_never_runs(Route::MonthlySync, "GET", "secret=s3cret-value", None, 405)]
+    #[case::a_link_never_runs_with_header(
+        Route::MonthlySync,
+        "GET",
+        "secret=s3cret-value",
+        Some("Bearer s3cret-value"),
+        405
+    )]
+    #[case::post_a_cron(Route::DailyOrchestrator, "POST", "", Some("Bearer s3cret-value"), 405)]
+    #[case::head(Route::DailyOrchestrator, "HEAD", "", Some("Bearer s3cret-value"), 204)]
+    #[case::options(Route::SyncIntegrations, "OPTIONS", "", Some("Bearer s3cret-value"), 204)]
+    #[case::delete(Route::SyncIntegrations, "DELETE", "", Some("Bearer s3cret-value"), 405)]
+    #[case::drain(Route::DrainQueue, "POST", "", Some("Bearer s3cret-value"), 202)]
+    #[case::drain_by_query(Route::DrainQueue, "POST", "secret=s3cret-value", None, 401)]
+    #[case::drain_by_link(Route::DrainQueue, "GET", "", Some("Bearer s3cret-value"), 405)]
+    fn methods(
+        #[case] route: Route,
+        #[case] method: &str,
+        #[case] query: &str,
+        #[case] authorization: Option<&str>,
+        #[case] expected: u16,
+    ) {
+        assert_eq!(status(route, method, query, authorization, Some(SECRET)), expected);
+    }
+
+    fn complaint(route: Route, query: &str) -> String {
+        let secret = SecretString::from(SECRET.to_owned());
+        let authorization = Some("Bearer s3cret-value");
+        let incoming = Incoming { method: "POST", query, authorization };
+        match admit(route, &incoming, Some(&secret), 35, NOW.parse().unwrap()) {
+            Admission::Refuse(answer) => {
+                assert_eq!(answer.status(), 400, "{query}");
+                answer.body().to_owned()
+            }
+            other => panic!("{query}: {other:?}"),
+        }
+    }
+
+    #[rstest]
+    #[case("secrets=x", "secrets")]
+    #[case("dry_run=oui", "dry_run")]
+    #[case("dry_run", "dry_run")]
+    #[case("month=2026-13", "month")]
+    #[case("month=2026-1", "month")]
+    #[case("month=2027-01", "month")]
+    #[case("at=hier", "at")]
+    #[case("at=2026-11-23T00:00:00Z", "at")]
+    #[case("at=2026-01-01T00:00:00Z", "at")]
+    #[case("user_id=42", "user_id")]
+    #[case("force=true&force=true", "force")]
+    #[case("days=3", "days")]
+    #[case("month=", "month")]
+    fn a_bad_parameter_is_named(#[case] query: &str, #[case] name: &str) {
+        assert!(complaint(Route::MonthlySync, query).contains(name), "{query}");
+    }
+
+    #[test]
+    fn a_name_is_answered_escaped_and_cut() {
+        let answer = complaint(Route::SyncIntegrations, &format!("%22%3Cb%3E{}=1", "x".repeat(500)));
+        assert!(answer.len() < 300 && answer.contains("\\\"<b>"), "{answer}");
+    }
+
+    #[test]
+    fn an_operator_means_30_days_and_a_cron_the_last_success() {
+        let run = |method: &str| {
+            let secret = SecretString::from(SECRET.to_owned());
+            let incoming = Incoming { method, query: "", authorization: Some("Bearer s3cret-value") };
+            match admit(Route::SyncIntegrations, &incoming, Some(&secret), 35, NOW.parse().unwrap()) {
+                Admission::Run(call) => (call.days.map(Days::get), call.claims_slot()),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(run("POST"), (Some(30), false));
+        assert_eq!(run("GET"), (None, true));
+    }
+}

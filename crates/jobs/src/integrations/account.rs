@@ -1,0 +1,223 @@
+//! Whose money is it? Tokens, their renewal, and the proof that a token opens the account the row names.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{Clients, Integration, trouble::Trouble};
+use crate::{
+    deadline::Deadline,
+    providers::{
+        ErrorKind, Provider, ProviderError, ReconnectReason,
+        shopify::{ShopDomain, TokenPair},
+        stripe::StripeAccountId,
+    },
+};
+
+/// A token is renewed when it lives shorter than this: longer than one item's reading takes.
+const FRESH: TimeDelta = TimeDelta::minutes(10);
+/// Longer than a renewal with its retries.
+const REFRESH_LEASE_SECONDS: u32 = 60;
+
+/// A proven account and how to read it.
+pub(super) enum Access {
+    /// Read with our platform key on behalf of the account.
+    Stripe { account: StripeAccountId },
+    /// Read with the shop's own token.
+    Shopify { shop: ShopDomain, token: SecretString },
+}
+
+impl Access {
+    pub(super) fn account(&self) -> &str {
+        match self {
+            Self::Stripe { account } => account.as_str(),
+            Self::Shopify { shop, .. } => shop.as_str(),
+        }
+    }
+}
+
+/// Proves the integration's account, unless exactly this token was proven before. `integration` takes over a
+/// token that is renewed on the way.
+pub(super) async fn open(
+    clients: &Clients,
+    integration: &mut Integration,
+    lease: Uuid,
+    now: DateTime<Utc>,
+    deadline: &Deadline,
+) -> Result<Access, Trouble> {
+    match integration.provider {
+        Provider::Stripe => open_stripe(clients, integration, deadline).await,
+        Provider::Shopify => open_shopify(clients, integration, lease, now, deadline).await,
+    }
+}
+
+async fn open_stripe(
+    clients: &Clients,
+    integration: &mut Integration,
+    deadline: &Deadline,
+) -> Result<Access, Trouble> {
+    let account = integration.stripe_account_id.as_deref().and_then(|id| id.parse::<StripeAccountId>().ok());
+    let Some(account) = account else {
+        return Err(Trouble::last(
+            "not_connected",
+            "Aucun compte Stripe valable n’est indiqué : la connexion doit être refaite.",
+        ));
+    };
+    if integration.proven_account.as_deref() != Some(account.as_str()) {
+        let token = clients.token_key.decrypt(&integration.access_token)?;
+        let proven = clients.stripe.prove_account(&token, deadline).await?;
+        if proven != account {
+            return Err(Trouble::last(
+                "account_mismatch",
+                "Le compte Stripe indiqué n’est pas celui de la connexion : rien n’a été lu, la connexion doit être refaite.",
+            ));
+        }
+        prove(clients, integration, account.as_str(), deadline).await?;
+    }
+    Ok(Access::Stripe { account })
+}
+
+async fn open_shopify(
+    clients: &Clients,
+    integration: &mut Integration,
+    lease: Uuid,
+    now: DateTime<Utc>,
+    deadline: &Deadline,
+) -> Result<Access, Trouble> {
+    let shop = integration.shop_domain.as_deref().and_then(|domain| domain.parse::<ShopDomain>().ok());
+    let Some(shop) = shop else {
+        return Err(Trouble::last(
+            "bad_shop_domain",
+            "L’adresse de la boutique n’est pas une adresse myshopify.com : la connexion doit être refaite.",
+        ));
+    };
+    if integration.token_expires_at.is_some_and(|expiry| expiry - now < FRESH) {
+        refresh(clients, integration, &shop, lease, now, deadline).await?;
+    }
+    let mut token = clients.token_key.decrypt(&integration.access_token)?;
+    if integration.proven_account.as_deref() != Some(shop.as_str()) {
+        // A shop's token works at that shop only: being let in there is the proof.
+        match clients.shopify.shop(&shop, &token, deadline).await {
+            // Nobody told us when this token expires; it has.
+            Err(error) if is_rejected_token(&error) && integration.refresh_token.is_some() => {
+                refresh(clients, integration, &shop, lease, now, deadline).await?;
+                token = clients.token_key.decrypt(&integration.access_token)?;
+                clients.shopify.shop(&shop, &token, deadline).await
+            }
+            answer => answer,
+        }?;
+        prove(clients, integration, shop.as_str(), deadline).await?;
+    }
+    Ok(Access::Shopify { shop, token })
+}
+
+/// Whether a renewed token may help.
+pub(super) fn is_rejected_token(error: &ProviderError) -> bool {
+    error.kind == ErrorKind::Reconnect(ReconnectReason::TokenRejected)
+}
+
+async fn prove(
+    clients: &Clients,
+    integration: &mut Integration,
+    account: &str,
+    deadline: &Deadline,
+) -> Result<(), Trouble> {
+    #[derive(Deserialize)]
+    struct Proof {
+        proven: bool,
+    }
+    let arguments = json!({
+        "p_integration_id": integration.integration_id,
+        "p_access_token": integration.access_token,
+        "p_account": account,
+    });
+    let proof: Proof = clients.supabase.rpc("integration_prove", &arguments, deadline).await?;
+    if !proof.proven {
+        return Err(Trouble::busy()); // the user connected anew in this very moment
+    }
+    integration.proven_account = Some(account.to_owned());
+    Ok(())
+}
+
+/// Renews the shop's token under its lease. The new pair is stored, encrypted, before anybody uses it.
+pub(super) async fn refresh(
+    clients: &Clients,
+    integration: &mut Integration,
+    shop: &ShopDomain,
+    lease: Uuid,
+    now: DateTime<Utc>,
+    deadline: &Deadline,
+) -> Result<(), Trouble> {
+    #[derive(Deserialize)]
+    struct Begun {
+        acquired: bool,
+        access_token: Option<String>,
+        refresh_token: Option<String>,
+    }
+    let holder = json!({"p_integration_id": integration.integration_id, "p_holder": lease});
+    let mut begin = holder.clone();
+    begin["p_seconds"] = REFRESH_LEASE_SECONDS.into();
+    let begun: Begun = clients.supabase.rpc("integration_refresh_begin", &begin, deadline).await?;
+    let (true, Some(stored)) = (begun.acquired, begun.access_token) else {
+        return Err(Trouble::busy());
+    };
+    let renewed = if stored == integration.access_token {
+        integration.refresh_token = begun.refresh_token;
+        renew(clients, integration, shop, lease, now, deadline).await
+    } else {
+        // The last holder of the lease renewed it while we waited.
+        integration.access_token = stored;
+        integration.refresh_token = begun.refresh_token;
+        Ok(())
+    };
+    let _: Value = clients.supabase.rpc("integration_refresh_end", &holder, deadline).await?;
+    renewed
+}
+
+async fn renew(
+    clients: &Clients,
+    integration: &mut Integration,
+    shop: &ShopDomain,
+    lease: Uuid,
+    now: DateTime<Utc>,
+    deadline: &Deadline,
+) -> Result<(), Trouble> {
+    #[derive(Deserialize)]
+    struct Stored {
+        stored: bool,
+    }
+    let key = &clients.token_key;
+    let Some(refresh_token) = integration.refresh_token.as_deref() else {
+        return Err(Trouble::last(
+            "token_expired",
+            "La connexion à Shopify a expiré et ne peut pas être renouvelée : elle doit être refaite.",
+        ));
+    };
+    let refresh_token = key.decrypt(refresh_token)?;
+    let TokenPair { access_token, expires_in, refresh_token, refresh_token_expires_in, .. } =
+        clients.shopify.refresh(shop, &refresh_token, deadline).await?;
+    let (access, refresh) = (key.encrypt(&access_token)?, key.encrypt(&refresh_token)?);
+    let arguments = json!({
+        "p_integration_id": integration.integration_id, "p_holder": lease,
+        "p_old_access_token": integration.access_token,
+        "p_access_token": access, "p_refresh_token": refresh,
+        "p_expires_at": after(now, expires_in), "p_refresh_expires_at": after(now, refresh_token_expires_in),
+    });
+    let stored: Stored = clients.supabase.rpc("integration_refresh_store", &arguments, deadline).await?;
+    if !stored.stored {
+        return Err(Trouble::busy());
+    }
+    integration.access_token = access;
+    integration.refresh_token = Some(refresh);
+    integration.token_expires_at = Some(after(now, expires_in));
+    Ok(())
+}
+
+fn after(now: DateTime<Utc>, span: std::time::Duration) -> DateTime<Utc> {
+    TimeDelta::from_std(span)
+        .ok()
+        .and_then(|span| now.checked_add_signed(span))
+        .unwrap_or(DateTime::<Utc>::MAX_UTC)
+}

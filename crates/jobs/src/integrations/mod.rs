@@ -1,0 +1,81 @@
+//! One user's integrations: proving whose they are, reading them, settling what was read.
+//!
+//! Two kinds of item end here: one integration since its last success ([`WorkItem::SyncIntegration`]) and
+//! a whole month of all of a user's integrations ([`WorkItem::SyncMonth`]). Both are read in the same way
+//! and settled by the same database function, `integration_settle`.
+
+mod account;
+mod read;
+mod settle;
+mod trouble;
+mod worker;
+
+use std::sync::Arc;
+
+use chrono::{DateTime, NaiveDate, Utc};
+use serde::Deserialize;
+use uuid::Uuid;
+
+pub use self::worker::SyncWorker;
+use crate::{
+    config::IntegrationsConfig,
+    crypto::tokens::TokenKey,
+    providers::{
+        Provider,
+        shopify::ShopifyClient,
+        stripe::{Pacer, StripeClient},
+    },
+    supabase::Supabase,
+};
+
+/// An integration as stored, with what we know of it. Tokens are still encrypted.
+#[derive(Clone, Debug, Deserialize)]
+struct Integration {
+    item_id: i64,
+    integration_id: Uuid,
+    provider: Provider,
+    access_token: String,
+    refresh_token: Option<String>,
+    /// Written by the user: a claim, not a fact.
+    stripe_account_id: Option<String>,
+    /// Written by the user: a claim, not a fact.
+    shop_domain: Option<String>,
+    /// The account that exactly this token was proven to open.
+    proven_account: Option<String>,
+    token_expires_at: Option<DateTime<Utc>>,
+    /// End of the last window that was read to its end.
+    last_success_to: Option<DateTime<Utc>>,
+    /// First Paris month that this integration fills; `None` before its first sync.
+    #[allow(dead_code, reason = "part of what the database tells; the window does not need it")]
+    first_month: Option<NaiveDate>,
+}
+
+/// What reading needs, built once for a process.
+pub struct Clients {
+    supabase: Supabase,
+    stripe: StripeClient,
+    shopify: ShopifyClient,
+    token_key: Arc<TokenKey>,
+}
+
+impl Clients {
+    /// Nothing is sent yet.
+    pub fn new(http: &reqwest::Client, supabase: Supabase, config: &IntegrationsConfig) -> Self {
+        Self {
+            supabase,
+            stripe: StripeClient::new(
+                http.clone(),
+                &config.stripe_api_base,
+                config.stripe_secret_key.clone(),
+                Pacer::new(),
+            ),
+            shopify: ShopifyClient::new(
+                http.clone(),
+                config.shopify_base.clone(),
+                &config.shopify_client_id,
+                config.shopify_client_secret.clone(),
+            ),
+            token_key: config.token_key.clone(),
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Reading an integration's window to its end, page by page.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    Clients, Integration,
+    account::{self, Access},
+    settle::{Part, Settlement, Span, State},
+    trouble::Trouble,
+};
+use crate::{
+    deadline::Deadline,
+    providers::{CursorGuard, Page, Provider, ProviderError, Window, shopify::Disputes},
+};
+
+/// Movements kept in memory before they are stored: a window of any size takes a bounded amount of it.
+const CHUNK: usize = 2_000;
+
+/// Where a reading stood when it was last stored. The window is part of it: a cursor is only good within the
+/// window it was made for.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Place {
+    provider: Provider,
+    window: Span,
+    list: List,
+    after: Option<String>,
+}
+
+/// The lists of a provider, read one after the other.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum List {
+    /// Stripe's balance transactions, Shopify's tender transactions.
+    Movements,
+    /// Shopify's disputes.
+    Disputes,
+}
+
+/// What reading ended with.
+pub(super) enum End {
+    Read,
+    /// Another worker has the item.
+    Lost,
+}
+
+/// One item's reading.
+pub(super) struct Reader<'a> {
+    pub(super) clients: &'a Clients,
+    pub(super) settlement: Settlement<'a>,
+    /// The parts of the item so far; the last one is being read.
+    pub(super) parts: Vec<Part>,
+    pub(super) lease: Uuid,
+    pub(super) now: DateTime<Utc>,
+    pub(super) deadline: Deadline,
+}
+
+impl Reader<'_> {
+    /// Reads one integration into a new last part, from where a lost worker stood if `place` says so.
+    pub(super) async fn read(
+        &mut self,
+        integration: &mut Integration,
+        window: Window,
+        count_month: bool,
+        place: Option<Place>,
+    ) -> Result<End, Trouble> {
+        let window = place.as_ref().map_or(window, |place| place.window.into());
+        self.parts.push(Part::new(integration, window, count_month));
+        let mut access =
+            account::open(self.clients, integration, self.lease, self.now, &self.deadline).await?;
+        let part = self.parts.len() - 1;
+        self.parts[part].account = Some(access.account().to_owned());
+
+        let (first, mut after) = place.map_or((List::Movements, None), |place| (place.list, place.after));
+        let lists: &[List] = match integration.provider {
+            Provider::Stripe => &[List::Movements],
+            Provider::Shopify => &[List::Movements, List::Disputes],
+        };
+        for &list in lists.iter().skip_while(|list| **list != first) {
+            let mut guard = CursorGuard::new(integration.provider, after.as_deref());
+            loop {
+                let page = self.page(integration, &mut access, window, list, after.as_deref()).await?;
+                let next = self.take(page);
+                if let Some(next) = &next {
+                    guard.advance(next)?;
+                }
+                let full = self.parts.iter().map(|part| part.movements.len()).sum::<usize>() >= CHUNK;
+                after = next;
+                if after.is_none() {
+                    break;
+                }
+                if full {
+                    let place = Place {
+                        provider: integration.provider,
+                        window: window.into(),
+                        list,
+                        after: after.clone(),
+                    };
+                    if self.checkpoint(&place).await? == State::Lost {
+                        return Ok(End::Lost);
+                    }
+                }
+            }
+        }
+        Ok(End::Read)
+    }
+
+    /// Adds a page to the last part; answers where the next one begins.
+    fn take(&mut self, page: Page) -> Option<String> {
+        if let Some(part) = self.parts.last_mut() {
+            part.movements.extend(page.movements);
+            for (kind, rows) in page.ignored {
+                part.note_unknown(&kind, rows);
+            }
+        }
+        page.next
+    }
+
+    async fn checkpoint(&mut self, place: &Place) -> Result<State, Trouble> {
+        let state = self.settlement.checkpoint(&self.parts, &json!(place), &self.deadline).await?;
+        for part in &mut self.parts {
+            part.movements.clear();
+        }
+        Ok(state)
+    }
+
+    async fn page(
+        &mut self,
+        integration: &mut Integration,
+        access: &mut Access,
+        window: Window,
+        list: List,
+        after: Option<&str>,
+    ) -> Result<Page, Trouble> {
+        match self.ask(access, window, list, after).await {
+            // The token ended in the middle of the reading: renew it once, ask the same page again.
+            Err(error) if account::is_rejected_token(&error) && integration.refresh_token.is_some() => {
+                let Access::Shopify { shop, token } = access else { return Err(error.into()) };
+                account::refresh(self.clients, integration, shop, self.lease, self.now, &self.deadline)
+                    .await?;
+                *token = self.clients.token_key.decrypt(&integration.access_token)?;
+                Ok(self.ask(access, window, list, after).await?)
+            }
+            answer => Ok(answer?),
+        }
+    }
+
+    async fn ask(
+        &mut self,
+        access: &Access,
+        window: Window,
+        list: List,
+        after: Option<&str>,
+    ) -> Result<Page, ProviderError> {
+        let deadline = &self.deadline;
+        match (access, list) {
+            (Access::Stripe { account }, _) => {
+                self.clients.stripe.balance_transactions(account, window, after, deadline).await
+            }
+            (Access::Shopify { shop, token }, List::Movements) => {
+                self.clients.shopify.tender_page(shop, token, window, after, deadline).await
+            }
+            (Access::Shopify { shop, token }, List::Disputes) => {
+                let disputes =
+                    self.clients.shopify.dispute_page(shop, token, window, after, deadline).await?;
+                Ok(match disputes {
+                    Disputes::Page(page) => page,
+                    Disputes::NotAvailable => {
+                        if let Some(part) = self.parts.last_mut() {
+                            part.notes
+                                .insert("disputes".into(), "non lisibles : autorisation absente".into());
+                        }
+                        Page::default()
+                    }
+                })
+            }
+        }
+    }
+}
+
+/// The stored place of a lost worker, where this version understands it.
+pub(super) fn place(cursor: Option<&Value>) -> Option<Place> {
+    serde_json::from_value(cursor?.clone()).ok()
+}
+
+impl Place {
+    pub(super) fn provider(&self) -> Provider {
+        self.provider
+    }
+}

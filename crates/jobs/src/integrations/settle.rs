@@ -1,0 +1,135 @@
+//! Writing down what was read, under the item's lease.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::Integration;
+use crate::{
+    deadline::Deadline,
+    providers::{Movement, Provider, Window},
+    queue::{Claimed, Failure},
+    supabase::{Supabase, SupabaseError},
+};
+
+/// One integration's share of an item, as `integration_settle` takes it.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Part {
+    integration_id: Uuid,
+    pub(super) provider: Provider,
+    /// `None`: never proven, so nothing can be stored.
+    pub(super) account: Option<String>,
+    pub(super) window: Span,
+    pub(super) movements: Vec<Movement>,
+    pub(super) error: Option<Failure>,
+    pub(super) notes: Map<String, Value>,
+    pub(super) count_month: bool,
+}
+
+/// A window as the database takes it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct Span {
+    from: DateTime<Utc>,
+    to: DateTime<Utc>,
+}
+
+impl From<Window> for Span {
+    fn from(Window { from, to }: Window) -> Self {
+        Self { from, to }
+    }
+}
+
+impl From<Span> for Window {
+    fn from(Span { from, to }: Span) -> Self {
+        Self { from, to }
+    }
+}
+
+impl Part {
+    pub(super) fn new(integration: &Integration, window: Window, count_month: bool) -> Self {
+        Self {
+            integration_id: integration.integration_id,
+            provider: integration.provider,
+            account: integration.proven_account.clone(),
+            window: window.into(),
+            movements: Vec::new(),
+            error: None,
+            notes: Map::new(),
+            count_month,
+        }
+    }
+
+    /// Counts rows of a kind that this version does not know: the figure may lack something.
+    pub(super) fn note_unknown(&mut self, kind: &str, rows: u32) {
+        let unknown = self.notes.entry("unknown").or_insert_with(|| json!({}));
+        let before = unknown[kind].as_u64().unwrap_or(0);
+        unknown[kind] = json!(before + u64::from(rows));
+    }
+}
+
+/// The settling of one held item: checkpoints, then the end. The database numbers the calls, so that a
+/// repeated one changes nothing.
+pub(super) struct Settlement<'a> {
+    supabase: &'a Supabase,
+    item: &'a Claimed,
+    month: Option<NaiveDate>,
+    chunk: u32,
+}
+
+/// What the database made of a call.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    Stored,
+    Settled,
+    /// Another worker has the item; nothing was written.
+    Lost,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    state: State,
+}
+
+impl<'a> Settlement<'a> {
+    pub(super) fn new(supabase: &'a Supabase, item: &'a Claimed, month: Option<NaiveDate>) -> Self {
+        Self { supabase, item, month, chunk: 0 }
+    }
+
+    /// Stores movements in the middle of the work; `cursor` comes back should this holder be lost.
+    pub(super) async fn checkpoint(
+        &mut self,
+        parts: &[Part],
+        cursor: &Value,
+        deadline: &Deadline,
+    ) -> Result<State, SupabaseError> {
+        self.call(parts, false, cursor, deadline).await
+    }
+
+    /// Stores the last movements, coverage, totals and the result.
+    pub(super) async fn finish(
+        mut self,
+        parts: &[Part],
+        deadline: &Deadline,
+    ) -> Result<State, SupabaseError> {
+        self.call(parts, true, &Value::Null, deadline).await
+    }
+
+    async fn call(
+        &mut self,
+        parts: &[Part],
+        last: bool,
+        cursor: &Value,
+        deadline: &Deadline,
+    ) -> Result<State, SupabaseError> {
+        self.chunk += 1;
+        let arguments = json!({
+            "p_item_id": self.item.item_id, "p_lease_id": self.item.lease, "p_user_id": self.item.user_id,
+            "p_chunk": self.chunk, "p_final": last, "p_parts": parts, "p_cursor": cursor,
+            "p_month": self.month, "p_as_of": self.item.as_of,
+        });
+        let answer: Answer = self.supabase.rpc("integration_settle", &arguments, deadline).await?;
+        Ok(answer.state)
+    }
+}

@@ -1,0 +1,163 @@
+//! The worker of the lanes `stripe`, `shopify` and `months`.
+
+use std::{collections::HashMap, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use serde_json::json;
+
+use super::{
+    Clients, Integration,
+    read::{self, End, Reader},
+    settle::{Settlement, State},
+    trouble::Trouble,
+};
+use crate::{
+    deadline::Deadline,
+    providers::Window,
+    queue::{Claimed, Failure, Outcome, WorkItem, Worker},
+    schedule::{self, Month},
+    supabase::SupabaseError,
+};
+
+/// Reads and settles sync items.
+pub struct SyncWorker {
+    clients: Arc<Clients>,
+    /// When this invocation began: what token expiries are compared with.
+    now: DateTime<Utc>,
+}
+
+impl SyncWorker {
+    /// `now` is the real time, also in a replay.
+    pub fn new(clients: Arc<Clients>, now: DateTime<Utc>) -> Self {
+        Self { clients, now }
+    }
+}
+
+/// An item and the integrations behind it.
+pub struct SyncJob {
+    item: Claimed,
+    integrations: Vec<Integration>,
+}
+
+/// What an item asks for, in instants.
+struct Plan {
+    window: Box<dyn Fn(&Integration) -> Window + Send + Sync>,
+    month: Option<Month>,
+    count_month: bool,
+}
+
+impl Plan {
+    fn of(item: &Claimed) -> Option<Self> {
+        let as_of = item.as_of;
+        Some(match &item.work {
+            WorkItem::SyncIntegration { days } => {
+                let days = match days {
+                    Some(days) => Some(days.to_string().parse::<schedule::Days>().ok()?),
+                    None => None,
+                };
+                Self {
+                    window: Box::new(move |integration| {
+                        let window = schedule::Window::for_sync(as_of, days, integration.last_success_to);
+                        Window { from: window.from, to: window.to }
+                    }),
+                    month: None,
+                    count_month: false,
+                }
+            }
+            WorkItem::SyncMonth { month, count_month } => {
+                let month: Month = month.parse().ok()?;
+                // An earlier replay must not turn the window around.
+                let window = Window { from: month.start(), to: month.end().min(as_of).max(month.start()) };
+                Self { window: Box::new(move |_| window), month: Some(month), count_month: *count_month }
+            }
+        })
+    }
+}
+
+impl Worker for SyncWorker {
+    type Job = SyncJob;
+
+    async fn prepare(&self, items: Vec<Claimed>, deadline: Deadline) -> Result<Vec<SyncJob>, SupabaseError> {
+        let ids: Vec<i64> = items.iter().map(|item| item.item_id).collect();
+        let rows: Vec<Integration> =
+            self.clients.supabase.rpc("integration_context", &json!({"p_items": ids}), &deadline).await?;
+        let mut by_item: HashMap<i64, Vec<Integration>> = HashMap::new();
+        for row in rows {
+            by_item.entry(row.item_id).or_default().push(row);
+        }
+        let jobs = items.into_iter().map(|item| {
+            let integrations = by_item.remove(&item.item_id).unwrap_or_default();
+            SyncJob { item, integrations }
+        });
+        Ok(jobs.collect())
+    }
+
+    fn item(job: &SyncJob) -> &Claimed {
+        &job.item
+    }
+
+    async fn work(&self, job: SyncJob, deadline: Deadline) -> Outcome {
+        let SyncJob { item, integrations } = job;
+        match self.sync(&item, integrations, deadline).await {
+            Ok(()) => Outcome::Settled,
+            Err(outcome) => outcome,
+        }
+    }
+}
+
+impl SyncWorker {
+    async fn sync(
+        &self,
+        item: &Claimed,
+        integrations: Vec<Integration>,
+        deadline: Deadline,
+    ) -> Result<(), Outcome> {
+        let Some(plan) = Plan::of(item) else {
+            let failure = Failure {
+                code: "bad_item".into(),
+                message: "L’élément de la file est illisible.".into(),
+            };
+            return Err(Outcome::GiveBack { delay: std::time::Duration::ZERO, failure: Some(failure) });
+        };
+        let mut reader = Reader {
+            clients: &self.clients,
+            settlement: Settlement::new(&self.clients.supabase, item, plan.month.map(Month::first_day)),
+            parts: Vec::with_capacity(integrations.len()),
+            lease: item.lease,
+            now: self.now,
+            deadline,
+        };
+        let mut place = read::place(item.progress.cursor.as_ref());
+        for mut integration in integrations {
+            let resumed = place.take_if(|place| place.provider() == integration.provider);
+            let window = (plan.window)(&integration);
+            match reader.read(&mut integration, window, plan.count_month, resumed).await {
+                Ok(End::Read) => {}
+                Ok(End::Lost) => return Ok(()),
+                Err(trouble) => {
+                    // Nothing of a list that was not read to its end is settled: refunds may be missing.
+                    let failure = trouble.settles(item)?;
+                    if let Some(part) = reader.parts.last_mut() {
+                        part.movements.clear();
+                        part.error = Some(failure);
+                    }
+                }
+            }
+        }
+        let Reader { settlement, parts, .. } = reader;
+        match settlement.finish(&parts, &deadline).await {
+            Ok(State::Settled | State::Stored) => Ok(()),
+            Ok(State::Lost) => {
+                tracing::warn!(item_id = item.item_id, "the item was taken over; nothing was written");
+                Ok(())
+            }
+            Err(error) => match Trouble::from(error).settles(item) {
+                Err(outcome) => Err(outcome),
+                // The fifth time: the database gives the item up.
+                Ok(failure) => {
+                    Err(Outcome::GiveBack { delay: std::time::Duration::ZERO, failure: Some(failure) })
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Which tasks a route runs. They run side by side and fail alone: one task's trouble, even a panic, leaves
+//! the others their whole budget.
+
+use std::time::{Duration, Instant};
+
+use reqwest::header::{AUTHORIZATION, HeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    queue::Lane,
+    schedule::Task,
+    tasks::{Call, Context, TaskError, TaskOutcome, drain_lanes, monthly_sync, sync_integrations},
+};
+
+/// Header of a chain of drain-queue invocations: its id.
+pub const CHAIN_HEADER: &str = "x-jobs-chain";
+/// Header of a chain of drain-queue invocations: how many went before.
+pub const HOP_HEADER: &str = "x-jobs-hop";
+/// A chain ends here; the next cron goes on. 48 hops of 270 seconds are more than half of six hours.
+pub const MOST_HOPS: u32 = 48;
+
+/// Runs the tasks side by side; answers each one's outcome in the given order.
+pub async fn run(context: &Context, call: &Call, tasks: &[Task]) -> Vec<(Task, TaskOutcome)> {
+    let running: Vec<_> = tasks
+        .iter()
+        .map(|&task| {
+            let (context, call) = (context.clone(), call.clone());
+            (task, tokio::spawn(async move { run_task(&context, &call, task).await }))
+        })
+        .collect();
+    let mut outcomes = Vec::with_capacity(running.len());
+    for (task, handle) in running {
+        outcomes.push((task, handle.await.unwrap_or(TaskOutcome::Failed(TaskError::Panicked))));
+    }
+    let out_of_time =
+        outcomes.iter().any(|(_, outcome)| matches!(outcome, TaskOutcome::Ran(run) if run.out_of_time));
+    if out_of_time {
+        go_on(context, Uuid::new_v4(), 1).await;
+    }
+    outcomes
+}
+
+async fn run_task(context: &Context, call: &Call, task: Task) -> TaskOutcome {
+    let begun = Instant::now();
+    let outcome = match task {
+        Task::SyncIntegrations => sync_integrations::run(context, call).await,
+        Task::MonthlySync => monthly_sync::run(context, call).await,
+        // The mails come with the next version of the jobs.
+        Task::MarketingDay3 | Task::MonthlyReminders | Task::CheckThresholds => {
+            TaskOutcome::Failed(TaskError::NotYet)
+        }
+    };
+    log(task, &outcome, begun.elapsed());
+    outcome
+}
+
+/// One line for each task, readable alone.
+fn log(task: Task, outcome: &TaskOutcome, took: Duration) {
+    let (task, duration_ms) = (task.as_str(), u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    match outcome {
+        TaskOutcome::NotDue { note } => tracing::info!(task, duration_ms, note, "task not due"),
+        TaskOutcome::DryRun { plan } => tracing::info!(task, duration_ms, %plan, "task dry run"),
+        TaskOutcome::Failed(TaskError::NotYet) => {
+            tracing::info!(task, duration_ms, "task not part of this version")
+        }
+        TaskOutcome::Failed(error) => tracing::error!(task, duration_ms, %error, "task failed"),
+        TaskOutcome::Ran(run) => tracing::info!(
+            task,
+            duration_ms,
+            run_id = run.run_id.map(|id| id.to_string()),
+            joined = run.joined.is_some(),
+            records = run.records,
+            errors = run.errors(),
+            remaining = run.remaining(),
+            counts = %json!(run.counts),
+            troubles = %json!(run.troubles),
+            blocked = %json!(run.blocked),
+            "task done"
+        ),
+    }
+}
+
+/// What a drain-queue invocation did.
+pub struct Drained {
+    pub settled: u64,
+    pub errors: u64,
+    pub message: Option<String>,
+}
+
+/// Works on whatever is queued, in every lane. One chain at a time: another one's invocation does nothing.
+pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Drained, TaskError> {
+    let lease = Duration::from_secs(context.tuning.budget_seconds + 60);
+    if !context.queue.hold_chain(chain, lease, &context.deadline).await? {
+        tracing::info!(%chain, hop, "another chain is draining");
+        let message = "Une autre exécution vide déjà la file.".to_owned();
+        return Ok(Drained { settled: 0, errors: 0, message: Some(message) });
+    }
+    let lanes = drain_lanes(context, &Lane::ALL).await;
+    let goes_on = matches!(&lanes, Ok(lanes) if lanes.iter().any(|lane| lane.out_of_time)) && hop < MOST_HOPS;
+    if goes_on {
+        go_on(context, chain, hop + 1).await;
+    } else {
+        context.queue.hold_chain(chain, Duration::ZERO, &context.deadline).await?;
+    }
+    let lanes = lanes?;
+    let closed: u64 = context.supabase.rpc("jobs_close_runs", &json!({}), &context.deadline).await?;
+    let settled = lanes.iter().map(|lane| lane.settled).sum();
+    let blocked: Vec<_> = lanes.iter().filter_map(|lane| lane.blocked.as_ref()).collect();
+    tracing::info!(%chain, hop, settled, closed, goes_on, "queue drained");
+    Ok(Drained {
+        settled,
+        errors: blocked.len() as u64,
+        message: blocked.first().map(|failure| failure.message.clone()),
+    })
+}
+
+/// Asks this deployment to go on with what is queued. Only the configured address ever gets the secret; where
+/// none is known (a preview, a developer's machine) the next cron goes on.
+async fn go_on(context: &Context, chain: Uuid, hop: u32) {
+    let (Some(own), Some(secret)) = (&context.config.own_url, &context.config.cron_secret) else {
+        tracing::info!("work is left for the next cron");
+        return;
+    };
+    let (Ok(url), Some(timeout), Ok(bearer)) = (
+        own.join("/api/cron/drain-queue"),
+        context.deadline.request_timeout(Duration::from_secs(10)),
+        bearer(secret),
+    ) else {
+        return;
+    };
+    let request = context
+        .http
+        .post(url)
+        .header(AUTHORIZATION, bearer)
+        .header(CHAIN_HEADER, chain.to_string())
+        .header(HOP_HEADER, hop);
+    // Not repeated after a doubtful answer: the call may have begun a chain already.
+    match crate::http::fetch(request, timeout).await {
+        Ok(answer) if answer.status.is_success() => {
+            tracing::info!(%chain, hop, "the next invocation goes on")
+        }
+        Ok(answer) => {
+            tracing::error!(%chain, hop, status = answer.status.as_u16(), "drain-queue refused to go on")
+        }
+        Err(error) => tracing::error!(%chain, hop, %error, "drain-queue did not answer"),
+    }
+}
+
+fn bearer(secret: &SecretString) -> Result<HeaderValue, reqwest::header::InvalidHeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", secret.expose_secret()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Forgets what is older than it is kept. Best effort: the next daily run tries again.
+pub async fn prune(context: &Context) {
+    let pruned: Result<Value, _> = context.supabase.rpc("jobs_prune", &json!({}), &context.deadline).await;
+    if let Ok(pruned) = pruned {
+        tracing::info!(%pruned, "old logs and runs forgotten");
+    }
+}

@@ -1,0 +1,345 @@
+//! What can go wrong with a provider, classified once.
+//!
+//! The kind says who acts: the user reconnects, the item is given up, the item waits, the operator repairs our
+//! own key, or the next invocation goes on. No error carries a token, a URL or a body; Stripe's and Shopify's
+//! request ids are kept, their support asks for them.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::http::{Answer, NetworkFault};
+use crate::retry::{RetryDecision, Retryable};
+
+/// A source of movements.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Provider {
+    /// Stripe, as a connected account of our platform.
+    Stripe,
+    /// Shopify, through the Admin API.
+    Shopify,
+}
+
+impl Provider {
+    /// As in the column `provider`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stripe => "stripe",
+            Self::Shopify => "shopify",
+        }
+    }
+
+    /// As its users write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stripe => "Stripe",
+            Self::Shopify => "Shopify",
+        }
+    }
+}
+
+/// Why a user has to connect again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ReconnectReason {
+    /// The row's access token is not accepted (any more).
+    TokenRejected,
+    /// The account no longer grants us access.
+    AccessRevoked,
+    /// The refresh token is spent, expired or revoked.
+    RefreshRejected,
+}
+
+/// Why an item is given up. Trying again changes nothing until somebody acts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RefusedReason {
+    /// The shop is frozen or closed by Shopify.
+    FrozenShop,
+    /// The connection lacks a permission.
+    MissingScope,
+    /// No such shop or account (any more), or it has moved.
+    Unknown,
+    /// The request was understood and refused: ours is wrong.
+    BadRequest,
+    /// A search term was dropped, so the rows would be unfiltered.
+    SearchIgnored,
+    /// The smallest page is still too expensive.
+    TooExpensive,
+    /// Pagination does not get anywhere.
+    EndlessPages,
+    /// The answer is not what the provider documents; says which part.
+    InvalidAnswer(&'static str),
+}
+
+/// What passes by itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TransientCause {
+    /// No complete answer.
+    Network(NetworkFault),
+    /// Too many requests; no fault of the item.
+    RateLimited,
+    /// Another request holds a lock on the object (409, 423).
+    Locked,
+    /// The provider's own failure, with its HTTP status.
+    Server(u16),
+}
+
+/// A failure that passes by itself, and when to come back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Transient {
+    /// What it was.
+    pub cause: TransientCause,
+    /// Not before this long, when the provider says so (at most an hour).
+    pub retry_after: Option<Duration>,
+    /// `false`: the provider asks not to repeat the request now (`Stripe-Should-Retry: false`).
+    pub retry_now: bool,
+}
+
+/// Who has to act.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ErrorKind {
+    /// This user must connect again.
+    Reconnect(ReconnectReason),
+    /// This item is given up.
+    Refused(RefusedReason),
+    /// This item waits.
+    Transient(Transient),
+    /// Our own key or client secret is bad: stop this provider's lane, no item can succeed.
+    OwnCredentials,
+    /// The invocation's time is over; nothing is wrong.
+    OutOfTime,
+}
+
+/// A provider's failure. `Display` is for logs, [`user_message`](Self::user_message) for people.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ProviderError {
+    /// Whose.
+    pub provider: Provider,
+    /// Who has to act.
+    pub kind: ErrorKind,
+    /// Stripe's `Request-Id`, Shopify's `X-Request-Id`.
+    pub request_id: Option<String>,
+}
+
+impl ProviderError {
+    pub(super) fn new(provider: Provider, kind: ErrorKind) -> Self {
+        Self { provider, kind, request_id: None }
+    }
+
+    pub(super) fn refused(provider: Provider, reason: RefusedReason) -> Self {
+        Self::new(provider, ErrorKind::Refused(reason))
+    }
+
+    pub(super) fn out_of_time(provider: Provider) -> Self {
+        Self::new(provider, ErrorKind::OutOfTime)
+    }
+
+    /// A timeout that only came early because the invocation's end did is no failure of the provider.
+    pub(super) fn network(provider: Provider, fault: NetworkFault, shortened: bool) -> Self {
+        if shortened && fault == NetworkFault::Timeout {
+            return Self::out_of_time(provider);
+        }
+        let transient =
+            Transient { cause: TransientCause::Network(fault), retry_after: None, retry_now: true };
+        Self::new(provider, ErrorKind::Transient(transient))
+    }
+
+    /// Keeps the request id of the answer that caused this.
+    pub(super) fn of(mut self, answer: &Answer) -> Self {
+        let id = answer.header("request-id").or_else(|| answer.header("x-request-id"));
+        self.request_id = id
+            .filter(|id| {
+                id.len() <= 100 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+            })
+            .map(str::to_owned);
+        self
+    }
+
+    /// A stable name for logs, metrics and the database.
+    pub fn code(&self) -> &'static str {
+        match self.kind {
+            ErrorKind::Reconnect(ReconnectReason::TokenRejected) => "token_rejected",
+            ErrorKind::Reconnect(ReconnectReason::AccessRevoked) => "access_revoked",
+            ErrorKind::Reconnect(ReconnectReason::RefreshRejected) => "refresh_rejected",
+            ErrorKind::Refused(RefusedReason::FrozenShop) => "frozen_shop",
+            ErrorKind::Refused(RefusedReason::MissingScope) => "missing_scope",
+            ErrorKind::Refused(RefusedReason::Unknown) => "unknown_account",
+            ErrorKind::Refused(RefusedReason::BadRequest) => "bad_request",
+            ErrorKind::Refused(RefusedReason::SearchIgnored) => "search_ignored",
+            ErrorKind::Refused(RefusedReason::TooExpensive) => "too_expensive",
+            ErrorKind::Refused(RefusedReason::EndlessPages) => "endless_pages",
+            ErrorKind::Refused(RefusedReason::InvalidAnswer(_)) => "invalid_answer",
+            ErrorKind::Transient(Transient { cause: TransientCause::Network(_), .. }) => "network",
+            ErrorKind::Transient(Transient { cause: TransientCause::RateLimited, .. }) => "rate_limited",
+            ErrorKind::Transient(Transient { cause: TransientCause::Locked, .. }) => "locked",
+            ErrorKind::Transient(Transient { cause: TransientCause::Server(_), .. }) => "server_error",
+            ErrorKind::OwnCredentials => "own_credentials",
+            ErrorKind::OutOfTime => "out_of_time",
+        }
+    }
+
+    /// In French, for `last_error`, answers and logs of a run; harmless to show to anybody.
+    pub fn user_message(&self) -> String {
+        let name = self.provider.name();
+        match self.kind {
+            ErrorKind::Reconnect(ReconnectReason::TokenRejected) => {
+                format!("La connexion à {name} n’est plus valide\u{a0}: elle doit être refaite.")
+            }
+            ErrorKind::Reconnect(ReconnectReason::AccessRevoked) => {
+                format!("L’accès au compte {name} a été retiré\u{a0}: la connexion doit être refaite.")
+            }
+            ErrorKind::Reconnect(ReconnectReason::RefreshRejected) => {
+                format!("La connexion à {name} a expiré\u{a0}: elle doit être refaite.")
+            }
+            ErrorKind::Refused(RefusedReason::FrozenShop) => {
+                format!("La boutique {name} est gelée ou fermée\u{a0}: rien ne peut y être lu.")
+            }
+            ErrorKind::Refused(RefusedReason::MissingScope) => format!(
+                "La connexion à {name} n’a pas l’autorisation de lire ces données\u{a0}: elle doit être refaite \
+                 avec toutes les autorisations."
+            ),
+            ErrorKind::Refused(RefusedReason::Unknown) => {
+                format!("{name} ne connaît pas ou plus cette boutique ou ce compte.")
+            }
+            ErrorKind::Refused(RefusedReason::BadRequest | RefusedReason::SearchIgnored) => {
+                format!(
+                    "{name} a refusé la demande de Comptalyze\u{a0}: une correction du service est nécessaire."
+                )
+            }
+            ErrorKind::Refused(RefusedReason::TooExpensive) => {
+                format!("{name} juge la demande trop lourde, même réduite.")
+            }
+            ErrorKind::Refused(RefusedReason::EndlessPages | RefusedReason::InvalidAnswer(_)) => {
+                format!("La réponse de {name} est inexploitable\u{a0}: rien n’en a été compté.")
+            }
+            ErrorKind::Transient(Transient { cause: TransientCause::RateLimited, .. }) => {
+                format!("{name} limite le nombre de demandes\u{a0}: la suite reprendra plus tard.")
+            }
+            ErrorKind::Transient(_) => {
+                format!("{name} ne répond pas correctement pour le moment\u{a0}: un nouvel essai suivra.")
+            }
+            ErrorKind::OwnCredentials => format!(
+                "{name} refuse les identifiants de Comptalyze\u{a0}: ils doivent être corrigés dans la \
+                 configuration."
+            ),
+            ErrorKind::OutOfTime => {
+                format!(
+                    "Le temps imparti est écoulé\u{a0}: la lecture de {name} reprendra au prochain passage."
+                )
+            }
+        }
+    }
+
+    /// Whether this uses up one of the item's attempts: time, quotas and our own key are not the item's fault.
+    pub fn counts_as_attempt(&self) -> bool {
+        match self.kind {
+            ErrorKind::OutOfTime | ErrorKind::OwnCredentials => false,
+            ErrorKind::Transient(transient) => transient.cause != TransientCause::RateLimited,
+            ErrorKind::Reconnect(_) | ErrorKind::Refused(_) => true,
+        }
+    }
+
+    /// When the provider wants the item back, if it said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.kind {
+            ErrorKind::Transient(transient) => transient.retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl Retryable for ProviderError {
+    fn retry(&self) -> RetryDecision {
+        match self.kind {
+            ErrorKind::Transient(Transient { retry_now: true, retry_after, .. }) => {
+                RetryDecision::After(retry_after)
+            }
+            _ => RetryDecision::No,
+        }
+    }
+}
+
+impl fmt::Display for ProviderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.provider.as_str(), self.code())?;
+        match self.kind {
+            ErrorKind::Refused(RefusedReason::InvalidAnswer(part)) => write!(f, " ({part})")?,
+            ErrorKind::Transient(Transient { cause: TransientCause::Network(fault), .. }) => {
+                write!(f, " ({fault})")?;
+            }
+            ErrorKind::Transient(Transient { cause: TransientCause::Server(status), .. }) => {
+                write!(f, " (HTTP {status})")?;
+            }
+            _ => {}
+        }
+        if let Some(id) = &self.request_id {
+            write!(f, ", request {id}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ProviderError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<ProviderError> {
+        let network = [NetworkFault::Connect, NetworkFault::Timeout].map(TransientCause::Network);
+        let causes = [TransientCause::RateLimited, TransientCause::Locked, TransientCause::Server(503)];
+        let transient = network
+            .into_iter()
+            .chain(causes)
+            .map(|cause| ErrorKind::Transient(Transient { cause, retry_after: None, retry_now: true }));
+        let reconnect = [
+            ReconnectReason::TokenRejected,
+            ReconnectReason::AccessRevoked,
+            ReconnectReason::RefreshRejected,
+        ];
+        let refused = [
+            RefusedReason::FrozenShop,
+            RefusedReason::MissingScope,
+            RefusedReason::Unknown,
+            RefusedReason::BadRequest,
+            RefusedReason::SearchIgnored,
+            RefusedReason::TooExpensive,
+            RefusedReason::EndlessPages,
+            RefusedReason::InvalidAnswer("amount"),
+        ];
+        reconnect
+            .map(ErrorKind::Reconnect)
+            .into_iter()
+            .chain(refused.map(ErrorKind::Refused))
+            .chain(transient)
+            .chain([ErrorKind::OwnCredentials, ErrorKind::OutOfTime])
+            .map(|kind| ProviderError::new(Provider::Shopify, kind))
+            .collect()
+    }
+
+    #[test]
+    fn what_people_and_logs_read() {
+        let lines: Vec<_> =
+            all().iter().map(|error| format!("{error}\n  {}", error.user_message())).collect();
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+
+    #[test]
+    fn only_what_passes_by_itself_is_repeated() {
+        for error in all() {
+            let repeated = error.retry() != RetryDecision::No;
+            assert_eq!(repeated, matches!(error.kind, ErrorKind::Transient(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_cut_short_by_the_budget_is_no_fault() {
+        let cut = ProviderError::network(Provider::Stripe, NetworkFault::Timeout, true);
+        assert_eq!(cut.kind, ErrorKind::OutOfTime);
+        assert!(!cut.counts_as_attempt());
+        let whole = ProviderError::network(Provider::Stripe, NetworkFault::Timeout, false);
+        assert_eq!(whole.code(), "network");
+        assert!(whole.counts_as_attempt());
+    }
+}

@@ -1,0 +1,16 @@
+//! Where turnover comes from: Stripe and Shopify, read as movements of money on the day they happened.
+//!
+//! Both clients answer in the types of this module: a [`Page`] of [`Movement`]s, or a [`ProviderError`] that is
+//! classified once, where it is seen. Nothing here knows of users, queues or the database.
+
+mod error;
+mod movement;
+mod page;
+pub mod shopify;
+pub mod stripe;
+
+pub use error::{
+    ErrorKind, Provider, ProviderError, ReconnectReason, RefusedReason, Transient, TransientCause,
+};
+pub use movement::{Exclusion, Movement, MovementKind};
+pub use page::{CursorGuard, Page, Window};

@@ -1,0 +1,165 @@
+//! Pages of movements, and the guard against pages that never end.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+
+use super::{Movement, Provider, ProviderError, RefusedReason};
+
+/// A half-open span of time: `from <= t < to`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Window {
+    /// First instant inside.
+    pub from: DateTime<Utc>,
+    /// First instant behind.
+    pub to: DateTime<Utc>,
+}
+
+impl Window {
+    /// Whether the instant lies inside.
+    pub fn contains(&self, instant: DateTime<Utc>) -> bool {
+        self.from <= instant && instant < self.to
+    }
+
+    /// The same window for providers that stamp whole seconds: a row stamped `s` lies inside exactly if
+    /// `s >= from` and `s < to`, so both bounds round up.
+    pub(super) fn in_whole_seconds(self) -> Self {
+        let round_up = |instant: DateTime<Utc>| {
+            let floor = instant.trunc_subsecs(0);
+            if floor == instant { floor } else { floor + TimeDelta::seconds(1) }
+        };
+        Self { from: round_up(self.from), to: round_up(self.to) }
+    }
+}
+
+/// One page of a provider's list.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Page {
+    /// No external id twice.
+    pub movements: Vec<Movement>,
+    /// Where the next page begins; `None` when this is the last.
+    pub next: Option<String>,
+    /// What was neither counted nor recognised, by the provider's name for it. Not empty: say so, the figure may
+    /// lack something.
+    pub ignored: BTreeMap<String, u32>,
+}
+
+impl Page {
+    /// Notes one row that is neither counted nor recognised.
+    pub(super) fn ignore(&mut self, what: &str) {
+        const LONGEST: usize = 60;
+        let name = what.chars().filter(char::is_ascii_graphic).take(LONGEST).collect();
+        *self.ignored.entry(name).or_default() += 1;
+    }
+
+    /// Adds a movement. The same row again is one movement; another row under the same id is an answer that
+    /// cannot be trusted.
+    pub(super) fn add(
+        &mut self,
+        seen: &mut HashMap<String, usize>,
+        movement: Movement,
+    ) -> Result<(), RefusedReason> {
+        match seen.get(&movement.external_id) {
+            None => {
+                seen.insert(movement.external_id.clone(), self.movements.len());
+                self.movements.push(movement);
+                Ok(())
+            }
+            Some(&first) if self.movements[first] == movement => Ok(()),
+            Some(_) => Err(RefusedReason::InvalidAnswer("two rows with one id")),
+        }
+    }
+}
+
+/// Watches one walk through the pages of a list: a cursor that comes back would read the same pages until the
+/// time is over, every time, and never settle.
+///
+/// A walk that a later invocation goes on with starts a new guard at the stored cursor.
+#[derive(Debug)]
+pub struct CursorGuard {
+    provider: Provider,
+    seen: HashSet<String>,
+}
+
+impl CursorGuard {
+    /// A walk that begins at `cursor` (`None`: the first page).
+    pub fn new(provider: Provider, cursor: Option<&str>) -> Self {
+        Self { provider, seen: cursor.into_iter().map(str::to_owned).collect() }
+    }
+
+    /// Takes the `next` of a page that was just read; an error when the walk was there already.
+    pub fn advance(&mut self, next: &str) -> Result<(), ProviderError> {
+        if self.seen.insert(next.to_owned()) {
+            Ok(())
+        } else {
+            Err(ProviderError::refused(self.provider, RefusedReason::EndlessPages))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::money::Currency;
+    use crate::providers::MovementKind;
+
+    fn movement(id: &str, amount_minor: i64) -> Movement {
+        Movement {
+            external_id: id.into(),
+            kind: MovementKind::Payment,
+            occurred_at: DateTime::UNIX_EPOCH,
+            amount_minor,
+            currency: Currency::EUR,
+            references: Vec::new(),
+            excluded: None,
+        }
+    }
+
+    #[test]
+    fn one_id_is_one_movement() {
+        let (mut page, mut seen) = (Page::default(), HashMap::new());
+        page.add(&mut seen, movement("a", 1)).unwrap();
+        page.add(&mut seen, movement("b", 1)).unwrap();
+        page.add(&mut seen, movement("a", 1)).unwrap();
+        assert_eq!(page.movements.len(), 2);
+        assert!(page.add(&mut seen, movement("b", 2)).is_err());
+    }
+
+    #[test]
+    fn a_cursor_that_comes_back_is_an_error() {
+        let mut guard = CursorGuard::new(Provider::Shopify, Some("a"));
+        guard.advance("b").unwrap();
+        guard.advance("c").unwrap();
+        let error = guard.advance("a").unwrap_err();
+        assert_eq!(error.code(), "endless_pages");
+        assert!(CursorGuard::new(Provider::Stripe, Some("x")).advance("x").is_err());
+        assert!(CursorGuard::new(Provider::Stripe, None).advance("x").is_ok());
+    }
+
+    #[test]
+    fn ignored_names_are_counted_and_tamed() {
+        let mut page = Page::default();
+        page.ignore("climate_order_purchase");
+        page.ignore("climate_order_purchase");
+        page.ignore(&"x\n".repeat(500));
+        assert_eq!(page.ignored["climate_order_purchase"], 2);
+        assert_eq!(page.ignored[&"x".repeat(60)], 1);
+    }
+
+    #[test]
+    fn a_window_is_half_open() {
+        let window = Window { from: DateTime::UNIX_EPOCH, to: DateTime::from_timestamp(10, 0).unwrap() };
+        assert!(window.contains(window.from));
+        assert!(!window.contains(window.to));
+    }
+
+    #[test]
+    fn whole_seconds_keep_the_same_stamps_inside() {
+        let instant = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        let window =
+            Window { from: instant("2026-11-01T00:00:00Z"), to: instant("2026-11-21T10:00:00.001Z") };
+        let rounded = window.in_whole_seconds();
+        assert_eq!((rounded.from, rounded.to), (window.from, instant("2026-11-21T10:00:01Z")));
+        assert_eq!(rounded.in_whole_seconds(), rounded);
+    }
+}

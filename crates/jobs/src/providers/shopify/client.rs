@@ -1,0 +1,248 @@
+//! The requests we make of a shop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Client, RequestBuilder};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+
+use super::bucket::Buckets;
+use super::disputes::{self, DisputePage, Disputes};
+use super::orders::Orders;
+use super::tenders::Tenders;
+use super::wire::{self, Shop};
+use super::{API_VERSION, ApiBase, ShopDomain, TokenPair, answer, documents, refresh, search};
+use crate::deadline::Deadline;
+use crate::http::{self, Answer};
+use crate::money::Currency;
+use crate::providers::{ErrorKind, Page, Provider, ProviderError, RefusedReason, Window};
+use crate::retry::RetryPolicy;
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A query above 1000 points is refused. A row of tenders or disputes costs one point for each object in it:
+/// itself, its amount, its order.
+const POINTS_PER_ROW: u32 = 3;
+/// The connection, its page info and the shop.
+const POINTS_PER_PAGE: u32 = 4;
+const LARGEST_PAGE: u32 = 200;
+/// A page this small that is still too expensive will not get cheaper.
+const SMALLEST_PAGE: u32 = 10;
+
+/// A transaction of an order: itself, its bag, two amounts.
+const POINTS_PER_TRANSACTION: u32 = 4;
+const ORDERS_AT_ONCE: usize = 8;
+const TRANSACTIONS_AT_FIRST: u32 = 25;
+/// For the rare order that has more, asked alone.
+const TRANSACTIONS_AT_MOST: u32 = 240;
+
+/// Reads shops, each with its own token. Clones share the connections and what is known of the shops' limits.
+#[derive(Clone, Debug)]
+pub struct ShopifyClient {
+    http: Client,
+    base: Arc<ApiBase>,
+    client_id: Arc<str>,
+    client_secret: SecretString,
+    buckets: Buckets,
+    policy: RetryPolicy,
+}
+
+/// What every request to one shop needs.
+#[derive(Clone, Copy)]
+struct Access<'a> {
+    shop: &'a ShopDomain,
+    token: &'a SecretString,
+    deadline: &'a Deadline,
+}
+
+impl ShopifyClient {
+    /// `client_id` and `client_secret` are our app's; only [`refresh`](Self::refresh) sends them.
+    pub fn new(http: Client, base: ApiBase, client_id: &str, client_secret: SecretString) -> Self {
+        Self {
+            http,
+            base: Arc::new(base),
+            client_id: client_id.into(),
+            client_secret,
+            buckets: Buckets::default(),
+            policy: RetryPolicy::PROVIDER,
+        }
+    }
+
+    /// With other pauses between retries.
+    #[must_use]
+    pub fn with_retries(self, policy: RetryPolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Exchanges a refresh token for a new pair. One at a time per shop: the caller holds its lease.
+    ///
+    /// Repeating it after a lost answer is safe: Shopify keeps the old refresh token until the new pair is used
+    /// (changelog, "More resilient refreshes for expiring offline access tokens").
+    pub async fn refresh(
+        &self,
+        shop: &ShopDomain,
+        refresh_token: &SecretString,
+        deadline: &Deadline,
+    ) -> Result<TokenPair, ProviderError> {
+        let form = [
+            ("client_id", &*self.client_id),
+            ("client_secret", self.client_secret.expose_secret()),
+            ("grant_type", "refresh_token"),
+            ("refresh_token", refresh_token.expose_secret()),
+        ];
+        let url = self.base.url(shop, "/admin/oauth/access_token");
+        self.policy
+            .run(deadline, || async {
+                let request = self.http.post(&url).header("Accept", "application/json").form(&form);
+                refresh::read(&send(request, deadline).await?)
+            })
+            .await
+    }
+
+    /// The shop's currency: the cheapest proof that a token works.
+    pub async fn shop(
+        &self,
+        shop: &ShopDomain,
+        token: &SecretString,
+        deadline: &Deadline,
+    ) -> Result<Currency, ProviderError> {
+        let mut data = self.graphql(Access { shop, token, deadline }, documents::SHOP, &json!({}), 1).await?;
+        let shop: Shop = wire::shape(data["shop"].take(), "shop").map_err(refused)?;
+        Ok(shop.currency_code)
+    }
+
+    /// One page of the money that moved within `window`, refunds negative. `cursor` is the `next` of the page
+    /// before.
+    ///
+    /// With the scope `read_orders`, orders older than 60 days are out of reach and look deleted.
+    pub async fn tender_page(
+        &self,
+        shop: &ShopDomain,
+        token: &SecretString,
+        window: Window,
+        cursor: Option<&str>,
+        deadline: &Deadline,
+    ) -> Result<Page, ProviderError> {
+        let access = Access { shop, token, deadline };
+        let query = search::within("processed_at", window);
+        let data = self.page(access, documents::TENDER_TRANSACTIONS, &query, cursor).await?;
+        let tenders = Tenders::read(data).map_err(refused)?;
+        let orders = self.orders(access, tenders.orders_to_ask().map_err(refused)?).await?;
+        tenders.settle(cursor, &orders).map_err(refused)
+    }
+
+    /// One page of the chargebacks lost within `window`.
+    ///
+    /// Disputes are searched by when they began, so each call reads well before the window; pages without any
+    /// movement are normal.
+    pub async fn dispute_page(
+        &self,
+        shop: &ShopDomain,
+        token: &SecretString,
+        window: Window,
+        cursor: Option<&str>,
+        deadline: &Deadline,
+    ) -> Result<Disputes, ProviderError> {
+        let access = Access { shop, token, deadline };
+        let query = search::within("initiated_at", disputes::begun(window));
+        let data = match self.page(access, documents::DISPUTES, &query, cursor).await {
+            Err(error) if error.kind == ErrorKind::Refused(RefusedReason::MissingScope) => {
+                return Ok(Disputes::NotAvailable);
+            }
+            result => result?,
+        };
+        let disputes = DisputePage::read(data).map_err(refused)?;
+        let orders = self.orders(access, disputes.orders_to_ask(window).map_err(refused)?).await?;
+        disputes.settle(window, cursor, &orders).map(Disputes::Page).map_err(refused)
+    }
+
+    /// One page of a searched connection, halved for as long as Shopify finds it too expensive.
+    async fn page(
+        &self,
+        access: Access<'_>,
+        document: &'static str,
+        query: &str,
+        cursor: Option<&str>,
+    ) -> Result<Value, ProviderError> {
+        let mut first = LARGEST_PAGE;
+        loop {
+            let variables = json!({"first": first, "after": cursor, "query": query});
+            let points = first * POINTS_PER_ROW + POINTS_PER_PAGE;
+            match self.graphql(access, document, &variables, points).await {
+                Err(error) if is_too_expensive(&error) && first / 2 >= SMALLEST_PAGE => first /= 2,
+                result => return result,
+            }
+        }
+    }
+
+    /// The transactions of these orders, several orders a request.
+    async fn orders(&self, access: Access<'_>, ids: Vec<String>) -> Result<Orders, ProviderError> {
+        let mut orders = Orders::default();
+        let mut batches: Vec<(Vec<String>, u32)> =
+            ids.chunks(ORDERS_AT_ONCE).map(|ids| (ids.to_vec(), TRANSACTIONS_AT_FIRST)).collect();
+        while let Some((mut ids, first)) = batches.pop() {
+            let variables = json!({"ids": ids, "first": first});
+            let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+            let points = count * (1 + first * POINTS_PER_TRANSACTION);
+            let data = match self.graphql(access, documents::ORDER_TRANSACTIONS, &variables, points).await {
+                Err(error) if is_too_expensive(&error) && ids.len() > 1 => {
+                    let half = ids.split_off(ids.len() / 2);
+                    batches.extend([(ids, first), (half, first)]);
+                    continue;
+                }
+                result => result?,
+            };
+            let cut = orders.add(data, first as usize).map_err(refused)?;
+            if first < TRANSACTIONS_AT_MOST {
+                batches.extend(cut.into_iter().map(|id| (vec![id], TRANSACTIONS_AT_MOST)));
+            }
+        }
+        Ok(orders)
+    }
+
+    async fn graphql(
+        &self,
+        access: Access<'_>,
+        document: &'static str,
+        variables: &Value,
+        points: u32,
+    ) -> Result<Value, ProviderError> {
+        let Access { shop, token, deadline } = access;
+        let url = self.base.url(shop, &format!("/admin/api/{API_VERSION}/graphql.json"));
+        let body = json!({"query": document, "variables": variables});
+        self.policy
+            .run(deadline, || async {
+                let turn = self.buckets.turn(shop, points, deadline).await;
+                turn.map_err(|_| ProviderError::out_of_time(Provider::Shopify))?;
+                let request =
+                    self.http.post(&url).header("X-Shopify-Access-Token", token.expose_secret()).json(&body);
+                let (result, cost) = answer::read(&send(request, deadline).await?);
+                if let Some(cost) = cost {
+                    self.buckets.observe(shop, cost);
+                }
+                result
+            })
+            .await
+    }
+}
+
+async fn send(request: RequestBuilder, deadline: &Deadline) -> Result<Answer, ProviderError> {
+    let timeout = deadline
+        .request_timeout(REQUEST_TIMEOUT)
+        .ok_or_else(|| ProviderError::out_of_time(Provider::Shopify))?;
+    http::fetch(request, timeout)
+        .await
+        .map_err(|fault| ProviderError::network(Provider::Shopify, fault, timeout < REQUEST_TIMEOUT))
+}
+
+fn refused(reason: RefusedReason) -> ProviderError {
+    ProviderError::refused(Provider::Shopify, reason)
+}
+
+fn is_too_expensive(error: &ProviderError) -> bool {
+    error.kind == ErrorKind::Refused(RefusedReason::TooExpensive)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,18 @@
+//! The GraphQL documents, as files of their own so that they can be validated against Shopify's schema.
+
+/// The shop's currency.
+pub const SHOP: &str = include_str!("documents/shop.graphql");
+/// One page of money movements.
+pub const TENDER_TRANSACTIONS: &str = include_str!("documents/tender_transactions.graphql");
+/// The transactions of some orders, with both currencies.
+pub const ORDER_TRANSACTIONS: &str = include_str!("documents/order_transactions.graphql");
+/// One page of Shopify Payments disputes.
+pub const DISPUTES: &str = include_str!("documents/disputes.graphql");
+
+/// Every document that is ever sent, with its file name.
+pub const ALL: [(&str, &str); 4] = [
+    ("shop.graphql", SHOP),
+    ("tender_transactions.graphql", TENDER_TRANSACTIONS),
+    ("order_transactions.graphql", ORDER_TRANSACTIONS),
+    ("disputes.graphql", DISPUTES),
+];

@@ -1,0 +1,258 @@
+//! The transactions of orders, asked only where a movement is in the buyer's currency: they know the amount in
+//! both (`OrderTransaction.amountSet`). Pure.
+//!
+//! A tender transaction carries no id of its order transaction. They are matched by direction, amount and
+//! currency; where that leaves several with different amounts in the shop's currency, by the instant; where that
+//! does not decide either, not at all.
+
+use std::collections::{BTreeSet, HashMap};
+
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::wire::{Money, Priced, Shop, shape};
+use crate::money::MinorAmount;
+use crate::providers::{Exclusion, RefusedReason};
+
+#[derive(Deserialize)]
+struct Data {
+    nodes: Vec<Option<Node>>,
+}
+
+/// Empty for an id that is not an order.
+#[derive(Deserialize)]
+struct Node {
+    id: Option<String>,
+    transactions: Option<Vec<Transaction>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Transaction {
+    kind: String,
+    status: String,
+    test: bool,
+    processed_at: Option<DateTime<Utc>>,
+    amount_set: MoneyBag,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct MoneyBag {
+    presentment_money: Money,
+    shop_money: Money,
+}
+
+/// One movement of an order in both currencies; amounts are unsigned.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Exchange {
+    incoming: bool,
+    at: Option<DateTime<Utc>>,
+    buyer: MinorAmount,
+    shop: MinorAmount,
+}
+
+/// What is known of some orders.
+#[derive(Debug, Default)]
+pub(super) struct Orders(HashMap<String, Vec<Exchange>>);
+
+impl Orders {
+    /// Takes in one answer that was asked for `first` transactions an order. Orders whose list is as long as that
+    /// may have more and come back: the list has no cursor.
+    pub(super) fn add(&mut self, data: Value, first: usize) -> Result<Vec<String>, RefusedReason> {
+        let data: Data = shape(data, "order transactions")?;
+        let mut cut = Vec::new();
+        for node in data.nodes.into_iter().flatten() {
+            let (Some(id), Some(transactions)) = (node.id, node.transactions) else { continue };
+            if transactions.len() >= first {
+                cut.push(id);
+                continue;
+            }
+            let exchanges = transactions.iter().filter_map(exchange).collect::<Result<_, _>>()?;
+            self.0.insert(id, exchanges);
+        }
+        Ok(cut)
+    }
+
+    /// The amount in the shop's currency; unchanged and excluded when it cannot be told.
+    pub(super) fn settle(&self, priced: &Priced<'_>, shop: &Shop) -> (MinorAmount, Option<Exclusion>) {
+        let amount = priced.amount;
+        if amount.currency() == priced.shop_currency(shop) {
+            return (amount, None);
+        }
+        match self.convert(priced) {
+            Some(converted) => (converted, None),
+            None => (amount, Some(Exclusion::UnresolvedCurrency)),
+        }
+    }
+
+    fn convert(&self, priced: &Priced<'_>) -> Option<MinorAmount> {
+        let exchanges = self.0.get(&priced.order?.id)?;
+        let outgoing = priced.amount.minor() < 0;
+        let size = if outgoing { priced.amount.checked_neg().ok()? } else { priced.amount };
+        let alike = |exchange: &&Exchange| exchange.incoming != outgoing && exchange.buyer == size;
+        let same_instant = |exchange: &&Exchange| exchange.at.is_some() && exchange.at == priced.at;
+        let shop = single(exchanges.iter().filter(alike))
+            .or_else(|| single(exchanges.iter().filter(alike).filter(same_instant)))?;
+        if outgoing { shop.checked_neg().ok() } else { Some(shop) }
+    }
+}
+
+/// The shop's amount on which all of them agree.
+fn single<'a>(exchanges: impl Iterator<Item = &'a Exchange>) -> Option<MinorAmount> {
+    let mut amounts = exchanges.map(|exchange| exchange.shop);
+    let first = amounts.next()?;
+    amounts.all(|amount| amount == first).then_some(first)
+}
+
+/// `None` for what moved no money: authorisations, voids, failures, tests, kinds to come.
+fn exchange(transaction: &Transaction) -> Option<Result<Exchange, RefusedReason>> {
+    if transaction.test || transaction.status != "SUCCESS" {
+        return None;
+    }
+    let incoming = match transaction.kind.as_str() {
+        "SALE" | "CAPTURE" => true,
+        "REFUND" | "CHANGE" => false,
+        _ => return None,
+    };
+    let MoneyBag { presentment_money, shop_money } = &transaction.amount_set;
+    let unsigned = |money: &Money| {
+        let amount = money.parse()?;
+        if amount.minor() < 0 {
+            amount.checked_neg().map_err(|_| RefusedReason::InvalidAnswer("amount"))
+        } else {
+            Ok(amount)
+        }
+    };
+    Some(unsigned(presentment_money).and_then(|buyer| {
+        Ok(Exchange { incoming, at: transaction.processed_at, buyer, shop: unsigned(shop_money)? })
+    }))
+}
+
+/// The distinct orders that must be asked, in a stable order.
+pub(super) fn to_ask<'a>(priced: impl Iterator<Item = Priced<'a>>, shop: &Shop) -> Vec<String> {
+    let ids: BTreeSet<_> = priced.filter_map(|one| one.order_to_ask(shop).map(str::to_owned)).collect();
+    ids.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+    use crate::money::Currency;
+
+    const T1: &str = "2026-11-01T10:00:00Z";
+    const T2: &str = "2026-11-02T10:00:00Z";
+
+    fn transaction(kind: &str, buyer: &str, shop: &str, at: &str) -> Value {
+        json!({
+            "kind": kind, "status": "SUCCESS", "test": false, "processedAt": at,
+            "amountSet": {
+                "presentmentMoney": {"amount": buyer, "currencyCode": "USD"},
+                "shopMoney": {"amount": shop, "currencyCode": "EUR"},
+            },
+        })
+    }
+
+    fn orders(transactions: &[Value]) -> Orders {
+        let mut orders = Orders::default();
+        let data =
+            json!({"nodes": [{"id": "gid://shopify/Order/1", "transactions": transactions}, null, {}]});
+        assert!(orders.add(data, 25).unwrap().is_empty());
+        orders
+    }
+
+    /// A tender in dollars, settled: euro cents, or `None` when excluded.
+    fn settle(orders: &Orders, minor: i64, at: &str) -> Option<i64> {
+        let order = Order { id: "gid://shopify/Order/1".into(), currency_code: Currency::EUR };
+        let priced = Priced {
+            amount: MinorAmount::new(minor, "USD".parse().unwrap()),
+            order: Some(&order),
+            at: at.parse().ok(),
+        };
+        match orders.settle(&priced, &Shop { currency_code: Currency::EUR }) {
+            (amount, None) => {
+                assert_eq!(amount.currency(), Currency::EUR);
+                Some(amount.minor())
+            }
+            (amount, Some(reason)) => {
+                assert_eq!((amount, reason), (priced.amount, Exclusion::UnresolvedCurrency));
+                None
+            }
+        }
+    }
+
+    use super::super::wire::Order;
+
+    #[test]
+    fn payments_and_refunds_take_their_own_rate() {
+        let orders = orders(&[
+            transaction("SALE", "108.00", "100.00", T1),
+            transaction("REFUND", "108.00", "98.50", T2),
+            transaction("CHANGE", "5.00", "4.60", T2),
+        ]);
+        assert_eq!(settle(&orders, 10_800, T1), Some(10_000));
+        assert_eq!(settle(&orders, -10_800, T2), Some(-9_850));
+        assert_eq!(settle(&orders, -500, T2), Some(-460));
+        assert_eq!(settle(&orders, 10_801, T1), None);
+    }
+
+    #[rstest]
+    #[case("AUTHORIZATION", "SUCCESS", false)]
+    #[case("VOID", "SUCCESS", false)]
+    #[case("BRAND_NEW", "SUCCESS", false)]
+    #[case("SALE", "FAILURE", false)]
+    #[case("SALE", "PENDING", false)]
+    #[case("SALE", "SUCCESS", true)]
+    fn what_moved_no_money_does_not_match(#[case] kind: &str, #[case] status: &str, #[case] test: bool) {
+        let mut one = transaction(kind, "108.00", "100.00", T1);
+        one["status"] = status.into();
+        one["test"] = test.into();
+        assert_eq!(settle(&orders(&[one]), 10_800, T1), None);
+    }
+
+    #[test]
+    fn two_alike_are_told_apart_by_the_instant_or_not_at_all() {
+        let orders = orders(&[
+            transaction("CAPTURE", "50.00", "46.00", T1),
+            transaction("CAPTURE", "50.00", "47.00", T2),
+        ]);
+        assert_eq!(settle(&orders, 5_000, T1), Some(4_600));
+        assert_eq!(settle(&orders, 5_000, T2), Some(4_700));
+        assert_eq!(settle(&orders, 5_000, "2026-11-03T10:00:00Z"), None);
+    }
+
+    #[test]
+    fn two_alike_at_one_rate_need_no_instant() {
+        let orders = orders(&[
+            transaction("CAPTURE", "50.00", "46.00", T1),
+            transaction("CAPTURE", "50.00", "46.00", T2),
+        ]);
+        assert_eq!(settle(&orders, 5_000, "2026-11-03T10:00:00Z"), Some(4_600));
+    }
+
+    #[test]
+    fn a_list_that_may_be_cut_is_not_used() {
+        let mut orders = Orders::default();
+        let sale = transaction("SALE", "108.00", "100.00", T1);
+        let data = json!({"nodes": [{"id": "gid://shopify/Order/1", "transactions": [sale]}]});
+        assert_eq!(orders.add(data, 1).unwrap(), ["gid://shopify/Order/1"]);
+        assert_eq!(settle(&orders, 10_800, T1), None);
+    }
+
+    #[test]
+    fn an_order_that_is_gone_stays_unresolved() {
+        assert_eq!(settle(&Orders::default(), 10_800, T1), None);
+    }
+
+    #[rstest]
+    #[case(json!({}))]
+    #[case(json!({"nodes": null}))]
+    #[case(json!({"nodes": [{"id": "gid://shopify/Order/1", "transactions": [{"kind": null}]}]}))]
+    fn another_shape_is_an_error(#[case] data: Value) {
+        assert!(matches!(Orders::default().add(data, 25), Err(RefusedReason::InvalidAnswer(_))));
+    }
+}

@@ -1,0 +1,141 @@
+//! New tokens for old ("Offline access tokens": an access token lives an hour, its refresh token 90 days).
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::answer::by_status;
+use crate::http::Answer;
+use crate::providers::{ErrorKind, Provider, ProviderError, ReconnectReason, RefusedReason};
+
+/// A fresh pair. Store it before its first use: using the new access token ends the old refresh token.
+#[derive(Clone, Debug)]
+pub struct TokenPair {
+    /// For `X-Shopify-Access-Token`.
+    pub access_token: SecretString,
+    /// How long the access token lives from now on.
+    pub expires_in: Duration,
+    /// For the next refresh.
+    pub refresh_token: SecretString,
+    /// How long the refresh token lives from now on.
+    pub refresh_token_expires_in: Duration,
+    /// The granted scopes, comma-separated.
+    pub scope: String,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    access_token: String,
+    expires_in: u64,
+    refresh_token: String,
+    refresh_token_expires_in: u64,
+    #[serde(default)]
+    scope: String,
+}
+
+#[derive(Default, Deserialize)]
+struct Refusal {
+    #[serde(default)]
+    error: String,
+}
+
+pub(super) fn read(answer: &Answer) -> Result<TokenPair, ProviderError> {
+    let result = match refusal(answer) {
+        Some(kind) => Err(kind),
+        None => pair(&answer.body).ok_or(ErrorKind::Refused(RefusedReason::InvalidAnswer("token pair"))),
+    };
+    result.map_err(|kind| ProviderError::new(Provider::Shopify, kind).of(answer))
+}
+
+/// 401 `invalid_request` and 400 `invalid_grant` are both seen for a refresh token that is spent; a bad client
+/// secret is our own trouble and not the merchant's.
+fn refusal(answer: &Answer) -> Option<ErrorKind> {
+    let kind = by_status(answer)?;
+    if !matches!(answer.status.as_u16(), 400 | 401) {
+        return Some(kind);
+    }
+    let refusal: Refusal = serde_json::from_slice(&answer.body).unwrap_or_default();
+    Some(match refusal.error.as_str() {
+        "invalid_client" | "unauthorized_client" | "application_cannot_be_found" => ErrorKind::OwnCredentials,
+        "invalid_grant" | "invalid_token" => ErrorKind::Reconnect(ReconnectReason::RefreshRejected),
+        _ if answer.status == 401 => ErrorKind::Reconnect(ReconnectReason::RefreshRejected),
+        _ => ErrorKind::Refused(RefusedReason::BadRequest),
+    })
+}
+
+fn pair(body: &[u8]) -> Option<TokenPair> {
+    let body: Body = serde_json::from_slice(body).ok()?;
+    let usable = [&body.access_token, &body.refresh_token].iter().all(|token| !token.trim().is_empty());
+    usable.then(|| TokenPair {
+        access_token: body.access_token.into(),
+        expires_in: Duration::from_secs(body.expires_in),
+        refresh_token: body.refresh_token.into(),
+        refresh_token_expires_in: Duration::from_secs(body.refresh_token_expires_in),
+        scope: body.scope,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::StatusCode;
+    use reqwest::header::HeaderMap;
+    use rstest::rstest;
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    fn parse(status: u16, body: &str) -> Result<TokenPair, ProviderError> {
+        let status = StatusCode::from_u16(status).unwrap();
+        read(&Answer { status, headers: HeaderMap::new(), body: body.as_bytes().to_vec() })
+    }
+
+    const PAIR: &str = r#"{"access_token":"shpat_new","expires_in":3600,"refresh_token":"shprt_new",
+        "refresh_token_expires_in":7776000,"scope":"read_orders"}"#;
+
+    #[test]
+    fn a_pair() {
+        let pair = parse(200, PAIR).unwrap();
+        assert_eq!(pair.access_token.expose_secret(), "shpat_new");
+        assert_eq!(pair.refresh_token.expose_secret(), "shprt_new");
+        assert_eq!(pair.expires_in, Duration::from_hours(1));
+        assert_eq!(pair.refresh_token_expires_in.as_secs(), 7_776_000);
+        assert_eq!(pair.scope, "read_orders");
+        assert!(!format!("{pair:?}").contains("shp"), "debug hides the tokens");
+    }
+
+    #[rstest]
+    #[case(401, r#"{"error":"invalid_request"}"#, "refresh_rejected")]
+    #[case(401, "", "refresh_rejected")]
+    #[case(400, r#"{"error":"invalid_grant"}"#, "refresh_rejected")]
+    #[case(400, r#"{"error":"invalid_client"}"#, "own_credentials")]
+    #[case(401, r#"{"error":"invalid_client"}"#, "own_credentials")]
+    #[case(400, r#"{"error":"application_cannot_be_found"}"#, "own_credentials")]
+    #[case(400, r#"{"error":"invalid_request"}"#, "bad_request")]
+    #[case(400, "<html>", "bad_request")]
+    #[case(402, "", "frozen_shop")]
+    #[case(404, "", "unknown_account")]
+    #[case(429, "", "rate_limited")]
+    #[case(503, "", "server_error")]
+    #[case(302, "", "unknown_account")]
+    #[case(200, "<html>", "invalid_answer")]
+    #[case(200, "{}", "invalid_answer")]
+    #[case(
+        200,
+        r#"{"access_token":"a","expires_in":-1,"refresh_token":"b","refresh_token_expires_in":1}"#,
+        "invalid_answer"
+    )]
+    #[case(
+        200,
+        r#"{"access_token":"a","expires_in":1,"refresh_token":null,"refresh_token_expires_in":1}"#,
+        "invalid_answer"
+    )]
+    #[case(
+        200,
+        r#"{"access_token":"","expires_in":1,"refresh_token":"b","refresh_token_expires_in":1}"#,
+        "invalid_answer"
+    )]
+    fn refusals(#[case] status: u16, #[case] body: &str, #[case] code: &str) {
+        assert_eq!(parse(status, body).unwrap_err().code(), code);
+    }
+}

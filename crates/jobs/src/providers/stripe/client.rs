@@ -1,0 +1,276 @@
+//! The two requests we make of Stripe.
+
+use std::time::Duration;
+
+use reqwest::{Client, RequestBuilder};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use super::answer::{self, Key};
+use super::{API_VERSION, Pacer, StripeAccountId, balance};
+use crate::deadline::Deadline;
+use crate::http::{self, Answer};
+use crate::providers::{Page, Provider, ProviderError, RefusedReason, Window};
+use crate::retry::RetryPolicy;
+
+/// Stripe's own upper bound of `limit`.
+const PAGE_SIZE: &str = "100";
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Deserialize)]
+struct Account {
+    id: String,
+}
+
+/// Reads connected accounts with the platform's key. Clones share the connections and the pace.
+#[derive(Clone, Debug)]
+pub struct StripeClient {
+    http: Client,
+    api_base: String,
+    secret_key: SecretString,
+    pacer: Pacer,
+    policy: RetryPolicy,
+}
+
+impl StripeClient {
+    /// `api_base` without a path, e.g. [`super::DEFAULT_API_BASE`].
+    pub fn new(http: Client, api_base: &str, secret_key: SecretString, pacer: Pacer) -> Self {
+        let api_base = api_base.trim_end_matches('/').to_owned();
+        Self { http, api_base, secret_key, pacer, policy: RetryPolicy::PROVIDER }
+    }
+
+    /// With other pauses between retries.
+    #[must_use]
+    pub fn with_retries(self, policy: RetryPolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Whose account a row's own access token opens ("Retrieve account": `GET /v1/account`).
+    ///
+    /// The user can write `stripe_account_id`, and our platform key opens every account that ever connected:
+    /// read an account only for the row whose token has answered its id. A token that is refused is a
+    /// [`Reconnect`](crate::providers::ErrorKind::Reconnect).
+    pub async fn prove_account(
+        &self,
+        access_token: &SecretString,
+        deadline: &Deadline,
+    ) -> Result<StripeAccountId, ProviderError> {
+        let answer = self.get("/v1/account", access_token, Key::Row, deadline, |request| request).await?;
+        serde_json::from_slice::<Account>(&answer.body)
+            .ok()
+            .and_then(|account| account.id.parse().ok())
+            .ok_or_else(|| refused(RefusedReason::InvalidAnswer("account"), &answer))
+    }
+
+    /// One page of the account's movements, newest first ("List all balance transactions").
+    ///
+    /// `cursor` is the `next` of the page before. A row can become visible some time after its own timestamp:
+    /// overlap the windows of two runs.
+    pub async fn balance_transactions(
+        &self,
+        account: &StripeAccountId,
+        window: Window,
+        cursor: Option<&str>,
+        deadline: &Deadline,
+    ) -> Result<Page, ProviderError> {
+        let Window { from, to } = window.in_whole_seconds();
+        let mut query = vec![
+            ("limit", PAGE_SIZE.to_owned()),
+            ("created[gte]", from.timestamp().to_string()),
+            ("created[lt]", to.timestamp().to_string()),
+            ("expand[]", "data.source".to_owned()),
+        ];
+        query.extend(cursor.map(|cursor| ("starting_after", cursor.to_owned())));
+        let answer = self
+            .get("/v1/balance_transactions", &self.secret_key, Key::Platform, deadline, |request| {
+                request.header("Stripe-Account", account.as_str()).query(&query)
+            })
+            .await?;
+        balance::page(&answer.body, cursor).map_err(|reason| refused(reason, &answer))
+    }
+
+    async fn get(
+        &self,
+        path: &str,
+        key: &SecretString,
+        whose: Key,
+        deadline: &Deadline,
+        shape: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Answer, ProviderError> {
+        self.policy
+            .run(deadline, || async {
+                let out_of_time = |_| ProviderError::out_of_time(Provider::Stripe);
+                self.pacer.turn(deadline).await.map_err(out_of_time)?;
+                let timeout = deadline
+                    .request_timeout(REQUEST_TIMEOUT)
+                    .ok_or_else(|| ProviderError::out_of_time(Provider::Stripe))?;
+                let request = self
+                    .http
+                    .get(format!("{}{path}", self.api_base))
+                    .bearer_auth(key.expose_secret())
+                    .header("Stripe-Version", API_VERSION);
+                let answer = http::fetch(shape(request), timeout).await.map_err(|fault| {
+                    ProviderError::network(Provider::Stripe, fault, timeout < REQUEST_TIMEOUT)
+                })?;
+                answer::check(answer, whose)
+            })
+            .await
+    }
+}
+
+fn refused(reason: RefusedReason, answer: &Answer) -> ProviderError {
+    ProviderError::refused(Provider::Stripe, reason).of(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::test_server::{Reply, TestServer};
+
+    fn deadline() -> Deadline {
+        let end = Instant::now() + Duration::from_mins(1);
+        Deadline::new(end, end)
+    }
+
+    fn client(server: &TestServer) -> StripeClient {
+        let policy = RetryPolicy { first_pause: Duration::from_millis(1), ..RetryPolicy::PROVIDER };
+        StripeClient::new(http::client().unwrap(), &server.url("/"), "sk_test_platform".into(), Pacer::new())
+            .with_retries(policy)
+    }
+
+    fn window() -> Window {
+        Window {
+            from: "2026-10-31T23:00:00Z".parse().unwrap(),
+            to: "2026-11-21T10:00:00.5Z".parse().unwrap(),
+        }
+    }
+
+    fn list(ids: &[&str], has_more: bool) -> serde_json::Value {
+        let rows: Vec<_> = ids
+            .iter()
+            .map(|id| {
+                json!({"id": id, "amount": 100, "currency": "eur", "created": 1_795_000_000,
+                       "reporting_category": "charge", "source": "ch_1"})
+            })
+            .collect();
+        json!({"data": rows, "has_more": has_more})
+    }
+
+    async fn first_page(server: &TestServer) -> Result<Page, ProviderError> {
+        let account = "acct_1".parse().unwrap();
+        client(server).balance_transactions(&account, window(), None, &deadline()).await
+    }
+
+    #[tokio::test]
+    async fn asks_for_what_stripe_documents() {
+        let server = TestServer::start([Reply::new(200).json(&list(&["txn_2", "txn_1"], true))]).await;
+        let account = "acct_1".parse().unwrap();
+        let page = client(&server)
+            .balance_transactions(&account, window(), Some("txn_3"), &deadline())
+            .await
+            .unwrap();
+        assert_eq!((page.movements.len(), page.next.as_deref()), (2, Some("txn_1")));
+
+        let asked = &server.requests()[0];
+        assert_eq!((asked.method.as_str(), asked.path.as_str()), ("GET", "/v1/balance_transactions"));
+        let query: Vec<_> = asked.query.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let expected = [
+            ("limit", "100"),
+            ("created[gte]", "1793487600"),
+            ("created[lt]", "1795255201"),
+            ("expand[]", "data.source"),
+            ("starting_after", "txn_3"),
+        ];
+        assert_eq!(query, expected);
+        assert_eq!(asked.header("authorization"), Some("Bearer sk_test_platform"));
+        assert_eq!(asked.header("stripe-account"), Some("acct_1"));
+        assert_eq!(asked.header("stripe-version"), Some(API_VERSION));
+    }
+
+    #[tokio::test]
+    async fn survives_what_passes() {
+        let replies = [
+            Reply::new(503).body("<html>"),
+            Reply::new(429).header("retry-after", "0"),
+            Reply::new(409),
+            Reply::new(200).json(&list(&["txn_1"], false)),
+        ];
+        let server = TestServer::start(replies).await;
+        assert_eq!(first_page(&server).await.unwrap().movements.len(), 1);
+        assert_eq!(server.requests().len(), 4);
+    }
+
+    #[tokio::test]
+    async fn gives_up_at_once_on_what_does_not() {
+        for (reply, code) in [
+            (Reply::new(401), "own_credentials"),
+            (Reply::new(503).header("stripe-should-retry", "false"), "server_error"),
+            (Reply::new(429).header("retry-after", "600"), "rate_limited"),
+            (Reply::new(302).header("location", "https://evil.example"), "invalid_answer"),
+            (Reply::new(200).body("<html>"), "invalid_answer"),
+        ] {
+            let server = TestServer::start([reply.header("request-id", "req_1")]).await;
+            let error = first_page(&server).await.unwrap_err();
+            assert_eq!(error.code(), code);
+            assert_eq!(error.request_id.as_deref(), Some("req_1"));
+            assert_eq!(server.requests().len(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_account_is_proven_with_the_rows_own_token_alone() {
+        let server =
+            TestServer::start([Reply::new(200).json(&json!({"id": "acct_42", "object": "account"}))]).await;
+        let id = client(&server).prove_account(&"sk_row".into(), &deadline()).await.unwrap();
+        assert_eq!(id.as_str(), "acct_42");
+        let asked = &server.requests()[0];
+        assert_eq!(asked.path, "/v1/account");
+        assert_eq!(asked.header("authorization"), Some("Bearer sk_row"));
+        assert_eq!(asked.header("stripe-account"), None);
+    }
+
+    #[tokio::test]
+    async fn a_rows_refused_token_is_its_own_trouble() {
+        let server = TestServer::start([Reply::new(401)]).await;
+        let error = client(&server).prove_account(&"sk_row".into(), &deadline()).await.unwrap_err();
+        assert_eq!(error.code(), "token_rejected");
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_an_account_proves_nothing() {
+        for body in ["{}", r#"{"id":null}"#, r#"{"id":"cus_1"}"#, "<html>"] {
+            let server = TestServer::start([Reply::new(200).body(body)]).await;
+            let error = client(&server).prove_account(&"sk_row".into(), &deadline()).await.unwrap_err();
+            assert_eq!(error.code(), "invalid_answer");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_asked_when_the_time_is_over() {
+        let server = TestServer::start([]).await;
+        let (now, account) = (Instant::now(), "acct_1".parse().unwrap());
+        let over = Deadline::new(now, now);
+        let error = client(&server).balance_transactions(&account, window(), None, &over).await.unwrap_err();
+        assert_eq!(error.code(), "out_of_time");
+        assert!(server.requests().is_empty());
+    }
+
+    /// The work of a lane is spawned: what it awaits must be able to move between threads.
+    #[test]
+    fn calls_can_be_spawned() {
+        fn sendable<T: Send>(_: T) {}
+        let client = StripeClient::new(
+            http::client().unwrap(),
+            super::super::DEFAULT_API_BASE,
+            "sk_test".into(),
+            Pacer::new(),
+        );
+        let (account, token, end) = ("acct_1".parse().unwrap(), SecretString::from("sk_row"), Instant::now());
+        let deadline = Deadline::new(end, end);
+        sendable(client.balance_transactions(&account, window(), None, &deadline));
+        sendable(client.prove_account(&token, &deadline));
+    }
+}

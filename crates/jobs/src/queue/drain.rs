@@ -1,0 +1,197 @@
+//! Working a lane empty: many items at once, each held by a heartbeat until it is settled.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    task::{Id, JoinSet},
+    time::{Instant, MissedTickBehavior, interval_at},
+};
+use uuid::Uuid;
+
+use super::{Claimed, Failure, Lane, Queue};
+use crate::{deadline::Deadline, supabase::SupabaseError};
+
+const HEARTBEAT: Duration = Duration::from_secs(20);
+/// A blocked item of a lane that goes on comes back after this invocation, not within it.
+const BLOCKED: Duration = Duration::from_secs(900);
+
+/// What came of working on an item.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Its result is in the database, or somebody else has it.
+    Settled,
+    /// Try again later; an attempt where there was a failure.
+    GiveBack { delay: Duration, failure: Option<Failure> },
+    /// Our own key is refused: give the item back, untried, and with `lane` all others of its lane.
+    Blocked { failure: Failure, lane: bool },
+}
+
+/// What a lane's items are, and how one is worked on.
+pub trait Worker: Send + Sync + 'static {
+    /// A claimed item with what is needed to work on it.
+    type Job: Send + 'static;
+
+    /// Fetches what claimed items need, in one request for all of them.
+    fn prepare(
+        &self,
+        items: Vec<Claimed>,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<Vec<Self::Job>, SupabaseError>> + Send;
+
+    /// The item behind a job.
+    fn item(job: &Self::Job) -> &Claimed;
+
+    /// Works on one item, to its settlement.
+    fn work(&self, job: Self::Job, deadline: Deadline) -> impl Future<Output = Outcome> + Send;
+}
+
+/// What a drain did.
+#[derive(Clone, Debug, Default)]
+pub struct LaneReport {
+    pub settled: u64,
+    pub given_back: u64,
+    /// Why items were given back untried.
+    pub blocked: Option<Failure>,
+    /// The lane was left before its end.
+    pub stopped: bool,
+    /// The budget was over before the lane was empty.
+    pub out_of_time: bool,
+}
+
+/// Works on the items of a lane until none is visible, the budget is over or the lane is stopped.
+pub async fn drain<W: Worker>(
+    queue: &Queue,
+    lane: Lane,
+    concurrency: usize,
+    worker: Arc<W>,
+    deadline: Deadline,
+) -> Result<LaneReport, SupabaseError> {
+    let mut drain = Drain {
+        queue: queue.clone(),
+        lane,
+        deadline,
+        ready: VecDeque::new(),
+        running: JoinSet::new(),
+        items: HashMap::new(),
+        report: LaneReport::default(),
+    };
+    let worked = drain.run(concurrency, &worker).await;
+    // Also after an error: what was claimed and not begun is free again at once.
+    let left: Vec<_> = drain.ready.drain(..).map(|job| hold(W::item(&job))).collect();
+    if !left.is_empty() {
+        queue.release(lane, &left, Duration::ZERO, &deadline).await?;
+    }
+    worked?;
+    Ok(drain.report)
+}
+
+struct Drain<J> {
+    queue: Queue,
+    lane: Lane,
+    deadline: Deadline,
+    /// Claimed, not begun.
+    ready: VecDeque<J>,
+    running: JoinSet<Outcome>,
+    items: HashMap<Id, Claimed>,
+    report: LaneReport,
+}
+
+fn hold(item: &Claimed) -> (i64, Uuid) {
+    (item.item_id, item.lease)
+}
+
+impl<J: Send + 'static> Drain<J> {
+    async fn run<W: Worker<Job = J>>(
+        &mut self,
+        concurrency: usize,
+        worker: &Arc<W>,
+    ) -> Result<(), SupabaseError> {
+        let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beats = JoinSet::new();
+        let mut claims: JoinSet<Result<(usize, Vec<J>), SupabaseError>> = JoinSet::new();
+        let mut empty = false;
+        // A claim that failed ends the lane; what is under way is still worked to its end.
+        let mut fault = None;
+        loop {
+            let open = fault.is_none() && !self.report.stopped && self.deadline.may_start_work();
+            while open && self.running.len() < concurrency {
+                let Some(job) = self.ready.pop_front() else { break };
+                self.begin(worker, job);
+            }
+            // Claim ahead, so that no place stands empty for a round trip to the database.
+            if open && !empty && claims.is_empty() && self.ready.len() <= concurrency / 2 {
+                let (queue, lane, worker, deadline) =
+                    (self.queue.clone(), self.lane, worker.clone(), self.deadline);
+                claims.spawn(async move {
+                    let items = queue.claim(lane, concurrency, &deadline).await?;
+                    let count = items.len();
+                    let jobs =
+                        if items.is_empty() { Vec::new() } else { worker.prepare(items, deadline).await? };
+                    Ok((count, jobs))
+                });
+            }
+            if self.running.is_empty() && claims.is_empty() && (self.ready.is_empty() || !open) {
+                self.report.out_of_time =
+                    !self.deadline.may_start_work() && !(empty && self.ready.is_empty());
+                return fault.map_or(Ok(()), Err);
+            }
+            tokio::select! {
+                Some(done) = self.running.join_next_with_id() => self.end(done).await,
+                Some(claimed) = claims.join_next() => {
+                    match claimed.unwrap_or_else(|_| Err(SupabaseError::Encoding("the claim panicked".into()))) {
+                        Ok((count, jobs)) => {
+                            empty = count < concurrency;
+                            self.ready.extend(jobs);
+                        }
+                        Err(error) => fault = Some(error),
+                    }
+                }
+                Some(_) = beats.join_next() => {}
+                _ = heartbeat.tick() => {
+                    let held: Vec<_> =
+                        self.items.values().chain(self.ready.iter().map(W::item)).map(hold).collect();
+                    let (queue, lane, deadline) = (self.queue.clone(), self.lane, self.deadline);
+                    // A heartbeat that fails is logged where it fails; the fence protects what it would have.
+                    beats.spawn(async move { queue.heartbeat(lane, &held, &deadline).await.is_ok() });
+                }
+            }
+        }
+    }
+
+    fn begin<W: Worker<Job = J>>(&mut self, worker: &Arc<W>, job: J) {
+        let item = W::item(&job).clone();
+        let (worker, deadline) = (worker.clone(), self.deadline);
+        let task = self.running.spawn(async move { worker.work(job, deadline).await });
+        self.items.insert(task.id(), item);
+    }
+
+    /// Books an outcome. A panic is a failure of the item like another: the others go on.
+    async fn end(&mut self, done: Result<(Id, Outcome), tokio::task::JoinError>) {
+        let (id, outcome) = done.unwrap_or_else(|error| {
+            let failure =
+                Failure { code: "internal".into(), message: "Erreur interne ; voir les journaux.".into() };
+            (error.id(), Outcome::GiveBack { delay: Duration::from_secs(60), failure: Some(failure) })
+        });
+        let Some(item) = self.items.remove(&id) else { return };
+        let (delay, failure) = match outcome {
+            Outcome::Settled => {
+                self.report.settled += 1;
+                return;
+            }
+            Outcome::GiveBack { delay, failure } => (delay, failure),
+            Outcome::Blocked { failure, lane } => {
+                self.report.blocked.get_or_insert(failure);
+                self.report.stopped |= lane;
+                (if lane { Duration::ZERO } else { BLOCKED }, None)
+            }
+        };
+        self.report.given_back += 1;
+        // Where even this fails, the item comes back by itself when its visibility timeout is over.
+        let _ = self.queue.give_back(&item, delay, failure.as_ref(), &self.deadline).await;
+    }
+}

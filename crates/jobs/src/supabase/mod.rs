@@ -1,0 +1,101 @@
+//! The database, through PostgREST: every access is one of our own RPC functions, and each may be repeated.
+//!
+//! `postgrest` builds the request; it goes out over the one shared client ([`crate::http`]), since the
+//! crate's own has no timeout and would be a second HTTP stack at run time.
+
+mod error;
+
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use serde::{Serialize, de::DeserializeOwned};
+
+pub use self::error::{ApiError, SupabaseError};
+use crate::{
+    config::{SupabaseConfig, SupabaseKey},
+    deadline::Deadline,
+    http,
+    retry::RetryPolicy,
+};
+
+/// Our functions set their own `statement_timeout` of at most 28 s: wait a little longer than they work.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(32);
+
+/// A connection to the project's Data API. Clones share the connection pool.
+#[derive(Clone)]
+pub struct Supabase {
+    http: reqwest::Client,
+    rest: postgrest::Postgrest,
+}
+
+impl Supabase {
+    /// Nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the key cannot be an HTTP header.
+    pub fn new(http: reqwest::Client, config: &SupabaseConfig) -> Result<Self, SupabaseError> {
+        let key = config.key.secret().expose_secret();
+        if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(SupabaseError::BadKey);
+        }
+        let mut rest =
+            postgrest::Postgrest::new(format!("{}/rest/v1", config.url)).insert_header("apikey", key);
+        if let SupabaseKey::LegacyJwt(_) = config.key {
+            rest = rest.insert_header("Authorization", format!("Bearer {key}"));
+        }
+        Ok(Self { http, rest })
+    }
+
+    /// Calls one of our functions, repeating it while that can help: each of them is safe to repeat.
+    ///
+    /// # Errors
+    /// The last try's, classified.
+    pub async fn rpc<T: DeserializeOwned>(
+        &self,
+        function: &'static str,
+        arguments: &impl Serialize,
+        deadline: &Deadline,
+    ) -> Result<T, SupabaseError> {
+        let arguments =
+            serde_json::to_string(arguments).map_err(|error| SupabaseError::Encoding(error.to_string()))?;
+        let body = RetryPolicy::DATABASE
+            .run(deadline, || self.call(function, &arguments, deadline))
+            .await
+            .inspect_err(|error| tracing::warn!(function, %error, "database call failed"))?;
+        // A function that returns nothing answers 204 with an empty body.
+        let body = if body.is_empty() { b"null".as_slice() } else { &body };
+        serde_json::from_slice(body)
+            .map_err(|error| SupabaseError::Shape { function, error: error.to_string() })
+    }
+
+    async fn call(
+        &self,
+        function: &'static str,
+        arguments: &str,
+        deadline: &Deadline,
+    ) -> Result<Vec<u8>, SupabaseError> {
+        let timeout = deadline.request_timeout(REQUEST_TIMEOUT).ok_or(SupabaseError::OutOfTime)?;
+        let request = self.request(function, arguments)?;
+        let answer = http::fetch(request, timeout).await.map_err(SupabaseError::Network)?;
+        if answer.status.is_success() {
+            Ok(answer.body)
+        } else {
+            Err(SupabaseError::from_answer(function, answer.status.as_u16(), &answer.body))
+        }
+    }
+
+    /// The builder's finished request, moved to the shared client.
+    fn request(&self, function: &str, arguments: &str) -> Result<reqwest::RequestBuilder, SupabaseError> {
+        let built = self
+            .rest
+            .rpc(function, arguments)
+            .build()
+            .build()
+            .map_err(|_| SupabaseError::Encoding("the request cannot be built".into()))?;
+        let mut request = self.http.post(built.url().as_str());
+        for (name, value) in built.headers() {
+            request = request.header(name.as_str(), value.as_bytes());
+        }
+        Ok(request.body(arguments.to_owned()))
+    }
+}

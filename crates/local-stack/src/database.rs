@@ -1,0 +1,150 @@
+//! Databases as the jobs find them, one per test.
+//!
+//! Each cluster holds two templates. `application` is a Supabase project with the web application's tables, the
+//! way it was before this project; `migrated` has our migrations on top. A test's database is a copy of one of
+//! them, which takes a fraction of a second.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use sqlx::{
+    AssertSqlSafe, Connection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use uuid::Uuid;
+
+use crate::postgres::Cluster;
+
+const PLATFORM: &str = include_str!("../sql/00_platform.sql");
+const APPLICATION: &str = include_str!("../sql/10_application.sql");
+
+/// What a database is a copy of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Template {
+    /// The platform, pgmq and the application's tables: what our migrations are applied to.
+    Application,
+    /// The same with our migrations.
+    Migrated,
+}
+
+impl Template {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Application => "template_application",
+            Self::Migrated => "template_migrated",
+        }
+    }
+}
+
+/// One file of `supabase/migrations`.
+#[derive(Clone, Debug)]
+pub struct Migration {
+    /// Its file name, without the directory.
+    pub name: String,
+    pub sql: String,
+}
+
+/// Our migrations, in the order in which Supabase applies them.
+pub fn migrations() -> Result<Vec<Migration>> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../supabase/migrations");
+    let mut files: Vec<PathBuf> = match fs::read_dir(&directory) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?,
+        // There are none before the first one is written.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", directory.display())),
+    };
+    files.retain(|file| file.extension().is_some_and(|e| e == "sql"));
+    files.sort();
+    let read = |file: PathBuf| {
+        let sql = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Migration { name, sql })
+    };
+    files.into_iter().map(read).collect()
+}
+
+/// Makes both templates; once per cluster.
+pub async fn make_templates(cluster: &Cluster) -> Result<()> {
+    let (application, migrated) = (Template::Application.name(), Template::Migrated.name());
+    let mut server = cluster.connect("postgres").await?;
+    run(&mut server, &format!("create database {application} is_template true")).await?;
+
+    let pool = pool(cluster.options(application));
+    apply(&pool, "00_platform.sql", PLATFORM).await?;
+    apply(&pool, "10_application.sql", APPLICATION).await?;
+    // An extension on Supabase, plain SQL here.
+    pgmq::install::install_sql_from_embedded(&pool).await.context("cannot install pgmq")?;
+    pool.close().await;
+
+    run(&mut server, &format!("create database {migrated} template {application} is_template true")).await?;
+    let pool = self::pool(cluster.options(migrated));
+    for migration in migrations()? {
+        apply(&pool, &migration.name, &migration.sql).await?;
+    }
+    pool.close().await;
+    server.close().await.context("cannot close a connection")
+}
+
+/// Runs a file of SQL as one transaction.
+pub async fn apply(pool: &PgPool, name: &str, sql: &str) -> Result<()> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(pool).await.with_context(|| format!("cannot apply {name}"))?;
+    Ok(())
+}
+
+async fn run(connection: &mut sqlx::PgConnection, sql: &str) -> Result<()> {
+    sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(connection)
+        .await
+        .with_context(|| format!("cannot run `{sql}`"))?;
+    Ok(())
+}
+
+fn pool(options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(10)
+        .acquire_timeout(Duration::from_secs(30))
+        .connect_lazy_with(options)
+}
+
+/// A database of one's own. It stays until its cluster goes.
+#[derive(Clone, Debug)]
+pub struct Database {
+    name: String,
+    url: String,
+    port: u16,
+    pool: PgPool,
+}
+
+impl Database {
+    /// Copies a template. The pool belongs to the runtime that this is called on.
+    pub async fn create(cluster: &Cluster, template: Template) -> Result<Self> {
+        let name = format!("test_{}", Uuid::new_v4().simple());
+        let mut server = cluster.connect("postgres").await?;
+        run(&mut server, &format!("create database {name} template {}", template.name())).await?;
+        server.close().await.context("cannot close a connection")?;
+        Ok(Self { url: cluster.url(&name), port: cluster.port(), pool: pool(cluster.options(&name)), name })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Connections as the superuser, whom no policy and no grant stops.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Its address as the superuser, for `psql` and the like.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its address as the role that PostgREST connects as.
+    pub fn authenticator_url(&self) -> String {
+        format!("postgres://authenticator:authenticator@127.0.0.1:{}/{}", self.port, self.name)
+    }
+}

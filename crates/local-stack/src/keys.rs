@@ -1,0 +1,54 @@
+//! The API keys of a Supabase project, and the tokens behind them.
+
+use anyhow::{Context, Result};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use uuid::Uuid;
+
+/// 2100-01-01: the keys of a project do not expire during a test.
+const EXPIRES: u64 = 4_102_444_800;
+
+/// The keys of one project, of both generations.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// Signs the tokens; what PostgREST calls `jwt-secret`.
+    pub jwt_secret: String,
+    /// `sb_secret_…`: everything, for servers.
+    pub secret: String,
+    /// `sb_publishable_…`: what `anon` may do.
+    pub publishable: String,
+    /// The legacy key of `service_role`, a token.
+    pub service_role: String,
+    /// The legacy key of `anon`, a token.
+    pub anon: String,
+}
+
+impl Keys {
+    /// Fresh keys, good for one project only.
+    pub fn generate() -> Result<Self> {
+        let jwt_secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+        Ok(Self {
+            secret: format!("sb_secret_{}", Uuid::new_v4().simple()),
+            publishable: format!("sb_publishable_{}", Uuid::new_v4().simple()),
+            service_role: sign(&jwt_secret, &serde_json::json!({"role": "service_role", "exp": EXPIRES}))?,
+            anon: sign(&jwt_secret, &serde_json::json!({"role": "anon", "exp": EXPIRES}))?,
+            jwt_secret,
+        })
+    }
+
+    /// The token of a signed-in user, as the web application sends it.
+    pub fn user_token(&self, user: Uuid) -> Result<String> {
+        sign(&self.jwt_secret, &serde_json::json!({"role": "authenticated", "sub": user, "exp": EXPIRES}))
+    }
+}
+
+/// A token with these claims, signed with HS256.
+fn sign(secret: &str, claims: &serde_json::Value) -> Result<String> {
+    let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
+    let payload = URL_SAFE_NO_PAD.encode(claims.to_string());
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).context("no key for the tokens")?;
+    mac.update(format!("{header}.{payload}").as_bytes());
+    let signature = URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes());
+    Ok(format!("{header}.{payload}.{signature}"))
+}

@@ -1,0 +1,221 @@
+//! Child processes that never outlive us.
+//!
+//! A test that panics, a `kill -9`, a closed terminal: the servers of the stack must go with the process that
+//! started them. Each child runs under a small shell watchdog that reads from a pipe only we can write to, and
+//! that takes the child down when the pipe closes. The parent-death signal of Linux would not do: it fires when
+//! the *thread* that spawned the child ends, and macOS has none.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io::{self, PipeWriter},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{self, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+
+const WATCHDOG: &str = include_str!("watchdog.sh");
+
+/// How long a child may take to come up; generous, because developers' machines are busy.
+const START_DEADLINE: Duration = Duration::from_mins(1);
+const POLL: Duration = Duration::from_millis(5);
+
+/// How a child is asked to stop. It is killed when it has not done so after five seconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Signal {
+    /// `SIGTERM`: the polite one.
+    #[default]
+    Term,
+    /// `SIGQUIT`: what PostgreSQL calls an immediate shutdown.
+    Quit,
+    /// `SIGKILL`: for servers that have nothing to tidy up.
+    Kill,
+}
+
+impl Signal {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Term => "TERM",
+            Self::Quit => "QUIT",
+            Self::Kill => "KILL",
+        }
+    }
+}
+
+/// A user that a child runs as, where we are root and the child refuses to be.
+#[derive(Clone, Copy, Debug)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// A child about to be started: what, how, and what is tidied up after it.
+#[derive(Debug)]
+pub struct Command {
+    program: OsString,
+    log: PathBuf,
+    args: Vec<OsString>,
+    envs: Vec<(OsString, OsString)>,
+    keep_env: bool,
+    user: Option<User>,
+    directory: Option<PathBuf>,
+    stop: Signal,
+    remove: Option<PathBuf>,
+}
+
+impl Command {
+    /// Runs `program`, with its output in the file `log`. It sees `PATH` and `HOME` of our environment, and
+    /// what [`env`](Self::env) adds.
+    pub fn new(program: impl AsRef<OsStr>, log: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.as_ref().into(),
+            log: log.into(),
+            args: Vec::new(),
+            envs: Vec::new(),
+            keep_env: false,
+            user: None,
+            directory: None,
+            stop: Signal::default(),
+            remove: None,
+        }
+    }
+
+    #[must_use]
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+        self
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.envs.push((name.as_ref().into(), value.as_ref().into()));
+        self
+    }
+
+    /// The child sees our whole environment, not only `PATH` and `HOME`.
+    #[must_use]
+    pub fn keep_env(mut self) -> Self {
+        self.keep_env = true;
+        self
+    }
+
+    #[must_use]
+    pub fn user(mut self, user: Option<User>) -> Self {
+        self.user = user;
+        self
+    }
+
+    #[must_use]
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    #[must_use]
+    pub fn stop_with(mut self, signal: Signal) -> Self {
+        self.stop = signal;
+        self
+    }
+
+    /// Removes this directory once the child is gone, even when we went first.
+    #[must_use]
+    pub fn then_remove(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.remove = Some(directory.into());
+        self
+    }
+
+    /// Starts the child.
+    pub fn start(self) -> Result<Child> {
+        let name =
+            Path::new(&self.program).file_name().unwrap_or(&self.program).to_string_lossy().into_owned();
+        let (theirs, ours) = io::pipe().context("cannot make a pipe")?;
+        let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        let mut watchdog = process::Command::new("/bin/sh");
+        watchdog
+            .args(["-c", WATCHDOG, "watchdog", self.stop.name()])
+            .arg(self.remove.as_deref().unwrap_or(Path::new("")))
+            .arg(&self.program)
+            .args(&self.args)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::from(log.try_clone()?))
+            .stderr(Stdio::from(log))
+            // Its own group: Ctrl-C in the terminal reaches us, and we stop the children in order.
+            .process_group(0);
+        if !self.keep_env {
+            watchdog.env_clear();
+            for name in ["PATH", "HOME"] {
+                watchdog.envs(std::env::var_os(name).map(|value| (name, value)));
+            }
+        }
+        watchdog.envs(self.envs);
+        if let Some(user) = self.user {
+            watchdog.uid(user.uid).gid(user.gid);
+        }
+        if let Some(directory) = self.directory {
+            watchdog.current_dir(directory);
+        }
+        let watchdog = watchdog.spawn().with_context(|| format!("cannot start {name}"))?;
+        Ok(Child { name, log: self.log, watchdog, lifeline: Some(ours) })
+    }
+}
+
+/// A running child. Dropping it stops it and waits until it is gone.
+#[derive(Debug)]
+pub struct Child {
+    name: String,
+    log: PathBuf,
+    watchdog: process::Child,
+    /// The pipe that keeps the child alive: closed by [`Drop`], or by the system when we die.
+    lifeline: Option<PipeWriter>,
+}
+
+impl Child {
+    /// How the child ended, if it has.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.watchdog.try_wait().ok().flatten()
+    }
+
+    /// The last lines that the child wrote.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// An error that says what went wrong and what the child wrote last.
+    pub fn failure(&self, what: &str) -> anyhow::Error {
+        let tail = self.log_tail();
+        let tail = if tail.is_empty() { "(it wrote nothing)" } else { &tail };
+        anyhow!("{} {what}; its log ends with:\n{tail}", self.name)
+    }
+
+    /// Asks `ready` every few milliseconds until it answers yes; fails when the child ends first, or takes
+    /// longer than a minute.
+    pub async fn ready<F: Future<Output = bool>>(&mut self, mut ready: impl FnMut() -> F) -> Result<()> {
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            if ready().await {
+                return Ok(());
+            }
+            if let Some(status) = self.exited() {
+                return Err(self.failure(&format!("stopped while starting ({status})")));
+            }
+            if Instant::now() > deadline {
+                return Err(self.failure("did not come up"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        drop(self.lifeline.take());
+        // The watchdog kills after five seconds, so this ends.
+        let _ = self.watchdog.wait();
+    }
+}

@@ -1,0 +1,176 @@
+//! What the stand-in knows: shops, their tenders, orders and disputes.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+
+use super::oauth::Oauth;
+use crate::bucket::Bucket;
+
+/// What happens to a refresh token that was used before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RefreshReuse {
+    /// Refused at once: stricter than Shopify, so that a lost pair or a second refresh shows.
+    #[default]
+    Refused,
+    /// As Shopify does since 28 August 2026: good until the refresh token that replaced it is used.
+    UntilReplacementUsed,
+}
+
+/// What the application may read of a shop's payments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PaymentsAccess {
+    /// Account and disputes.
+    #[default]
+    Granted,
+    /// The account, not the disputes: `disputes` cannot be null, so the account is.
+    NoDisputes,
+    /// Not even the account.
+    NoAccount,
+    /// The shop does not use Shopify Payments: the account is null, without an error.
+    NotUsed,
+}
+
+/// How a shop's lists go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misbehaviour {
+    /// Every page is the first, with a next page, at the same cursor.
+    LoopingCursor,
+    /// The page after the first is the first once more; the rest follow.
+    DuplicatePage,
+    /// There is a next page, and no cursor to it.
+    NoCursor,
+}
+
+pub(super) struct State {
+    pub(super) client_id: String,
+    pub(super) client_secret: String,
+    pub(super) shops: HashMap<String, Shop>,
+    pub(super) refresh_reuse: RefreshReuse,
+    pub(super) advanced: Duration,
+    pub(super) requests: u64,
+    next_id: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            client_id: uuid::Uuid::new_v4().simple().to_string(),
+            client_secret: format!("shpss_{}", uuid::Uuid::new_v4().simple()),
+            shops: HashMap::new(),
+            refresh_reuse: RefreshReuse::default(),
+            advanced: Duration::ZERO,
+            requests: 0,
+            next_id: 6_000_000_000_000,
+        }
+    }
+}
+
+impl State {
+    pub(super) fn now(&self) -> DateTime<Utc> {
+        Utc::now() + self.advanced
+    }
+
+    pub(super) fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    pub(super) fn add_shop(&mut self, domain: &str, currency: &str) -> &mut Shop {
+        let id = self.new_id();
+        let shop = self.shops.entry(domain.into()).or_insert_with(|| Shop::new(id, domain, currency));
+        shop.currency = currency.into();
+        shop
+    }
+
+    pub(super) fn shop(&mut self, domain: &str) -> &mut Shop {
+        self.shops.get_mut(domain).unwrap_or_else(|| panic!("the stand-in has no shop {domain}"))
+    }
+}
+
+pub(super) struct Shop {
+    pub(super) id: u64,
+    pub(super) domain: String,
+    pub(super) currency: String,
+    pub(super) oauth: Oauth,
+    pub(super) bucket: Bucket,
+    pub(super) max_cost: u64,
+    pub(super) status: Option<u16>,
+    pub(super) payments_access: PaymentsAccess,
+    pub(super) misbehaviour: Option<Misbehaviour>,
+    pub(super) orders_from: Option<DateTime<Utc>>,
+    /// By id, which is the order in which lists show them.
+    pub(super) tenders: BTreeMap<u64, TenderRow>,
+    pub(super) orders: BTreeMap<u64, OrderRow>,
+    pub(super) disputes: BTreeMap<u64, DisputeRow>,
+}
+
+impl Shop {
+    fn new(id: u64, domain: &str, currency: &str) -> Self {
+        Self {
+            id,
+            domain: domain.into(),
+            currency: currency.into(),
+            oauth: Oauth::default(),
+            bucket: Bucket::new(2000.0, 100.0),
+            max_cost: 1000,
+            status: None,
+            payments_access: PaymentsAccess::default(),
+            misbehaviour: None,
+            orders_from: None,
+            tenders: BTreeMap::new(),
+            orders: BTreeMap::new(),
+            disputes: BTreeMap::new(),
+        }
+    }
+}
+
+/// An amount as Shopify writes it, and its currency.
+#[derive(Clone, Debug)]
+pub(super) struct Money {
+    pub(super) amount: String,
+    pub(super) currency: String,
+}
+
+pub(super) struct TenderRow {
+    pub(super) amount: Money,
+    pub(super) at: DateTime<Utc>,
+    pub(super) test: bool,
+    pub(super) method: Option<String>,
+    pub(super) reference: Option<String>,
+    pub(super) order: Option<u64>,
+    pub(super) hidden: bool,
+}
+
+pub(super) struct OrderRow {
+    pub(super) name: String,
+    pub(super) at: DateTime<Utc>,
+    pub(super) test: bool,
+    pub(super) presentment_currency: String,
+    pub(super) transactions: Vec<OrderTransactionRow>,
+}
+
+#[derive(Clone)]
+pub(super) struct OrderTransactionRow {
+    pub(super) id: u64,
+    pub(super) kind: String,
+    pub(super) status: String,
+    pub(super) at: DateTime<Utc>,
+    pub(super) test: bool,
+    pub(super) gateway: String,
+    pub(super) shop_money: Money,
+    pub(super) presentment_money: Money,
+    pub(super) parent: Option<u64>,
+}
+
+pub(super) struct DisputeRow {
+    pub(super) amount: Money,
+    pub(super) at: DateTime<Utc>,
+    pub(super) finalized: Option<DateTime<Utc>>,
+    pub(super) status: String,
+    pub(super) kind: String,
+    pub(super) order: Option<u64>,
+}

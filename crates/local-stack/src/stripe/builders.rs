@@ -1,0 +1,220 @@
+//! What a test or the seed puts into the ledgers.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{
+    StandIn,
+    objects::{Entry, Source},
+    state::State,
+};
+
+/// The ids of a payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payment {
+    /// `txn_…`, the balance transaction.
+    pub transaction: String,
+    /// `ch_…`
+    pub charge: String,
+    /// `pi_…`
+    pub intent: String,
+}
+
+/// The ids of a movement that is no payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Movement {
+    /// `txn_…`, the balance transaction.
+    pub transaction: String,
+    /// What moved the money: `re_…`, `du_…`, `po_…`; empty when nothing stands behind the row.
+    pub source: String,
+}
+
+/// Stripe's own cut in these ledgers: 1.5 % and 25 cents.
+fn processing_fee(amount: i64) -> i64 {
+    amount * 15 / 1000 + 25
+}
+
+/// An account or a charge that does not exist is a mistake of the test that called, and a panic.
+impl StandIn {
+    /// A card payment in the settlement currency.
+    pub fn payment(&self, account: &str, at: DateTime<Utc>, amount: i64, currency: &str) -> Payment {
+        payment(&mut self.state(), account, Entry::new(at, amount, currency), None)
+    }
+
+    /// A card payment of `amount` in `currency` that settles as `settled` in `settlement_currency`.
+    #[expect(clippy::cast_precision_loss, reason = "an exchange rate, not an amount")]
+    pub fn converted_payment(
+        &self,
+        account: &str,
+        at: DateTime<Utc>,
+        (amount, currency): (i64, &str),
+        (settled, settlement_currency): (i64, &str),
+    ) -> Payment {
+        let entry =
+            Entry::new(at, settled, settlement_currency).exchange_rate(settled as f64 / amount as f64);
+        payment(&mut self.state(), account, entry, Some((amount, currency.to_lowercase())))
+    }
+
+    /// A payment whose authorisation was `authorised`, of which only `captured` was taken: two rows.
+    pub fn partial_capture(
+        &self,
+        account: &str,
+        at: DateTime<Utc>,
+        (authorised, captured): (i64, i64),
+        currency: &str,
+    ) -> (Payment, Movement) {
+        let paid = self.payment(account, at, authorised, currency);
+        let reversal = self.against_charge(
+            account,
+            &paid.charge,
+            at,
+            captured - authorised,
+            ("refund", "partial_capture_reversal", 0),
+        );
+        (paid, reversal)
+    }
+
+    /// Pays `amount` of a charge back.
+    pub fn refund(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
+        self.against_charge(account, charge, at, -amount, ("refund", "refund", 0))
+    }
+
+    /// A refund of `amount` that the customer's bank sent back.
+    pub fn refund_failure(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
+        self.against_charge(account, charge, at, amount, ("refund_failure", "refund_failure", 0))
+    }
+
+    /// A bank debit that succeeded at first and failed days later.
+    pub fn charge_failure(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
+        self.against_charge(account, charge, at, -amount, ("payment_failure_refund", "charge_failure", 0))
+    }
+
+    /// The customer's bank takes `amount` back, and Stripe its 20.00.
+    pub fn dispute(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
+        self.against_charge(account, charge, at, -amount, ("adjustment", "dispute", 2_000))
+    }
+
+    /// A dispute that was won: `amount` comes back.
+    pub fn dispute_reversal(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
+        self.against_charge(account, charge, at, amount, ("adjustment", "dispute_reversal", 0))
+    }
+
+    /// Money that goes to the bank account: no turnover.
+    pub fn payout(&self, account: &str, at: DateTime<Utc>, amount: i64, currency: &str) -> Movement {
+        let source = Source::Payout { amount, currency: currency.to_lowercase(), created: at.timestamp() };
+        let entry = Entry::new(at, -amount, currency).kind("payout", "payout").description("STRIPE PAYOUT");
+        self.sourced(account, entry, "po", source)
+    }
+
+    /// Money that comes from the bank account: no turnover.
+    pub fn top_up(&self, account: &str, at: DateTime<Utc>, amount: i64, currency: &str) -> Movement {
+        let source = Source::Topup { amount, currency: currency.to_lowercase(), created: at.timestamp() };
+        self.sourced(account, Entry::new(at, amount, currency).kind("topup", "topup"), "tu", source)
+    }
+
+    /// A fee that Stripe bills apart from payments.
+    pub fn fee(&self, account: &str, at: DateTime<Utc>, amount: i64, currency: &str) -> Movement {
+        let entry = Entry::new(at, -amount, currency).kind("stripe_fee", "fee").description("Billing");
+        self.add(account, entry)
+    }
+
+    /// Any other row.
+    pub fn add(&self, account: &str, entry: Entry) -> Movement {
+        add(&mut self.state(), account, entry)
+    }
+
+    /// Takes a row out of the lists, as if it were not visible yet.
+    pub fn hide(&self, account: &str, transaction: &str) {
+        self.state().account_mut(account).row_mut(transaction).hidden = true;
+    }
+
+    /// Makes a late row visible; its `created` stays what it was.
+    pub fn reveal(&self, account: &str, transaction: &str) {
+        self.state().account_mut(account).row_mut(transaction).hidden = false;
+    }
+
+    /// `count` payments, `every` apart from `from` on, always the same: 10.00, 10.01, … 10.99, 10.00, …
+    /// Returns the sum of their amounts.
+    pub fn payments(
+        &self,
+        account: &str,
+        from: DateTime<Utc>,
+        every: TimeDelta,
+        count: usize,
+        currency: &str,
+    ) -> i64 {
+        let mut state = self.state();
+        let (mut at, mut sum) = (from, 0);
+        for amount in (1_000..1_100).cycle().take(count) {
+            payment(&mut state, account, Entry::new(at, amount, currency), None);
+            at += every;
+            sum += amount;
+        }
+        sum
+    }
+
+    /// A row about an existing charge, in proportion when the charge was made in another currency.
+    fn against_charge(
+        &self,
+        account: &str,
+        charge: &str,
+        at: DateTime<Utc>,
+        amount: i64,
+        (kind, category, fee): (&str, &str, i64),
+    ) -> Movement {
+        let (intent, currency) = match self.state().account(account).sources.get(charge) {
+            Some(Source::Charge { intent, currency, .. }) => (intent.clone(), currency.clone()),
+            _ => panic!("{account} has no charge {charge}"),
+        };
+        let settlement = self
+            .state()
+            .account(account)
+            .rows()
+            .find(|row| row.source.as_deref() == Some(charge))
+            .map_or_else(|| currency.clone(), |row| row.currency.clone());
+        let (charge, created) = (charge.to_owned(), at.timestamp());
+        // What comes back points to the refund or the dispute with which it went.
+        let before = match category {
+            "refund_failure" | "dispute_reversal" => self.state().account(account).against(&charge, category),
+            _ => None,
+        };
+        let (prefix, source) = if category.starts_with("dispute") {
+            let won = category == "dispute_reversal";
+            ("du", Source::Dispute { charge, intent, amount: amount.abs(), currency, created, won })
+        } else {
+            let failed = category == "refund_failure";
+            ("re", Source::Refund { charge, intent, amount: amount.abs(), currency, created, failed })
+        };
+        let entry = Entry::new(at, amount, &settlement).kind(kind, category).fee(fee);
+        match before {
+            Some(id) => self.add(account, entry.source(&id, source)),
+            None => self.sourced(account, entry, prefix, source),
+        }
+    }
+
+    fn sourced(&self, account: &str, entry: Entry, prefix: &str, source: Source) -> Movement {
+        let mut state = self.state();
+        let id = state.new_id(prefix);
+        add(&mut state, account, entry.source(&id, source))
+    }
+}
+
+fn payment(state: &mut State, account: &str, entry: Entry, charged: Option<(i64, String)>) -> Payment {
+    let (charge, intent) = (state.new_id("ch"), state.new_id("pi"));
+    let (amount, currency) = charged.unwrap_or_else(|| (entry.amount, entry.currency.clone()));
+    let source = Source::Charge { intent: intent.clone(), amount, currency, created: entry.at.timestamp() };
+    let fee = processing_fee(entry.amount);
+    let added = add(state, account, entry.fee(fee).source(&charge, source));
+    Payment { transaction: added.transaction, charge, intent }
+}
+
+fn add(state: &mut State, account: &str, entry: Entry) -> Movement {
+    let transaction = state.new_id("txn");
+    let (row, source) = entry.into_row(transaction.clone());
+    let account = state.account_mut(account);
+    account.insert(row);
+    let id = source.map(|(id, source)| {
+        account.sources.insert(id.clone(), source);
+        id
+    });
+    Movement { transaction, source: id.unwrap_or_default() }
+}

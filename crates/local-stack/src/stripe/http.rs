@@ -1,0 +1,95 @@
+//! The routes: who is calling, for which account, and what they get.
+
+use axum::{
+    Json, Router,
+    extract::{OriginalUri, Request, State as Extract},
+    http::{HeaderMap, Method, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::Value;
+
+use super::{API_VERSION, Shared, errors::Refusal, list, lock, objects, state::PLATFORM, state::State};
+
+pub(super) fn router(state: Shared) -> Router {
+    Router::new()
+        .route("/v1/account", get(account))
+        .route("/v1/balance_transactions", get(balance_transactions))
+        .fallback(unknown)
+        .layer(middleware::from_fn_with_state(state.clone(), stamp))
+        .with_state(state)
+}
+
+/// Every answer carries a request id; over the rate limit there is no other answer.
+async fn stamp(Extract(state): Extract<Shared>, request: Request, next: Next) -> Response {
+    let (id, over) = {
+        let mut state = lock(&state);
+        state.requests += 1;
+        let over = state.limit.as_mut().is_some_and(|limit| !limit.take(1.0));
+        (format!("req_StandIn{:08}", state.requests), over)
+    };
+    let mut response = if over { Refusal::too_many().into_response() } else { next.run(request).await };
+    let headers = response.headers_mut();
+    headers.insert("request-id", id.parse().expect("ASCII"));
+    headers.insert("stripe-version", API_VERSION.parse().expect("ASCII"));
+    response
+}
+
+async fn account(
+    Extract(state): Extract<Shared>,
+    headers: HeaderMap,
+    OriginalUri(uri): OriginalUri,
+) -> Result<Json<Value>, Refusal> {
+    let state = lock(&state);
+    let account = caller(&state, &headers)?;
+    if let Some((name, _)) = list::pairs(uri.query()).next() {
+        return Err(Refusal::unknown_parameter(&name));
+    }
+    Ok(Json(objects::account(account)))
+}
+
+async fn balance_transactions(
+    Extract(state): Extract<Shared>,
+    headers: HeaderMap,
+    OriginalUri(uri): OriginalUri,
+) -> Result<Json<Value>, Refusal> {
+    let state = lock(&state);
+    let account = caller(&state, &headers)?;
+    let params = list::Params::parse(uri.query())?;
+    list::page(state.account(account), &params).map(Json)
+}
+
+async fn unknown(method: Method, OriginalUri(uri): OriginalUri) -> Refusal {
+    Refusal::unknown_url(method.as_str(), uri.path())
+}
+
+/// The account a request reads, if its key may read it.
+fn caller<'a>(state: &'a State, headers: &'a HeaderMap) -> Result<&'a str, Refusal> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let key = text(header::AUTHORIZATION.as_str())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .filter(|key| !key.is_empty())
+        .ok_or_else(Refusal::no_key)?;
+    let named = text("stripe-account");
+    let account = if key == state.secret_key {
+        let named = named.unwrap_or(PLATFORM);
+        let known = state.accounts.get(named).filter(|account| !account.revoked);
+        known.map(|account| account.id.as_str()).ok_or_else(|| Refusal::no_access(key, named))?
+    } else {
+        let own = state
+            .accounts
+            .values()
+            .find(|account| account.token == key && !account.revoked)
+            .ok_or_else(|| Refusal::bad_key(key))?;
+        if let Some(other) = named.filter(|named| *named != own.id) {
+            return Err(Refusal::no_access(key, other));
+        }
+        own.id.as_str()
+    };
+    let version = text("stripe-version");
+    if version != Some(API_VERSION) && !state.any_version {
+        return Err(Refusal::version(version));
+    }
+    Ok(account)
+}
