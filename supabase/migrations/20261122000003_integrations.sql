@@ -181,7 +181,7 @@ end $$;
 -- What a worker needs to know of the integrations behind claimed items, one object each. Tokens are as stored
 -- (encrypted).
 --   [{item_id, integration_id, user_id, provider, access_token, refresh_token, stripe_account_id, shop_domain,
---     proven_account, token_expires_at, last_success_to, first_month}]
+--     proven_account, token_expires_at, last_success_to}]
 create function public.integration_context(p_items bigint[]) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
     select coalesce(jsonb_agg(jsonb_build_object(
@@ -191,8 +191,7 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'proven_account', case when s.proof = public.integration_fingerprint(t) then s.account end,
         'token_expires_at', case when s.proof = public.integration_fingerprint(t) then s.token_expires_at end,
         -- Another account than the one read before has a history of its own: nothing of it was read yet.
-        'last_success_to', case when s.account = coalesce(t.stripe_account_id, t.shop_domain) then s.last_success_to end,
-        'first_month', s.first_month) order by i.item_id, t.provider), '[]')
+        'last_success_to', case when s.account = coalesce(t.stripe_account_id, t.shop_domain) then s.last_success_to end) order by i.item_id, t.provider), '[]')
     from public.job_items i
     join public.integration_tokens t
         on t.is_active and ((i.kind = 'sync_integration' and t.id = i.subject)

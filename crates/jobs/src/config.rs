@@ -104,14 +104,12 @@ impl Environment<'_> {
         (!value.is_empty()).then(|| value.to_owned())
     }
 
-    fn first(&self, names: &[&str]) -> Option<String> {
-        names.iter().find_map(|name| self.get(name))
-    }
-
-    fn required(&self, name: &str, faults: &mut Faults) -> Option<String> {
-        let value = self.get(name);
+    /// A variable that must be there, under its own name or an older one.
+    fn required(&self, name: &str, or: Option<&str>, faults: &mut Faults) -> Option<String> {
+        let value = self.get(name).or_else(|| self.get(or?));
         if value.is_none() {
-            faults.add(format!("{name} n’est pas définie"));
+            let or = or.map(|or| format!(" (ou {or})")).unwrap_or_default();
+            faults.add(format!("{name}{or} n’est pas définie"));
         }
         value
     }
@@ -135,7 +133,7 @@ impl Environment<'_> {
         }
     }
 
-    fn url(&self, name: &str, value: &str, faults: &mut Faults) -> Option<Url> {
+    fn url(name: &str, value: &str, faults: &mut Faults) -> Option<Url> {
         let url = Url::parse(value).ok().filter(|url| {
             let local = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
             let scheme = url.scheme() == "https" || (url.scheme() == "http" && local);
@@ -187,20 +185,10 @@ fn checked<T>(value: Option<T>, faults: Faults) -> Result<T, Faults> {
 
 fn supabase(env: &Environment) -> Result<SupabaseConfig, Faults> {
     let mut faults = Faults::default();
-    let url = match env.first(&["SUPABASE_URL", "NEXT_PUBLIC_SUPABASE_URL"]) {
-        Some(url) => env.url("SUPABASE_URL", &url, &mut faults),
-        None => {
-            faults.add("SUPABASE_URL (ou NEXT_PUBLIC_SUPABASE_URL) n’est pas définie");
-            None
-        }
-    };
-    let key = match env.first(&["SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY"]) {
-        Some(key) => supabase_key(key, &mut faults),
-        None => {
-            faults.add("SUPABASE_SECRET_KEY (ou SUPABASE_SERVICE_ROLE_KEY) n’est pas définie");
-            None
-        }
-    };
+    let url = env.required("SUPABASE_URL", Some("NEXT_PUBLIC_SUPABASE_URL"), &mut faults);
+    let url = url.and_then(|url| Environment::url("SUPABASE_URL", &url, &mut faults));
+    let key = env.required("SUPABASE_SECRET_KEY", Some("SUPABASE_SERVICE_ROLE_KEY"), &mut faults);
+    let key = key.and_then(|key| supabase_key(key, &mut faults));
     let parts = url.zip(key).map(|(url, key)| SupabaseConfig {
         url: url.as_str().trim_end_matches('/').trim_end_matches("/rest/v1").to_owned(),
         key,
@@ -259,13 +247,13 @@ fn tuning(env: &Environment) -> Result<Tuning, Faults> {
 
 fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
     let mut faults = Faults::default();
-    let stripe = env.required("STRIPE_SECRET_KEY", &mut faults);
+    let stripe = env.required("STRIPE_SECRET_KEY", None, &mut faults);
     if stripe.as_ref().is_some_and(|key| !(key.starts_with("sk_") || key.starts_with("rk_"))) {
         faults.add("STRIPE_SECRET_KEY doit commencer par sk_ ou rk_");
     }
-    let client_id = env.required("SHOPIFY_CLIENT_ID", &mut faults);
-    let client_secret = env.required("SHOPIFY_CLIENT_SECRET", &mut faults);
-    let key = env.required("ENCRYPTION_KEY", &mut faults).and_then(|key| {
+    let client_id = env.required("SHOPIFY_CLIENT_ID", None, &mut faults);
+    let client_secret = env.required("SHOPIFY_CLIENT_SECRET", None, &mut faults);
+    let key = env.required("ENCRYPTION_KEY", None, &mut faults).and_then(|key| {
         let key = TokenKey::new(&key.into());
         if key.is_err() {
             faults.add("ENCRYPTION_KEY doit faire exactement 32 octets");
@@ -273,7 +261,7 @@ fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
         key.ok()
     });
     let stripe_base = env.get("STRIPE_API_BASE").unwrap_or_else(|| "https://api.stripe.com".to_owned());
-    let stripe_base = env.url("STRIPE_API_BASE", &stripe_base, &mut faults);
+    let stripe_base = Environment::url("STRIPE_API_BASE", &stripe_base, &mut faults);
     let shopify_base = match env.get("SHOPIFY_API_BASE") {
         None => Some(ApiBase::default()),
         Some(template) => {
@@ -305,7 +293,7 @@ fn own_url(env: &Environment) -> Option<Url> {
     let address = env
         .get("JOBS_BASE_URL")
         .or_else(|| env.get("VERCEL_PROJECT_PRODUCTION_URL").map(|host| format!("https://{host}")))?;
-    env.url("JOBS_BASE_URL", &address, &mut Faults::default())
+    Environment::url("JOBS_BASE_URL", &address, &mut Faults::default())
 }
 
 impl fmt::Debug for SupabaseKey {

@@ -60,12 +60,18 @@ async fn run_task(context: &Context, call: &Call, task: Task) -> TaskOutcome {
 fn log(task: Task, outcome: &TaskOutcome, took: Duration) {
     let (task, duration_ms) = (task.as_str(), u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     match outcome {
-        TaskOutcome::NotDue { note } => tracing::info!(task, duration_ms, note, "task not due"),
-        TaskOutcome::DryRun { plan } => tracing::info!(task, duration_ms, %plan, "task dry run"),
+        TaskOutcome::NotDue { note } => {
+            tracing::info!(task, duration_ms, note, "task not due");
+        }
+        TaskOutcome::DryRun { plan } => {
+            tracing::info!(task, duration_ms, %plan, "task dry run");
+        }
         TaskOutcome::Failed(TaskError::NotYet) => {
             tracing::info!(task, duration_ms, "task not part of this version")
         }
-        TaskOutcome::Failed(error) => tracing::error!(task, duration_ms, %error, "task failed"),
+        TaskOutcome::Failed(error) => {
+            tracing::error!(task, duration_ms, %error, "task failed");
+        }
         TaskOutcome::Ran(run) => tracing::info!(
             task,
             duration_ms,
@@ -144,7 +150,9 @@ async fn go_on(context: &Context, chain: Uuid, hop: u32) {
         Ok(answer) => {
             tracing::error!(%chain, hop, status = answer.status.as_u16(), "drain-queue refused to go on")
         }
-        Err(error) => tracing::error!(%chain, hop, %error, "drain-queue did not answer"),
+        Err(error) => {
+            tracing::error!(%chain, hop, %error, "drain-queue did not answer");
+        }
     }
 }
 

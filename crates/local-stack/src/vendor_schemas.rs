@@ -8,10 +8,11 @@ use std::{
     process::Stdio,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use tokio::{io::AsyncWriteExt as _, process::Command, sync::OnceCell};
+
+use crate::npm::{self, Set};
 
 /// A GraphQL exchange: what was asked, and what was answered.
 #[derive(Clone, Debug)]
@@ -114,5 +115,8 @@ async fn check(script: &str, input: &Value) -> anyhow::Result<()> {
 /// The folder in which the packages are installed.
 async fn packages() -> anyhow::Result<&'static Path> {
     static INSTALLED: OnceCell<PathBuf> = OnceCell::const_new();
-    Ok(INSTALLED.get_or_try_init(install).await?.as_path())
+    Ok(INSTALLED
+        .get_or_try_init(|| async { tokio::task::spawn_blocking(|| npm::install(Set::Schemas)).await? })
+        .await?
+        .as_path())
 }

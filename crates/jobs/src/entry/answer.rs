@@ -52,21 +52,18 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn json(status: u16, fields: Fields) -> Self {
-        let body = if fields.is_empty() {
-            String::new()
-        } else {
-            serde_json::to_string(&fields).unwrap_or_default()
-        };
+    pub(super) fn json(status: u16, fields: &Fields) -> Self {
+        let body =
+            if fields.is_empty() { String::new() } else { serde_json::to_string(fields).unwrap_or_default() };
         Self { status, headers: Vec::new(), body }
     }
 
     pub(super) fn error(status: u16, message: &str) -> Self {
-        Self::json(status, Fields::new().with("error", message))
+        Self::json(status, &Fields::new().with("error", message))
     }
 
     pub(super) fn empty(status: u16) -> Self {
-        Self::json(status, Fields::new())
+        Self::json(status, &Fields::new())
     }
 
     pub(super) fn with_header(mut self, name: &'static str, value: &'static str) -> Self {

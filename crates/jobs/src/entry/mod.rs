@@ -240,5 +240,5 @@ async fn drain(context: Context, state: AppState, chain: Uuid, hop: u32) -> Answ
         log::call(&context, path, "drain", status, 0, error.as_deref(), &metadata).await;
     });
     let fields = Fields::new().with("message", "Reprise de la file lancée").with("waiting", &waiting);
-    Answer::json(202, fields.with("chain", &chain))
+    Answer::json(202, &fields.with("chain", &chain))
 }

@@ -49,7 +49,6 @@ pub(super) fn admit(
     let secret_in_query = pairs.iter().find(|(name, _)| name == "secret").map(|(_, value)| value.as_ref());
 
     let trigger = match (route.kind(), incoming.method) {
-        (Kind::Cron, "GET") => Trigger::Cron,
         (Kind::Manual | Kind::Drain, "POST") => Trigger::Manual,
         (Kind::Manual, "GET") if secret_in_query.is_some() => {
             // A link must never start anything: neither in a browser nor in somebody's chat preview.
@@ -58,7 +57,7 @@ pub(super) fn admit(
         (Kind::Manual, "GET") if incoming.authorization.is_none() => {
             return Admission::Refuse(instructions(route));
         }
-        (Kind::Manual, "GET") => Trigger::Cron,
+        (Kind::Cron | Kind::Manual, "GET") => Trigger::Cron,
         (_, "OPTIONS" | "HEAD") => {
             return Admission::Refuse(Answer::empty(204).with_header("allow", route.allow()));
         }
@@ -111,9 +110,8 @@ fn call(
     }
     let value = |parameter: Parameter| values[parameter as usize];
     let flag = |parameter: Parameter| match value(parameter) {
-        None => Ok(false),
         Some("true") => Ok(true),
-        Some("false") => Ok(false),
+        None | Some("false") => Ok(false),
         Some(_) => Err(format!("Paramètre {parameter} : true ou false.")),
     };
 
@@ -123,7 +121,7 @@ fn call(
         .transpose()
         .map_err(|error| format!("Paramètre at : {error}."))?;
     let user_id = value(Parameter::UserId)
-        .map(|text| text.parse::<Uuid>())
+        .map(str::parse::<Uuid>)
         .transpose()
         .map_err(|_| "Paramètre user_id : un UUID est attendu.".to_owned())?;
     let month = value(Parameter::Month)
@@ -180,7 +178,7 @@ fn instructions(route: Route) -> Answer {
     let parameters: Vec<&str> = route.parameters().iter().map(|parameter| parameter.help()).collect();
     Answer::json(
         200,
-        Fields::new()
+        &Fields::new()
             .with("message", &route.purpose())
             .with("method", &"POST")
             .with("endpoint", &route.path())

@@ -26,7 +26,8 @@ pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]
         .filter_map(|(_, outcome)| match outcome {
             // A task that is announced for later is said so; it does not fail the others' run.
             TaskOutcome::Failed(TaskError::NotYet) if outcomes.len() > 1 => None,
-            TaskOutcome::Failed(error) if outcomes.len() > 1 => Some(error.http_status().max(500).min(500)),
+            // One task of several failed as a whole: a 500, with the others' results.
+            TaskOutcome::Failed(_) if outcomes.len() > 1 => Some(500),
             TaskOutcome::Failed(error) => Some(error.http_status()),
             _ => None,
         })
@@ -72,7 +73,7 @@ pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]
         (_, [(_, outcome)]) => part(outcome, "sent"),
         _ => Fields::new(),
     };
-    Answer::json(status, fields)
+    Answer::json(status, &fields)
 }
 
 /// `2026-11-22T07:00:03.120Z`
@@ -166,7 +167,7 @@ fn monthly_sync(call: &Call, outcome: &TaskOutcome) -> Fields {
         TaskOutcome::Ran(run) => details(
             fields
                 .with("message", "Sync mensuel terminé")
-                .with_some("month", month_of(call).ok().map(|month| month.french()).as_ref())
+                .with_some("month", month_of(call).ok().map(crate::schedule::Month::french).as_ref())
                 .with("totalUsers", &run.counts.planned)
                 .with("errors", &run.errors())
                 .with_some("skipped", run.joined.is_some().then_some(&true))
@@ -185,7 +186,7 @@ fn monthly_sync(call: &Call, outcome: &TaskOutcome) -> Fields {
             .with("note", note),
         TaskOutcome::DryRun { plan } => fields
             .with("message", "Essai : rien n’a été écrit")
-            .with_some("month", month_of(call).ok().map(|month| month.french()).as_ref())
+            .with_some("month", month_of(call).ok().map(crate::schedule::Month::french).as_ref())
             .with("dryRun", plan),
         TaskOutcome::Failed(error) => fields.with("error", &error.user_message()),
     }

@@ -129,7 +129,7 @@ async fn prove(
         proven: bool,
     }
     let arguments = json!({
-        "p_integration_id": integration.integration_id,
+        "p_integration_id": integration.id,
         "p_access_token": integration.access_token,
         "p_account": account,
     });
@@ -156,20 +156,20 @@ pub(super) async fn refresh(
         access_token: Option<String>,
         refresh_token: Option<String>,
     }
-    let holder = json!({"p_integration_id": integration.integration_id, "p_holder": lease});
+    let holder = json!({"p_integration_id": integration.id, "p_holder": lease});
     let mut begin = holder.clone();
     begin["p_seconds"] = REFRESH_LEASE_SECONDS.into();
-    let begun: Begun = clients.supabase.rpc("integration_refresh_begin", &begin, deadline).await?;
-    let (true, Some(stored)) = (begun.acquired, begun.access_token) else {
+    let lease_state: Begun = clients.supabase.rpc("integration_refresh_begin", &begin, deadline).await?;
+    let (true, Some(stored)) = (lease_state.acquired, lease_state.access_token) else {
         return Err(Trouble::busy());
     };
     let renewed = if stored == integration.access_token {
-        integration.refresh_token = begun.refresh_token;
+        integration.refresh_token = lease_state.refresh_token;
         renew(clients, integration, shop, lease, now, deadline).await
     } else {
         // The last holder of the lease renewed it while we waited.
         integration.access_token = stored;
-        integration.refresh_token = begun.refresh_token;
+        integration.refresh_token = lease_state.refresh_token;
         Ok(())
     };
     let _: Value = clients.supabase.rpc("integration_refresh_end", &holder, deadline).await?;
@@ -200,7 +200,7 @@ async fn renew(
         clients.shopify.refresh(shop, &refresh_token, deadline).await?;
     let (access, refresh) = (key.encrypt(&access_token)?, key.encrypt(&refresh_token)?);
     let arguments = json!({
-        "p_integration_id": integration.integration_id, "p_holder": lease,
+        "p_integration_id": integration.id, "p_holder": lease,
         "p_old_access_token": integration.access_token,
         "p_access_token": access, "p_refresh_token": refresh,
         "p_expires_at": after(now, expires_in), "p_refresh_expires_at": after(now, refresh_token_expires_in),

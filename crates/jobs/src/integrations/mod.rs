@@ -12,7 +12,7 @@ mod worker;
 
 use std::sync::Arc;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -32,7 +32,8 @@ use crate::{
 #[derive(Clone, Debug, Deserialize)]
 struct Integration {
     item_id: i64,
-    integration_id: Uuid,
+    #[serde(rename = "integration_id")]
+    id: Uuid,
     provider: Provider,
     access_token: String,
     refresh_token: Option<String>,
@@ -45,9 +46,6 @@ struct Integration {
     token_expires_at: Option<DateTime<Utc>>,
     /// End of the last window that was read to its end.
     last_success_to: Option<DateTime<Utc>>,
-    /// First Paris month that this integration fills; `None` before its first sync.
-    #[allow(dead_code, reason = "part of what the database tells; the window does not need it")]
-    first_month: Option<NaiveDate>,
 }
 
 /// What reading needs, built once for a process.

@@ -49,7 +49,7 @@ impl From<Span> for Window {
 impl Part {
     pub(super) fn new(integration: &Integration, window: Window, count_month: bool) -> Self {
         Self {
-            integration_id: integration.integration_id,
+            integration_id: integration.id,
             provider: integration.provider,
             account: integration.proven_account.clone(),
             window: window.into(),

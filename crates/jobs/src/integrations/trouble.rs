@@ -22,7 +22,7 @@ pub(super) enum Trouble {
 
 /// Pauses before the next attempt; the last one is the provider's to mend.
 const PAUSES: [Duration; 4] =
-    [Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600), Duration::from_secs(1800)];
+    [Duration::from_secs(30), Duration::from_mins(2), Duration::from_mins(10), Duration::from_mins(30)];
 
 impl Trouble {
     pub(super) fn last(code: &str, message: impl Into<String>) -> Self {

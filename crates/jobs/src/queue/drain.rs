@@ -79,13 +79,13 @@ pub async fn drain<W: Worker>(
         items: HashMap::new(),
         report: LaneReport::default(),
     };
-    let worked = drain.run(concurrency, &worker).await;
+    let ended = drain.run(concurrency, &worker).await;
     // Also after an error: what was claimed and not begun is free again at once.
     let left: Vec<_> = drain.ready.drain(..).map(|job| hold(W::item(&job))).collect();
     if !left.is_empty() {
         queue.release(lane, &left, Duration::ZERO, &deadline).await?;
     }
-    worked?;
+    ended?;
     Ok(drain.report)
 }
 
