@@ -22,7 +22,8 @@ create table public.integration_transactions (
         (date_trunc('month', occurred_at at time zone 'Europe/Paris')::date) stored,
     amount_minor bigint not null,
     currency text not null check (currency = upper(currency)),
-    refs text[] not null default '{}',           -- ch_…, pi_…, re_…: the payment behind it, as both providers name it
+    refs text[] not null default '{}',           -- ch_…, pi_…, re_…: the payment behind it, as both providers name
+                                                 -- it; gid://shopify/Order/…: the order it belongs to
     excluded text,                               -- why it is kept but never counted (gift_card, …)
     first_seen_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
@@ -293,13 +294,26 @@ $$;
 
 -- Counting ---------------------------------------------------------------------------------------------------
 
+-- By which names a Shopify movement's payment may be known to Stripe: its own, or for a refund that names none
+-- those of its order's payments.
+create function public.integration_payment_refs(t public.integration_transactions) returns text[]
+language sql stable security definer set search_path = '' as $$
+    with own as (select array(select r from unnest(t.refs) r where r !~ '^gid:') as refs)
+    select case when o.refs <> '{}' or t.amount_minor >= 0 then o.refs else array(
+        select distinct r from public.integration_transactions p, unnest(p.refs) r
+        where p.user_id = t.user_id and p.provider = t.provider and p.amount_minor > 0
+            and p.refs && t.refs and r !~ '^gid:') end
+    from own o;
+$$;
+
 -- A user's countable movements of some months, one row for each movement: EUR, not excluded, and a payment that
 -- Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
 create function public.integration_countable(p_user_id uuid, p_months date[], p_written boolean)
 returns table (provider text, month date, activity text, amount_minor bigint)
 language sql stable security definer set search_path = '' as $$
     with eur as (
-        select t.provider, t.paris_month, s.activity, t.amount_minor, t.refs
+        select t.provider, t.paris_month, s.activity, t.amount_minor,
+            case when t.provider = 'shopify' and t.refs <> '{}' then public.integration_payment_refs(t) else '{}' end as refs
         from public.integration_transactions t
         join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider
         where t.user_id = p_user_id and t.paris_month = any (p_months)
@@ -308,7 +322,7 @@ language sql stable security definer set search_path = '' as $$
     )
     select e.provider, e.paris_month, e.activity, e.amount_minor
     from eur e
-    where not (e.provider = 'shopify' and e.refs <> '{}' and exists (
+    where not (e.refs <> '{}' and exists (
         select from public.integration_transactions o
         join public.integration_state os on os.user_id = o.user_id and os.provider = o.provider
         where o.user_id = p_user_id and o.provider = 'stripe' and o.refs && e.refs
@@ -461,12 +475,17 @@ $$;
 -- Months in which a user's Shopify rows are counted or not because of Stripe rows of other months.
 create function public.integration_twin_months(p_user_id uuid, p_months date[]) returns date[]
 language sql stable security definer set search_path = '' as $$
-    select coalesce(array_agg(distinct shop.paris_month), '{}')
-    from public.integration_transactions paid
-    join public.integration_transactions shop
-        on shop.user_id = paid.user_id and shop.provider = 'shopify' and shop.refs && paid.refs
-    where paid.user_id = p_user_id and paid.provider = 'stripe' and paid.paris_month = any (p_months)
-        and paid.refs <> '{}' and shop.paris_month <> all (p_months);
+    with sold as (   -- the shop's side of what Stripe reports
+        select distinct shop.refs
+        from public.integration_transactions paid
+        join public.integration_transactions shop
+            on shop.user_id = paid.user_id and shop.provider = 'shopify' and shop.refs && paid.refs
+        where paid.user_id = p_user_id and paid.provider = 'stripe' and paid.paris_month = any (p_months)
+    )
+    select coalesce(array_agg(distinct t.paris_month), '{}')
+    from sold join public.integration_transactions t
+        on t.user_id = p_user_id and t.provider = 'shopify' and t.refs && sold.refs  -- its refunds, by the order
+    where t.paris_month <> all (p_months);
 $$;
 
 -- Settles (p_final) or checkpoints a sync item under the user's lock and the item's lease. A checkpoint stores
@@ -669,6 +688,7 @@ revoke all on function
     public.integration_refresh_begin(uuid, uuid, integer),
     public.integration_refresh_store(uuid, uuid, text, text, text, timestamptz, timestamptz),
     public.integration_refresh_end(uuid, uuid),
+    public.integration_payment_refs(public.integration_transactions),
     public.integration_countable(uuid, date[], boolean),
     public.integration_month_status(uuid, date, timestamptz),
     public.integration_recompute(uuid, date[], timestamptz),

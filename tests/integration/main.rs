@@ -1,4 +1,7 @@
-//! The functions live in `api/`; see `crates/jobs` for the library they share.
+//! The functions live in `api/`; see `crates/jobs` for the library they share. Here they run as real processes
+//! against the local stack.
 
 mod deployment;
+mod sync;
 mod trigger;
+mod world;

@@ -67,7 +67,7 @@ fn log(task: Task, outcome: &TaskOutcome, took: Duration) {
             tracing::info!(task, duration_ms, %plan, "task dry run");
         }
         TaskOutcome::Failed(TaskError::NotYet) => {
-            tracing::info!(task, duration_ms, "task not part of this version")
+            tracing::info!(task, duration_ms, "task not part of this version");
         }
         TaskOutcome::Failed(error) => {
             tracing::error!(task, duration_ms, %error, "task failed");
@@ -145,10 +145,10 @@ async fn go_on(context: &Context, chain: Uuid, hop: u32) {
     // Not repeated after a doubtful answer: the call may have begun a chain already.
     match crate::http::fetch(request, timeout).await {
         Ok(answer) if answer.status.is_success() => {
-            tracing::info!(%chain, hop, "the next invocation goes on")
+            tracing::info!(%chain, hop, "the next invocation goes on");
         }
         Ok(answer) => {
-            tracing::error!(%chain, hop, status = answer.status.as_u16(), "drain-queue refused to go on")
+            tracing::error!(%chain, hop, status = answer.status.as_u16(), "drain-queue refused to go on");
         }
         Err(error) => {
             tracing::error!(%chain, hop, %error, "drain-queue did not answer");

@@ -21,6 +21,7 @@ const WATCHDOG: &str = include_str!("watchdog.sh");
 
 /// How long a child may take to come up; generous, because developers' machines are busy.
 const START_DEADLINE: Duration = Duration::from_mins(1);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
 /// How a child is asked to stop. It is killed when it has not done so after five seconds.
@@ -29,17 +30,18 @@ pub enum Signal {
     /// `SIGTERM`: the polite one.
     #[default]
     Term,
-    /// `SIGQUIT`: what PostgreSQL calls an immediate shutdown.
+    /// `SIGTERM` and `SIGQUIT`: what PostgreSQL calls an immediate shutdown. The second one alone would be
+    /// ignored by a shell that prepares something first, as is the rule for what a shell runs in the background.
     Quit,
     /// `SIGKILL`: for servers that have nothing to tidy up.
     Kill,
 }
 
 impl Signal {
-    fn name(self) -> &'static str {
+    fn names(self) -> &'static str {
         match self {
             Self::Term => "TERM",
-            Self::Quit => "QUIT",
+            Self::Quit => "TERM QUIT",
             Self::Kill => "KILL",
         }
     }
@@ -135,7 +137,7 @@ impl Command {
         let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
         let mut watchdog = process::Command::new("/bin/sh");
         watchdog
-            .args(["-c", WATCHDOG, "watchdog", self.stop.name()])
+            .args(["-c", WATCHDOG, "watchdog", self.stop.names()])
             .arg(self.remove.as_deref().unwrap_or(Path::new("")))
             .arg(&self.program)
             .args(&self.args)
@@ -186,12 +188,17 @@ impl Child {
     /// Sends the child a signal; it goes on living if it likes to.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         let lifeline = self.lifeline.as_mut().context("the child is being stopped")?;
-        writeln!(lifeline, "{}", signal.name()).with_context(|| format!("{} is gone", self.name))
+        writeln!(lifeline, "{}", signal.names()).with_context(|| format!("{} is gone", self.name))
     }
 
     /// Where the child writes.
     pub fn log(&self) -> &Path {
         &self.log
+    }
+
+    /// Waits for the child to end by itself. Blocks.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.watchdog.wait().with_context(|| format!("cannot wait for {}", self.name))
     }
 
     /// The last lines that the child wrote.
@@ -229,7 +236,8 @@ impl Child {
     pub async fn ready<F: Future<Output = bool>>(&mut self, mut ready: impl FnMut() -> F) -> Result<()> {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            if ready().await {
+            // Something else may listen on the port for now, and never answer.
+            if tokio::time::timeout(ANSWER_DEADLINE, ready()).await.unwrap_or(false) {
                 return Ok(());
             }
             if let Some(status) = self.exited() {

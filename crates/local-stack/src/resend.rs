@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -123,12 +124,17 @@ impl Resend {
     }
 }
 
+/// The emulator would listen on every interface of the machine: this makes it the loopback one.
+const LOOPBACK_ONLY: &str = "--import=data:text/javascript,import net from 'node:net'; \
+    const { listen } = net.Server.prototype; \
+    net.Server.prototype.listen = function (port) { return listen.call(this, port, '127.0.0.1'); };";
+
 async fn start_emulator(parts: &Path, logs: &Path) -> Result<(u16, Child)> {
     let mut failure = None;
     for _ in 0..ports::ATTEMPTS {
         let port = ports::free()?;
         let mut child = Command::new("node", logs.join(format!("resend-{port}.log")))
-            .args([parts.join("node_modules/emulate/dist/index.js")])
+            .args([OsStr::new(LOOPBACK_ONLY), parts.join("node_modules/emulate/dist/index.js").as_os_str()])
             .args(["start", "-s", "resend", "-p", &port.to_string()])
             .directory(logs)
             .stop_with(Signal::Kill)

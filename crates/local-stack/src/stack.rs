@@ -48,7 +48,12 @@ impl Stack {
 
     /// A Supabase project of one's own: a migrated database, PostgREST and the gateway.
     pub async fn environment(&self) -> Result<Environment> {
-        let db = self.database(Template::Migrated).await?;
+        self.environment_from(Template::Migrated).await
+    }
+
+    /// The same over a copy of another template, for instance the one without our migrations.
+    pub async fn environment_from(&self, template: Template) -> Result<Environment> {
+        let db = self.database(template).await?;
         let keys = Keys::generate()?;
         let postgrest = PostgRest::start(&self.parts, &db, &keys, self.cluster.scratch()).await?;
         let gateway = Gateway::start(&keys, postgrest.port()).await?;

@@ -1,34 +1,49 @@
 # Runs one child and takes it down when the process that started us is gone, however that happened.
-# Standard input is a pipe whose other end only that process holds: each line is a signal for the child, and the
-# end of file is the sign.
-#   $1 signal that stops the child   $2 directory to remove afterwards (or empty)   $3… the child
-signal=$1 scratch=$2
+# Standard input is a pipe whose other end only that process holds: a line names signals for the child, and the end
+# of file is the sign.
+#   $1 signals that stop the child   $2 directory to remove afterwards (or empty)   $3… the child
+signals=$1 scratch=$2
 shift 2
 exec 3<&0
 "$@" 3<&- </dev/null &
 child=$!
+# One of those that are being stopped may still be writing, and then the first try finds a directory that is not
+# empty.
+remove() {
+    tries=0
+    until [ -z "$scratch" ] || rm -rf "$scratch" || [ "$tries" -ge 50 ]; do
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+}
+tell() {
+    for signal in $1; do
+        kill -s "$signal" "$child"
+    done
+}
 {
-    while read -r line <&3; do kill -s "$line" "$child"; done
+    while read -r line <&3; do tell "$line"; done
     trap '' TERM
-    kill -s "$signal" "$child"
+    tell "$signals"
     tries=0
     while kill -0 "$child" && [ "$tries" -lt 50 ]; do
         sleep 0.1
         tries=$((tries + 1))
     done
     kill -s KILL "$child"
-    [ -n "$scratch" ] && rm -rf "$scratch"
-    # Whatever the child itself left running, and us.
+    # Whatever the child itself left running: politely, and, once the directory is gone, with ourselves.
+    kill -s TERM 0
+    remove
     kill -s KILL 0
 } 2>/dev/null &
 guard=$!
 exec 3<&-
+trap '' TERM
 wait "$child"
 status=$?
-# Either the child ended by itself: tell the guard and what the child left running. Or the guard is at work, and
-# this ends with it.
-trap '' TERM
+# Either the guard is at work, and we end with it. Or the child ended by itself: then the guard goes as well, and
+# what the child left running.
 kill -s TERM 0
 wait "$guard"
-[ -n "$scratch" ] && rm -rf "$scratch"
+remove 2>/dev/null
 exit "$status"

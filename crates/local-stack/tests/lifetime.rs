@@ -40,7 +40,7 @@ impl Up {
         anyhow::bail!("local-stack stopped: {}", child.wait()?)
     }
 
-    /// The ports of PostgreSQL, the gateway, the mail proxy and PostgreSQL's directory.
+    /// The ports of PostgreSQL, the gateway, the mail proxy and the emulator.
     fn ports(&self) -> Result<Vec<u16>> {
         ["DATABASE_URL", "SUPABASE_URL", "RESEND_BASE_URL", "RESEND_INBOX"]
             .iter()

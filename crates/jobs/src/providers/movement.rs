@@ -68,7 +68,8 @@ pub struct Movement {
     pub amount_minor: i64,
     /// Settlement currency (the buyer's for [`Exclusion::UnresolvedCurrency`]).
     pub currency: Currency,
-    /// Stripe ids (`ch_`, `py_`, `pi_`, `re_`, `pyr_`) of what was paid, sorted. A payment and its refunds share
+    /// Stripe ids (`ch_`, `py_`, `pi_`, `re_`, `pyr_`) of what was paid, sorted; behind them the Shopify order,
+    /// which tells whose refund it is where Shopify names no payment. A payment and its refunds share
     /// the payment's id: the same movement seen through both providers has a common reference *and* the same
     /// kind of movement (money in or money back).
     pub references: Vec<String>,

@@ -17,7 +17,7 @@ use crate::{deadline::Deadline, supabase::SupabaseError};
 
 const HEARTBEAT: Duration = Duration::from_secs(20);
 /// A blocked item of a lane that goes on comes back after this invocation, not within it.
-const BLOCKED: Duration = Duration::from_secs(900);
+const BLOCKED: Duration = Duration::from_mins(15);
 
 /// What came of working on an item.
 #[derive(Debug)]
@@ -136,8 +136,8 @@ impl<J: Send + 'static> Drain<J> {
                 });
             }
             if self.running.is_empty() && claims.is_empty() && (self.ready.is_empty() || !open) {
-                self.report.out_of_time =
-                    !self.deadline.may_start_work() && !(empty && self.ready.is_empty());
+                let left = !empty || !self.ready.is_empty();
+                self.report.out_of_time = left && !self.deadline.may_start_work();
                 return fault.map_or(Ok(()), Err);
             }
             tokio::select! {
@@ -155,6 +155,9 @@ impl<J: Send + 'static> Drain<J> {
                 _ = heartbeat.tick() => {
                     let held: Vec<_> =
                         self.items.values().chain(self.ready.iter().map(W::item)).map(hold).collect();
+                    if held.is_empty() {
+                        continue;
+                    }
                     let (queue, lane, deadline) = (self.queue.clone(), self.lane, self.deadline);
                     // A heartbeat that fails is logged where it fails; the fence protects what it would have.
                     beats.spawn(async move { queue.heartbeat(lane, &held, &deadline).await.is_ok() });
@@ -175,7 +178,7 @@ impl<J: Send + 'static> Drain<J> {
         let (id, outcome) = done.unwrap_or_else(|error| {
             let failure =
                 Failure { code: "internal".into(), message: "Erreur interne ; voir les journaux.".into() };
-            (error.id(), Outcome::GiveBack { delay: Duration::from_secs(60), failure: Some(failure) })
+            (error.id(), Outcome::GiveBack { delay: Duration::from_mins(1), failure: Some(failure) })
         });
         let Some(item) = self.items.remove(&id) else { return };
         let (delay, failure) = match outcome {

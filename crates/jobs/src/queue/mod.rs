@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a claimed item stays invisible to others; extended while the work lasts.
-const VISIBILITY: Duration = Duration::from_secs(60);
+const VISIBILITY: Duration = Duration::from_mins(1);
 /// The database fails an item at its fifth attempt.
 pub const MOST_ATTEMPTS: u32 = 5;
 
@@ -200,7 +200,7 @@ impl Queue {
                 items = unknown.len(),
                 "items of an unknown kind or version are left for a newer deployment"
             );
-            self.release(lane, &unknown, Duration::from_secs(3600), deadline).await?;
+            self.release(lane, &unknown, Duration::from_hours(1), deadline).await?;
         }
         Ok(claimed)
     }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     queue::{Lane, WorkItem},
-    schedule::{Decision, Task, gate},
+    schedule::{Days, Decision, Task, gate},
 };
 
 /// Due at the sync hours for a cron, always for an operator.
@@ -29,7 +29,7 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
     let order = Order {
         task: Task::SyncIntegrations,
         slot: slot.as_ref().filter(|_| call.claims_slot()),
-        work: WorkItem::SyncIntegration { days: call.days.map(|days| days.get()) },
+        work: WorkItem::SyncIntegration { days: call.days.map(Days::get) },
         lanes: &[Lane::Stripe, Lane::Shopify],
     };
     plan_drain_report(context, call, order).await

@@ -81,6 +81,7 @@ impl Tenders {
                     .remote_reference
                     .filter(|text| is_payment_reference(text))
                     .into_iter()
+                    .chain(tender.order.map(|order| order.id))
                     .collect(),
                 excluded: method.or(unresolved),
             };
@@ -146,7 +147,7 @@ mod tests {
         assert_eq!(payment.external_id, "gid://shopify/TenderTransaction/1");
         assert_eq!((payment.kind, payment.amount_minor), (MovementKind::Payment, 1200));
         assert_eq!((refund.kind, refund.amount_minor), (MovementKind::Refund, -250));
-        assert_eq!(payment.references, ["ch_1"]);
+        assert_eq!(payment.references, ["ch_1", "gid://shopify/Order/1"]);
         assert_eq!(payment.excluded, None);
     }
 

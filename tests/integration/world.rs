@@ -1,0 +1,276 @@
+//! What an integration test stands on: a Supabase project of its own, stand-ins for Stripe and Shopify, and the
+//! real function binaries.
+
+use std::{
+    collections::HashMap,
+    process::Stdio,
+    sync::{Arc, Mutex},
+};
+
+use anyhow::{Context, Result, ensure};
+use local_stack::{Environment, Stack, shopify, stripe};
+use reqwest::{Method, StatusCode, header::HeaderMap};
+use serde_json::Value;
+use sqlx::PgPool;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use uuid::Uuid;
+
+pub(crate) const SECRET: &str = "test-cron-secret-0123456789";
+pub(crate) const ENCRYPTION_KEY: &str = "0123456789abcdef0123456789abcdef";
+
+/// The functions by the last part of their path.
+const FUNCTIONS: [(&str, &str); 8] = [
+    ("daily-orchestrator", env!("CARGO_BIN_EXE_cron-daily-orchestrator")),
+    ("monthly-orchestrator", env!("CARGO_BIN_EXE_cron-monthly-orchestrator")),
+    ("send-reminders", env!("CARGO_BIN_EXE_cron-send-reminders")),
+    ("daily-tasks", env!("CARGO_BIN_EXE_cron-daily-tasks")),
+    ("drain-queue", env!("CARGO_BIN_EXE_cron-drain-queue")),
+    ("check-thresholds", env!("CARGO_BIN_EXE_manual-check-thresholds")),
+    ("monthly-sync", env!("CARGO_BIN_EXE_manual-monthly-sync")),
+    ("sync-integrations", env!("CARGO_BIN_EXE_manual-sync-integrations")),
+];
+
+/// One test's world.
+pub(crate) struct World {
+    pub(crate) environment: Environment,
+    pub(crate) stripe: stripe::StandIn,
+    pub(crate) shopify: shopify::StandIn,
+    vars: HashMap<String, String>,
+}
+
+/// An answer of a function.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+}
+
+impl World {
+    pub(crate) async fn new() -> Result<Self> {
+        let stack = Stack::shared().await?;
+        let environment = stack.environment().await?;
+        let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start().await?);
+        let mut vars: HashMap<String, String> =
+            environment.env_vars().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        for (name, value) in [
+            ("CRON_SECRET", SECRET.to_owned()),
+            ("ENCRYPTION_KEY", ENCRYPTION_KEY.to_owned()),
+            ("STRIPE_SECRET_KEY", stripe.secret_key()),
+            ("STRIPE_API_BASE", stripe.url()),
+            ("SHOPIFY_CLIENT_ID", shopify.client_id()),
+            ("SHOPIFY_CLIENT_SECRET", shopify.client_secret()),
+            ("SHOPIFY_API_BASE", shopify.api_base()),
+        ] {
+            vars.insert(name.to_owned(), value);
+        }
+        Ok(Self { environment, stripe, shopify, vars })
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        self.environment.db.pool()
+    }
+
+    /// Sets a variable of the functions that start from now on.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.vars.insert(name.to_owned(), value.to_owned());
+    }
+
+    pub(crate) fn unset(&mut self, name: &str) {
+        self.vars.remove(name);
+    }
+
+    /// Starts a function's process.
+    pub(crate) async fn function(&self, name: &str) -> Result<Function> {
+        Function::start(name, &self.vars).await
+    }
+
+    /// Calls a function in a process of its own.
+    pub(crate) async fn call(&self, method: Method, name: &str, query: &str) -> Result<Answer> {
+        let function = self.function(name).await?;
+        function.call(method, query, Some(&format!("Bearer {SECRET}"))).await
+    }
+
+    /// An operator's POST; must be a 200.
+    pub(crate) async fn post(&self, name: &str, query: &str) -> Result<Value> {
+        let answer = self.call(Method::POST, name, query).await?;
+        ensure!(answer.status == 200, "{} {}", answer.status, answer.text);
+        Ok(answer.json())
+    }
+
+    /// A cron's GET; must be a 200.
+    pub(crate) async fn cron(&self, name: &str, query: &str) -> Result<Value> {
+        let answer = self.call(Method::GET, name, query).await?;
+        ensure!(answer.status == 200, "{} {}", answer.status, answer.text);
+        Ok(answer.json())
+    }
+
+    /// A confirmed user.
+    pub(crate) async fn user(&self, email: &str) -> Result<Uuid> {
+        let id = Uuid::new_v4();
+        sqlx::query("insert into auth.users (id, email, email_confirmed_at) values ($1, $2, now())")
+            .bind(id)
+            .bind(email)
+            .execute(self.pool())
+            .await?;
+        Ok(id)
+    }
+
+    /// A user with a Stripe account.
+    pub(crate) async fn stripe_user(&self, account: &str) -> Result<Uuid> {
+        let user = self.user(&format!("{account}@example.test")).await?;
+        let token = format!("sk_acct_token_{account}");
+        self.stripe.add_account(account, &token);
+        self.connect_stripe(user, account, &token).await?;
+        Ok(user)
+    }
+
+    pub(crate) async fn connect_stripe(&self, user: Uuid, account: &str, token: &str) -> Result<Uuid> {
+        let id = Uuid::new_v4();
+        sqlx::query(
+            "insert into public.integration_tokens (id, user_id, provider, access_token, stripe_account_id) \
+             values ($1, $2, 'stripe', $3, $4)",
+        )
+        .bind(id)
+        .bind(user)
+        .bind(encrypt(token))
+        .bind(account)
+        .execute(self.pool())
+        .await?;
+        Ok(id)
+    }
+
+    /// A user with a shop and a permanent token.
+    pub(crate) async fn shopify_user(&self, shop: &str) -> Result<Uuid> {
+        let user = self.user(&format!("{shop}@example.test")).await?;
+        let token = format!("shpat_{shop}");
+        self.shopify.add_shop(shop, "EUR", &token);
+        self.connect_shopify(user, shop, &token, None).await?;
+        Ok(user)
+    }
+
+    pub(crate) async fn connect_shopify(
+        &self,
+        user: Uuid,
+        shop: &str,
+        token: &str,
+        refresh: Option<&str>,
+    ) -> Result<Uuid> {
+        let id = Uuid::new_v4();
+        sqlx::query(
+            "insert into public.integration_tokens \
+             (id, user_id, provider, access_token, refresh_token, shop_domain) values ($1, $2, 'shopify', $3, $4, $5)",
+        )
+        .bind(id)
+        .bind(user)
+        .bind(encrypt(token))
+        .bind(refresh.map(encrypt))
+        .bind(shop)
+        .execute(self.pool())
+        .await?;
+        Ok(id)
+    }
+
+    /// One value of the database.
+    pub(crate) async fn value<T>(&self, sql: &'static str) -> Result<T>
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        sqlx::query_scalar(sql).fetch_one(self.pool()).await.context(sql)
+    }
+
+    /// The imported rows of a user: (month, activity, amount).
+    pub(crate) async fn imported(&self, user: Uuid) -> Result<Vec<(String, String, String)>> {
+        let rows = sqlx::query_as(
+            "select format('%s-%s', year, lpad(month::text, 2, '0')), activity_type, amount_eur::text \
+             from public.ca_records where user_id = $1 and source = 'auto_sync' order by 1, 2",
+        );
+        Ok(rows.bind(user).fetch_all(self.pool()).await?)
+    }
+
+    pub(crate) async fn run(&self, sql: &'static str) -> Result<u64> {
+        Ok(sqlx::query(sql).execute(self.pool()).await.context(sql)?.rows_affected())
+    }
+}
+
+/// Encrypts as the web application does.
+pub(crate) fn encrypt(token: &str) -> String {
+    let key = jobs::crypto::tokens::TokenKey::new(&ENCRYPTION_KEY.to_owned().into()).expect("32 bytes");
+    key.encrypt(&token.to_owned().into()).expect("randomness")
+}
+
+/// A running function.
+pub(crate) struct Function {
+    path: String,
+    port: u16,
+    process: tokio::process::Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Function {
+    async fn start(name: &str, vars: &HashMap<String, String>) -> Result<Self> {
+        let (_, binary) = FUNCTIONS.iter().find(|(known, _)| *known == name).context("no such function")?;
+        let folder = if binary.contains("/manual-") { "manual" } else { "cron" };
+        let port = local_stack::ports::free()?;
+        let mut process = tokio::process::Command::new(binary)
+            .env_clear()
+            .envs(vars)
+            .env("VERCEL_DEV_PORT", port.to_string())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("the function does not start")?;
+        let log = Arc::new(Mutex::new(String::new()));
+        let mut lines = BufReader::new(process.stdout.take().context("stdout")?).lines();
+        let mut errors = BufReader::new(process.stderr.take().context("stderr")?).lines();
+        while let Some(line) = lines.next_line().await? {
+            if line.starts_with("Dev server listening") {
+                break;
+            }
+        }
+        let (stdout, stderr) = (log.clone(), log.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                stdout.lock().expect("not poisoned").push_str(&(line + "\n"));
+            }
+        });
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = errors.next_line().await {
+                stderr.lock().expect("not poisoned").push_str(&(line + "\n"));
+            }
+        });
+        Ok(Self { path: format!("/api/{folder}/{name}"), port, process, log })
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().expect("not poisoned").clone()
+    }
+
+    pub(crate) async fn kill(&mut self) -> Result<()> {
+        Ok(self.process.kill().await?)
+    }
+
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        query: &str,
+        authorization: Option<&str>,
+    ) -> Result<Answer> {
+        let query = if query.is_empty() { String::new() } else { format!("?{query}") };
+        let url = format!("http://127.0.0.1:{}{}{query}", self.port, self.path);
+        let mut request = jobs::http::client()?.request(method, url);
+        if let Some(authorization) = authorization {
+            request = request.header("authorization", authorization);
+        }
+        let response = request.send().await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        Ok(Answer { status, headers, text: response.text().await? })
+    }
+}
