@@ -19,9 +19,8 @@ const NO_ENV: &[(&str, &str)] = &[];
 const LISTEN: &str = "echo \"Dev server listening: $VERCEL_DEV_PORT\"\n";
 
 fn alive(pid: &str) -> Result<bool> {
-    let status = std::process::Command::new("kill").args(["-0", pid]).stderr(std::process::Stdio::null());
-    let mut status = { status }.spawn()?;
-    Ok(status.wait()?.success())
+    let mut kill = std::process::Command::new("kill");
+    Ok(kill.args(["-0", pid]).stderr(std::process::Stdio::null()).status()?.success())
 }
 
 #[tokio::test]

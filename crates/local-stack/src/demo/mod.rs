@@ -52,7 +52,9 @@ pub async fn run(once: bool) -> Result<bool> {
         [] => println!("\n✓ Every answer was what it must be."),
         problems => {
             println!("\n✗ Not what it must be:");
-            problems.iter().for_each(|problem| println!("  - {problem}"));
+            for problem in problems {
+                println!("  - {problem}");
+            }
         }
     }
     if !once {
