@@ -69,6 +69,6 @@ impl Function {
 
     /// What it has written so far, to either output: JSON lines, and those of the runtime.
     pub fn logs(&self) -> String {
-        fs::read_to_string(self.child.log()).unwrap_or_default()
+        self.child.output()
     }
 }

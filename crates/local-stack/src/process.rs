@@ -7,8 +7,8 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, File},
-    io::{self, PipeWriter, Write},
+    fs::File,
+    io::{self, PipeWriter, Read, Seek, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{self, ExitStatus, Stdio},
@@ -135,6 +135,8 @@ impl Command {
             Path::new(&self.program).file_name().unwrap_or(&self.program).to_string_lossy().into_owned();
         let (theirs, ours) = io::pipe().context("cannot make a pipe")?;
         let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        // Ours, so that what the child wrote can still be read once its directory is removed.
+        let written = File::open(&self.log).with_context(|| format!("cannot read {}", self.log.display()))?;
         let mut watchdog = process::Command::new("/bin/sh");
         watchdog
             .args(["-c", WATCHDOG, "watchdog", self.stop.names()])
@@ -160,7 +162,7 @@ impl Command {
             watchdog.current_dir(directory);
         }
         let watchdog = watchdog.spawn().with_context(|| format!("cannot start {name}"))?;
-        Ok(Child { name, log: self.log, watchdog, lifeline: Some(ours) })
+        Ok(Child { name, log: self.log, written, watchdog, lifeline: Some(ours) })
     }
 }
 
@@ -169,6 +171,7 @@ impl Command {
 pub struct Child {
     name: String,
     log: PathBuf,
+    written: File,
     watchdog: process::Child,
     /// The pipe that keeps the child alive: closed by [`Drop`], or by the system when we die.
     lifeline: Option<PipeWriter>,
@@ -201,10 +204,16 @@ impl Child {
         self.watchdog.wait().with_context(|| format!("cannot wait for {}", self.name))
     }
 
+    /// What the child has written so far, also when it and its directory are gone.
+    pub fn output(&self) -> String {
+        let (mut output, mut written) = (Vec::new(), &self.written);
+        let read = written.rewind().and_then(|()| written.read_to_end(&mut output));
+        read.map(|_| String::from_utf8_lossy(&output).into_owned()).unwrap_or_default()
+    }
+
     /// The last lines that the child wrote.
     pub fn log_tail(&self) -> String {
-        let log = fs::read(&self.log).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
+        let log = self.output();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }

@@ -21,16 +21,21 @@ tell() {
         kill -s "$signal" "$child"
     done
 }
+# Waits until the child is gone, its status collected: so many times 20 ms at most.
+await() {
+    tries=0
+    while kill -0 "$child" && [ "$tries" -lt "$1" ]; do
+        sleep 0.02
+        tries=$((tries + 1))
+    done
+}
 {
     while read -r line <&3; do tell "$line"; done
     trap '' TERM
     tell "$signals"
-    tries=0
-    while kill -0 "$child" && [ "$tries" -lt 50 ]; do
-        sleep 0.1
-        tries=$((tries + 1))
-    done
+    await 250
     kill -s KILL "$child"
+    await 50
     # Whatever the child itself left running: politely, and, once the directory is gone, with ourselves.
     kill -s TERM 0
     remove
@@ -41,9 +46,11 @@ exec 3<&-
 trap '' TERM
 wait "$child"
 status=$?
+# Not in the child's log: the shell's own notes about who was terminated.
+exec 2>/dev/null
 # Either the guard is at work, and we end with it. Or the child ended by itself: then the guard goes as well, and
 # what the child left running.
 kill -s TERM 0
 wait "$guard"
-remove 2>/dev/null
+remove
 exit "$status"
