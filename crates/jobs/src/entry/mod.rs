@@ -166,8 +166,16 @@ async fn respond(
             if answer.status() == 400
                 && let Ok(context) = app.context(now, begun)
             {
-                log::call(&context, app.route.path(), "manual", "error", 0, Some(answer.body()), &json!({}))
-                    .await;
+                log::call(
+                    &context,
+                    app.route.path(),
+                    app.route.log_type(),
+                    "error",
+                    0,
+                    Some(answer.body()),
+                    &json!({}),
+                )
+                .await;
             }
             answer
         }
