@@ -125,6 +125,15 @@ impl Route {
         }
     }
 
+    /// As in `sync_logs.sync_type`, for a call that was refused before it became one.
+    pub(super) const fn log_type(self) -> &'static str {
+        match self.kind() {
+            Kind::Cron => "cron",
+            Kind::Manual => "manual",
+            Kind::Drain => "drain",
+        }
+    }
+
     /// The `Allow` header of a 405.
     pub(super) const fn allow(self) -> &'static str {
         match self.kind() {
