@@ -155,12 +155,14 @@ impl Config {
     /// Reads the variables that `get` knows.
     pub fn read(get: &dyn Fn(&str) -> Option<String>) -> Self {
         let env = Environment(get);
+        let mut own_url_faults = Faults::default();
+        let own_url = own_url(&env, &mut own_url_faults);
         Self {
             cron_secret: env.get("CRON_SECRET").map(SecretString::from),
             supabase: supabase(&env),
-            tuning: tuning(&env),
+            tuning: tuning(&env, own_url_faults),
             integrations: integrations(&env),
-            own_url: own_url(&env),
+            own_url,
         }
     }
 
@@ -230,8 +232,7 @@ fn jwt_role(token: &str) -> Option<String> {
     Some(claims.get("role")?.as_str()?.to_owned())
 }
 
-fn tuning(env: &Environment) -> Result<Tuning, Faults> {
-    let mut faults = Faults::default();
+fn tuning(env: &Environment, mut faults: Faults) -> Result<Tuning, Faults> {
     let concurrency = env.number("JOB_CONCURRENCY", 1..=256, 32, &mut faults);
     let budget_seconds = env.number("JOB_BUDGET_SECONDS", 1..=780, 270, &mut faults);
     let replay_max_days = env.number("REPLAY_MAX_DAYS", 0..=366, 35, &mut faults);
@@ -286,14 +287,14 @@ fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
 }
 
 /// The deployment's own address, in production only: the Bearer secret goes nowhere else.
-fn own_url(env: &Environment) -> Option<Url> {
+fn own_url(env: &Environment, faults: &mut Faults) -> Option<Url> {
     if env.get("VERCEL_ENV").as_deref() != Some("production") {
         return None;
     }
     let address = env
         .get("JOBS_BASE_URL")
         .or_else(|| env.get("VERCEL_PROJECT_PRODUCTION_URL").map(|host| format!("https://{host}")))?;
-    Environment::url("JOBS_BASE_URL", &address, &mut Faults::default())
+    Environment::url("JOBS_BASE_URL", &address, faults)
 }
 
 impl fmt::Debug for SupabaseKey {
@@ -424,5 +425,7 @@ mod tests {
         assert_eq!(read(&vars).own_url.unwrap().as_str(), "https://jobs.example/");
         vars.insert("JOBS_BASE_URL", "https://cron.example".to_owned());
         assert_eq!(read(&vars).own_url.unwrap().as_str(), "https://cron.example/");
+        vars.insert("JOBS_BASE_URL", "cron.example".to_owned());
+        assert!(faults(&vars).contains("JOBS_BASE_URL"));
     }
 }

@@ -36,7 +36,7 @@ use crate::{
     orchestrator,
     queue::Queue,
     supabase::Supabase,
-    tasks::{Call, Context},
+    tasks::{Call, Context, Trigger},
 };
 
 /// From here to the platform's 300 seconds: the last answers, the log row, the report.
@@ -176,7 +176,7 @@ async fn respond(
                     app.route.log_type(),
                     "error",
                     0,
-                    Some(answer.body()),
+                    answer.complaint(),
                     &json!({}),
                 )
                 .await;
@@ -220,7 +220,7 @@ async fn run(route: Route, context: &Context, call: &Call) -> Answer {
         &metadata,
     )
     .await;
-    if route == Route::DailyOrchestrator && written && !call.dry_run {
+    if written && call.trigger == Trigger::Cron && !call.dry_run {
         orchestrator::prune(context).await;
     }
     answer

@@ -5,7 +5,7 @@ use super::{
     run::{Order, plan_drain_report},
 };
 use crate::{
-    queue::{Lane, WorkItem},
+    queue::WorkItem,
     schedule::{Days, Decision, Task, gate},
 };
 
@@ -30,7 +30,6 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
         task: Task::SyncIntegrations,
         slot: slot.as_ref().filter(|_| call.claims_slot()),
         work: WorkItem::SyncIntegration { days: call.days.map(Days::get) },
-        lanes: &[Lane::Stripe, Lane::Shopify],
     };
     plan_drain_report(context, call, order).await
 }
