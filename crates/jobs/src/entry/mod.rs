@@ -151,7 +151,7 @@ async fn respond(
     now: DateTime<Utc>,
     begun: Instant,
 ) -> Answer {
-    let replay_max_days = app.config.tuning.as_ref().map_or(0, |tuning| tuning.replay_max_days);
+    let replay_max_days = app.config.tuning.as_ref().map_or(u16::MAX, |tuning| tuning.replay_max_days);
     let header =
         |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or("\0").to_owned());
     let authorization = header("authorization");
