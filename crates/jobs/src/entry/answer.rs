@@ -49,17 +49,20 @@ pub(super) struct Answer {
     status: u16,
     headers: Vec<(&'static str, &'static str)>,
     body: String,
+    /// The message of a refusal.
+    error: Option<String>,
 }
 
 impl Answer {
     pub(super) fn json(status: u16, fields: &Fields) -> Self {
         let body =
             if fields.is_empty() { String::new() } else { serde_json::to_string(fields).unwrap_or_default() };
-        Self { status, headers: Vec::new(), body }
+        Self { status, headers: Vec::new(), body, error: None }
     }
 
     pub(super) fn error(status: u16, message: &str) -> Self {
-        Self::json(status, &Fields::new().with("error", message))
+        let error = Some(message.to_owned());
+        Self { error, ..Self::json(status, &Fields::new().with("error", message)) }
     }
 
     pub(super) fn empty(status: u16) -> Self {
@@ -77,6 +80,10 @@ impl Answer {
 
     pub(super) fn body(&self) -> &str {
         &self.body
+    }
+
+    pub(super) fn error_message(&self) -> Option<&str> {
+        self.error.as_deref()
     }
 
     /// As the runtime sends it.
