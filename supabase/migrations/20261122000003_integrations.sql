@@ -659,16 +659,19 @@ begin
         when failed > 0 or flawed then 'partial'
         else 'done' end;
     answer := jsonb_strip_nulls(jsonb_build_object(
-        'user_id', p_user_id, 'provider', case when p_month is null then p_parts -> 0 ->> 'provider' end,
+        'user_id', case when p_month is null then p_user_id end,
+        'provider', case when p_month is null then p_parts -> 0 ->> 'provider' end,
         'records', records,
         'status', case outcome when 'failed' then 'error' when 'partial' then 'partial' else 'success' end,
         'error', first_error, 'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
         'unknown_movements', nullif(unknown, '{}')));
     if p_month is not null then
         answer := answer || (
-            select jsonb_build_object('userId', p_user_id, 'totalCA', coalesce(sum(f.amount), 0),
-                'details', coalesce(jsonb_agg(
-                    jsonb_build_object('source', f.provider, 'amount', f.amount) order by f.provider), '[]'),
+            -- Not read to its end: no figure rather than a wrong one.
+            select jsonb_build_object('userId', p_user_id,
+                'totalCA', case when outcome <> 'failed' then coalesce(sum(f.amount), 0) end,
+                'details', case when outcome = 'failed' then '[]' else coalesce(jsonb_agg(
+                    jsonb_build_object('source', f.provider, 'amount', f.amount) order by f.provider), '[]') end,
                 'month_status', public.integration_month_status(p_user_id, p_month, p_as_of))
             from (select c.provider, (sum(c.amount_minor)::numeric / 100)::numeric(14, 2) as amount
                   from public.integration_countable(p_user_id, array[p_month], false) c group by c.provider) f);

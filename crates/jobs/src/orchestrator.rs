@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    queue::Lane,
     schedule::Task,
     tasks::{Call, Context, TaskError, TaskOutcome, drain_lanes, monthly_sync, sync_integrations},
 };
@@ -103,7 +102,7 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Dra
         let message = "Une autre exécution vide déjà la file.".to_owned();
         return Ok(Drained { settled: 0, errors: 0, message: Some(message) });
     }
-    let lanes = drain_lanes(context, &Lane::ALL).await;
+    let lanes = drain_lanes(context).await;
     let goes_on = matches!(&lanes, Ok(lanes) if lanes.iter().any(|lane| lane.out_of_time)) && hop < MOST_HOPS;
     if goes_on {
         go_on(context, chain, hop + 1).await;

@@ -49,20 +49,20 @@ pub(super) struct Answer {
     status: u16,
     headers: Vec<(&'static str, &'static str)>,
     body: String,
-    /// The message of a refusal.
-    error: Option<String>,
+    /// What [`error`](Self::error) was given.
+    complaint: Option<String>,
 }
 
 impl Answer {
     pub(super) fn json(status: u16, fields: &Fields) -> Self {
         let body =
             if fields.is_empty() { String::new() } else { serde_json::to_string(fields).unwrap_or_default() };
-        Self { status, headers: Vec::new(), body, error: None }
+        Self { status, headers: Vec::new(), body, complaint: None }
     }
 
     pub(super) fn error(status: u16, message: &str) -> Self {
-        let error = Some(message.to_owned());
-        Self { error, ..Self::json(status, &Fields::new().with("error", message)) }
+        let complaint = Some(message.to_owned());
+        Self { complaint, ..Self::json(status, &Fields::new().with("error", message)) }
     }
 
     pub(super) fn empty(status: u16) -> Self {
@@ -74,16 +74,17 @@ impl Answer {
         self
     }
 
+    /// The message of an error, for the log.
+    pub(super) fn complaint(&self) -> Option<&str> {
+        self.complaint.as_deref()
+    }
+
     pub(super) fn status(&self) -> u16 {
         self.status
     }
 
     pub(super) fn body(&self) -> &str {
         &self.body
-    }
-
-    pub(super) fn error_message(&self) -> Option<&str> {
-        self.error.as_deref()
     }
 
     /// As the runtime sends it.

@@ -37,7 +37,7 @@ use crate::{
     orchestrator,
     queue::Queue,
     supabase::Supabase,
-    tasks::{Call, Context},
+    tasks::{Call, Context, Trigger},
 };
 
 /// From here to the platform's 300 seconds: the last answers, the log row, the report.
@@ -132,17 +132,21 @@ impl App {
 /// Answers every request with JSON; a panic or a fault anywhere becomes an opaque 500.
 async fn handle(app: Arc<App>, request: Request, state: AppState) -> Result<Response<ResponseBody>, Error> {
     let (now, begun) = (Utc::now(), Instant::now());
-    let method = request.method().clone();
-    let (sender, receiver) = oneshot::channel();
-    let route = app.route;
-    state.clone().wait_until(async move {
-        let answer = respond(app, request, state, now, begun).await;
-        // Nobody listens any more: the client is gone, the work is done all the same.
-        let _ = sender.send(answer);
-    });
-    let answer = receiver.await.unwrap_or_else(|_| Answer::error(500, "Erreur interne ; voir les journaux."));
+    let (method, route) = (request.method().clone(), app.route);
+    let answer = see_through(&state, respond(app, request, state.clone(), now, begun)).await;
     log::request(route.path(), method.as_str(), answer.status(), begun.elapsed());
     Ok(answer.into_response())
+}
+
+/// Runs the work where neither SIGTERM nor a client that hangs up cuts it; a panic becomes an opaque 500.
+async fn see_through(state: &AppState, work: impl Future<Output = Answer> + Send + 'static) -> Answer {
+    let (sender, receiver) = oneshot::channel();
+    state.wait_until(async move {
+        let answer = work.await;
+        // Nobody listens any more where the client is gone: the work is done all the same.
+        let _ = sender.send(answer);
+    });
+    receiver.await.unwrap_or_else(|_| Answer::error(500, "Erreur interne ; voir les journaux."))
 }
 
 async fn respond(
@@ -178,8 +182,16 @@ async fn respond(
             if answer.status() == 400
                 && let Ok(context) = app.context(now, begun)
             {
-                let (path, message) = (app.route.path(), answer.error_message());
-                log::call(&context, path, "manual", "error", 0, message, &json!({})).await;
+                log::call(
+                    &context,
+                    app.route.path(),
+                    app.route.log_type(),
+                    "error",
+                    0,
+                    answer.complaint(),
+                    &json!({}),
+                )
+                .await;
             }
             answer
         }
@@ -233,7 +245,7 @@ async fn run(route: Route, context: &Context, call: &Call) -> Answer {
         &metadata,
     )
     .await;
-    if route == Route::DailyOrchestrator && written && !call.dry_run {
+    if written && call.trigger == Trigger::Cron && !call.dry_run {
         orchestrator::prune(context).await;
     }
     answer
@@ -266,4 +278,49 @@ async fn drain(context: Context, state: AppState, chain: Uuid, hop: u32) -> Answ
     });
     let fields = Fields::new().with("message", "Reprise de la file lancée").with("waiting", &waiting);
     Answer::json(202, &fields.with("chain", &chain))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use vercel_runtime::LogContext;
+
+    use super::*;
+
+    fn state() -> AppState {
+        AppState::new(LogContext::new(None, None, None))
+    }
+
+    #[tokio::test]
+    async fn a_panic_becomes_an_opaque_500() {
+        let answer = see_through(&state(), async { panic!("secret detail") }).await;
+        assert_eq!(answer.status(), 500);
+        assert_eq!(answer.body(), r#"{"error":"Erreur interne ; voir les journaux."}"#);
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_when_the_client_is_gone() {
+        static DONE: AtomicBool = AtomicBool::new(false);
+        let (begun, has_begun) = oneshot::channel();
+        let (go, may_go) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let state = state();
+        let client = tokio::spawn(async move {
+            see_through(&state, async move {
+                begun.send(()).unwrap();
+                may_go.await.unwrap();
+                DONE.store(true, Ordering::SeqCst);
+                end.send(()).unwrap();
+                Answer::empty(200)
+            })
+            .await
+        });
+        has_begun.await.unwrap();
+        client.abort();
+        assert!(client.await.unwrap_err().is_cancelled());
+        go.send(()).unwrap();
+        ended.await.unwrap();
+        assert!(DONE.load(Ordering::SeqCst));
+    }
 }

@@ -109,7 +109,7 @@ impl<'a> Settlement<'a> {
 
     /// Stores the last movements, coverage, totals and the result.
     pub(super) async fn finish(
-        mut self,
+        &mut self,
         parts: &[Part],
         deadline: &Deadline,
     ) -> Result<State, SupabaseError> {

@@ -1,6 +1,6 @@
 //! The worker of the lanes `stripe`, `shopify` and `months`.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
@@ -117,7 +117,7 @@ impl SyncWorker {
                 code: "bad_item".into(),
                 message: "L’élément de la file est illisible.".into(),
             };
-            return Err(Outcome::GiveBack { delay: std::time::Duration::ZERO, failure: Some(failure) });
+            return Err(Outcome::GiveBack { delay: Duration::ZERO, failure: Some(failure) });
         };
         let mut reader = Reader {
             clients: &self.clients,
@@ -143,20 +143,27 @@ impl SyncWorker {
                 }
             }
         }
-        let Reader { settlement, parts, .. } = reader;
-        match settlement.finish(&parts, &deadline).await {
+        let Reader { mut settlement, mut parts, .. } = reader;
+        let mut state = settlement.finish(&parts, &deadline).await;
+        if let Err(error) = state {
+            // Given back, until the last attempt: then the refusal itself is settled, for the user and the log.
+            let failure = Trouble::from(error).settles(item)?;
+            for part in &mut parts {
+                part.movements.clear();
+                part.error = Some(failure.clone());
+            }
+            state = settlement.finish(&parts, &deadline).await;
+        }
+        match state {
             Ok(State::Settled | State::Stored) => Ok(()),
             Ok(State::Lost) => {
                 tracing::warn!(item_id = item.item_id, "the item was taken over; nothing was written");
                 Ok(())
             }
-            Err(error) => match Trouble::from(error).settles(item) {
-                Err(outcome) => Err(outcome),
-                // The fifth time: the database gives the item up.
-                Ok(failure) => {
-                    Err(Outcome::GiveBack { delay: std::time::Duration::ZERO, failure: Some(failure) })
-                }
-            },
+            Err(error) => {
+                let failure = Failure { code: "database".into(), message: error.user_message() };
+                Err(Outcome::GiveBack { delay: Duration::ZERO, failure: Some(failure) })
+            }
         }
     }
 }

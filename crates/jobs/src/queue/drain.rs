@@ -154,6 +154,9 @@ impl<J: Send + 'static> Drain<J> {
                 _ = heartbeat.tick() => {
                     let held: Vec<_> =
                         self.items.values().chain(self.ready.iter().map(W::item)).map(hold).collect();
+                    if held.is_empty() {
+                        continue;
+                    }
                     let (queue, lane, deadline) = (self.queue.clone(), self.lane, self.deadline);
                     // A heartbeat that fails is logged where it fails; the fence protects what it would have.
                     beats.spawn(async move { queue.heartbeat(lane, &held, &deadline).await.is_ok() });
