@@ -179,31 +179,38 @@ end $$;
 
 -- Drain ----------------------------------------------------------------------------------------------------
 
--- Claims up to p_limit visible messages of a lane for p_seconds. Repeating a claim gives the same items again.
+-- Claims up to p_limit visible messages of a lane for p_seconds: fewer mean that no more are visible. Repeating a
+-- claim gives the same items again.
 --   [{item_id, run_id, version, kind, subject, user_id, payload, progress, attempts, as_of}]
 create function public.jobs_claim(p_claim uuid, p_lane text, p_limit integer, p_seconds integer)
 returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
 declare
+    missing integer := p_limit;
     read_ids bigint[];
     read_items bigint[];
     orphans bigint[];
 begin
     if not exists (select from public.job_items where lease_id = p_claim and status = 'queued') then
-        select array_agg(m.msg_id order by m.msg_id), array_agg((m.message ->> 'item_id')::bigint order by m.msg_id)
-        into read_ids, read_items
-        from pgmq.read('jobs_' || p_lane, p_seconds, p_limit) m;
+        -- Messages without an item to work on do not count: a lane full of them is not an empty lane.
+        while missing > 0 loop
+            select array_agg(m.msg_id order by m.msg_id), array_agg((m.message ->> 'item_id')::bigint order by m.msg_id)
+            into read_ids, read_items
+            from pgmq.read('jobs_' || p_lane, p_seconds, missing) m;
+            exit when read_ids is null;
 
-        with pairs as (select * from unnest(read_ids, read_items) as t (msg_id, item_id)),
-        taken as (
-            update public.job_items i
-            set lease_id = p_claim, msg_id = p.msg_id,
-                leased_until = clock_timestamp() + make_interval(secs => p_seconds)
-            from pairs p where i.item_id = p.item_id and i.status = 'queued'
-            returning i.item_id
-        )
-        select array_agg(p.msg_id) into orphans from pairs p where p.item_id not in (select item_id from taken);
-        -- Their item is settled, superseded, or gone with its user.
-        perform pgmq.delete('jobs_' || p_lane, orphans) where orphans is not null;
+            with pairs as (select * from unnest(read_ids, read_items) as t (msg_id, item_id)),
+            taken as (
+                update public.job_items i
+                set lease_id = p_claim, msg_id = p.msg_id,
+                    leased_until = clock_timestamp() + make_interval(secs => p_seconds)
+                from pairs p where i.item_id = p.item_id and i.status = 'queued'
+                returning i.item_id
+            )
+            select array_agg(p.msg_id) into orphans from pairs p where p.item_id not in (select item_id from taken);
+            -- Their item is settled, superseded, or gone with its user.
+            perform pgmq.delete('jobs_' || p_lane, orphans) where orphans is not null;
+            missing := coalesce(cardinality(orphans), 0);
+        end loop;
     end if;
 
     return coalesce((

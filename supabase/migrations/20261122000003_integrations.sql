@@ -159,18 +159,37 @@ begin
                 order by reason nulls first, user_id, provider limit 100) c)));
     end if;
 
-    update public.job_items i set status = 'superseded', settled_at = clock_timestamp()
-    from public.integration_candidates(p_user_id, p_as_of) c, public.job_runs r
-    where c.reason is null and i.kind = p_kind and i.status = 'queued'
-        and i.subject = case p_kind when 'sync_month' then c.user_id else c.integration_id end
-        and (p_kind <> 'sync_month' or i.payload = p_payload)
-        and coalesce(i.leased_until, '-infinity') < clock_timestamp()
-        and r.run_id = i.run_id and r.as_of <= p_as_of;
-
-    insert into public.job_items (run_id, lane, kind, subject, user_id, payload)
-    select distinct p_run_id, case p_kind when 'sync_month' then 'months' else c.provider end, p_kind,
-        case p_kind when 'sync_month' then c.user_id else c.integration_id end, c.user_id, p_payload
-    from public.integration_candidates(p_user_id, p_as_of) c where c.reason is null;
+    with superseded as (
+        update public.job_items i set status = 'superseded', settled_at = clock_timestamp()
+        from public.integration_candidates(p_user_id, p_as_of) c, public.job_runs r
+        where c.reason is null and i.kind = p_kind and i.status = 'queued'
+            and i.subject = case p_kind when 'sync_month' then c.user_id else c.integration_id end
+            and (p_kind <> 'sync_month' or i.payload = p_payload)
+            and coalesce(i.leased_until, '-infinity') < clock_timestamp()
+            and r.run_id = i.run_id and r.as_of <= p_as_of
+        returning i.subject, i.progress
+    ), stored as (
+        -- What they had stored at a checkpoint is the new item's to account for: its movements are not new to it.
+        select s.subject, jsonb_build_object(
+            'records', sum((s.progress ->> 'records')::bigint),
+            'by_provider', (
+                select jsonb_object_agg(n.provider, n.n) from (
+                    select e.key as provider, sum(e.value::text::bigint) as n
+                    from superseded o, jsonb_each(o.progress -> 'by_provider') e
+                    where o.subject = s.subject group by e.key) n),
+            'months', (
+                select coalesce(jsonb_agg(distinct m), '[]')
+                from superseded o, jsonb_array_elements(o.progress -> 'months') m
+                where o.subject = s.subject)) as progress
+        from superseded s where s.progress ? 'records' group by s.subject
+    ), due as (
+        select distinct c.user_id, case p_kind when 'sync_month' then 'months' else c.provider end as lane,
+            case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject
+        from public.integration_candidates(p_user_id, p_as_of) c where c.reason is null
+    )
+    insert into public.job_items (run_id, lane, kind, subject, user_id, payload, progress)
+    select p_run_id, d.lane, p_kind, d.subject, d.user_id, p_payload, coalesce(s.progress, '{}')
+    from due d left join stored s on s.subject = d.subject;
     perform public.jobs_send_items(p_run_id);
 
     update public.job_runs set plan = outline where run_id = p_run_id;

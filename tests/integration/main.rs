@@ -4,4 +4,5 @@
 mod deployment;
 mod sync;
 mod trigger;
+mod trouble;
 mod world;

@@ -166,12 +166,13 @@ impl Config {
         }
     }
 
-    /// What every task needs, or all that is missing of it.
+    /// What every task needs, or all that is wrong: then also what single tasks would stumble over next.
     pub fn everybody(&self) -> Result<(&SupabaseConfig, Tuning), Faults> {
         match (&self.supabase, &self.tuning) {
             (Ok(supabase), Ok(tuning)) => Ok((supabase, *tuning)),
             (supabase, tuning) => {
-                let faults = [supabase.as_ref().err(), tuning.as_ref().err()];
+                let faults =
+                    [supabase.as_ref().err(), tuning.as_ref().err(), self.integrations.as_ref().err()];
                 Err(Faults(faults.into_iter().flatten().flat_map(|faults| faults.0.clone()).collect()))
             }
         }

@@ -18,6 +18,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use http_body_util::{BodyExt, Limited};
 use serde_json::json;
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
@@ -41,6 +42,10 @@ use crate::{
 
 /// From here to the platform's 300 seconds: the last answers, the log row, the report.
 const REQUESTS_AFTER_BUDGET: Duration = Duration::from_secs(20);
+
+/// No route takes a body: enough to see that there is none.
+const LARGEST_BODY: usize = 1024;
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves one function until the platform stops it.
 pub fn serve(route: Route) -> ExitCode {
@@ -151,19 +156,27 @@ async fn respond(
     now: DateTime<Utc>,
     begun: Instant,
 ) -> Answer {
+    let (request, body) = request.into_parts();
+    // A broken configuration is said as such, not as a bad parameter.
     let replay_max_days = app.config.tuning.as_ref().map_or(u16::MAX, |tuning| tuning.replay_max_days);
     let header =
-        |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or("\0").to_owned());
+        |name: &str| request.headers.get(name).map(|value| value.to_str().unwrap_or("\0").to_owned());
     let authorization = header("authorization");
     let incoming = Incoming {
-        method: request.method().as_str(),
-        query: request.uri().query().unwrap_or_default(),
+        method: request.method.as_str(),
+        query: request.uri.query().unwrap_or_default(),
         authorization: authorization.as_deref(),
     };
     let admission = admit(app.route, &incoming, app.config.cron_secret.as_ref(), replay_max_days, now);
     if app.config.cron_secret.is_none() {
         tracing::error!("CRON_SECRET is not set: nobody is let in");
     }
+    let refused = matches!(admission, Admission::Refuse(_));
+    let admission = if refused || is_empty(body).await {
+        admission
+    } else {
+        Admission::Refuse(request::parameters_in_body())
+    };
     match admission {
         Admission::Refuse(answer) => {
             // Whoever knows the secret leaves a trace, also of a mistake.
@@ -198,6 +211,19 @@ async fn respond(
                 Err(answer) => answer,
             }
         }
+    }
+}
+
+/// Whether a request's body says nothing. One that does not end is one that says something.
+async fn is_empty<B>(body: B) -> bool
+where
+    B: BodyExt,
+    B::Error: Into<Error>,
+{
+    let body = Limited::new(body, LARGEST_BODY).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => request::says_nothing(&body.to_bytes()),
+        _ => false,
     }
 }
 

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use chrono::{DateTime, Utc};
 
@@ -53,7 +52,6 @@ pub(super) struct Reader<'a> {
     pub(super) settlement: Settlement<'a>,
     /// The parts of the item so far; the last one is being read.
     pub(super) parts: Vec<Part>,
-    pub(super) lease: Uuid,
     pub(super) now: DateTime<Utc>,
     pub(super) deadline: Deadline,
 }
@@ -69,8 +67,7 @@ impl Reader<'_> {
     ) -> Result<End, Trouble> {
         let window = place.as_ref().map_or(window, |place| place.window.into());
         self.parts.push(Part::new(integration, window, count_month));
-        let mut access =
-            account::open(self.clients, integration, self.lease, self.now, &self.deadline).await?;
+        let mut access = account::open(self.clients, integration, self.now, &self.deadline).await?;
         let part = self.parts.len() - 1;
         self.parts[part].account = Some(access.account().to_owned());
 
@@ -139,8 +136,7 @@ impl Reader<'_> {
             // The token ended in the middle of the reading: renew it once, ask the same page again.
             Err(error) if account::is_rejected_token(&error) && integration.refresh_token.is_some() => {
                 let Access::Shopify { shop, token } = access else { return Err(error.into()) };
-                account::refresh(self.clients, integration, shop, self.lease, self.now, &self.deadline)
-                    .await?;
+                account::refresh(self.clients, integration, shop, self.now, &self.deadline).await?;
                 *token = self.clients.token_key.decrypt(&integration.access_token)?;
                 Ok(self.ask(access, window, list, after).await?)
             }

@@ -77,12 +77,14 @@ impl From<SupabaseError> for Trouble {
     fn from(error: SupabaseError) -> Self {
         let failure = match &error {
             // The statement itself was refused: an attempt, so that it does not come back for ever.
-            SupabaseError::Api { .. } | SupabaseError::Shape { .. } => {
+            SupabaseError::Api { .. } | SupabaseError::Shape { .. } if !error.is_passing() => {
                 Some(Failure { code: "database".into(), message: error.user_message() })
             }
             _ => None,
         };
-        Self::Later { failure, after: None }
+        // A database that is out of order is not helped by reading everything again at once.
+        let after = error.is_passing().then_some(PAUSES[0]);
+        Self::Later { failure, after }
     }
 }
 

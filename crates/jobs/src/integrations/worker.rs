@@ -123,7 +123,6 @@ impl SyncWorker {
             clients: &self.clients,
             settlement: Settlement::new(&self.clients.supabase, item, plan.month.map(Month::first_day)),
             parts: Vec::with_capacity(integrations.len()),
-            lease: item.lease,
             now: self.now,
             deadline,
         };

@@ -163,18 +163,20 @@ impl Queue {
         Self { supabase }
     }
 
-    /// Claims up to `limit` items. Items of a version this deployment does not know stay in the queue.
+    /// Claims up to `limit` items; answers with them whether no more are visible. Items of a version this
+    /// deployment does not know stay in the queue.
     async fn claim(
         &self,
         lane: Lane,
         limit: usize,
         deadline: &Deadline,
-    ) -> Result<Vec<Claimed>, SupabaseError> {
+    ) -> Result<(Vec<Claimed>, bool), SupabaseError> {
         let lease = Uuid::new_v4();
         let arguments = json!({
             "p_claim": lease, "p_lane": lane.as_str(), "p_limit": limit, "p_seconds": VISIBILITY.as_secs(),
         });
         let rows: Vec<Row> = self.supabase.rpc("jobs_claim", &arguments, deadline).await?;
+        let last = rows.len() < limit;
         let (mut claimed, mut unknown) = (Vec::with_capacity(rows.len()), Vec::new());
         for row in rows {
             let work = (row.version == VERSION)
@@ -202,7 +204,7 @@ impl Queue {
             );
             self.release(lane, &unknown, Duration::from_hours(1), deadline).await?;
         }
-        Ok(claimed)
+        Ok((claimed, last))
     }
 
     /// Keeps items invisible for another while.
