@@ -154,14 +154,14 @@ begin
         return 'lost';
     end if;
     if i.status <> 'queued' then
-        return 'settled';
+        return case i.status when 'superseded' then 'lost' else 'settled' end;
     end if;
     perform pgmq.set_vt('jobs_' || i.lane, i.msg_id, 60);     -- locks the message before the item
     select * into i from public.job_items where item_id = p_item_id for update;
     if i.lease_id is distinct from p_lease_id then
         return 'lost';
     end if;
-    return case when i.status = 'queued' then 'held' else 'settled' end;
+    return case i.status when 'queued' then 'held' when 'superseded' then 'lost' else 'settled' end;
 end $$;
 
 -- Writes an item's result and takes its message away. Call only on a held item.
@@ -261,7 +261,12 @@ begin
     end if;
     select * into i from public.job_items where item_id = p_item_id;
     if i.attempts >= 5 then
-        perform public.jobs_finish(p_item_id, 'failed', i.result, i.error);
+        perform public.jobs_finish(p_item_id, 'failed',
+            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error);
+        insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata)
+        select i.user_id, 'jobs', r.trigger, 'error', i.error ->> 'message',
+            jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code')
+        from public.job_runs r where r.run_id = i.run_id;
         return jsonb_build_object('state', 'failed', 'attempts', i.attempts);
     end if;
     -- Without a lease the old holder is fenced off, and a repeated call (lost) does not count twice.
@@ -330,7 +335,7 @@ begin
 end $$;
 
 -- What came of a run's items, whoever drained them.
---   {status, counts: {…}, in_flight, records, errors: [{code, message, count}],
+--   {counts: {…}, in_flight, records, errors: [{code, message, count}],
 --    results: [first p_limit results], results_total}
 create function public.jobs_report(p_run_id uuid, p_limit integer) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '25s' as $$
@@ -339,20 +344,21 @@ language sql stable security definer set search_path = '' set statement_timeout 
         select result, item_id from items where status in ('done', 'partial', 'failed') order by item_id limit p_limit
     )
     select jsonb_build_object(
-        'run_id', r.run_id, 'status', r.status, 'slot', r.slot, 'trigger', r.trigger, 'started_at', r.started_at,
-        'plan', r.plan,
+        'run_id', r.run_id, 'plan', r.plan,
         'counts', jsonb_build_object(
             'planned', (select count(*) from items),
             'queued', (select count(*) from items where status = 'queued'),
             'done', (select count(*) from items where status = 'done'),
             'partial', (select count(*) from items where status = 'partial'),
             'failed', (select count(*) from items where status = 'failed'),
-            'superseded', (select count(*) from items where status = 'superseded')),
+            'superseded', (select count(*) from items where status = 'superseded'),
+            -- Failed, failed in part, or waiting for another attempt.
+            'erred', (select count(*) from items where error is not null and status <> 'superseded')),
         'in_flight', (select count(*) from items where status = 'queued' and leased_until > clock_timestamp()),
         'records', (select coalesce(sum((result ->> 'records')::bigint), 0) from items),
         'errors', (select coalesce(jsonb_agg(e), '[]') from (
             select error ->> 'code' as code, min(error ->> 'message') as message, count(*) as count
-            from items where error is not null and status in ('queued', 'failed')
+            from items where error is not null and status <> 'superseded'
             group by 1 order by 3 desc, 1 limit 20) e),
         'results', (select coalesce(jsonb_agg(result order by item_id), '[]') from reported),
         'results_total', (select count(*) from items where status in ('done', 'partial', 'failed')))

@@ -83,6 +83,12 @@ revoke all on public.integration_transactions, public.integration_state, public.
 
 -- Facts about an integration --------------------------------------------------------------------------------
 
+-- The account or shop that the user says it is.
+create function public.integration_account(t public.integration_tokens) returns text
+language sql immutable set search_path = '' as $$
+    select case t.provider when 'stripe' then t.stripe_account_id else t.shop_domain end;
+$$;
+
 -- What a proof is a proof of: this token for this account. Another token or account has to be proven anew.
 create function public.integration_fingerprint(t public.integration_tokens) returns text
 language sql immutable set search_path = '' as $$
@@ -164,10 +170,11 @@ begin
         from public.integration_candidates(p_user_id, p_as_of) c, public.job_runs r
         where c.reason is null and i.kind = p_kind and i.status = 'queued'
             and i.subject = case p_kind when 'sync_month' then c.user_id else c.integration_id end
-            and (p_kind <> 'sync_month' or i.payload = p_payload)
+            and (case p_kind when 'sync_month' then i.payload = p_payload
+                 else coalesce((i.payload ->> 'days')::integer, 0) <= coalesce((p_payload ->> 'days')::integer, 0) end)
             and coalesce(i.leased_until, '-infinity') < clock_timestamp()
             and r.run_id = i.run_id and r.as_of <= p_as_of
-        returning i.subject, i.progress
+        returning i.subject, i.progress, i.attempts, i.error
     ), stored as (
         -- What they had stored at a checkpoint is the new item's to account for: its movements are not new to it.
         select s.subject, jsonb_build_object(
@@ -182,14 +189,18 @@ begin
                 from superseded o, jsonb_array_elements(o.progress -> 'months') m
                 where o.subject = s.subject)) as progress
         from superseded s where s.progress ? 'records' group by s.subject
+    ), tried as (
+        -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
+        select distinct on (subject) subject, attempts, error from superseded order by subject, attempts desc
     ), due as (
         select distinct c.user_id, case p_kind when 'sync_month' then 'months' else c.provider end as lane,
             case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject
         from public.integration_candidates(p_user_id, p_as_of) c where c.reason is null
     )
-    insert into public.job_items (run_id, lane, kind, subject, user_id, payload, progress)
-    select p_run_id, d.lane, p_kind, d.subject, d.user_id, p_payload, coalesce(s.progress, '{}')
-    from due d left join stored s on s.subject = d.subject;
+    insert into public.job_items (run_id, lane, kind, subject, user_id, payload, progress, attempts, error)
+    select p_run_id, d.lane, p_kind, d.subject, d.user_id, p_payload, coalesce(s.progress, '{}'),
+        coalesce(t.attempts, 0), t.error
+    from due d left join stored s on s.subject = d.subject left join tried t on t.subject = d.subject;
     perform public.jobs_send_items(p_run_id);
 
     update public.job_runs set plan = outline where run_id = p_run_id;
@@ -211,7 +222,7 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'proven_account', case when s.proof = public.integration_fingerprint(t) then s.account end,
         'token_expires_at', case when s.proof = public.integration_fingerprint(t) then s.token_expires_at end,
         -- Another account than the one read before has a history of its own: nothing of it was read yet.
-        'last_success_to', case when s.account = coalesce(t.stripe_account_id, t.shop_domain) then s.last_success_to end) order by i.item_id, t.provider), '[]')
+        'last_success_to', case when s.account = public.integration_account(t) then s.last_success_to end) order by i.item_id, t.provider), '[]')
     from public.job_items i
     join public.integration_tokens t
         on t.is_active and ((i.kind = 'sync_integration' and t.id = i.subject)
@@ -228,7 +239,7 @@ declare
 begin
     select * into t from public.integration_tokens where id = p_integration_id;
     if t.id is null or t.access_token <> p_access_token
-        or p_account is distinct from (case t.provider when 'stripe' then t.stripe_account_id else t.shop_domain end) then
+        or p_account is distinct from public.integration_account(t) then
         return jsonb_build_object('proven', false);  -- the row was changed while we were proving it
     end if;
     insert into public.integration_state as s (user_id, provider, account, proof, proven_at)
@@ -238,7 +249,10 @@ begin
         -- Another account: nothing of it has been read.
         covered = case when s.account is distinct from excluded.account then '{}' else s.covered end,
         last_success_to = case when s.account is distinct from excluded.account then null else s.last_success_to end,
-        token_expires_at = null, refresh_token_expires_at = null, updated_at = clock_timestamp();
+        token_expires_at = case when s.account is not distinct from excluded.account then s.token_expires_at end,
+        refresh_token_expires_at =
+            case when s.account is not distinct from excluded.account then s.refresh_token_expires_at end,
+        updated_at = clock_timestamp();
     return jsonb_build_object('proven', true);
 end $$;
 
@@ -313,44 +327,60 @@ $$;
 
 -- Counting ---------------------------------------------------------------------------------------------------
 
--- By which names a Shopify movement's payment may be known to Stripe: its own, or for a refund that names none
--- those of its order's payments.
-create function public.integration_payment_refs(t public.integration_transactions) returns text[]
-language sql stable security definer set search_path = '' as $$
-    with own as (select array(select r from unnest(t.refs) r where r !~ '^gid:') as refs)
-    select case when o.refs <> '{}' or t.amount_minor >= 0 then o.refs else array(
-        select distinct r from public.integration_transactions p, unnest(p.refs) r
-        where p.user_id = t.user_id and p.provider = t.provider and p.amount_minor > 0
-            and p.refs && t.refs and r !~ '^gid:') end
-    from own o;
-$$;
-
--- A user's countable movements of some months, one row for each movement: EUR, not excluded, and a payment that
--- Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
+-- A user's countable movements of some months, one row for each movement: EUR, not excluded, and what Stripe and
+-- Shopify both report only as Stripe does. Two rows are the same movement when they name the same payment and go
+-- the same way. A shop's refund that names no payment is Stripe's when Stripe refunded the same amount on a
+-- payment of the same order, each of Stripe's refunds once. p_written: only days that go into ca_records.
+--
+-- Joined by hash on single references: array operators would compare every row with every other.
 create function public.integration_countable(p_user_id uuid, p_months date[], p_written boolean)
 returns table (provider text, month date, activity text, amount_minor bigint)
 language sql stable security definer set search_path = '' as $$
-    with eur as (
-        select t.provider, t.paris_month, s.activity, t.amount_minor,
-            case when t.provider = 'shopify' and t.refs <> '{}' then public.integration_payment_refs(t) else '{}' end as refs
+    with eur as materialized (
+        select t.provider, t.external_id, t.paris_month, s.activity, t.amount_minor, t.occurred_at, t.refs
         from public.integration_transactions t
         join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider
         where t.user_id = p_user_id and t.paris_month = any (p_months)
             and t.currency = 'EUR' and t.excluded is null
             and (not p_written or s.counted @> t.paris_month)
+    ), named as materialized (           -- the shop's movements that name their payment
+        select e.external_id, sign(e.amount_minor) as way, r.ref
+        from eur e, unnest(e.refs) as r (ref) where e.provider = 'shopify' and r.ref !~ '^gid:'
+    ), unnamed as materialized (         -- its refunds that only name their order
+        select e.external_id, e.amount_minor, r.ref as order_id,
+            row_number() over (partition by r.ref, e.amount_minor order by e.occurred_at, e.external_id) as nth
+        from eur e, unnest(e.refs) as r (ref)
+        where e.provider = 'shopify' and e.amount_minor < 0 and r.ref ~ '^gid:'
+            and not exists (select from named n where n.external_id = e.external_id)
+    ), stripe as materialized (          -- whatever Stripe counts, of any month
+        select o.external_id, o.amount_minor, sign(o.amount_minor) as way, r.ref
+        from public.integration_transactions o
+        join public.integration_state os on os.user_id = o.user_id and os.provider = o.provider, unnest(o.refs) as r (ref)
+        where o.user_id = p_user_id and o.provider = 'stripe' and o.currency = 'EUR' and o.excluded is null
+            and (not p_written or os.counted @> o.paris_month)
+            and (exists (select from named) or exists (select from unnamed))
+    ), paid as (                         -- the payments of the orders that unnamed refunds belong to
+        select distinct o.ref as order_id, r.ref
+        from public.integration_transactions p, unnest(p.refs) as o (ref), unnest(p.refs) as r (ref)
+        where exists (select from unnamed) and p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0
+            and o.ref ~ '^gid:' and r.ref !~ '^gid:'
+    ), refunded as (
+        select p.order_id, s.amount_minor, count(distinct s.external_id) as times
+        from paid p join stripe s on s.ref = p.ref
+        where s.amount_minor < 0 group by p.order_id, s.amount_minor
+    ), twins as materialized (
+        select n.external_id from named n join stripe s on s.ref = n.ref and s.way = n.way
+        union
+        select u.external_id from unnamed u
+        join refunded r on r.order_id = u.order_id and r.amount_minor = u.amount_minor and u.nth <= r.times
     )
     select e.provider, e.paris_month, e.activity, e.amount_minor
     from eur e
-    where not (e.refs <> '{}' and exists (
-        select from public.integration_transactions o
-        join public.integration_state os on os.user_id = o.user_id and os.provider = o.provider
-        where o.user_id = p_user_id and o.provider = 'stripe' and o.refs && e.refs
-            and sign(o.amount_minor) = sign(e.amount_minor) and o.currency = 'EUR' and o.excluded is null
-            and (not p_written or os.counted @> o.paris_month)));
+    where e.provider <> 'shopify' or not exists (select from twins w where w.external_id = e.external_id);
 $$;
 
 -- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up
--- to now), partial (something of it was never read, or is not in euros).
+-- to now), partial (something of it was never read, is not in euros, or may be reported twice).
 create function public.integration_month_status(p_user_id uuid, p_month date, p_as_of timestamptz) returns text
 language sql stable security definer set search_path = '' as $$
     with bounds as (
@@ -366,13 +396,24 @@ language sql stable security definer set search_path = '' as $$
         when exists (select from public.integration_transactions t
             where t.user_id = p_user_id and t.paris_month = p_month and public.integration_uncounted(t))
             then 'partial'
+        -- A refund of an order whose payment was never read: Stripe may report it, too.
+        when exists (select from public.integration_transactions t
+            where t.user_id = p_user_id and t.provider = 'shopify' and t.paris_month = p_month
+                and t.amount_minor < 0 and t.excluded is null
+                and t.refs <> '{}' and not exists (select from unnest(t.refs) r where r !~ '^gid:')
+                and not exists (select from public.integration_transactions p
+                    where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0 and p.refs && t.refs)
+                and exists (select from public.integration_state x
+                    where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null))
+            then 'partial'
         when coalesce(bool_and(s.covered @> tstzrange(b.starts, b.ends)), false) then 'complete'
-        when coalesce(bool_and(s.covered @> b.starts and (
+        when p_as_of < b.ends and coalesce(bool_and(s.covered @> b.starts and (
             -- One piece from the first instant on: no hole before what was read last.
             select count(*) = 1 from unnest(s.covered * tstzmultirange(tstzrange(b.starts, b.ends))) piece)), false)
             then 'provisional'
         else 'partial' end
-    from bounds b left join sources s on true;
+    from bounds b left join sources s on true
+    group by b.starts, b.ends;
 $$;
 
 -- Writes a user's totals of some months into ca_records. Call only under the user's lock.
@@ -391,7 +432,7 @@ begin
             select from public.ca_records r
             where r.id = l.record_id and r.user_id = l.user_id and r.source = 'auto_sync'
                 and r.amount_eur = l.written_eur and r.activity_type = l.activity
-                and make_date(r.year, r.month, 1) = l.month);
+                and r.year = extract(year from l.month) and r.month = extract(month from l.month));
 
     select coalesce(jsonb_agg(w), '[]') into wanted from (
         select month, activity, (sum(minor) / 100)::numeric(12, 2) as amount, jsonb_build_object(
@@ -406,6 +447,7 @@ begin
     -- 2. Nothing left to say: the row goes.
     delete from public.ca_records r using public.auto_sync_totals l
     where l.user_id = p_user_id and l.month = any (p_months) and l.locked_at is null and r.id = l.record_id
+        and r.source = 'auto_sync' and r.amount_eur = l.written_eur  -- not edited in this very moment
         and not exists (select from jsonb_to_recordset(wanted) as w (month date, activity text, amount numeric(12, 2), metadata jsonb) where w.month = l.month and w.activity = l.activity);
     delete from public.auto_sync_totals l
     where l.user_id = p_user_id and l.month = any (p_months) and l.locked_at is null
@@ -421,6 +463,7 @@ begin
     from jsonb_to_recordset(wanted) as w (month date, activity text, amount numeric(12, 2), metadata jsonb)
     join public.auto_sync_totals l on l.user_id = p_user_id and l.month = w.month and l.activity = w.activity
     where l.locked_at is null and r.id = l.record_id
+        and r.source = 'auto_sync' and r.amount_eur = l.written_eur  -- not edited in this very moment
         and (r.amount_eur is distinct from w.amount or r.metadata is distinct from w.metadata);
     update public.auto_sync_totals l
     set written_eur = w.amount, computed_eur = w.amount, updated_at = clock_timestamp()
@@ -428,8 +471,15 @@ begin
     where l.user_id = p_user_id and l.month = w.month and l.activity = w.activity and l.locked_at is null
         and l.written_eur is distinct from w.amount;
 
-    -- 4. New rows. One that is already there under our key was not written by us: theirs.
-    with missing as (
+    -- 4. New rows. One that is already there under our key was not written by us: theirs. And where a row of the
+    -- month that the user has taken over stands for money whose activity has changed since, that money is counted
+    -- already.
+    with taken as (
+        select distinct l.month from public.auto_sync_totals l
+        where l.user_id = p_user_id and l.month = any (p_months) and l.locked_at is not null
+            and not exists (select from jsonb_to_recordset(wanted) as w (month date, activity text)
+                where w.month = l.month and w.activity = l.activity)
+    ), missing as (
         select w.*, to_char(w.month, 'YYYY-MM') || '/' || w.activity as key from jsonb_to_recordset(wanted) as w (month date, activity text, amount numeric(12, 2), metadata jsonb)
         where not exists (select from public.auto_sync_totals l
             where l.user_id = p_user_id and l.month = w.month and l.activity = w.activity)
@@ -437,7 +487,7 @@ begin
         insert into public.ca_records (user_id, year, month, activity_type, amount_eur, source, external_id, metadata)
         select p_user_id, extract(year from m.month)::integer, extract(month from m.month)::integer,
             m.activity, m.amount, 'auto_sync', m.key, m.metadata
-        from missing m
+        from missing m where m.month not in (select month from taken)
         on conflict (user_id, external_id) where source = 'auto_sync' do nothing
         returning id, external_id
     )
@@ -590,7 +640,8 @@ begin
                     where x.user_id = p_user_id and x.provider = part.provider);
             end if;
             if s.first_month is null then
-                s.first_month := date_trunc('month', p_as_of at time zone 'Europe/Paris')::date;
+                -- A replay must not reach into months before the connection: the user has typed those.
+                s.first_month := date_trunc('month', greatest(p_as_of, t.connected_at) at time zone 'Europe/Paris')::date;
                 s.counted := s.counted + datemultirange(daterange(s.first_month, null));
             end if;
             if part.count_month and p_month is not null then
@@ -617,11 +668,13 @@ begin
             set last_sync_at = greatest(k.last_sync_at, p_as_of), last_error = null, updated_at = clock_timestamp()
             where k.id = part.integration_id;
             update public.integration_state k
-            set covered = k.covered + tstzmultirange(
-                    tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz)),
+            -- Where the user has connected another account meanwhile, nothing of that one was read.
+            set covered = case when k.account = part.account then k.covered + tstzmultirange(
+                    tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz))
+                    else k.covered end,
                 last_success_at = clock_timestamp(),
                 -- Only these windows follow one another without a hole; a month read on request does not.
-                last_success_to = case when i.kind = 'sync_integration'
+                last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
                     then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
                 failures = 0, failed_at = null, failure = null, updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider;
@@ -691,7 +744,7 @@ begin
             'also_claimed_by', nullif((
                 select count(*) from public.integration_tokens mine
                 join public.integration_tokens other on other.provider = mine.provider and other.user_id <> mine.user_id
-                    and coalesce(other.stripe_account_id, other.shop_domain) = coalesce(mine.stripe_account_id, mine.shop_domain)
+                    and public.integration_account(other) = public.integration_account(mine)
                 where mine.id = (e ->> 'integration_id')::uuid), 0)))
     from jsonb_array_elements(p_parts) e;
 
@@ -701,6 +754,7 @@ end $$;
 
 revoke all on function
     public.integration_uncounted(public.integration_transactions),
+    public.integration_account(public.integration_tokens),
     public.integration_fingerprint(public.integration_tokens),
     public.integration_infer_activity(uuid, text),
     public.integration_candidates(uuid, timestamptz),
@@ -710,7 +764,6 @@ revoke all on function
     public.integration_refresh_begin(uuid, uuid, integer),
     public.integration_refresh_store(uuid, uuid, text, text, text, timestamptz, timestamptz),
     public.integration_refresh_end(uuid, uuid),
-    public.integration_payment_refs(public.integration_transactions),
     public.integration_countable(uuid, date[], boolean),
     public.integration_month_status(uuid, date, timestamptz),
     public.integration_recompute(uuid, date[], timestamptz),

@@ -235,7 +235,7 @@ fn jwt_role(token: &str) -> Option<String> {
 
 fn tuning(env: &Environment, mut faults: Faults) -> Result<Tuning, Faults> {
     let concurrency = env.number("JOB_CONCURRENCY", 1..=256, 32, &mut faults);
-    let budget_seconds = env.number("JOB_BUDGET_SECONDS", 1..=780, 270, &mut faults);
+    let budget_seconds = env.number("JOB_BUDGET_SECONDS", 1..=270, 270, &mut faults);
     let replay_max_days = env.number("REPLAY_MAX_DAYS", 0..=366, 35, &mut faults);
     let from_hour = env.number("MARKETING_FROM_HOUR", 0..=10, 7, &mut faults);
     let tuning = Tuning {

@@ -231,7 +231,7 @@ where
 async fn run(route: Route, context: &Context, call: &Call) -> Answer {
     let outcomes = orchestrator::run(context, call, route.tasks()).await;
     let answer = shape::answer(route, call, &outcomes);
-    let verdict = shape::verdict(&outcomes);
+    let verdict = shape::verdict(call, &outcomes);
     let metadata = json!({
         "at": call.at, "http_status": answer.status(),
         "answer": log::without_results(answer.body()),

@@ -1,7 +1,7 @@
 //! Reading an integration's window to its end, page by page.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use chrono::{DateTime, Utc};
 
@@ -24,9 +24,12 @@ const CHUNK: usize = 2_000;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Place {
     provider: Provider,
+    /// A cursor is no good in another account or shop: there the reading begins anew.
+    account: String,
     window: Span,
     list: List,
     after: Option<String>,
+    notes: Map<String, Value>,
 }
 
 /// The lists of a provider, read one after the other.
@@ -65,13 +68,19 @@ impl Reader<'_> {
         count_month: bool,
         place: Option<Place>,
     ) -> Result<End, Trouble> {
-        let window = place.as_ref().map_or(window, |place| place.window.into());
         self.parts.push(Part::new(integration, window, count_month));
-        let mut access = account::open(self.clients, integration, self.now, &self.deadline).await?;
         let part = self.parts.len() - 1;
-        self.parts[part].account = Some(access.account().to_owned());
+        let mut access = account::open(self.clients, integration, self.now, &self.deadline).await?;
+        let account = access.account().to_owned();
+        let place = place.filter(|place| place.account == account);
+        self.parts[part].account = Some(account);
 
-        let (first, mut after) = place.map_or((List::Movements, None), |place| (place.list, place.after));
+        let (mut window, mut first, mut after) = (window, List::Movements, None);
+        if let Some(place) = place {
+            (window, first, after) = (place.window.into(), place.list, place.after);
+            self.parts[part].window = place.window;
+            self.parts[part].notes = place.notes;
+        }
         let lists: &[List] = match integration.provider {
             Provider::Stripe => &[List::Movements],
             Provider::Shopify => &[List::Movements, List::Disputes],
@@ -84,25 +93,37 @@ impl Reader<'_> {
                 if let Some(next) = &next {
                     guard.advance(next)?;
                 }
-                let full = self.parts.iter().map(|part| part.movements.len()).sum::<usize>() >= CHUNK;
                 after = next;
                 if after.is_none() {
                     break;
                 }
-                if full {
-                    let place = Place {
-                        provider: integration.provider,
-                        window: window.into(),
-                        list,
-                        after: after.clone(),
-                    };
-                    if self.checkpoint(&place).await? == State::Lost {
+                let full = self.parts.iter().map(|part| part.movements.len()).sum::<usize>() >= CHUNK;
+                let out_of_time = !self.deadline.may_start_work();
+                if full || out_of_time {
+                    let place = self.place(window, list, after.clone());
+                    if self.checkpoint(&place).await? != State::Stored {
                         return Ok(End::Lost);
                     }
+                }
+                if out_of_time {
+                    return Err(Trouble::out_of_time());
                 }
             }
         }
         Ok(End::Read)
+    }
+
+    /// Where the last part's reading stands.
+    fn place(&self, window: Window, list: List, after: Option<String>) -> Place {
+        let part = self.parts.last().expect("a part is being read");
+        Place {
+            provider: part.provider,
+            account: part.account.clone().unwrap_or_default(),
+            window: window.into(),
+            list,
+            after,
+            notes: part.notes.clone(),
+        }
     }
 
     /// Adds a page to the last part; answers where the next one begins.

@@ -99,19 +99,20 @@ impl Worker for SyncWorker {
     async fn work(&self, job: SyncJob, deadline: Deadline) -> Outcome {
         let SyncJob { item, integrations } = job;
         match self.sync(&item, integrations, deadline).await {
-            Ok(()) => Outcome::Settled,
+            Ok(failed) => Outcome::Settled { failed },
             Err(outcome) => outcome,
         }
     }
 }
 
 impl SyncWorker {
+    /// Says whether the item was settled as an error.
     async fn sync(
         &self,
         item: &Claimed,
         integrations: Vec<Integration>,
         deadline: Deadline,
-    ) -> Result<(), Outcome> {
+    ) -> Result<bool, Outcome> {
         let Some(plan) = Plan::of(item) else {
             let failure = Failure {
                 code: "bad_item".into(),
@@ -132,7 +133,7 @@ impl SyncWorker {
             let window = (plan.window)(&integration);
             match reader.read(&mut integration, window, plan.count_month, resumed).await {
                 Ok(End::Read) => {}
-                Ok(End::Lost) => return Ok(()),
+                Ok(End::Lost) => return Ok(false),
                 Err(trouble) => {
                     // Nothing of a list that was not read to its end is settled: refunds may be missing.
                     let failure = trouble.settles(item)?;
@@ -155,10 +156,10 @@ impl SyncWorker {
             state = settlement.finish(&parts, &deadline).await;
         }
         match state {
-            Ok(State::Settled | State::Stored) => Ok(()),
-            Ok(State::Lost) => {
+            Ok(State::Settled { failed }) => Ok(failed),
+            Ok(State::Stored | State::Lost) => {
                 tracing::warn!(item_id = item.item_id, "the item was taken over; nothing was written");
-                Ok(())
+                Ok(false)
             }
             Err(error) => {
                 let failure = Failure { code: "database".into(), message: error.user_message() };

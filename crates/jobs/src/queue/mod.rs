@@ -118,9 +118,6 @@ pub struct Failure {
 /// What came of a run's items. Results stay the text that the database wrote: an amount never becomes a float.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RunReport {
-    pub status: String,
-    pub trigger: String,
-    pub started_at: DateTime<Utc>,
     pub counts: Counts,
     /// Queued items that a living worker holds.
     pub in_flight: u64,
@@ -141,6 +138,8 @@ pub struct Counts {
     pub partial: u64,
     pub failed: u64,
     pub superseded: u64,
+    /// Failed, failed in part, or waiting for another attempt.
+    pub erred: u64,
 }
 
 /// The same trouble, counted once for all items it hit.

@@ -46,9 +46,9 @@ impl RunSummary {
         self.counts.done + self.counts.partial
     }
 
-    /// Items that failed, and lanes that could not work at all.
+    /// Items in trouble (failed, in part, or to be tried again), and lanes that could not work at all.
     pub fn errors(&self) -> u64 {
-        self.counts.failed + self.blocked.len() as u64
+        self.counts.erred + self.blocked.len() as u64
     }
 
     /// Items still in the queue.
