@@ -157,7 +157,8 @@ async fn respond(
     begun: Instant,
 ) -> Answer {
     let (request, body) = request.into_parts();
-    let replay_max_days = app.config.tuning.as_ref().map_or(0, |tuning| tuning.replay_max_days);
+    // A broken configuration is said as such, not as a bad parameter.
+    let replay_max_days = app.config.tuning.as_ref().map_or(u16::MAX, |tuning| tuning.replay_max_days);
     let header =
         |name: &str| request.headers.get(name).map(|value| value.to_str().unwrap_or("\0").to_owned());
     let authorization = header("authorization");
