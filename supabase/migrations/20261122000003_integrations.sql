@@ -126,7 +126,8 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- Plans one item for each due integration (p_kind sync_integration) or for each user who has one (sync_month).
--- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far.
+-- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far,
+-- and accounts for what they had stored.
 -- (Their messages stay; the next claim finds no item behind them and deletes them.)
 -- With p_dry_run nothing is written.
 --   {state: planned | joined | repeated | dry_run, run_id, plan: {items, skipped: {reason: n}, candidates?: […]}}
@@ -170,37 +171,40 @@ begin
         from public.integration_candidates(p_user_id, p_as_of) c, public.job_runs r
         where c.reason is null and i.kind = p_kind and i.status = 'queued'
             and i.subject = case p_kind when 'sync_month' then c.user_id else c.integration_id end
-            and (case p_kind when 'sync_month' then i.payload = p_payload
-                 else coalesce((i.payload ->> 'days')::integer, 0) <= coalesce((p_payload ->> 'days')::integer, 0) end)
+            and (p_kind <> 'sync_month' or i.payload = p_payload)
             and coalesce(i.leased_until, '-infinity') < clock_timestamp()
             and r.run_id = i.run_id and r.as_of <= p_as_of
-        returning i.subject, i.progress, i.attempts, i.error
-    ), stored as (
-        -- What they had stored at a checkpoint is the new item's to account for: its movements are not new to it.
-        select s.subject, jsonb_build_object(
-            'records', sum((s.progress ->> 'records')::bigint),
-            'by_provider', (
-                select jsonb_object_agg(n.provider, n.n) from (
-                    select e.key as provider, sum(e.value::text::bigint) as n
-                    from superseded o, jsonb_each(o.progress -> 'by_provider') e
-                    where o.subject = s.subject group by e.key) n),
-            'months', (
-                select coalesce(jsonb_agg(distinct m), '[]')
-                from superseded o, jsonb_array_elements(o.progress -> 'months') m
-                where o.subject = s.subject)) as progress
-        from superseded s where s.progress ? 'records' group by s.subject
-    ), tried as (
-        -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
-        select distinct on (subject) subject, attempts, error from superseded order by subject, attempts desc
+        returning i.subject, i.progress, i.attempts, i.error,
+            case when i.payload ->> 'days' is not null then least(366, (i.payload ->> 'days')::integer
+                + ceil(extract(epoch from p_as_of - r.as_of) / 86400)::integer) end as days
+    ), taken_over as (
+        select s.subject, max(s.days) as days,
+            -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
+            max(s.attempts) as attempts, (array_agg(s.error order by s.attempts desc))[1] as error,
+            -- Stored at a checkpoint: the new item's to account for, since to it these movements are not new.
+            case when bool_or(s.progress ? 'records') then jsonb_build_object(
+                'records', sum((s.progress ->> 'records')::bigint),
+                'by_provider', (
+                    select jsonb_object_agg(n.provider, n.n) from (
+                        select e.key as provider, sum(e.value::text::bigint) as n
+                        from superseded o, jsonb_each(o.progress -> 'by_provider') e
+                        where o.subject = s.subject group by e.key) n),
+                'months', (
+                    select coalesce(jsonb_agg(distinct m), '[]')
+                    from superseded o, jsonb_array_elements(o.progress -> 'months') m
+                    where o.subject = s.subject)) end as progress
+        from superseded s group by s.subject
     ), due as (
         select distinct c.user_id, case p_kind when 'sync_month' then 'months' else c.provider end as lane,
             case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject
         from public.integration_candidates(p_user_id, p_as_of) c where c.reason is null
     )
     insert into public.job_items (run_id, lane, kind, subject, user_id, payload, progress, attempts, error)
-    select p_run_id, d.lane, p_kind, d.subject, d.user_id, p_payload, coalesce(s.progress, '{}'),
-        coalesce(t.attempts, 0), t.error
-    from due d left join stored s on s.subject = d.subject left join tried t on t.subject = d.subject;
+    select p_run_id, d.lane, p_kind, d.subject, d.user_id,
+        case when o.days > coalesce((p_payload ->> 'days')::integer, 0)
+            then p_payload || jsonb_build_object('days', o.days) else p_payload end,
+        coalesce(o.progress, '{}'), coalesce(o.attempts, 0), o.error
+    from due d left join taken_over o on o.subject = d.subject;
     perform public.jobs_send_items(p_run_id);
 
     update public.job_runs set plan = outline where run_id = p_run_id;

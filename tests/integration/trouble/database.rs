@@ -41,8 +41,6 @@ async fn nobody_listens() -> Result<()> {
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!(told.status, 503, "{}", told.text);
     assert_eq!(told.error(), "La base de données est injoignable ; vérifiez SUPABASE_URL.");
-    let told = ask(&world, Method::GET, "monthly-orchestrator", "").await?;
-    assert!([200, 500].contains(&told.status), "not due, or failed with the other's result: {}", told.text);
     let told = ask(&world, Method::POST, "drain-queue", "").await?;
     assert_eq!((told.status, told.error().contains("injoignable")), (503, true), "{}", told.text);
     assert_eq!(traces(&world).await?, 0);
@@ -67,7 +65,6 @@ async fn something_else_answers() -> Result<()> {
         (Fault::Answer { status: 200, headers: Vec::new(), body: String::new() }, 500, "inattendue"),
         (Fault::json(200, &json!([1, 2])), 500, "inattendue"),
         (Fault::json(502, &upstream), 503, "a répondu 502"),
-        (Fault::json(503, &upstream), 503, "a répondu 503"),
         (Fault::json(404, &no_route), 500, "vérifiez SUPABASE_URL"),
         (Fault::json(504, &no_pool), 503, "momentanément"),
         (Fault::CutBefore, 503, "injoignable"),
@@ -130,7 +127,7 @@ async fn deadlocks_pass_and_refusals_are_counted() -> Result<()> {
         .add(Rule::on("integration_settle", Fault::json(503, &json!({"code": "PGRST001", "message": "no"}))));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!((told.status, &told.body["remaining"]), (200, &json!(1)), "{}", told.text);
-    assert_eq!(world.value::<i32>(attempts).await?, 0, "the item is not to blame");
+    assert_eq!(world.value::<i32>(attempts).await?, 1, "the item is not to blame; what it took over counts");
     faults.clear();
     assert_eq!(heal(&world).await?, 1);
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("50.00"));

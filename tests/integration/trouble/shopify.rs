@@ -140,7 +140,7 @@ async fn a_small_bucket_and_a_low_ceiling() -> Result<()> {
     let sum = world.shopify.tenders(SHOP, earlier(600), TimeDelta::seconds(1), 120);
     // Every page above 100 points is refused: halved until it fits.
     world.shopify.set_max_cost(SHOP, 100);
-    world.shopify.set_bucket(SHOP, 400.0, 400.0);
+    world.shopify.set_bucket(SHOP, 400.0, 2_000.0);
     assert_eq!(heal(&world).await?, 120);
     assert_eq!(turnover(&world, user).await?, Some(format!("{}.{:02}", sum / 100, sum % 100)));
     // Not even the smallest page.

@@ -149,6 +149,8 @@ async fn our_own_key_refused_stops_stripe_with_one_message_and_nothing_else() ->
     let shop = world.shopify_user("ours.myshopify.com").await?;
     world.shopify.tender("ours.myshopify.com", Tender::new(earlier(90), "55.0", "EUR"));
     world.set("JOB_CONCURRENCY", "2");
+    // What was claimed and not tried is free again at once, even where our word of it has to be repeated.
+    world.environment.gateway.faults().add(Rule::on("/rpc/jobs_release", Fault::CutAfter).times(1));
     let right = world.replace("STRIPE_SECRET_KEY", Some("sk_test_rolled_over".into()));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!(told.status, 200, "{}", told.text);
@@ -290,6 +292,39 @@ async fn a_page_that_fails_behind_a_checkpoint() -> Result<()> {
     // The next run takes the place of what was left in the queue, and its account of what is new.
     assert_eq!(heal(&world).await?, 2_100);
     assert_eq!(turnover(&world, user).await?, Some(format!("{}.{:02}", sum / 100, sum % 100)));
+    assert_eq!(heal(&world).await?, 0);
+    Ok(())
+}
+
+/// What an operator asked for with `days=` is still read when a run with a shorter window takes its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wider_window_is_not_lost_to_a_narrower_one() -> Result<()> {
+    let world = World::new().await?;
+    let user = world.stripe_user("acct_wide").await?;
+    assert_eq!(heal(&world).await?, 0);
+    world.stripe.payment("acct_wide", chrono::Utc::now() - TimeDelta::days(50), 1_000, "eur");
+    world.stripe.faults().add(Rule::on(LIST, stripe::server_error(false)).times(2));
+    for query in ["days=60", "days=7"] {
+        let told = ask(&world, Method::POST, SYNC, query).await?;
+        assert_eq!(
+            (&told.body["remaining"], &told.body["totalSynced"]),
+            (&json!(1), &json!(0)),
+            "{}",
+            told.text
+        );
+    }
+    let told = ask(&world, Method::GET, SYNC, "").await?;
+    assert_eq!((told.status, &told.body["totalSynced"]), (200, &json!(1)), "{}", told.text);
+
+    // Two crons' windows go back to the last success, and no further.
+    let alone = format!("user_id={user}");
+    world.stripe.faults().add(Rule::on(LIST, stripe::server_error(false)).times(1));
+    for left in [json!(1), json!(null)] {
+        let told = ask(&world, Method::GET, SYNC, &alone).await?;
+        assert_eq!((told.status, &told.body["remaining"]), (200, &left), "{}", told.text);
+    }
+    let days = "select payload ->> 'days' from public.job_items order by item_id desc limit 1";
+    assert_eq!(world.value::<Option<String>>(days).await?, None);
     assert_eq!(heal(&world).await?, 0);
     Ok(())
 }

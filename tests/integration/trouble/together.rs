@@ -1,10 +1,15 @@
-//! Two sources of one user settle at the same moment, many times: no euro is lost.
+//! Two sources of one user settle at the same moment, many times, and a process dies among them: no euro is lost.
+
+use std::time::Duration;
 
 use anyhow::Result;
-use local_stack::shopify::Tender;
+use local_stack::{
+    faults::{Fault, Rule},
+    shopify::Tender,
+};
 use reqwest::Method;
 
-use super::{SYNC, ask_again, earlier, heal, turnover};
+use super::{SYNC, ask_again, earlier, eventually, heal, turnover};
 use crate::world::{SECRET, World};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,5 +47,31 @@ async fn stripe_and_shopify_of_one_user_at_once() -> Result<()> {
     assert_eq!(synced, 32, "each movement was new once");
     assert_eq!(world.imported(user).await?.len(), 1, "one row");
     assert_eq!(heal(&world).await?, 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_killed_while_it_reads() -> Result<()> {
+    let world = World::new().await?;
+    let user = world.stripe_user("acct_killed").await?;
+    world.stripe.payment("acct_killed", earlier(90), 4_200, "eur");
+    world.stripe.faults().add(Rule::on("balance_transactions", Fault::Delay(Duration::from_mins(1))));
+    let mut function = world.function(SYNC).await?;
+    let request = jobs::http::client()?.post(function.url()).bearer_auth(SECRET);
+    let call = tokio::spawn(request.send());
+    eventually("the reading", || world.stripe.faults().count("balance_transactions") > 0).await?;
+    function.kill().await?;
+    assert!(call.await?.is_err(), "no answer came");
+    world.stripe.faults().clear();
+    // Its item is held for a while yet, and blocks nobody.
+    assert_eq!(heal(&world).await?, 1);
+    assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
+    // When the hold is over, the item is worked on like another: nothing is counted twice.
+    world.run("update pgmq.q_jobs_stripe set vt = now()").await?;
+    world.run("update public.job_items set leased_until = now() where status = 'queued'").await?;
+    assert_eq!(heal(&world).await?, 0);
+    assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
+    let open = "select count(*) from public.job_items where status = 'queued'";
+    assert_eq!(world.value::<i64>(open).await?, 0);
     Ok(())
 }
