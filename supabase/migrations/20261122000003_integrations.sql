@@ -120,59 +120,73 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- Plans one item for each due integration (p_kind sync_integration) or for each user who has one (sync_month).
--- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far.
--- (Their messages stay; the next claim finds no item behind them and deletes them.)
+-- Items of the same subject that older runs left in the queue are superseded where the new one reads at least as
+-- far back: always when they go on from the last success, else by their first Paris day.
+-- (Their messages stay; a claim that finds no item behind them deletes them.)
 -- With p_dry_run nothing is written.
 --   {state: planned | joined | repeated | dry_run, run_id, plan: {items, skipped: {reason: n}, candidates?: […]}}
 create function public.jobs_plan_sync(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
     p_parameters jsonb, p_payload jsonb, p_user_id uuid, p_dry_run boolean
-) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     opened jsonb;
     outline jsonb;
+    needless bigint[];
 begin
     if p_kind not in ('sync_integration', 'sync_month') then
         raise exception 'unknown kind %', p_kind using errcode = '22023';
     end if;
-    if not p_dry_run then
-        opened := public.jobs_open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
-        if opened ->> 'state' <> 'planned' then
-            return opened;
-        end if;
-    end if;
-
-    select jsonb_build_object(
-        'items', case p_kind when 'sync_month' then count(distinct c.user_id) filter (where c.reason is null)
-                 else count(*) filter (where c.reason is null) end,
-        'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
-            select reason, count(*) as n from public.integration_candidates(p_user_id, p_as_of)
-            where reason is not null group by reason) n))
-    into outline
-    from public.integration_candidates(p_user_id, p_as_of) c;
-
     if p_dry_run then
-        return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline || jsonb_build_object(
-            'candidates', (select coalesce(jsonb_agg(c), '[]') from (
-                select user_id, provider, coalesce(reason, 'due') as outcome
-                from public.integration_candidates(p_user_id, p_as_of)
-                order by reason nulls first, user_id, provider limit 100) c)));
+        return (
+            with c as materialized (select * from public.integration_candidates(p_user_id, p_as_of))
+            select jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', jsonb_build_object(
+                'items', case p_kind when 'sync_month' then count(distinct c.user_id) filter (where c.reason is null)
+                         else count(*) filter (where c.reason is null) end,
+                'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
+                    select reason, count(*) as n from c where reason is not null group by reason) n),
+                'candidates', (select coalesce(jsonb_agg(f), '[]') from (
+                    select user_id, provider, coalesce(reason, 'due') as outcome
+                    from c order by reason nulls first, user_id, provider limit 100) f)))
+            from c);
+    end if;
+    opened := public.jobs_open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
+    if opened ->> 'state' <> 'planned' then
+        return opened;
     end if;
 
-    update public.job_items i set status = 'superseded', settled_at = clock_timestamp()
-    from public.integration_candidates(p_user_id, p_as_of) c, public.job_runs r
-    where c.reason is null and i.kind = p_kind and i.status = 'queued'
-        and i.subject = case p_kind when 'sync_month' then c.user_id else c.integration_id end
-        and (p_kind <> 'sync_month' or i.payload = p_payload)
-        and coalesce(i.leased_until, '-infinity') < clock_timestamp()
-        and r.run_id = i.run_id and r.as_of <= p_as_of;
+    -- Everything from one look at the integrations.
+    with c as materialized (
+        select * from public.integration_candidates(p_user_id, p_as_of)
+    ), planned as (
+        insert into public.job_items (run_id, lane, kind, subject, user_id, payload)
+        select distinct p_run_id, case p_kind when 'sync_month' then 'months' else c.provider end, p_kind,
+            case p_kind when 'sync_month' then c.user_id else c.integration_id end, c.user_id, p_payload
+        from c where c.reason is null
+        returning 1
+    )
+    select jsonb_build_object(
+        'items', (select count(*) from planned),
+        'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
+            select reason, count(*) as n from c where reason is not null group by reason) n))
+    into outline;
 
-    insert into public.job_items (run_id, lane, kind, subject, user_id, payload)
-    select distinct p_run_id, case p_kind when 'sync_month' then 'months' else c.provider end, p_kind,
-        case p_kind when 'sync_month' then c.user_id else c.integration_id end, c.user_id, p_payload
-    from public.integration_candidates(p_user_id, p_as_of) c where c.reason is null;
+    select array_agg(l.item_id) into needless from (
+        select i.item_id
+        from public.job_items i join public.job_runs r using (run_id)
+        join public.job_items n on n.run_id = p_run_id and n.kind = i.kind and n.subject = i.subject
+        where i.status = 'queued' and i.kind = p_kind and i.run_id <> p_run_id
+            and (p_user_id is null or i.user_id = p_user_id)
+            and coalesce(i.leased_until, '-infinity') < clock_timestamp()
+            and r.as_of <= p_as_of
+            and case p_kind when 'sync_month' then i.payload = p_payload
+                else i.payload ->> 'days' is null
+                    or (p_as_of at time zone 'Europe/Paris')::date - (p_payload ->> 'days')::integer
+                        <= (r.as_of at time zone 'Europe/Paris')::date - (i.payload ->> 'days')::integer end
+        order by i.item_id for update of i) l;
+    update public.job_items set status = 'superseded', settled_at = clock_timestamp() where item_id = any (needless);
+
     perform public.jobs_send_items(p_run_id);
-
     update public.job_runs set plan = outline where run_id = p_run_id;
     return opened || jsonb_build_object('plan', outline);
 end $$;
@@ -192,13 +206,18 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'proven_account', case when s.proof = public.integration_fingerprint(t) then s.account end,
         'token_expires_at', case when s.proof = public.integration_fingerprint(t) then s.token_expires_at end,
         -- Another account than the one read before has a history of its own: nothing of it was read yet.
-        'last_success_to', case when s.account = coalesce(t.stripe_account_id, t.shop_domain) then s.last_success_to end) order by i.item_id, t.provider), '[]')
+        'last_success_to', case when s.account = case t.provider
+            when 'stripe' then t.stripe_account_id else t.shop_domain end then s.last_success_to end)
+        order by i.item_id, t.provider), '[]')
     from public.job_items i
-    join public.integration_tokens t
-        on t.is_active and ((i.kind = 'sync_integration' and t.id = i.subject)
-        or (i.kind = 'sync_month' and t.user_id = i.subject))
+    -- Not by `or`: the subject is a key of its own in each case.
+    cross join lateral (
+        select * from public.integration_tokens k where i.kind = 'sync_integration' and k.id = i.subject
+        union all
+        select * from public.integration_tokens k where i.kind = 'sync_month' and k.user_id = i.subject
+    ) t
     left join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-    where i.item_id = any (p_items);
+    where i.item_id = any (p_items) and t.is_active;
 $$;
 
 -- Notes that the stored token opens exactly p_account.
@@ -294,40 +313,65 @@ $$;
 
 -- Counting ---------------------------------------------------------------------------------------------------
 
--- By which names a Shopify movement's payment may be known to Stripe: its own, or for a refund that names none
--- those of its order's payments.
-create function public.integration_payment_refs(t public.integration_transactions) returns text[]
-language sql stable security definer set search_path = '' as $$
-    with own as (select array(select r from unnest(t.refs) r where r !~ '^gid:') as refs)
-    select case when o.refs <> '{}' or t.amount_minor >= 0 then o.refs else array(
-        select distinct r from public.integration_transactions p, unnest(p.refs) r
-        where p.user_id = t.user_id and p.provider = t.provider and p.amount_minor > 0
-            and p.refs && t.refs and r !~ '^gid:') end
-    from own o;
+-- A user's Shopify movements of some months that Stripe reports, too. A movement's payment is known by its own
+-- references, or for a refund that names none by those of its order's payments. Where such an order was also paid
+-- in another way (cash), a refund is Stripe's only where Stripe has one of the same amount, each of them once.
+-- p_written: only among days that go into ca_records.
+--
+-- Never by loops: a merchant may have a thousand times as many rows as the average that the planner reckons with.
+create function public.integration_twins(p_user_id uuid, p_months date[], p_written boolean)
+returns table (external_id text)
+language sql stable security definer set search_path = '' set enable_nestloop = off as $$
+    with shop as materialized (
+        select t.external_id, t.paris_month, t.amount_minor, t.currency, t.occurred_at, t.refs, t.excluded,
+            exists (select from unnest(t.refs) r where r !~ '^gid:') as named
+        from public.integration_transactions t
+        where t.user_id = p_user_id and t.provider = 'shopify' and t.refs <> '{}'
+    ), doubted as materialized (
+        select * from shop where paris_month = any (p_months) and currency = 'EUR' and excluded is null
+    ), paid as materialized (
+        select t.external_id, t.amount_minor, r as ref
+        from public.integration_transactions t
+        join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = 'stripe' and t.currency = 'EUR' and t.excluded is null
+            and (not p_written or s.counted @> t.paris_month)
+            and exists (select from doubted)
+    ), orders as materialized (   -- the payments of each order, by the names that Stripe may know
+        select o as shop_order, array_agg(distinct n) filter (where n is not null) as names,
+            bool_or(not s.named and s.excluded is null) as mixed
+        from shop s cross join unnest(s.refs) o left join unnest(s.refs) n on n !~ '^gid:'
+        where o ~ '^gid:' and s.amount_minor > 0
+        group by o
+    ), nameless as materialized (
+        select d.external_id, d.amount_minor, o.shop_order, o.names, o.mixed,
+            row_number() over (partition by o.shop_order, d.amount_minor order by d.occurred_at, d.external_id) as nth
+        from doubted d cross join unnest(d.refs) g join orders o on o.shop_order = g
+        where not d.named and d.amount_minor < 0 and o.names is not null
+    )
+    select d.external_id
+    from doubted d cross join unnest(d.refs) r join paid p on p.ref = r and sign(p.amount_minor) = sign(d.amount_minor)
+    where d.named
+    union
+    select n.external_id
+    from nameless n cross join unnest(n.names) r join paid p on p.ref = r and p.amount_minor < 0
+    where not n.mixed or p.amount_minor = n.amount_minor
+    group by n.external_id, n.mixed, n.nth
+    having not n.mixed or n.nth <= count(distinct p.external_id);
 $$;
 
 -- A user's countable movements of some months, one row for each movement: EUR, not excluded, and a payment that
 -- Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
 create function public.integration_countable(p_user_id uuid, p_months date[], p_written boolean)
 returns table (provider text, month date, activity text, amount_minor bigint)
-language sql stable security definer set search_path = '' as $$
-    with eur as (
-        select t.provider, t.paris_month, s.activity, t.amount_minor,
-            case when t.provider = 'shopify' and t.refs <> '{}' then public.integration_payment_refs(t) else '{}' end as refs
-        from public.integration_transactions t
-        join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-        where t.user_id = p_user_id and t.paris_month = any (p_months)
-            and t.currency = 'EUR' and t.excluded is null
-            and (not p_written or s.counted @> t.paris_month)
-    )
-    select e.provider, e.paris_month, e.activity, e.amount_minor
-    from eur e
-    where not (e.refs <> '{}' and exists (
-        select from public.integration_transactions o
-        join public.integration_state os on os.user_id = o.user_id and os.provider = o.provider
-        where o.user_id = p_user_id and o.provider = 'stripe' and o.refs && e.refs
-            and sign(o.amount_minor) = sign(e.amount_minor) and o.currency = 'EUR' and o.excluded is null
-            and (not p_written or os.counted @> o.paris_month)));
+language sql stable security definer set search_path = '' set enable_nestloop = off as $$
+    select t.provider, t.paris_month, s.activity, t.amount_minor
+    from public.integration_transactions t
+    join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+    where t.user_id = p_user_id and t.paris_month = any (p_months)
+        and t.currency = 'EUR' and t.excluded is null
+        and (not p_written or s.counted @> t.paris_month)
+        and not (t.provider = 'shopify' and t.external_id in (
+            select w.external_id from public.integration_twins(p_user_id, p_months, p_written) w));
 $$;
 
 -- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up
@@ -423,14 +467,15 @@ begin
         returning id, external_id
     )
     insert into public.auto_sync_totals (user_id, month, activity, record_id, written_eur, computed_eur, locked_at)
-    select p_user_id, m.month, m.activity, i.id, case when i.id is not null then m.amount end, m.amount,
+    select p_user_id, m.month, m.activity, coalesce(i.id, r.id), case when i.id is not null then m.amount end, m.amount,
         case when i.id is null then clock_timestamp() end
-    from missing m left join inserted i on i.external_id = m.key;
+    from missing m left join inserted i on i.external_id = m.key
+    left join public.ca_records r on r.user_id = p_user_id and r.source = 'auto_sync' and r.external_id = m.key;
 
     select jsonb_agg(jsonb_build_object('month', to_char(l.month, 'YYYY-MM'), 'activity', l.activity,
         'computed', l.computed_eur, 'recorded', r.amount_eur) order by l.month, l.activity)
     into differing
-    from public.auto_sync_totals l left join public.ca_records r on r.id = l.record_id
+    from public.auto_sync_totals l left join public.ca_records r on r.id = l.record_id and r.user_id = l.user_id
     where l.user_id = p_user_id and l.month = any (p_months) and l.locked_at is not null
         and l.computed_eur is distinct from r.amount_eur;
     return coalesce(differing, '[]');
@@ -472,20 +517,23 @@ returns jsonb language sql security definer set search_path = '' as $$
     from stored s left join before b using (external_id);
 $$;
 
--- Months in which a user's Shopify rows are counted or not because of Stripe rows of other months.
+-- Other months in which a user's Shopify rows may now count or no longer count: those of the same payments and
+-- orders as the rows of these months.
 create function public.integration_twin_months(p_user_id uuid, p_months date[]) returns date[]
-language sql stable security definer set search_path = '' as $$
-    with sold as (   -- the shop's side of what Stripe reports
-        select distinct shop.refs
-        from public.integration_transactions paid
-        join public.integration_transactions shop
-            on shop.user_id = paid.user_id and shop.provider = 'shopify' and shop.refs && paid.refs
-        where paid.user_id = p_user_id and paid.provider = 'stripe' and paid.paris_month = any (p_months)
+language sql stable security definer set search_path = '' set enable_nestloop = off as $$
+    with named as materialized (
+        select t.provider, t.external_id, t.paris_month, r as ref
+        from public.integration_transactions t, unnest(t.refs) r where t.user_id = p_user_id
+    ), touched as (   -- the shop's side of what Stripe reports, and the shop's own
+        select s.external_id from named s where s.provider = 'shopify' and s.paris_month = any (p_months)
+        union
+        select s.external_id from named p join named s on s.ref = p.ref and s.provider = 'shopify'
+        where p.provider = 'stripe' and p.paris_month = any (p_months)
     )
-    select coalesce(array_agg(distinct t.paris_month), '{}')
-    from sold join public.integration_transactions t
-        on t.user_id = p_user_id and t.provider = 'shopify' and t.refs && sold.refs  -- its refunds, by the order
-    where t.paris_month <> all (p_months);
+    select coalesce(array_agg(distinct o.paris_month), '{}')
+    from touched t join named n on n.provider = 'shopify' and n.external_id = t.external_id
+    join named o on o.provider = 'shopify' and o.ref = n.ref
+    where o.paris_month <> all (p_months);
 $$;
 
 -- Settles (p_final) or checkpoints a sync item under the user's lock and the item's lease. A checkpoint stores
@@ -525,6 +573,9 @@ declare
 begin
     -- Its own statement, first: what follows sees everything the last holder of this lock committed.
     perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || p_user_id::text, 0));
+
+    -- Whoever deletes the user waits for us, or we for them: not both, each with half of the rows.
+    perform from auth.users where id = p_user_id for key share;
 
     hold := public.jobs_hold(p_item_id, p_lease_id);
     select * into i from public.job_items where item_id = p_item_id;
@@ -598,11 +649,12 @@ begin
             set last_sync_at = greatest(k.last_sync_at, p_as_of), last_error = null, updated_at = clock_timestamp()
             where k.id = part.integration_id;
             update public.integration_state k
-            set covered = k.covered + tstzmultirange(
-                    tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz)),
+            -- Connected to another account while this one was read: that one was not read by it.
+            set covered = case when k.account is distinct from part.account then k.covered else k.covered + tstzmultirange(
+                    tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz)) end,
                 last_success_at = clock_timestamp(),
                 -- Only these windows follow one another without a hole; a month read on request does not.
-                last_success_to = case when i.kind = 'sync_integration'
+                last_success_to = case when i.kind = 'sync_integration' and k.account is not distinct from part.account
                     then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
                 failures = 0, failed_at = null, failure = null, updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider;
@@ -688,7 +740,7 @@ revoke all on function
     public.integration_refresh_begin(uuid, uuid, integer),
     public.integration_refresh_store(uuid, uuid, text, text, text, timestamptz, timestamptz),
     public.integration_refresh_end(uuid, uuid),
-    public.integration_payment_refs(public.integration_transactions),
+    public.integration_twins(uuid, date[], boolean),
     public.integration_countable(uuid, date[], boolean),
     public.integration_month_status(uuid, date, timestamptz),
     public.integration_recompute(uuid, date[], timestamptz),

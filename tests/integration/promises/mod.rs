@@ -39,6 +39,13 @@ fn months_ago(n: usize) -> Month {
     (0..n).fold(paris::month(Utc::now()), |month, _| month.previous())
 }
 
+/// What every settlement of a user takes first; `$1` is the user.
+const USER_LOCK: &str = "select pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || $1, 0))";
+
+/// How many settlements wait for it.
+const WAITING: &str = "select count(*) from pg_locks l join pg_database d on d.oid = l.database \
+                       where d.datname = current_database() and l.locktype = 'advisory' and not l.granted";
+
 /// The sync hour that began last.
 fn last_sync_hour() -> DateTime<Utc> {
     let seconds = Utc::now().timestamp();

@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{earlier, imported_cents, listed_cents, months_ago, movements, pass_visibility, until};
+use super::{USER_LOCK, WAITING, earlier, imported_cents, listed_cents, months_ago, movements, pass_visibility, until};
 use crate::world::{Answer, SECRET, World};
 
 /// Waits for all of them, side by side.
@@ -150,16 +150,13 @@ async fn a_worker_that_lost_its_message_writes_nothing() -> Result<()> {
 
     // Whoever settles first waits for this, in the order of arrival.
     let mut held = world.pool().begin().await?;
-    let lock = "select pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || $1, 0))";
-    sqlx::query(lock).bind(user.to_string()).execute(&mut *held).await?;
-    let waiting = "select count(*) from pg_locks l join pg_database d on d.oid = l.database \
-                   where d.datname = current_database() and l.locktype = 'advisory' and not l.granted";
+    sqlx::query(USER_LOCK).bind(user.to_string()).execute(&mut *held).await?;
     let take_over = async {
-        until("the slow worker settles", async || Ok(world.value::<i64>(waiting).await? == 1)).await?;
+        until("the slow worker settles", async || Ok(world.value::<i64>(WAITING).await? == 1)).await?;
         world.stripe.payment("acct_slow", earlier(80), 500, "eur");
         pass_visibility(&world).await?;
         other.call(Method::POST, "", Some(&bearer)).await?;
-        until("the other one settles", async || Ok(world.value::<i64>(waiting).await? == 2)).await?;
+        until("the other one settles", async || Ok(world.value::<i64>(WAITING).await? == 2)).await?;
         held.rollback().await?;
         anyhow::Ok(())
     };

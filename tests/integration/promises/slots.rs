@@ -187,26 +187,32 @@ async fn what_is_worked_on_is_not_superseded() -> Result<()> {
 /// What a run gave away to another one is said, and is no whole success.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_whose_items_were_taken_over_says_so() -> Result<()> {
-    let world = World::new().await?;
-    world.stripe_user("acct_a").await?;
-    world.environment.gateway.faults().add(
-        local_stack::faults::Rule::on("jobs_claim", local_stack::faults::Fault::Delay(std::time::Duration::from_secs(2)))
-            .times(1),
-    );
+    let mut world = World::new().await?;
+    world.set("JOB_CONCURRENCY", "1"); // one is worked on, one claimed ahead, the third is free
+    let mut held = world.pool().begin().await?;
+    for account in ["acct_a", "acct_b", "acct_c"] {
+        let user = world.stripe_user(account).await?;
+        sqlx::query(super::USER_LOCK).bind(user.to_string()).execute(&mut *held).await?;
+    }
     let first = world.function("sync-integrations").await?;
     let bearer = format!("Bearer {}", crate::world::SECRET);
     let other = async {
-        super::until("the first claims", async || {
-            Ok(world.environment.gateway.faults().count("jobs_claim") == 1)
+        super::until("an item is settled, one is claimed ahead", async || {
+            let claimed = "select count(*) from public.job_items where lease_id is not null";
+            Ok(world.value::<i64>(super::WAITING).await? == 1 && world.value::<i64>(claimed).await? == 2)
         })
         .await?;
-        rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+        let mut later = plan(Uuid::new_v4(), None, None);
+        later["p_payload"]["days"] = json!(30);
+        rpc(&world, "jobs_plan_sync", &later).await?;
+        held.rollback().await?;
         anyhow::Ok(())
     };
     let (answer, planned) = tokio::join!(first.call(Method::POST, "", Some(&bearer)), other);
     planned?;
     let answer = answer?.json();
-    // Both asked for: the first for 30 days, the other for what is new, so both are worked on here.
-    assert_eq!(answer["resultsTotal"], 1, "{answer}");
+    assert_eq!((&answer["superseded"], &answer["resultsTotal"]), (&json!(1), &json!(2)), "{answer}");
+    let status: String = world.value("select status from public.sync_logs where user_id is null").await?;
+    assert_eq!(status, "partial");
     Ok(())
 }

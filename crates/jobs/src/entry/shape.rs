@@ -119,6 +119,8 @@ fn details(fields: Fields, run: &RunSummary) -> Fields {
         .with("records", &run.records)
         .with_some("remaining", (remaining > 0).then_some(&remaining))
         .with_some("partial", (run.counts.partial > 0).then_some(&run.counts.partial))
+        // Taken over by a later run, which reports them.
+        .with_some("superseded", (run.counts.superseded > 0).then_some(&run.counts.superseded))
         .with_some("problems", problems(run).as_ref())
         .with_some("runId", run.run_id.as_ref())
 }

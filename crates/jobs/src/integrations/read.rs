@@ -20,11 +20,12 @@ use crate::{
 /// Movements kept in memory before they are stored: a window of any size takes a bounded amount of it.
 const CHUNK: usize = 2_000;
 
-/// Where a reading stood when it was last stored. The window is part of it: a cursor is only good within the
-/// window it was made for.
+/// Where a reading stood when it was last stored. Account and window are part of it: a cursor is only good within
+/// those it was made for.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Place {
     provider: Provider,
+    account: String,
     window: Span,
     list: List,
     after: Option<String>,
@@ -67,12 +68,16 @@ impl Reader<'_> {
         count_month: bool,
         place: Option<Place>,
     ) -> Result<End, Trouble> {
-        let window = place.as_ref().map_or(window, |place| place.window.into());
         self.parts.push(Part::new(integration, window, count_month));
         let mut access =
             account::open(self.clients, integration, self.lease, self.now, &self.deadline).await?;
         let part = self.parts.len() - 1;
-        self.parts[part].account = Some(access.account().to_owned());
+        let account = access.account().to_owned();
+        self.parts[part].account = Some(account.clone());
+        // The user may have connected another account since: that one is read from its first page.
+        let place = place.filter(|place| place.account == account);
+        let window = place.as_ref().map_or(window, |place| place.window.into());
+        self.parts[part].window = window.into();
 
         let (first, mut after) = place.map_or((List::Movements, None), |place| (place.list, place.after));
         let lists: &[List] = match integration.provider {
@@ -95,6 +100,7 @@ impl Reader<'_> {
                 if full {
                     let place = Place {
                         provider: integration.provider,
+                        account: account.clone(),
                         window: window.into(),
                         list,
                         after: after.clone(),

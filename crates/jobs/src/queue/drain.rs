@@ -113,7 +113,7 @@ impl<J: Send + 'static> Drain<J> {
         let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut beats = JoinSet::new();
-        let mut claims: JoinSet<Result<(usize, Vec<J>), SupabaseError>> = JoinSet::new();
+        let mut claims: JoinSet<Result<Option<Vec<J>>, SupabaseError>> = JoinSet::new();
         let mut empty = false;
         // A claim that failed ends the lane; what is under way is still worked to its end.
         let mut fault = None;
@@ -128,11 +128,11 @@ impl<J: Send + 'static> Drain<J> {
                 let (queue, lane, worker, deadline) =
                     (self.queue.clone(), self.lane, worker.clone(), self.deadline);
                 claims.spawn(async move {
-                    let items = queue.claim(lane, concurrency, &deadline).await?;
-                    let count = items.len();
-                    let jobs =
-                        if items.is_empty() { Vec::new() } else { worker.prepare(items, deadline).await? };
-                    Ok((count, jobs))
+                    Ok(match queue.claim(lane, concurrency, &deadline).await? {
+                        None => None,
+                        Some(items) if items.is_empty() => Some(Vec::new()),
+                        Some(items) => Some(worker.prepare(items, deadline).await?),
+                    })
                 });
             }
             if self.running.is_empty() && claims.is_empty() && (self.ready.is_empty() || !open) {
@@ -144,10 +144,8 @@ impl<J: Send + 'static> Drain<J> {
                 Some(done) = self.running.join_next_with_id() => self.end(done).await,
                 Some(claimed) = claims.join_next() => {
                     match claimed.unwrap_or_else(|_| Err(SupabaseError::Encoding("the claim panicked".into()))) {
-                        Ok((count, jobs)) => {
-                            empty = count < concurrency;
-                            self.ready.extend(jobs);
-                        }
+                        Ok(Some(jobs)) => self.ready.extend(jobs),
+                        Ok(None) => empty = true,
                         Err(error) => fault = Some(error),
                     }
                 }

@@ -141,6 +141,8 @@ pub struct Counts {
     pub partial: u64,
     pub failed: u64,
     pub superseded: u64,
+    /// Failed altogether or in part.
+    pub erroneous: u64,
 }
 
 /// The same trouble, counted once for all items it hit.
@@ -163,18 +165,22 @@ impl Queue {
         Self { supabase }
     }
 
-    /// Claims up to `limit` items. Items of a version this deployment does not know stay in the queue.
+    /// Claims up to `limit` items; `None` where none is visible. Items of a version this deployment does not know
+    /// stay in the queue, and hide no others.
     async fn claim(
         &self,
         lane: Lane,
         limit: usize,
         deadline: &Deadline,
-    ) -> Result<Vec<Claimed>, SupabaseError> {
+    ) -> Result<Option<Vec<Claimed>>, SupabaseError> {
         let lease = Uuid::new_v4();
         let arguments = json!({
             "p_claim": lease, "p_lane": lane.as_str(), "p_limit": limit, "p_seconds": VISIBILITY.as_secs(),
         });
         let rows: Vec<Row> = self.supabase.rpc("jobs_claim", &arguments, deadline).await?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
         let (mut claimed, mut unknown) = (Vec::with_capacity(rows.len()), Vec::new());
         for row in rows {
             let work = (row.version == VERSION)
@@ -202,7 +208,7 @@ impl Queue {
             );
             self.release(lane, &unknown, Duration::from_hours(1), deadline).await?;
         }
-        Ok(claimed)
+        Ok(Some(claimed))
     }
 
     /// Keeps items invisible for another while.

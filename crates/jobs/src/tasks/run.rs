@@ -46,9 +46,9 @@ impl RunSummary {
         self.counts.done + self.counts.partial
     }
 
-    /// Items that failed, and lanes that could not work at all.
+    /// Items that failed, altogether or in part, and lanes that could not work at all.
     pub fn errors(&self) -> u64 {
-        self.counts.failed + self.blocked.len() as u64
+        self.counts.erroneous + self.blocked.len() as u64
     }
 
     /// Items still in the queue.
@@ -58,7 +58,8 @@ impl RunSummary {
 
     /// As in `sync_logs.status`.
     pub fn log_status(&self) -> &'static str {
-        if self.errors() == 0 && self.counts.partial == 0 && self.remaining() == 0 {
+        let whole = self.counts.partial == 0 && self.counts.superseded == 0 && self.remaining() == 0;
+        if self.errors() == 0 && whole {
             "success"
         } else if self.worked() == 0 && self.errors() > 0 {
             "error"
