@@ -2,8 +2,8 @@
 --
 -- pgmq carries and redelivers; job_items is the record. A message holds {version, run_id, item_id, kind}.
 -- Who holds an item is its lease_id (the id of the claim that read the message last): settling with another
--- lease writes nothing. Lock order, everywhere: user (advisory), message, item. Keeping it is what makes
--- claims, heartbeats and settlements free of deadlocks.
+-- lease writes nothing. Lock order, everywhere: user (advisory), message, item; several messages and several
+-- items each by their ids. Keeping it is what makes claims, heartbeats, settlements and plans free of deadlocks.
 --
 -- Only service_role may call these functions; nobody but their owner touches the tables.
 -- Forward only; new objects only, so nothing of the application's is locked.
@@ -60,6 +60,7 @@ create table public.job_items (
     msg_id bigint,                               -- known once claimed
     lease_id uuid,                               -- the claim that holds it: the fence of every write
     leased_until timestamptz,
+    returned_lease uuid,                         -- the claim that gave it back last: a repeated call is known by it
     progress jsonb not null default '{}',        -- checkpoint of unfinished work
     result jsonb not null default '{}',
     error jsonb,                                 -- {code, message} of the last failure
@@ -68,7 +69,8 @@ create table public.job_items (
     unique (run_id, kind, subject)
 );
 create index job_items_queued on public.job_items (kind, subject) where status = 'queued';
-create index job_items_lease on public.job_items (lease_id) where status = 'queued';
+create index job_items_lease on public.job_items (lease_id) where status = 'queued' and lease_id is not null;
+create index job_items_run_queued on public.job_items (run_id) where status = 'queued';
 create index job_items_user on public.job_items (user_id);
 
 create table public.job_chain (                  -- at most one row
@@ -103,10 +105,6 @@ create function public.jobs_open_run(
 declare
     r public.job_runs;
 begin
-    select * into r from public.job_runs where run_id = p_run_id;
-    if found then
-        return jsonb_build_object('state', 'repeated', 'run_id', r.run_id, 'plan', r.plan);
-    end if;
     if p_slot is not null then
         -- Waits for a concurrent claim of the same slot: it either commits (joined) or rolls back (ours).
         insert into public.job_slots (task, slot, run_id) values (p_task, p_slot, p_run_id)
@@ -116,13 +114,20 @@ begin
             where s.task = p_task and s.slot = p_slot;
             if r.run_id is null then  -- the run is gone after its 90 days, the slot is not
                 return jsonb_build_object('state', 'joined', 'run_id', null, 'plan', '{}'::jsonb);
+            elsif r.run_id <> p_run_id then
+                return jsonb_build_object('state', 'joined', 'run_id', r.run_id, 'plan', r.plan,
+                    'trigger', r.trigger, 'started_at', r.started_at);
             end if;
-            return jsonb_build_object('state', 'joined', 'run_id', r.run_id, 'plan', r.plan,
-                'trigger', r.trigger, 'started_at', r.started_at);
         end if;
     end if;
+    -- A repeated call waits here for the first one, which may still be at it.
     insert into public.job_runs (run_id, task, slot, trigger, route, as_of, parameters)
-    values (p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
+    values (p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters)
+    on conflict (run_id) do nothing;
+    if not found then
+        select * into r from public.job_runs where run_id = p_run_id;
+        return jsonb_build_object('state', 'repeated', 'run_id', r.run_id, 'plan', r.plan);
+    end if;
     return jsonb_build_object('state', 'planned', 'run_id', p_run_id, 'plan', '{}'::jsonb);
 end $$;
 
@@ -179,39 +184,56 @@ end $$;
 
 -- Drain ----------------------------------------------------------------------------------------------------
 
--- Claims up to p_limit visible messages of a lane for p_seconds: fewer mean that no more are visible. Repeating a
+-- Claims up to p_limit visible messages of a lane for p_seconds; fewer only where no more are visible. Repeating a
 -- claim gives the same items again.
 --   [{item_id, run_id, version, kind, subject, user_id, payload, progress, attempts, as_of}]
 create function public.jobs_claim(p_claim uuid, p_lane text, p_limit integer, p_seconds integer)
 returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
 declare
-    missing integer := p_limit;
+    begun constant timestamptz := clock_timestamp();
+    wanted integer := p_limit;
+    message record;
     read_ids bigint[];
     read_items bigint[];
+    alive bigint[];
     orphans bigint[];
 begin
-    if not exists (select from public.job_items where lease_id = p_claim and status = 'queued') then
-        -- Messages without an item to work on do not count: a lane full of them is not an empty lane.
-        while missing > 0 loop
-            select array_agg(m.msg_id order by m.msg_id), array_agg((m.message ->> 'item_id')::bigint order by m.msg_id)
-            into read_ids, read_items
-            from pgmq.read('jobs_' || p_lane, p_seconds, missing) m;
-            exit when read_ids is null;
-
-            with pairs as (select * from unnest(read_ids, read_items) as t (msg_id, item_id)),
-            taken as (
-                update public.job_items i
-                set lease_id = p_claim, msg_id = p.msg_id,
-                    leased_until = clock_timestamp() + make_interval(secs => p_seconds)
-                from pairs p where i.item_id = p.item_id and i.status = 'queued'
-                returning i.item_id
-            )
-            select array_agg(p.msg_id) into orphans from pairs p where p.item_id not in (select item_id from taken);
-            -- Their item is settled, superseded, or gone with its user.
-            perform pgmq.delete('jobs_' || p_lane, orphans) where orphans is not null;
-            missing := coalesce(cardinality(orphans), 0);
-        end loop;
+    if exists (select from public.job_items where lease_id = p_claim and status = 'queued') then
+        wanted := 0;
     end if;
+    while wanted > 0 and clock_timestamp() < begun + interval '10 s' loop
+        -- After a round with orphans there are probably more of them: look at many at once.
+        select array_agg(m.msg_id order by m.msg_id), array_agg((m.message ->> 'item_id')::bigint order by m.msg_id)
+        into read_ids, read_items
+        from pgmq.read('jobs_' || p_lane, p_seconds, case when orphans is null then wanted else 1000 end) m;
+        exit when read_ids is null;
+
+        -- Without a condition on the status, which statistics may not know of yet: by the primary key.
+        select array_agg(l.item_id) filter (where l.status = 'queued') into alive from (
+            select i.item_id, i.status from public.job_items i
+            where i.item_id = any (read_items) order by i.item_id for update) l;
+        update public.job_items i
+        set lease_id = p_claim, msg_id = p.msg_id, returned_lease = null,
+            leased_until = clock_timestamp() + make_interval(secs => p_seconds)
+        from (select * from unnest(read_ids, read_items) as t (msg_id, item_id)
+              where item_id = any (alive) order by msg_id limit wanted) p
+        where i.item_id = p.item_id;
+
+        -- Seen while looking for orphans, and more than wanted: visible again.
+        for message in
+            select t.msg_id from unnest(read_ids, read_items) as t (msg_id, item_id)
+            where t.item_id = any (alive) order by t.msg_id offset wanted
+        loop
+            perform pgmq.set_vt('jobs_' || p_lane, message.msg_id, 0);
+        end loop;
+        wanted := wanted - coalesce(cardinality(alive), 0);
+
+        -- Their item is settled, superseded, or gone with its user.
+        select array_agg(t.msg_id) into orphans from unnest(read_ids, read_items) as t (msg_id, item_id)
+        where alive is null or t.item_id <> all (alive);
+        exit when orphans is null;
+        perform pgmq.delete('jobs_' || p_lane, orphans);
+    end loop;
 
     return coalesce((
         select jsonb_agg(jsonb_build_object(
@@ -233,13 +255,12 @@ begin
     join public.job_items i on i.item_id = h.item_id and i.lease_id = h.lease_id and i.status = 'queued'
     order by i.msg_id;
 
-    with extended as (
-        update public.job_items i set leased_until = clock_timestamp() + make_interval(secs => p_seconds)
-        from unnest(p_items, p_leases) as h (item_id, lease_id)
-        where i.item_id = h.item_id and i.lease_id = h.lease_id and i.status = 'queued'
-        returning i.item_id
-    )
-    select array_agg(item_id) into held from extended;
+    select array_agg(i.item_id) into held from (
+        select i.item_id from unnest(p_items, p_leases) as h (item_id, lease_id)
+        join public.job_items i on i.item_id = h.item_id and i.lease_id = h.lease_id and i.status = 'queued'
+        order by i.item_id for update of i) i;
+    update public.job_items set leased_until = clock_timestamp() + make_interval(secs => p_seconds)
+    where item_id = any (held);
     return to_jsonb(coalesce(held, '{}'));
 end $$;
 
@@ -254,6 +275,9 @@ declare
 begin
     if hold <> 'held' then
         select * into i from public.job_items where item_id = p_item_id;
+        if i.returned_lease = p_lease_id and i.status = 'queued' then
+            return jsonb_build_object('state', 'queued', 'attempts', i.attempts);  -- a repeated call
+        end if;
         return jsonb_build_object('state', case when hold = 'lost' then 'lost' else i.status end, 'attempts', i.attempts);
     end if;
     if p_error is not null then
@@ -269,28 +293,30 @@ begin
         from public.job_runs r where r.run_id = i.run_id;
         return jsonb_build_object('state', 'failed', 'attempts', i.attempts);
     end if;
-    -- Without a lease the old holder is fenced off, and a repeated call (lost) does not count twice.
-    update public.job_items set lease_id = null, leased_until = null where item_id = p_item_id;
+    -- Without a lease the old holder is fenced off, and a repeated call does not count twice.
+    update public.job_items set lease_id = null, leased_until = null, returned_lease = p_lease_id
+    where item_id = p_item_id;
     perform pgmq.set_vt('jobs_' || i.lane, i.msg_id, p_delay_seconds);
     return jsonb_build_object('state', 'queued', 'attempts', i.attempts);
 end $$;
 
--- Gives back items that were claimed and not worked on, all at once. Answers how many.
+-- Gives back items that were claimed and not worked on, all at once. Answers how many are back by these leases.
 create function public.jobs_release(p_lane text, p_items bigint[], p_leases uuid[], p_delay_seconds integer)
 returns integer language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
-declare
-    released integer;
 begin
     perform pgmq.set_vt('jobs_' || p_lane, i.msg_id, p_delay_seconds)
     from unnest(p_items, p_leases) as h (item_id, lease_id)
     join public.job_items i on i.item_id = h.item_id and i.lease_id = h.lease_id and i.status = 'queued'
     order by i.msg_id;
 
-    update public.job_items i set lease_id = null, leased_until = null
+    perform from unnest(p_items, p_leases) as h (item_id, lease_id)
+    join public.job_items i on i.item_id = h.item_id and i.lease_id = h.lease_id and i.status = 'queued'
+    order by i.item_id for update of i;
+    update public.job_items i set lease_id = null, leased_until = null, returned_lease = i.lease_id
     from unnest(p_items, p_leases) as h (item_id, lease_id)
     where i.item_id = h.item_id and i.lease_id = h.lease_id and i.status = 'queued';
-    get diagnostics released = row_count;
-    return released;
+    return (select count(*) from unnest(p_items, p_leases) as h (item_id, lease_id)
+        join public.job_items i on i.item_id = h.item_id and i.returned_lease = h.lease_id);
 end $$;
 
 -- One chain of drain-queue invocations at a time. The holder calls again to go on, with its own id.
@@ -320,7 +346,9 @@ begin
             count(*) filter (where i.status = 'superseded') as superseded
         from public.job_runs r left join public.job_items i using (run_id)
         where r.finished_at is null
-        group by r.run_id having count(*) filter (where i.status = 'queued') = 0
+            -- Asked first and by an index of its own: a run with work left is not added up each time.
+            and not exists (select from public.job_items q where q.run_id = r.run_id and q.status = 'queued')
+        group by r.run_id
     )
     update public.job_runs r
     set finished_at = clock_timestamp(),
@@ -339,30 +367,35 @@ end $$;
 --    results: [first p_limit results], results_total}
 create function public.jobs_report(p_run_id uuid, p_limit integer) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '25s' as $$
-    with items as (select * from public.job_items where run_id = p_run_id),
-    reported as (
-        select result, item_id from items where status in ('done', 'partial', 'failed') order by item_id limit p_limit
-    )
     select jsonb_build_object(
-        'run_id', r.run_id, 'plan', r.plan,
-        'counts', jsonb_build_object(
-            'planned', (select count(*) from items),
-            'queued', (select count(*) from items where status = 'queued'),
-            'done', (select count(*) from items where status = 'done'),
-            'partial', (select count(*) from items where status = 'partial'),
-            'failed', (select count(*) from items where status = 'failed'),
-            'superseded', (select count(*) from items where status = 'superseded'),
-            -- Failed, failed in part, or waiting for another attempt.
-            'erred', (select count(*) from items where error is not null and status <> 'superseded')),
-        'in_flight', (select count(*) from items where status = 'queued' and leased_until > clock_timestamp()),
-        'records', (select coalesce(sum((result ->> 'records')::bigint), 0) from items),
+        'run_id', r.run_id, 'status', r.status, 'slot', r.slot, 'trigger', r.trigger, 'started_at', r.started_at,
+        'plan', r.plan, 'counts', s.counts, 'in_flight', s.in_flight, 'records', s.records,
         'errors', (select coalesce(jsonb_agg(e), '[]') from (
             select error ->> 'code' as code, min(error ->> 'message') as message, count(*) as count
-            from items where error is not null and status <> 'superseded'
+            from public.job_items
+            where run_id = p_run_id and error is not null and status in ('queued', 'partial', 'failed')
             group by 1 order by 3 desc, 1 limit 20) e),
-        'results', (select coalesce(jsonb_agg(result order by item_id), '[]') from reported),
-        'results_total', (select count(*) from items where status in ('done', 'partial', 'failed')))
-    from public.job_runs r where r.run_id = p_run_id;
+        'results', (select coalesce(jsonb_agg(t.result order by t.item_id), '[]') from (
+            select result, item_id from public.job_items
+            where run_id = p_run_id and status in ('done', 'partial', 'failed') order by item_id limit p_limit) t),
+        'results_total', s.results_total)
+    from public.job_runs r, (
+        select jsonb_build_object(
+                'planned', count(*),
+                'queued', count(*) filter (where status = 'queued'),
+                'done', count(*) filter (where status = 'done'),
+                'partial', count(*) filter (where status = 'partial'),
+                'failed', count(*) filter (where status = 'failed'),
+                'superseded', count(*) filter (where status = 'superseded'),
+                -- Failed altogether or in part, or waiting for another attempt: what `errors` counts.
+                'erred', count(*) filter (where status = 'failed'
+                    or (status in ('partial', 'queued') and error is not null)))
+                as counts,
+            count(*) filter (where status = 'queued' and leased_until > clock_timestamp()) as in_flight,
+            coalesce(sum((result ->> 'records')::bigint), 0) as records,
+            count(*) filter (where status in ('done', 'partial', 'failed')) as results_total
+        from public.job_items where run_id = p_run_id) s
+    where r.run_id = p_run_id;
 $$;
 
 -- One row of sync_logs for a whole call; p_id makes a repeated call write it once.
@@ -375,21 +408,26 @@ create function public.jobs_log(
 $$;
 
 -- Forgets what is older than 90 days: logs, finished runs and their items. Slots and ledgers stay.
--- At most 20,000 log rows and 200 runs a call, so that it never takes long.
+-- At most 20,000 log rows and 20,000 items a call, and the runs that have none left, so that it never takes long.
 create function public.jobs_prune() returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
 declare
     old timestamptz := clock_timestamp() - interval '90 days';
     logs integer;
+    items integer;
     runs integer;
 begin
     delete from public.sync_logs where id in (
         select id from public.sync_logs where synced_at < old order by synced_at limit 20000);
     get diagnostics logs = row_count;
-    delete from public.job_runs where run_id in (
-        select run_id from public.job_runs where finished_at < old order by finished_at limit 200);
+    delete from public.job_items where item_id in (
+        select i.item_id from public.job_runs r join public.job_items i using (run_id)
+        where r.finished_at < old limit 20000);
+    get diagnostics items = row_count;
+    delete from public.job_runs r
+    where r.finished_at < old and not exists (select from public.job_items i where i.run_id = r.run_id);
     get diagnostics runs = row_count;
-    return jsonb_build_object('logs', logs, 'runs', runs);
+    return jsonb_build_object('logs', logs, 'items', items, 'runs', runs);
 end $$;
 
 -- How much waits in each lane, for drain-queue and the operator.

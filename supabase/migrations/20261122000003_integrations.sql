@@ -126,59 +126,77 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- Plans one item for each due integration (p_kind sync_integration) or for each user who has one (sync_month).
--- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far,
--- and accounts for what they had stored.
--- (Their messages stay; the next claim finds no item behind them and deletes them.)
+-- Items of the same subject that older runs left in the queue are superseded where the new one reads at least as
+-- far back: always when they go on from the last success, else by their first Paris day. The new one accounts for
+-- what they had stored, and for their attempts.
+-- (Their messages stay; a claim that finds no item behind them deletes them.)
 -- With p_dry_run nothing is written.
 --   {state: planned | joined | repeated | dry_run, run_id, plan: {items, skipped: {reason: n}, candidates?: […]}}
 create function public.jobs_plan_sync(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
     p_parameters jsonb, p_payload jsonb, p_user_id uuid, p_dry_run boolean
-) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     opened jsonb;
     outline jsonb;
+    needless bigint[];
 begin
     if p_kind not in ('sync_integration', 'sync_month') then
         raise exception 'unknown kind %', p_kind using errcode = '22023';
     end if;
-    if not p_dry_run then
-        opened := public.jobs_open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
-        if opened ->> 'state' <> 'planned' then
-            return opened;
-        end if;
-    end if;
-
-    select jsonb_build_object(
-        'items', case p_kind when 'sync_month' then count(distinct c.user_id) filter (where c.reason is null)
-                 else count(*) filter (where c.reason is null) end,
-        'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
-            select reason, count(*) as n from public.integration_candidates(p_user_id, p_as_of)
-            where reason is not null group by reason) n))
-    into outline
-    from public.integration_candidates(p_user_id, p_as_of) c;
-
     if p_dry_run then
-        return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline || jsonb_build_object(
-            'candidates', (select coalesce(jsonb_agg(c), '[]') from (
-                select user_id, provider, coalesce(reason, 'due') as outcome
-                from public.integration_candidates(p_user_id, p_as_of)
-                order by reason nulls first, user_id, provider limit 100) c)));
+        return (
+            with c as materialized (select * from public.integration_candidates(p_user_id, p_as_of))
+            select jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', jsonb_build_object(
+                'items', case p_kind when 'sync_month' then count(distinct c.user_id) filter (where c.reason is null)
+                         else count(*) filter (where c.reason is null) end,
+                'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
+                    select reason, count(*) as n from c where reason is not null group by reason) n),
+                'candidates', (select coalesce(jsonb_agg(f), '[]') from (
+                    select user_id, provider, coalesce(reason, 'due') as outcome
+                    from c order by reason nulls first, user_id, provider limit 100) f)))
+            from c);
+    end if;
+    opened := public.jobs_open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
+    if opened ->> 'state' <> 'planned' then
+        return opened;
     end if;
 
-    with superseded as (
-        update public.job_items i set status = 'superseded', settled_at = clock_timestamp()
-        from public.integration_candidates(p_user_id, p_as_of) c, public.job_runs r
-        where c.reason is null and i.kind = p_kind and i.status = 'queued'
-            and i.subject = case p_kind when 'sync_month' then c.user_id else c.integration_id end
-            and (p_kind <> 'sync_month' or i.payload = p_payload)
+    -- Everything from one look at the integrations.
+    with c as materialized (
+        select * from public.integration_candidates(p_user_id, p_as_of)
+    ), planned as (
+        insert into public.job_items (run_id, lane, kind, subject, user_id, payload)
+        select distinct p_run_id, case p_kind when 'sync_month' then 'months' else c.provider end, p_kind,
+            case p_kind when 'sync_month' then c.user_id else c.integration_id end, c.user_id, p_payload
+        from c where c.reason is null
+        returning 1
+    )
+    select jsonb_build_object(
+        'items', (select count(*) from planned),
+        'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
+            select reason, count(*) as n from c where reason is not null group by reason) n))
+    into outline;
+
+    select array_agg(l.item_id) into needless from (
+        select i.item_id
+        from public.job_items i join public.job_runs r using (run_id)
+        join public.job_items n on n.run_id = p_run_id and n.kind = i.kind and n.subject = i.subject
+        where i.status = 'queued' and i.kind = p_kind and i.run_id <> p_run_id
+            and (p_user_id is null or i.user_id = p_user_id)
             and coalesce(i.leased_until, '-infinity') < clock_timestamp()
-            and r.run_id = i.run_id and r.as_of <= p_as_of
-        returning i.subject, i.progress, i.attempts, i.error,
-            case when i.payload ->> 'days' is not null then least(366, (i.payload ->> 'days')::integer
-                + ceil(extract(epoch from p_as_of - r.as_of) / 86400)::integer) end as days
+            and r.as_of <= p_as_of
+            and case p_kind when 'sync_month' then i.payload = p_payload
+                else i.payload ->> 'days' is null
+                    or (p_as_of at time zone 'Europe/Paris')::date - (p_payload ->> 'days')::integer
+                        <= (r.as_of at time zone 'Europe/Paris')::date - (i.payload ->> 'days')::integer end
+        order by i.item_id for update of i) l;
+    update public.job_items set status = 'superseded', settled_at = clock_timestamp() where item_id = any (needless);
+
+    with old as (
+        select * from public.job_items where item_id = any (needless)
     ), taken_over as (
-        select s.subject, max(s.days) as days,
+        select s.subject,
             -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
             max(s.attempts) as attempts, (array_agg(s.error order by s.attempts desc))[1] as error,
             -- Stored at a checkpoint: the new item's to account for, since to it these movements are not new.
@@ -187,26 +205,19 @@ begin
                 'by_provider', (
                     select jsonb_object_agg(n.provider, n.n) from (
                         select e.key as provider, sum(e.value::text::bigint) as n
-                        from superseded o, jsonb_each(o.progress -> 'by_provider') e
+                        from old o, jsonb_each(o.progress -> 'by_provider') e
                         where o.subject = s.subject group by e.key) n),
                 'months', (
                     select coalesce(jsonb_agg(distinct m), '[]')
-                    from superseded o, jsonb_array_elements(o.progress -> 'months') m
+                    from old o, jsonb_array_elements(o.progress -> 'months') m
                     where o.subject = s.subject)) end as progress
-        from superseded s group by s.subject
-    ), due as (
-        select distinct c.user_id, case p_kind when 'sync_month' then 'months' else c.provider end as lane,
-            case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject
-        from public.integration_candidates(p_user_id, p_as_of) c where c.reason is null
+        from old s where s.attempts > 0 or s.progress ? 'records' group by s.subject
     )
-    insert into public.job_items (run_id, lane, kind, subject, user_id, payload, progress, attempts, error)
-    select p_run_id, d.lane, p_kind, d.subject, d.user_id,
-        case when o.days > coalesce((p_payload ->> 'days')::integer, 0)
-            then p_payload || jsonb_build_object('days', o.days) else p_payload end,
-        coalesce(o.progress, '{}'), coalesce(o.attempts, 0), o.error
-    from due d left join taken_over o on o.subject = d.subject;
-    perform public.jobs_send_items(p_run_id);
+    update public.job_items n
+    set attempts = o.attempts, error = o.error, progress = coalesce(o.progress, '{}')
+    from taken_over o where n.run_id = p_run_id and n.kind = p_kind and n.subject = o.subject;
 
+    perform public.jobs_send_items(p_run_id);
     update public.job_runs set plan = outline where run_id = p_run_id;
     return opened || jsonb_build_object('plan', outline);
 end $$;
@@ -228,11 +239,14 @@ language sql stable security definer set search_path = '' set statement_timeout 
         -- Another account than the one read before has a history of its own: nothing of it was read yet.
         'last_success_to', case when s.account = public.integration_account(t) then s.last_success_to end) order by i.item_id, t.provider), '[]')
     from public.job_items i
-    join public.integration_tokens t
-        on t.is_active and ((i.kind = 'sync_integration' and t.id = i.subject)
-        or (i.kind = 'sync_month' and t.user_id = i.subject))
+    -- Not by `or`: the subject is a key of its own in each case.
+    cross join lateral (
+        select * from public.integration_tokens k where i.kind = 'sync_integration' and k.id = i.subject
+        union all
+        select * from public.integration_tokens k where i.kind = 'sync_month' and k.user_id = i.subject
+    ) t
     left join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-    where i.item_id = any (p_items);
+    where i.item_id = any (p_items) and t.is_active;
 $$;
 
 -- Notes that the stored token opens exactly p_account.
@@ -331,56 +345,65 @@ $$;
 
 -- Counting ---------------------------------------------------------------------------------------------------
 
--- A user's countable movements of some months, one row for each movement: EUR, not excluded, and what Stripe and
--- Shopify both report only as Stripe does. Two rows are the same movement when they name the same payment and go
--- the same way. A shop's refund that names no payment is Stripe's when Stripe refunded the same amount on a
--- payment of the same order, each of Stripe's refunds once. p_written: only days that go into ca_records.
+-- A user's Shopify movements of some months that Stripe reports, too. A movement's payment is known by its own
+-- references, or for a refund that names none by those of its order's payments. Where such an order was also paid
+-- in another way (cash), a refund is Stripe's only where Stripe has one of the same amount, each of them once.
+-- p_written: only among days that go into ca_records.
 --
--- Joined by hash on single references: array operators would compare every row with every other.
+-- Never by loops: a merchant may have a thousand times as many rows as the average that the planner reckons with.
+create function public.integration_twins(p_user_id uuid, p_months date[], p_written boolean)
+returns table (external_id text)
+language sql stable security definer set search_path = '' set enable_nestloop = off as $$
+    with shop as materialized (
+        select t.external_id, t.paris_month, t.amount_minor, t.currency, t.occurred_at, t.refs, t.excluded,
+            exists (select from unnest(t.refs) r where r !~ '^gid:') as named
+        from public.integration_transactions t
+        where t.user_id = p_user_id and t.provider = 'shopify' and t.refs <> '{}'
+    ), doubted as materialized (
+        select * from shop where paris_month = any (p_months) and currency = 'EUR' and excluded is null
+    ), paid as materialized (
+        select t.external_id, t.amount_minor, r as ref
+        from public.integration_transactions t
+        join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = 'stripe' and t.currency = 'EUR' and t.excluded is null
+            and (not p_written or s.counted @> t.paris_month)
+            and exists (select from doubted)
+    ), orders as materialized (   -- the payments of each order, by the names that Stripe may know
+        select o as shop_order, array_agg(distinct n) filter (where n is not null) as names,
+            bool_or(not s.named and s.excluded is null) as mixed
+        from shop s cross join unnest(s.refs) o left join unnest(s.refs) n on n !~ '^gid:'
+        where o ~ '^gid:' and s.amount_minor > 0
+        group by o
+    ), nameless as materialized (
+        select d.external_id, d.amount_minor, o.shop_order, o.names, o.mixed,
+            row_number() over (partition by o.shop_order, d.amount_minor order by d.occurred_at, d.external_id) as nth
+        from doubted d cross join unnest(d.refs) g join orders o on o.shop_order = g
+        where not d.named and d.amount_minor < 0 and o.names is not null
+    )
+    select d.external_id
+    from doubted d cross join unnest(d.refs) r join paid p on p.ref = r and sign(p.amount_minor) = sign(d.amount_minor)
+    where d.named
+    union
+    select n.external_id
+    from nameless n cross join unnest(n.names) r join paid p on p.ref = r and p.amount_minor < 0
+    where not n.mixed or p.amount_minor = n.amount_minor
+    group by n.external_id, n.mixed, n.nth
+    having not n.mixed or n.nth <= count(distinct p.external_id);
+$$;
+
+-- A user's countable movements of some months, one row for each movement: EUR, not excluded, and a payment that
+-- Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
 create function public.integration_countable(p_user_id uuid, p_months date[], p_written boolean)
 returns table (provider text, month date, activity text, amount_minor bigint)
-language sql stable security definer set search_path = '' as $$
-    with eur as materialized (
-        select t.provider, t.external_id, t.paris_month, s.activity, t.amount_minor, t.occurred_at, t.refs
-        from public.integration_transactions t
-        join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-        where t.user_id = p_user_id and t.paris_month = any (p_months)
-            and t.currency = 'EUR' and t.excluded is null
-            and (not p_written or s.counted @> t.paris_month)
-    ), named as materialized (           -- the shop's movements that name their payment
-        select e.external_id, sign(e.amount_minor) as way, r.ref
-        from eur e, unnest(e.refs) as r (ref) where e.provider = 'shopify' and r.ref !~ '^gid:'
-    ), unnamed as materialized (         -- its refunds that only name their order
-        select e.external_id, e.amount_minor, r.ref as order_id,
-            row_number() over (partition by r.ref, e.amount_minor order by e.occurred_at, e.external_id) as nth
-        from eur e, unnest(e.refs) as r (ref)
-        where e.provider = 'shopify' and e.amount_minor < 0 and r.ref ~ '^gid:'
-            and not exists (select from named n where n.external_id = e.external_id)
-    ), stripe as materialized (          -- whatever Stripe counts, of any month
-        select o.external_id, o.amount_minor, sign(o.amount_minor) as way, r.ref
-        from public.integration_transactions o
-        join public.integration_state os on os.user_id = o.user_id and os.provider = o.provider, unnest(o.refs) as r (ref)
-        where o.user_id = p_user_id and o.provider = 'stripe' and o.currency = 'EUR' and o.excluded is null
-            and (not p_written or os.counted @> o.paris_month)
-            and (exists (select from named) or exists (select from unnamed))
-    ), paid as (                         -- the payments of the orders that unnamed refunds belong to
-        select distinct o.ref as order_id, r.ref
-        from public.integration_transactions p, unnest(p.refs) as o (ref), unnest(p.refs) as r (ref)
-        where exists (select from unnamed) and p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0
-            and o.ref ~ '^gid:' and r.ref !~ '^gid:'
-    ), refunded as (
-        select p.order_id, s.amount_minor, count(distinct s.external_id) as times
-        from paid p join stripe s on s.ref = p.ref
-        where s.amount_minor < 0 group by p.order_id, s.amount_minor
-    ), twins as materialized (
-        select n.external_id from named n join stripe s on s.ref = n.ref and s.way = n.way
-        union
-        select u.external_id from unnamed u
-        join refunded r on r.order_id = u.order_id and r.amount_minor = u.amount_minor and u.nth <= r.times
-    )
-    select e.provider, e.paris_month, e.activity, e.amount_minor
-    from eur e
-    where e.provider <> 'shopify' or not exists (select from twins w where w.external_id = e.external_id);
+language sql stable security definer set search_path = '' set enable_nestloop = off as $$
+    select t.provider, t.paris_month, s.activity, t.amount_minor
+    from public.integration_transactions t
+    join public.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+    where t.user_id = p_user_id and t.paris_month = any (p_months)
+        and t.currency = 'EUR' and t.excluded is null
+        and (not p_written or s.counted @> t.paris_month)
+        and not (t.provider = 'shopify' and t.external_id in (
+            select w.external_id from public.integration_twins(p_user_id, p_months, p_written) w));
 $$;
 
 -- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up
@@ -496,14 +519,15 @@ begin
         returning id, external_id
     )
     insert into public.auto_sync_totals (user_id, month, activity, record_id, written_eur, computed_eur, locked_at)
-    select p_user_id, m.month, m.activity, i.id, case when i.id is not null then m.amount end, m.amount,
+    select p_user_id, m.month, m.activity, coalesce(i.id, r.id), case when i.id is not null then m.amount end, m.amount,
         case when i.id is null then clock_timestamp() end
-    from missing m left join inserted i on i.external_id = m.key;
+    from missing m left join inserted i on i.external_id = m.key
+    left join public.ca_records r on r.user_id = p_user_id and r.source = 'auto_sync' and r.external_id = m.key;
 
     select jsonb_agg(jsonb_build_object('month', to_char(l.month, 'YYYY-MM'), 'activity', l.activity,
         'computed', l.computed_eur, 'recorded', r.amount_eur) order by l.month, l.activity)
     into differing
-    from public.auto_sync_totals l left join public.ca_records r on r.id = l.record_id
+    from public.auto_sync_totals l left join public.ca_records r on r.id = l.record_id and r.user_id = l.user_id
     where l.user_id = p_user_id and l.month = any (p_months) and l.locked_at is not null
         and l.computed_eur is distinct from r.amount_eur;
     return coalesce(differing, '[]');
@@ -545,20 +569,23 @@ returns jsonb language sql security definer set search_path = '' as $$
     from stored s left join before b using (external_id);
 $$;
 
--- Months in which a user's Shopify rows are counted or not because of Stripe rows of other months.
+-- Other months in which a user's Shopify rows may now count or no longer count: those of the same payments and
+-- orders as the rows of these months.
 create function public.integration_twin_months(p_user_id uuid, p_months date[]) returns date[]
-language sql stable security definer set search_path = '' as $$
-    with sold as (   -- the shop's side of what Stripe reports
-        select distinct shop.refs
-        from public.integration_transactions paid
-        join public.integration_transactions shop
-            on shop.user_id = paid.user_id and shop.provider = 'shopify' and shop.refs && paid.refs
-        where paid.user_id = p_user_id and paid.provider = 'stripe' and paid.paris_month = any (p_months)
+language sql stable security definer set search_path = '' set enable_nestloop = off as $$
+    with named as materialized (
+        select t.provider, t.external_id, t.paris_month, r as ref
+        from public.integration_transactions t, unnest(t.refs) r where t.user_id = p_user_id
+    ), touched as (   -- the shop's side of what Stripe reports, and the shop's own
+        select s.external_id from named s where s.provider = 'shopify' and s.paris_month = any (p_months)
+        union
+        select s.external_id from named p join named s on s.ref = p.ref and s.provider = 'shopify'
+        where p.provider = 'stripe' and p.paris_month = any (p_months)
     )
-    select coalesce(array_agg(distinct t.paris_month), '{}')
-    from sold join public.integration_transactions t
-        on t.user_id = p_user_id and t.provider = 'shopify' and t.refs && sold.refs  -- its refunds, by the order
-    where t.paris_month <> all (p_months);
+    select coalesce(array_agg(distinct o.paris_month), '{}')
+    from touched t join named n on n.provider = 'shopify' and n.external_id = t.external_id
+    join named o on o.provider = 'shopify' and o.ref = n.ref
+    where o.paris_month <> all (p_months);
 $$;
 
 -- Settles (p_final) or checkpoints a sync item under the user's lock and the item's lease. A checkpoint stores
@@ -598,6 +625,9 @@ declare
 begin
     -- Its own statement, first: what follows sees everything the last holder of this lock committed.
     perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || p_user_id::text, 0));
+
+    -- Whoever deletes the user waits for us, or we for them: not both, each with half of the rows.
+    perform from auth.users where id = p_user_id for key share;
 
     hold := public.jobs_hold(p_item_id, p_lease_id);
     select * into i from public.job_items where item_id = p_item_id;
@@ -768,6 +798,7 @@ revoke all on function
     public.integration_refresh_begin(uuid, uuid, integer),
     public.integration_refresh_store(uuid, uuid, text, text, text, timestamptz, timestamptz),
     public.integration_refresh_end(uuid, uuid),
+    public.integration_twins(uuid, date[], boolean),
     public.integration_countable(uuid, date[], boolean),
     public.integration_month_status(uuid, date, timestamptz),
     public.integration_recompute(uuid, date[], timestamptz),

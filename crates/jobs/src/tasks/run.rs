@@ -58,7 +58,8 @@ impl RunSummary {
 
     /// As in `sync_logs.status`.
     pub fn log_status(&self) -> &'static str {
-        if self.errors() == 0 && self.counts.partial == 0 && self.remaining() == 0 {
+        let whole = self.counts.partial == 0 && self.counts.superseded == 0 && self.remaining() == 0;
+        if self.errors() == 0 && whole {
             "success"
         } else if self.worked() == 0 && self.errors() > 0 {
             "error"
