@@ -20,7 +20,8 @@ async fn strings(world: &World, sql: String) -> Result<Vec<String>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_catalogue_gives_nothing_to_users() -> Result<()> {
     let world = World::new().await?;
-    let all = strings(&world, format!("select oid::regprocedure::text from pg_proc p where {OUR_FUNCTIONS}")).await?;
+    let all = strings(&world, format!("select oid::regprocedure::text from pg_proc p where {OUR_FUNCTIONS}"))
+        .await?;
     assert!(all.len() > 25, "{all:#?}");
     let tables = strings(&world, format!("select relname from pg_class c where {OUR_TABLES}")).await?;
     assert!(tables.len() >= 8, "{tables:#?}");
@@ -61,7 +62,9 @@ async fn the_catalogue_gives_nothing_to_users() -> Result<()> {
         ),
         (
             "no row-level security",
-            format!("select c.relname from pg_class c where {OUR_TABLES} and c.relkind = 'r' and not c.relrowsecurity"),
+            format!(
+                "select c.relname from pg_class c where {OUR_TABLES} and c.relkind = 'r' and not c.relrowsecurity"
+            ),
         ),
         (
             "a policy lets somebody in",
@@ -103,8 +106,7 @@ async fn the_gateway_lets_no_user_in() -> Result<()> {
     let user = world.user("curious@example.test").await?;
     let keys = world.environment.gateway.keys().clone();
     let token = keys.user_token(user)?;
-    let callers =
-        [(&keys.publishable, None), (&keys.anon, None), (&keys.publishable, Some(token.as_str()))];
+    let callers = [(&keys.publishable, None), (&keys.anon, None), (&keys.publishable, Some(token.as_str()))];
 
     let functions: Vec<(String, Vec<String>)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
         "select p.proname::text, coalesce(p.proargnames[1:p.pronargs], '{{}}') from pg_proc p where {OUR_FUNCTIONS} order by 1"
@@ -122,7 +124,9 @@ async fn the_gateway_lets_no_user_in() -> Result<()> {
     }
 
     let http = jobs::http::client()?;
-    let tables = strings(&world, format!("select relname from pg_class c where {OUR_TABLES} and relkind = 'r'")).await?;
+    let tables =
+        strings(&world, format!("select relname from pg_class c where {OUR_TABLES} and relkind = 'r'"))
+            .await?;
     for table in tables {
         for (key, token) in callers {
             for method in [Method::GET, Method::POST, Method::PATCH, Method::DELETE] {
@@ -136,7 +140,10 @@ async fn the_gateway_lets_no_user_in() -> Result<()> {
                 }
                 let response = request.send().await?;
                 let (status, text) = (response.status(), response.text().await?);
-                assert!(matches!(status.as_u16(), 401 | 403) && text.contains("42501"), "{method} {table}: {status} {text}");
+                assert!(
+                    matches!(status.as_u16(), 401 | 403) && text.contains("42501"),
+                    "{method} {table}: {status} {text}"
+                );
             }
         }
     }
@@ -165,11 +172,19 @@ async fn a_user_sees_and_writes_their_own_rows_only() -> Result<()> {
     let http = jobs::http::client()?;
     let get = async |table: &str| {
         let url = format!("{}/rest/v1/{table}", world.environment.gateway.url());
-        let response = http.get(url).header("apikey", &keys.publishable).bearer_auth(keys.user_token(one)?).send().await?;
+        let response = http
+            .get(url)
+            .header("apikey", &keys.publishable)
+            .bearer_auth(keys.user_token(one)?)
+            .send()
+            .await?;
         anyhow::Ok(response.json::<Vec<Value>>().await?)
     };
     let rows = get("ca_records").await?;
-    assert_eq!((rows.len(), &rows[0]["user_id"], &rows[0]["source"]), (1, &one.to_string().into(), &"manual".into()));
+    assert_eq!(
+        (rows.len(), &rows[0]["user_id"], &rows[0]["source"]),
+        (1, &one.to_string().into(), &"manual".into())
+    );
     assert_eq!(get("sync_logs").await?, Vec::<Value>::new(), "a run's row is nobody's");
     assert_ne!(one, Uuid::nil());
     Ok(())

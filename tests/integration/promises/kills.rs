@@ -51,11 +51,14 @@ async fn check(world: &World, user: Uuid, account: &str) -> Result<()> {
         .value("select count(*) from (select item_id from public.job_items where status <> 'queued' group by 1 having count(*) > 1) t")
         .await?;
     let logged: i64 = world.value("select count(*) from public.sync_logs where user_id is not null").await?;
-    let settled: i64 =
-        world.value("select count(*) from public.job_items where status in ('done', 'partial', 'failed')").await?;
+    let settled: i64 = world
+        .value("select count(*) from public.job_items where status in ('done', 'partial', 'failed')")
+        .await?;
     assert_eq!((twice, logged), (0, settled), "one row of the log for each settled item");
     let counted: i64 = world
-        .value("select sum((result ->> 'records')::bigint)::bigint from public.job_items where status = 'done'")
+        .value(
+            "select sum((result ->> 'records')::bigint)::bigint from public.job_items where status = 'done'",
+        )
         .await?;
     assert_eq!(counted, 224, "each movement was new once");
     Ok(())
@@ -195,7 +198,9 @@ async fn between_two_checkpoints_and_another_shop() -> Result<()> {
     world.shopify.set_bucket("before.myshopify.com", 1e6, 1e6);
 
     let gateway = world.environment.gateway.faults();
-    let pages = || world.shopify.faults().seen().iter().filter(|seen| seen.body.contains("TenderTransactions")).count();
+    let pages = || {
+        world.shopify.faults().seen().iter().filter(|seen| seen.body.contains("TenderTransactions")).count()
+    };
     gateway.add(Rule::on("integration_settle", LONG).skip(1));
     killed_once(&world, "the second settle", async || Ok(gateway.count("integration_settle") == 2)).await?;
     gateway.clear();
@@ -218,6 +223,8 @@ async fn between_two_checkpoints_and_another_shop() -> Result<()> {
         .value("select coalesce(sum(amount_minor), 0)::bigint from public.integration_transactions where account = 'after.myshopify.com'")
         .await?;
     assert_eq!(of_after, after);
-    assert!(imported_cents(&world, user).await? > after && imported_cents(&world, user).await? < before + after);
+    assert!(
+        imported_cents(&world, user).await? > after && imported_cents(&world, user).await? < before + after
+    );
     Ok(())
 }

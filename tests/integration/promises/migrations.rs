@@ -85,8 +85,11 @@ async fn no_row_of_the_application_is_lost() -> Result<()> {
 
 #[tokio::test]
 async fn everywhere_the_same_schema() -> Result<()> {
-    let (fresh, full, shipped) =
-        (database(Template::Application).await?, database(Template::Application).await?, database(Template::Migrated).await?);
+    let (fresh, full, shipped) = (
+        database(Template::Application).await?,
+        database(Template::Application).await?,
+        database(Template::Migrated).await?,
+    );
     apply(full.pool(), "rows", ROWS).await?;
     migrate(fresh.pool()).await?;
     migrate(full.pool()).await?;
@@ -94,8 +97,11 @@ async fn everywhere_the_same_schema() -> Result<()> {
     assert!(expected.len() > 150, "{expected:#?}");
     for other in [fresh, full] {
         let found = schema(other.pool()).await?;
-        let differing: Vec<_> = found.iter().filter(|line| !expected.contains(line))
-            .chain(expected.iter().filter(|line| !found.contains(line))).collect();
+        let differing: Vec<_> = found
+            .iter()
+            .filter(|line| !expected.contains(line))
+            .chain(expected.iter().filter(|line| !found.contains(line)))
+            .collect();
         assert_eq!(differing, Vec::<&String>::new());
     }
     Ok(())
@@ -108,7 +114,8 @@ async fn a_file_twice_changes_nothing() -> Result<()> {
     let before = schema(database.pool()).await?;
     let mut connection = database.pool().acquire().await?;
     for migration in migrations()? {
-        let again = sqlx::raw_sql(sqlx::AssertSqlSafe(migration.sql.as_str())).execute(&mut *connection).await;
+        let again =
+            sqlx::raw_sql(sqlx::AssertSqlSafe(migration.sql.as_str())).execute(&mut *connection).await;
         if migration.sql.contains("safe to run twice") {
             again.context(migration.name)?;
         }

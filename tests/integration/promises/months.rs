@@ -44,9 +44,33 @@ fn row(month: Month, amount: &str) -> (String, String, String) {
 async fn a_month_is_a_paris_month() -> Result<()> {
     // (month, last second before, first second, clock change, last second, first second behind)
     let months = [
-        ("2026-10", "2026-09-30T21:59:59Z", "2026-09-30T22:00:00Z", "2026-10-25T00:59:59Z", "2026-10-25T01:00:00Z", "2026-10-31T22:59:59Z", "2026-10-31T23:00:00Z"),
-        ("2026-03", "2026-02-28T22:59:59Z", "2026-02-28T23:00:00Z", "2026-03-29T00:59:59Z", "2026-03-29T01:00:00Z", "2026-03-31T21:59:59Z", "2026-03-31T22:00:00Z"),
-        ("2024-02", "2024-01-31T22:59:59Z", "2024-01-31T23:00:00Z", "2024-02-28T23:00:00Z", "2024-02-29T12:00:00Z", "2024-02-29T22:59:59Z", "2024-02-29T23:00:00Z"),
+        (
+            "2026-10",
+            "2026-09-30T21:59:59Z",
+            "2026-09-30T22:00:00Z",
+            "2026-10-25T00:59:59Z",
+            "2026-10-25T01:00:00Z",
+            "2026-10-31T22:59:59Z",
+            "2026-10-31T23:00:00Z",
+        ),
+        (
+            "2026-03",
+            "2026-02-28T22:59:59Z",
+            "2026-02-28T23:00:00Z",
+            "2026-03-29T00:59:59Z",
+            "2026-03-29T01:00:00Z",
+            "2026-03-31T21:59:59Z",
+            "2026-03-31T22:00:00Z",
+        ),
+        (
+            "2024-02",
+            "2024-01-31T22:59:59Z",
+            "2024-01-31T23:00:00Z",
+            "2024-02-28T23:00:00Z",
+            "2024-02-29T12:00:00Z",
+            "2024-02-29T22:59:59Z",
+            "2024-02-29T23:00:00Z",
+        ),
     ];
     let (world, user) = world().await?;
     add_shop(&world, user).await?;
@@ -67,8 +91,10 @@ async fn a_month_is_a_paris_month() -> Result<()> {
     }
     let imported = world.imported(user).await?;
     let amounts: Vec<_> = imported.iter().map(|row| (row.0.as_str(), row.2.as_str())).collect();
-    let expected: Vec<_> =
-        ["2024-02", "2026-03", "2026-10"].into_iter().flat_map(|month| [(month, "40.00"), (month, "6.00")]).collect();
+    let expected: Vec<_> = ["2024-02", "2026-03", "2026-10"]
+        .into_iter()
+        .flat_map(|month| [(month, "40.00"), (month, "6.00")])
+        .collect();
     assert_eq!(amounts, expected);
     Ok(())
 }
@@ -85,15 +111,23 @@ async fn what_a_figure_is_worth() -> Result<()> {
     assert_eq!(status(&world, user, last).await?, "complete");
     assert_eq!(status(&world, user, this).await?, "provisional");
     world.post("monthly-sync", &format!("month={old}")).await?;
-    assert_eq!((status(&world, user, old).await?.as_str(), status(&world, user, before).await?.as_str()), ("complete", "partial"));
+    assert_eq!(
+        (status(&world, user, old).await?.as_str(), status(&world, user, before).await?.as_str()),
+        ("complete", "partial")
+    );
 
     // A hole, and a beginning that was never read.
     for hole in ["[1, 5) [9, 28)", "[2, 28)"] {
         let ranges: Vec<String> = hole
             .split(") ")
             .map(|range| {
-                let numbers: Vec<i64> = range.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
-                format!("[{},{})", (day(this, numbers[0]) - TimeDelta::hours(12)).to_rfc3339(), day(this, numbers[1]).to_rfc3339())
+                let numbers: Vec<i64> =
+                    range.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
+                format!(
+                    "[{},{})",
+                    (day(this, numbers[0]) - TimeDelta::hours(12)).to_rfc3339(),
+                    day(this, numbers[1]).to_rfc3339()
+                )
             })
             .collect();
         sqlx::query("update public.integration_state set covered = $1::text::tstzmultirange")
@@ -191,7 +225,8 @@ async fn months_before_the_first_sync_are_the_users() -> Result<()> {
     assert_eq!(world.imported(user).await?, [row(first, "10.00")]);
     world.post("monthly-sync", &format!("month={before}")).await?;
     assert_eq!(world.imported(user).await?, [row(before, "20.00"), row(first, "10.00")]);
-    let typed: String = world.value("select amount_eur::text from public.ca_records where source = 'manual'").await?;
+    let typed: String =
+        world.value("select amount_eur::text from public.ca_records where source = 'manual'").await?;
     assert_eq!(typed, "77.00");
     // From now on that month is kept right, too.
     world.stripe.payment("acct_months", day(before, 26), 500, "eur");
@@ -211,7 +246,11 @@ async fn the_last_day_of_the_month() -> Result<()> {
     assert_eq!(early["results"]["monthlySync"]["skipped"], true, "{early}");
     let answer = world.cron("monthly-orchestrator", &replay(last)).await?;
     let sync = &answer["results"]["monthlySync"];
-    assert_eq!((&sync["synced"], &sync["errors"], &sync["skipped"]), (&json!(1), &json!(0), &json!(false)), "{answer}");
+    assert_eq!(
+        (&sync["synced"], &sync["errors"], &sync["skipped"]),
+        (&json!(1), &json!(0), &json!(false)),
+        "{answer}"
+    );
     assert_eq!(world.imported(user).await?, [row(month, "10.00")]);
     let again = world.cron("monthly-orchestrator", &replay(last + TimeDelta::hours(1))).await?;
     assert_eq!(again["results"]["monthlySync"]["skipped"], true, "{again}");
@@ -232,8 +271,13 @@ async fn the_sale_tells_whose_refund_it_is() -> Result<()> {
     // The shop's side of the old sale is read; Stripe's fails for now.
     world.stripe.revoke("acct_months");
     world.post("monthly-sync", &format!("month={old}")).await?;
-    let of_month: Vec<_> =
-        world.imported(user).await?.into_iter().filter(|row| row.0 == month.to_string()).map(|row| row.2).collect();
+    let of_month: Vec<_> = world
+        .imported(user)
+        .await?
+        .into_iter()
+        .filter(|row| row.0 == month.to_string())
+        .map(|row| row.2)
+        .collect();
     assert_eq!(of_month, ["-10.00"], "once, as Stripe's");
     Ok(())
 }
@@ -244,8 +288,11 @@ async fn an_order_paid_in_two_ways() -> Result<()> {
     let (world, user) = world().await?;
     add_shop(&world, user).await?;
     let paid = world.stripe.payment("acct_months", super::earlier(90), 5_000, "eur");
-    let card = world.shopify.tender(SHOP, Tender::new(super::earlier(90), "50.0", "EUR").reference(&paid.charge));
-    world.shopify.tender(SHOP, Tender::new(super::earlier(90), "50.0", "EUR").method("cash").same_order(&card));
+    let card =
+        world.shopify.tender(SHOP, Tender::new(super::earlier(90), "50.0", "EUR").reference(&paid.charge));
+    world
+        .shopify
+        .tender(SHOP, Tender::new(super::earlier(90), "50.0", "EUR").method("cash").same_order(&card));
     world.post("sync-integrations", "").await?;
     assert_eq!(imported_cents(&world, user).await?, 10_000);
     world.stripe.refund("acct_months", &paid.charge, super::earlier(60), 5_000);

@@ -8,7 +8,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{USER_LOCK, WAITING, earlier, imported_cents, listed_cents, months_ago, movements, pass_visibility, until};
+use super::{
+    USER_LOCK, WAITING, earlier, imported_cents, listed_cents, months_ago, movements, pass_visibility, until,
+};
 use crate::world::{Answer, SECRET, World};
 
 /// Waits for all of them, side by side.
@@ -68,7 +70,10 @@ async fn two_and_twenty_crons_at_once_are_one_run() -> Result<()> {
             let body = answer.json();
             assert_eq!(answer.status, 200, "{body}");
             let sync = &body["results"]["syncIntegrations"];
-            assert_eq!((&sync["synced"], &sync["errors"], &sync["remaining"]), (&json!(5), &json!(0), &Value::Null));
+            assert_eq!(
+                (&sync["synced"], &sync["errors"], &sync["remaining"]),
+                (&json!(5), &json!(0), &Value::Null)
+            );
             planned += usize::from(sync["skipped"] == false);
         }
         assert_eq!(planned, 1, "of {count}");
@@ -132,7 +137,9 @@ async fn every_route_at_once_for_the_same_users() -> Result<()> {
         assert_eq!(movements(world, *user).await?, stripe + 4);
     }
     let records: i64 = world
-        .value("select sum((result ->> 'records')::bigint)::bigint from public.job_items where status = 'done'")
+        .value(
+            "select sum((result ->> 'records')::bigint)::bigint from public.job_items where status = 'done'",
+        )
         .await?;
     assert_eq!(records, 3 + 4 + 5 + 3 * 4, "each movement was new to one run only");
     Ok(())
@@ -165,7 +172,10 @@ async fn a_worker_that_lost_its_message_writes_nothing() -> Result<()> {
     let answer = answer?.json();
     assert_eq!(answer["totalSynced"], 2, "the report is the item's, whoever settled it: {answer}");
     assert_eq!(imported_cents(&world, user).await?, 1_500);
-    assert_eq!(world.value::<i64>("select count(*) from public.sync_logs where user_id is not null").await?, 1);
+    assert_eq!(
+        world.value::<i64>("select count(*) from public.sync_logs where user_id is not null").await?,
+        1
+    );
     assert!(slow.log().contains("taken over"), "{}", slow.log());
     Ok(())
 }

@@ -29,7 +29,11 @@ fn row(activity: &str, cents: i64) -> (String, i64) {
 async fn an_edited_row_is_the_users() -> Result<()> {
     let edits: [(&str, &str, Value); 4] = [
         ("amount", "update public.ca_records set amount_eur = 99 where user_id = $1", json!(99.00)),
-        ("activity", "update public.ca_records set activity_type = 'Activité libérale' where user_id = $1", json!(10.00)),
+        (
+            "activity",
+            "update public.ca_records set activity_type = 'Activité libérale' where user_id = $1",
+            json!(10.00),
+        ),
         ("month", "update public.ca_records set year = 2020 where user_id = $1", json!(10.00)),
         ("deletion", "delete from public.ca_records where user_id = $1", Value::Null),
     ];
@@ -49,7 +53,11 @@ async fn an_edited_row_is_the_users() -> Result<()> {
             let result = &answer["results"][0];
             let left = &result["left_alone"][0];
             assert_eq!(result["status"], "partial", "{what}: {answer}");
-            assert_eq!((&left["computed"], &left["recorded"]), (&json!(15.00), &recorded), "{what}: {answer}");
+            assert_eq!(
+                (&left["computed"], &left["recorded"]),
+                (&json!(15.00), &recorded),
+                "{what}: {answer}"
+            );
             assert_eq!(left["month"], months_ago(0).to_string(), "{what}");
         }
         let logged: Value =
@@ -80,10 +88,17 @@ async fn the_users_other_columns_are_kept() -> Result<()> {
     let user = world.stripe_user("acct_cols").await?;
     world.stripe.payment("acct_cols", earlier(90), 1_000, "eur");
     world.post("sync-integrations", "").await?;
-    execute(&world, "update public.ca_records set computed_net_eur = 7.77, ir_mode = 'vl' where user_id = $1", user).await?;
+    execute(
+        &world,
+        "update public.ca_records set computed_net_eur = 7.77, ir_mode = 'vl' where user_id = $1",
+        user,
+    )
+    .await?;
     world.stripe.payment("acct_cols", earlier(80), 500, "eur");
     world.post("sync-integrations", "").await?;
-    let kept: String = world.value("select amount_eur || ' ' || computed_net_eur || ' ' || ir_mode from public.ca_records").await?;
+    let kept: String = world
+        .value("select amount_eur || ' ' || computed_net_eur || ' ' || ir_mode from public.ca_records")
+        .await?;
     assert_eq!(kept, "15.00 7.77 vl");
     Ok(())
 }
@@ -153,7 +168,11 @@ async fn the_activity_is_inferred_once_and_frozen() -> Result<()> {
     }
     world.stripe.payment("acct_kind", earlier(90), 1_000, "eur");
     world.post("sync-integrations", "").await?;
-    assert_eq!(world.imported(user).await?[0].1, SERVICES, "2 'services' and 2 of today's spelling against 3");
+    assert_eq!(
+        world.imported(user).await?[0].1,
+        SERVICES,
+        "2 'services' and 2 of today's spelling against 3"
+    );
     execute(&world, "update public.ca_records set activity_type = 'Vente de marchandises' where user_id = $1 and source = 'manual'", user).await?;
     world.stripe.payment("acct_kind", earlier(80), 1_000, "eur");
     world.post("sync-integrations", "").await?;
@@ -174,7 +193,12 @@ async fn an_activity_that_is_said_later_moves_all_months() -> Result<()> {
     world.post("sync-integrations", &super::replay(first + chrono::TimeDelta::days(1))).await?;
     world.stripe.payment("acct_said", earlier(90), 500, "eur");
     world.post("sync-integrations", "").await?;
-    execute(&world, "update public.integration_tokens set activity_type = 'Activité libérale' where user_id = $1", user).await?;
+    execute(
+        &world,
+        "update public.integration_tokens set activity_type = 'Activité libérale' where user_id = $1",
+        user,
+    )
+    .await?;
     world.post("sync-integrations", "days=1").await?;
     let imported = world.imported(user).await?;
     let expected = [(old.to_string(), "10.00"), (months_ago(0).to_string(), "5.00")];
@@ -183,7 +207,8 @@ async fn an_activity_that_is_said_later_moves_all_months() -> Result<()> {
         assert_eq!((month, activity.as_str(), amount.as_str()), (expected, "Activité libérale", *cents));
     }
     // What is no activity of ours is not believed.
-    execute(&world, "update public.integration_tokens set activity_type = 'BNC' where user_id = $1", user).await?;
+    execute(&world, "update public.integration_tokens set activity_type = 'BNC' where user_id = $1", user)
+        .await?;
     world.post("sync-integrations", "days=1").await?;
     assert_eq!(world.imported(user).await?, imported);
     Ok(())
@@ -219,14 +244,19 @@ async fn an_overflow_stays_that_users() -> Result<()> {
     let fine = world.stripe_user("acct_fine").await?;
     world.stripe.payment("acct_fine", earlier(90), 1_000, "eur");
     let answer = world.post("sync-integrations", "").await?;
-    assert_eq!((&answer["remaining"], &answer["problems"][0]["code"]), (&json!(1), &json!("database")), "{answer}");
+    assert_eq!(
+        (&answer["remaining"], &answer["problems"][0]["code"]),
+        (&json!(1), &json!("database")),
+        "{answer}"
+    );
     assert_eq!((rows(&world, fine).await?, rows(&world, rich).await?), (vec![row(SERVICES, 1_000)], vec![]));
     // The fifth time it is given up, and says why.
     for _ in 0..4 {
         super::pass_visibility(&world).await?;
         world.post("sync-integrations", "days=1").await?;
     }
-    let failed: i64 = world.value("select count(*) from public.job_items where status = 'failed' and attempts = 5").await?;
+    let failed: i64 =
+        world.value("select count(*) from public.job_items where status = 'failed' and attempts = 5").await?;
     assert_eq!(failed, 1);
     assert_eq!(rows(&world, fine).await?, [row(SERVICES, 1_000)]);
     Ok(())
@@ -245,7 +275,10 @@ async fn a_negative_month_is_written() -> Result<()> {
     world.stripe.dispute("acct_minus", &paid.charge, this.start() + chrono::TimeDelta::days(2), 7_500);
     world.post("sync-integrations", &super::replay(this.start() + chrono::TimeDelta::days(5))).await?;
     let imported = world.imported(user).await?;
-    let expected = [(before.to_string(), SERVICES.to_owned(), "100.00".to_owned()), (this.to_string(), SERVICES.to_owned(), "-100.00".to_owned())];
+    let expected = [
+        (before.to_string(), SERVICES.to_owned(), "100.00".to_owned()),
+        (this.to_string(), SERVICES.to_owned(), "-100.00".to_owned()),
+    ];
     assert_eq!(imported, expected);
     Ok(())
 }

@@ -38,14 +38,13 @@ async fn a_plan_repeated_while_it_runs_is_the_same_run() -> Result<()> {
         let arguments = plan(Uuid::new_v4(), slot, None);
         let mut held = world.pool().begin().await?;
         // Whoever plans waits here, after having opened its run.
-        sqlx::query("lock table public.integration_tokens in access exclusive mode").execute(&mut *held).await?;
+        sqlx::query("lock table public.integration_tokens in access exclusive mode")
+            .execute(&mut *held)
+            .await?;
         let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
                        and datname = current_database() and query ilike '%jobs_plan_sync%'";
         let both = async {
-            tokio::join!(
-                rpc(&world, "jobs_plan_sync", &arguments),
-                rpc(&world, "jobs_plan_sync", &arguments)
-            )
+            tokio::join!(rpc(&world, "jobs_plan_sync", &arguments), rpc(&world, "jobs_plan_sync", &arguments))
         };
         let release = async {
             super::until("both plans wait", async || Ok(world.value::<i64>(waiting).await? == 2)).await?;
@@ -134,8 +133,7 @@ async fn what_is_released_twice_is_free_and_untried() -> Result<()> {
     rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
     let lease = Uuid::new_v4();
     let item = claim(&world, lease, 1).await?.remove(0)["item_id"].clone();
-    let arguments =
-        json!({"p_lane": "stripe", "p_items": [item], "p_leases": [lease], "p_delay_seconds": 0});
+    let arguments = json!({"p_lane": "stripe", "p_items": [item], "p_leases": [lease], "p_delay_seconds": 0});
     assert_eq!(rpc(&world, "jobs_release", &arguments).await?, 1);
     assert_eq!(rpc(&world, "jobs_release", &arguments).await?, 1);
     let next = claim(&world, Uuid::new_v4(), 1).await?.remove(0);

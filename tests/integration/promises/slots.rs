@@ -109,9 +109,7 @@ async fn a_plan_that_failed_left_no_slot() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_a").await?;
     // The last statement of the plan fails: everything before it must be undone.
-    world
-        .run("alter table pgmq.q_jobs_stripe add constraint broken check (msg_id < 0) not valid")
-        .await?;
+    world.run("alter table pgmq.q_jobs_stripe add constraint broken check (msg_id < 0) not valid").await?;
     let slot = replay(last_sync_hour());
     let answer = world.call(Method::GET, "daily-orchestrator", &slot).await?;
     assert_eq!(answer.status, 500, "{}", answer.text);
@@ -163,7 +161,9 @@ async fn a_shorter_run_supersedes_no_longer_one() -> Result<()> {
         plan
     };
     let superseded = "select count(*) from public.job_items where status = 'superseded'";
-    for (days, expected) in [(json!(null), 0), (json!(90), 1), (json!(30), 1), (json!(null), 1), (json!(120), 4)] {
+    for (days, expected) in
+        [(json!(null), 0), (json!(90), 1), (json!(30), 1), (json!(null), 1), (json!(120), 4)]
+    {
         rpc(&world, "jobs_plan_sync", &with_days(days.clone())).await?;
         assert_eq!(world.value::<i64>(superseded).await?, expected, "after days={days}");
     }

@@ -19,10 +19,12 @@ async fn every_document_and_its_answers_are_shopifys() -> Result<()> {
     let shop = "vendors.myshopify.com";
     world.shopify_user(shop).await?;
     let noon = earlier(90);
-    let sale = world.shopify.tender(shop, Tender::new(noon, "120.0", "USD").shop_money("110.0").reference("ch_1"));
+    let sale =
+        world.shopify.tender(shop, Tender::new(noon, "120.0", "USD").shop_money("110.0").reference("ch_1"));
     world.shopify.refund(shop, &sale, earlier(80), "20.0");
     world.shopify.tender(shop, Tender::new(noon, "5.0", "EUR").gift_card().deleted_order());
-    let lost = Dispute::new(noon - TimeDelta::days(20), "40.0", "EUR").about(&sale).finalized("LOST", earlier(70));
+    let lost =
+        Dispute::new(noon - TimeDelta::days(20), "40.0", "EUR").about(&sale).finalized("LOST", earlier(70));
     world.shopify.dispute(shop, lost);
     world.shopify.dispute(shop, Dispute::new(noon, "4.0", "EUR").inquiry());
     world.post("sync-integrations", "").await?;
