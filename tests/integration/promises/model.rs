@@ -4,28 +4,23 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use chrono::{DateTime, Datelike, TimeDelta, Utc};
-use chrono_tz_free::paris_month;
+use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
 use local_stack::shopify::{Dispute, Sold, Tender};
 use uuid::Uuid;
 
 use super::{months_ago, replay};
 use crate::world::World;
 
-mod chrono_tz_free {
-    use super::{DateTime, Datelike, TimeDelta, Utc};
-
-    /// `YYYY-MM` in Paris, by the rule of the law: summer time from the last Sunday of March to the last Sunday of
-    /// October, 01:00 UTC.
-    pub(super) fn paris_month(at: DateTime<Utc>) -> String {
-        let change = |month: u32| {
-            let last = chrono::NaiveDate::from_ymd_opt(at.year(), month, 31).expect("31 days");
-            let sunday = last - TimeDelta::days(last.weekday().num_days_from_sunday().into());
-            sunday.and_hms_opt(1, 0, 0).expect("a time").and_utc()
-        };
-        let summer = at >= change(3) && at < change(10);
-        (at + TimeDelta::hours(if summer { 2 } else { 1 })).format("%Y-%m").to_string()
-    }
+/// `YYYY-MM` in Paris, by the rule of the law: summer time from the last Sunday of March to the last Sunday of
+/// October, 01:00 UTC.
+fn paris_month(at: DateTime<Utc>) -> String {
+    let change = |month: u32| {
+        let last = NaiveDate::from_ymd_opt(at.year(), month, 31).expect("31 days");
+        let sunday = last - TimeDelta::days(last.weekday().num_days_from_sunday().into());
+        sunday.and_hms_opt(1, 0, 0).expect("a time").and_utc()
+    };
+    let summer = at >= change(3) && at < change(10);
+    (at + TimeDelta::hours(if summer { 2 } else { 1 })).format("%Y-%m").to_string()
 }
 
 /// A small generator, so that a seed is a run for ever (xorshift64*).
@@ -146,7 +141,12 @@ impl Books {
         let part = self.dice.cents().min(self.sales[n].left);
         self.sales[n].left -= part;
         let mut truth = Truth { at, cents: -part, stripe: None, shopify: None };
-        let named = self.dice.below(2) == 0;
+        // The shop's refund may name no payment: then its order tells, once its sale is shown.
+        let shown = !self
+            .late
+            .iter()
+            .any(|late| matches!(late, Late::Shopify(_, sold) if Some(sold) == self.sales[n].sold.as_ref()));
+        let named = self.dice.below(2) == 0 || !shown;
         let dispute = self.dice.below(4) == 0;
         let Sale { charge, sold, .. } = &self.sales[n];
         if let Some(charge) = charge {
