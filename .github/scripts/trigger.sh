@@ -7,8 +7,8 @@
 # empty meaning none: FORCE and DRY_RUN (true), MONTH (2026-11), DAYS (30), USER_ID (a uuid).
 #
 # The secret goes to curl through its standard input, so that it is in no URL and no process list.
-# Tried again is only what certainly did not run: a connection that was never made, and a 503, which the
-# routes answer before they plan anything. After a time-out the run may well be going on: look there.
+# Tried again is only a connection that was never made, and a 503: the database could not be reached, and
+# what was planned all the same is found by its keys. After a time-out the run is going on: look there.
 set -euo pipefail
 
 attempts=${TRIGGER_ATTEMPTS:-4}

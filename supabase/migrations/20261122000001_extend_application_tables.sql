@@ -42,7 +42,7 @@ alter table public.integration_tokens
 
 -- Who else claims the same account or shop; the table is small (one row for each integration).
 create index if not exists integration_tokens_account
-    on public.integration_tokens (provider, coalesce(stripe_account_id, shop_domain));
+    on public.integration_tokens (provider, (case provider when 'stripe' then stripe_account_id else shop_domain end));
 
 comment on column public.integration_tokens.activity_type is
     'Vente de marchandises, Prestation de services or Activité libérale; null: inferred once by the jobs, then kept';

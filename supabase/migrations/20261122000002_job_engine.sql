@@ -159,14 +159,14 @@ begin
         return 'lost';
     end if;
     if i.status <> 'queued' then
-        return 'settled';
+        return case i.status when 'superseded' then 'lost' else 'settled' end;
     end if;
     perform pgmq.set_vt('jobs_' || i.lane, i.msg_id, 60);     -- locks the message before the item
     select * into i from public.job_items where item_id = p_item_id for update;
     if i.lease_id is distinct from p_lease_id then
         return 'lost';
     end if;
-    return case when i.status = 'queued' then 'held' else 'settled' end;
+    return case i.status when 'queued' then 'held' when 'superseded' then 'lost' else 'settled' end;
 end $$;
 
 -- Writes an item's result and takes its message away. Call only on a held item.
@@ -285,7 +285,12 @@ begin
     end if;
     select * into i from public.job_items where item_id = p_item_id;
     if i.attempts >= 5 then
-        perform public.jobs_finish(p_item_id, 'failed', i.result, i.error);
+        perform public.jobs_finish(p_item_id, 'failed',
+            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error);
+        insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata)
+        select i.user_id, 'jobs', r.trigger, 'error', i.error ->> 'message',
+            jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code')
+        from public.job_runs r where r.run_id = i.run_id;
         return jsonb_build_object('state', 'failed', 'attempts', i.attempts);
     end if;
     -- Without a lease the old holder is fenced off, and a repeated call does not count twice.
@@ -358,7 +363,7 @@ begin
 end $$;
 
 -- What came of a run's items, whoever drained them.
---   {status, counts: {…}, in_flight, records, errors: [{code, message, count}],
+--   {counts: {…}, in_flight, records, errors: [{code, message, count}],
 --    results: [first p_limit results], results_total}
 create function public.jobs_report(p_run_id uuid, p_limit integer) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '25s' as $$
@@ -382,8 +387,9 @@ language sql stable security definer set search_path = '' set statement_timeout 
                 'partial', count(*) filter (where status = 'partial'),
                 'failed', count(*) filter (where status = 'failed'),
                 'superseded', count(*) filter (where status = 'superseded'),
-                -- Failed altogether or in part: what `errors` counts.
-                'erroneous', count(*) filter (where status = 'failed' or (status = 'partial' and error is not null)))
+                -- Failed altogether or in part, or waiting for another attempt: what `errors` counts.
+                'erred', count(*) filter (where status = 'failed'
+                    or (status in ('partial', 'queued') and error is not null)))
                 as counts,
             count(*) filter (where status = 'queued' and leased_until > clock_timestamp()) as in_flight,
             coalesce(sum((result ->> 'records')::bigint), 0) as records,

@@ -83,6 +83,12 @@ revoke all on public.integration_transactions, public.integration_state, public.
 
 -- Facts about an integration --------------------------------------------------------------------------------
 
+-- The account or shop that the user says it is.
+create function public.integration_account(t public.integration_tokens) returns text
+language sql immutable set search_path = '' as $$
+    select case t.provider when 'stripe' then t.stripe_account_id else t.shop_domain end;
+$$;
+
 -- What a proof is a proof of: this token for this account. Another token or account has to be proven anew.
 create function public.integration_fingerprint(t public.integration_tokens) returns text
 language sql immutable set search_path = '' as $$
@@ -121,14 +127,18 @@ $$;
 
 -- Plans one item for each due integration (p_kind sync_integration) or for each user who has one (sync_month).
 -- Items of the same subject that older runs left in the queue are superseded where the new one reads at least as
--- far back: always when they go on from the last success, else by their first Paris day.
+-- far back: always when they go on from the last success, else by their first Paris day. The new one accounts for
+-- what they had stored, and for their attempts.
 -- (Their messages stay; a claim that finds no item behind them deletes them.)
 -- With p_dry_run nothing is written.
+--
+-- Never by loops: statistics know nothing yet of the items that were just planned.
 --   {state: planned | joined | repeated | dry_run, run_id, plan: {items, skipped: {reason: n}, candidates?: […]}}
 create function public.jobs_plan_sync(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
     p_parameters jsonb, p_payload jsonb, p_user_id uuid, p_dry_run boolean
-) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
+) returns jsonb language plpgsql security definer
+set search_path = '' set statement_timeout = '28s' set enable_nestloop = off as $$
 declare
     opened jsonb;
     outline jsonb;
@@ -186,6 +196,30 @@ begin
         order by i.item_id for update of i) l;
     update public.job_items set status = 'superseded', settled_at = clock_timestamp() where item_id = any (needless);
 
+    with old as (
+        select * from public.job_items where item_id = any (needless)
+    ), taken_over as (
+        select s.subject,
+            -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
+            max(s.attempts) as attempts, (array_agg(s.error order by s.attempts desc))[1] as error,
+            -- Stored at a checkpoint: the new item's to account for, since to it these movements are not new.
+            case when bool_or(s.progress ? 'records') then jsonb_build_object(
+                'records', sum((s.progress ->> 'records')::bigint),
+                'by_provider', (
+                    select jsonb_object_agg(n.provider, n.n) from (
+                        select e.key as provider, sum(e.value::text::bigint) as n
+                        from old o, jsonb_each(o.progress -> 'by_provider') e
+                        where o.subject = s.subject group by e.key) n),
+                'months', (
+                    select coalesce(jsonb_agg(distinct m), '[]')
+                    from old o, jsonb_array_elements(o.progress -> 'months') m
+                    where o.subject = s.subject)) end as progress
+        from old s where s.attempts > 0 or s.progress ? 'records' group by s.subject
+    )
+    update public.job_items n
+    set attempts = o.attempts, error = o.error, progress = coalesce(o.progress, '{}')
+    from taken_over o where n.run_id = p_run_id and n.kind = p_kind and n.subject = o.subject;
+
     perform public.jobs_send_items(p_run_id);
     update public.job_runs set plan = outline where run_id = p_run_id;
     return opened || jsonb_build_object('plan', outline);
@@ -206,9 +240,7 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'proven_account', case when s.proof = public.integration_fingerprint(t) then s.account end,
         'token_expires_at', case when s.proof = public.integration_fingerprint(t) then s.token_expires_at end,
         -- Another account than the one read before has a history of its own: nothing of it was read yet.
-        'last_success_to', case when s.account = case t.provider
-            when 'stripe' then t.stripe_account_id else t.shop_domain end then s.last_success_to end)
-        order by i.item_id, t.provider), '[]')
+        'last_success_to', case when s.account = public.integration_account(t) then s.last_success_to end) order by i.item_id, t.provider), '[]')
     from public.job_items i
     -- Not by `or`: the subject is a key of its own in each case.
     cross join lateral (
@@ -228,7 +260,7 @@ declare
 begin
     select * into t from public.integration_tokens where id = p_integration_id;
     if t.id is null or t.access_token <> p_access_token
-        or p_account is distinct from (case t.provider when 'stripe' then t.stripe_account_id else t.shop_domain end) then
+        or p_account is distinct from public.integration_account(t) then
         return jsonb_build_object('proven', false);  -- the row was changed while we were proving it
     end if;
     insert into public.integration_state as s (user_id, provider, account, proof, proven_at)
@@ -238,7 +270,10 @@ begin
         -- Another account: nothing of it has been read.
         covered = case when s.account is distinct from excluded.account then '{}' else s.covered end,
         last_success_to = case when s.account is distinct from excluded.account then null else s.last_success_to end,
-        token_expires_at = null, refresh_token_expires_at = null, updated_at = clock_timestamp();
+        token_expires_at = case when s.account is not distinct from excluded.account then s.token_expires_at end,
+        refresh_token_expires_at =
+            case when s.account is not distinct from excluded.account then s.refresh_token_expires_at end,
+        updated_at = clock_timestamp();
     return jsonb_build_object('proven', true);
 end $$;
 
@@ -375,7 +410,7 @@ language sql stable security definer set search_path = '' set enable_nestloop = 
 $$;
 
 -- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up
--- to now), partial (something of it was never read, or is not in euros).
+-- to now), partial (something of it was never read, is not in euros, or may be reported twice).
 create function public.integration_month_status(p_user_id uuid, p_month date, p_as_of timestamptz) returns text
 language sql stable security definer set search_path = '' as $$
     with bounds as (
@@ -391,13 +426,24 @@ language sql stable security definer set search_path = '' as $$
         when exists (select from public.integration_transactions t
             where t.user_id = p_user_id and t.paris_month = p_month and public.integration_uncounted(t))
             then 'partial'
+        -- A refund of an order whose payment was never read: Stripe may report it, too.
+        when exists (select from public.integration_transactions t
+            where t.user_id = p_user_id and t.provider = 'shopify' and t.paris_month = p_month
+                and t.amount_minor < 0 and t.excluded is null
+                and t.refs <> '{}' and not exists (select from unnest(t.refs) r where r !~ '^gid:')
+                and not exists (select from public.integration_transactions p
+                    where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0 and p.refs && t.refs)
+                and exists (select from public.integration_state x
+                    where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null))
+            then 'partial'
         when coalesce(bool_and(s.covered @> tstzrange(b.starts, b.ends)), false) then 'complete'
-        when coalesce(bool_and(s.covered @> b.starts and (
+        when p_as_of < b.ends and coalesce(bool_and(s.covered @> b.starts and (
             -- One piece from the first instant on: no hole before what was read last.
             select count(*) = 1 from unnest(s.covered * tstzmultirange(tstzrange(b.starts, b.ends))) piece)), false)
             then 'provisional'
         else 'partial' end
-    from bounds b left join sources s on true;
+    from bounds b left join sources s on true
+    group by b.starts, b.ends;
 $$;
 
 -- Writes a user's totals of some months into ca_records. Call only under the user's lock.
@@ -416,7 +462,7 @@ begin
             select from public.ca_records r
             where r.id = l.record_id and r.user_id = l.user_id and r.source = 'auto_sync'
                 and r.amount_eur = l.written_eur and r.activity_type = l.activity
-                and make_date(r.year, r.month, 1) = l.month);
+                and r.year = extract(year from l.month) and r.month = extract(month from l.month));
 
     select coalesce(jsonb_agg(w), '[]') into wanted from (
         select month, activity, (sum(minor) / 100)::numeric(12, 2) as amount, jsonb_build_object(
@@ -431,6 +477,7 @@ begin
     -- 2. Nothing left to say: the row goes.
     delete from public.ca_records r using public.auto_sync_totals l
     where l.user_id = p_user_id and l.month = any (p_months) and l.locked_at is null and r.id = l.record_id
+        and r.source = 'auto_sync' and r.amount_eur = l.written_eur  -- not edited in this very moment
         and not exists (select from jsonb_to_recordset(wanted) as w (month date, activity text, amount numeric(12, 2), metadata jsonb) where w.month = l.month and w.activity = l.activity);
     delete from public.auto_sync_totals l
     where l.user_id = p_user_id and l.month = any (p_months) and l.locked_at is null
@@ -446,6 +493,7 @@ begin
     from jsonb_to_recordset(wanted) as w (month date, activity text, amount numeric(12, 2), metadata jsonb)
     join public.auto_sync_totals l on l.user_id = p_user_id and l.month = w.month and l.activity = w.activity
     where l.locked_at is null and r.id = l.record_id
+        and r.source = 'auto_sync' and r.amount_eur = l.written_eur  -- not edited in this very moment
         and (r.amount_eur is distinct from w.amount or r.metadata is distinct from w.metadata);
     update public.auto_sync_totals l
     set written_eur = w.amount, computed_eur = w.amount, updated_at = clock_timestamp()
@@ -453,8 +501,15 @@ begin
     where l.user_id = p_user_id and l.month = w.month and l.activity = w.activity and l.locked_at is null
         and l.written_eur is distinct from w.amount;
 
-    -- 4. New rows. One that is already there under our key was not written by us: theirs.
-    with missing as (
+    -- 4. New rows. One that is already there under our key was not written by us: theirs. And where a row of the
+    -- month that the user has taken over stands for money whose activity has changed since, that money is counted
+    -- already.
+    with taken as (
+        select distinct l.month from public.auto_sync_totals l
+        where l.user_id = p_user_id and l.month = any (p_months) and l.locked_at is not null
+            and not exists (select from jsonb_to_recordset(wanted) as w (month date, activity text)
+                where w.month = l.month and w.activity = l.activity)
+    ), missing as (
         select w.*, to_char(w.month, 'YYYY-MM') || '/' || w.activity as key from jsonb_to_recordset(wanted) as w (month date, activity text, amount numeric(12, 2), metadata jsonb)
         where not exists (select from public.auto_sync_totals l
             where l.user_id = p_user_id and l.month = w.month and l.activity = w.activity)
@@ -462,7 +517,7 @@ begin
         insert into public.ca_records (user_id, year, month, activity_type, amount_eur, source, external_id, metadata)
         select p_user_id, extract(year from m.month)::integer, extract(month from m.month)::integer,
             m.activity, m.amount, 'auto_sync', m.key, m.metadata
-        from missing m
+        from missing m where m.month not in (select month from taken)
         on conflict (user_id, external_id) where source = 'auto_sync' do nothing
         returning id, external_id
     )
@@ -622,7 +677,8 @@ begin
                     where x.user_id = p_user_id and x.provider = part.provider);
             end if;
             if s.first_month is null then
-                s.first_month := date_trunc('month', p_as_of at time zone 'Europe/Paris')::date;
+                -- A replay must not reach into months before the connection: the user has typed those.
+                s.first_month := date_trunc('month', greatest(p_as_of, t.connected_at) at time zone 'Europe/Paris')::date;
                 s.counted := s.counted + datemultirange(daterange(s.first_month, null));
             end if;
             if part.count_month and p_month is not null then
@@ -649,12 +705,13 @@ begin
             set last_sync_at = greatest(k.last_sync_at, p_as_of), last_error = null, updated_at = clock_timestamp()
             where k.id = part.integration_id;
             update public.integration_state k
-            -- Connected to another account while this one was read: that one was not read by it.
-            set covered = case when k.account is distinct from part.account then k.covered else k.covered + tstzmultirange(
-                    tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz)) end,
+            -- Where the user has connected another account meanwhile, nothing of that one was read.
+            set covered = case when k.account = part.account then k.covered + tstzmultirange(
+                    tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz))
+                    else k.covered end,
                 last_success_at = clock_timestamp(),
                 -- Only these windows follow one another without a hole; a month read on request does not.
-                last_success_to = case when i.kind = 'sync_integration' and k.account is not distinct from part.account
+                last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
                     then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
                 failures = 0, failed_at = null, failure = null, updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider;
@@ -692,16 +749,19 @@ begin
         when failed > 0 or flawed then 'partial'
         else 'done' end;
     answer := jsonb_strip_nulls(jsonb_build_object(
-        'user_id', p_user_id, 'provider', case when p_month is null then p_parts -> 0 ->> 'provider' end,
+        'user_id', case when p_month is null then p_user_id end,
+        'provider', case when p_month is null then p_parts -> 0 ->> 'provider' end,
         'records', records,
         'status', case outcome when 'failed' then 'error' when 'partial' then 'partial' else 'success' end,
         'error', first_error, 'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
         'unknown_movements', nullif(unknown, '{}')));
     if p_month is not null then
         answer := answer || (
-            select jsonb_build_object('userId', p_user_id, 'totalCA', coalesce(sum(f.amount), 0),
-                'details', coalesce(jsonb_agg(
-                    jsonb_build_object('source', f.provider, 'amount', f.amount) order by f.provider), '[]'),
+            -- Not read to its end: no figure rather than a wrong one.
+            select jsonb_build_object('userId', p_user_id,
+                'totalCA', case when outcome <> 'failed' then coalesce(sum(f.amount), 0) end,
+                'details', case when outcome = 'failed' then '[]' else coalesce(jsonb_agg(
+                    jsonb_build_object('source', f.provider, 'amount', f.amount) order by f.provider), '[]') end,
                 'month_status', public.integration_month_status(p_user_id, p_month, p_as_of))
             from (select c.provider, (sum(c.amount_minor)::numeric / 100)::numeric(14, 2) as amount
                   from public.integration_countable(p_user_id, array[p_month], false) c group by c.provider) f);
@@ -721,7 +781,7 @@ begin
             'also_claimed_by', nullif((
                 select count(*) from public.integration_tokens mine
                 join public.integration_tokens other on other.provider = mine.provider and other.user_id <> mine.user_id
-                    and coalesce(other.stripe_account_id, other.shop_domain) = coalesce(mine.stripe_account_id, mine.shop_domain)
+                    and public.integration_account(other) = public.integration_account(mine)
                 where mine.id = (e ->> 'integration_id')::uuid), 0)))
     from jsonb_array_elements(p_parts) e;
 
@@ -731,6 +791,7 @@ end $$;
 
 revoke all on function
     public.integration_uncounted(public.integration_transactions),
+    public.integration_account(public.integration_tokens),
     public.integration_fingerprint(public.integration_tokens),
     public.integration_infer_activity(uuid, text),
     public.integration_candidates(uuid, timestamptz),

@@ -5,4 +5,5 @@ mod deployment;
 mod promises;
 mod sync;
 mod trigger;
+mod trouble;
 mod world;

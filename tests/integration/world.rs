@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use local_stack::{Environment, Stack, shopify, stripe};
+use local_stack::{Environment, Stack, database::Template, shopify, stripe};
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::Value;
 use sqlx::PgPool;
@@ -54,8 +54,13 @@ impl Answer {
 
 impl World {
     pub(crate) async fn new() -> Result<Self> {
+        Self::over(Template::Migrated).await
+    }
+
+    /// Over a database of another making, for instance without our migrations.
+    pub(crate) async fn over(template: Template) -> Result<Self> {
         let stack = Stack::shared().await?;
-        let environment = stack.environment().await?;
+        let environment = stack.environment_from(template).await?;
         let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start().await?);
         let mut vars: HashMap<String, String> =
             environment.env_vars().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
@@ -84,6 +89,14 @@ impl World {
 
     pub(crate) fn unset(&mut self, name: &str) {
         self.vars.remove(name);
+    }
+
+    /// Sets or takes away a variable; answers what it was.
+    pub(crate) fn replace(&mut self, name: &str, value: Option<String>) -> Option<String> {
+        match value {
+            Some(value) => self.vars.insert(name.to_owned(), value),
+            None => self.vars.remove(name),
+        }
     }
 
     /// Starts a function's process.
@@ -249,6 +262,11 @@ impl Function {
         Ok(Self { path: format!("/api/{folder}/{name}"), port, process, log })
     }
 
+    /// Its address, without a query.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}{}", self.port, self.path)
+    }
+
     pub(crate) fn log(&self) -> String {
         self.log.lock().expect("not poisoned").clone()
     }
@@ -264,7 +282,7 @@ impl Function {
         authorization: Option<&str>,
     ) -> Result<Answer> {
         let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-        let url = format!("http://127.0.0.1:{}{}{query}", self.port, self.path);
+        let url = format!("{}{query}", self.url());
         let mut request = jobs::http::client()?.request(method, url);
         if let Some(authorization) = authorization {
             request = request.header("authorization", authorization);

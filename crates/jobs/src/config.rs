@@ -155,21 +155,24 @@ impl Config {
     /// Reads the variables that `get` knows.
     pub fn read(get: &dyn Fn(&str) -> Option<String>) -> Self {
         let env = Environment(get);
+        let mut own_url_faults = Faults::default();
+        let own_url = own_url(&env, &mut own_url_faults);
         Self {
             cron_secret: env.get("CRON_SECRET").map(SecretString::from),
             supabase: supabase(&env),
-            tuning: tuning(&env),
+            tuning: tuning(&env, own_url_faults),
             integrations: integrations(&env),
-            own_url: own_url(&env),
+            own_url,
         }
     }
 
-    /// What every task needs, or all that is missing of it.
+    /// What every task needs, or all that is wrong: then also what single tasks would stumble over next.
     pub fn everybody(&self) -> Result<(&SupabaseConfig, Tuning), Faults> {
         match (&self.supabase, &self.tuning) {
             (Ok(supabase), Ok(tuning)) => Ok((supabase, *tuning)),
             (supabase, tuning) => {
-                let faults = [supabase.as_ref().err(), tuning.as_ref().err()];
+                let faults =
+                    [supabase.as_ref().err(), tuning.as_ref().err(), self.integrations.as_ref().err()];
                 Err(Faults(faults.into_iter().flatten().flat_map(|faults| faults.0.clone()).collect()))
             }
         }
@@ -230,12 +233,11 @@ fn jwt_role(token: &str) -> Option<String> {
     Some(claims.get("role")?.as_str()?.to_owned())
 }
 
-fn tuning(env: &Environment) -> Result<Tuning, Faults> {
-    let mut faults = Faults::default();
+fn tuning(env: &Environment, mut faults: Faults) -> Result<Tuning, Faults> {
     let concurrency = env.number("JOB_CONCURRENCY", 1..=256, 32, &mut faults);
-    let budget_seconds = env.number("JOB_BUDGET_SECONDS", 1..=780, 270, &mut faults);
+    let budget_seconds = env.number("JOB_BUDGET_SECONDS", 1..=270, 270, &mut faults);
     let replay_max_days = env.number("REPLAY_MAX_DAYS", 0..=366, 35, &mut faults);
-    let from_hour = env.number("MARKETING_FROM_HOUR", 0..=23, 7, &mut faults);
+    let from_hour = env.number("MARKETING_FROM_HOUR", 0..=10, 7, &mut faults);
     let tuning = Tuning {
         concurrency: usize::try_from(concurrency).unwrap_or(32),
         budget_seconds,
@@ -286,14 +288,14 @@ fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
 }
 
 /// The deployment's own address, in production only: the Bearer secret goes nowhere else.
-fn own_url(env: &Environment) -> Option<Url> {
+fn own_url(env: &Environment, faults: &mut Faults) -> Option<Url> {
     if env.get("VERCEL_ENV").as_deref() != Some("production") {
         return None;
     }
     let address = env
         .get("JOBS_BASE_URL")
         .or_else(|| env.get("VERCEL_PROJECT_PRODUCTION_URL").map(|host| format!("https://{host}")))?;
-    Environment::url("JOBS_BASE_URL", &address, &mut Faults::default())
+    Environment::url("JOBS_BASE_URL", &address, faults)
 }
 
 impl fmt::Debug for SupabaseKey {
@@ -303,5 +305,128 @@ impl fmt::Debug for SupabaseKey {
             Self::LegacyJwt(_) => "service_role",
         };
         f.write_str(kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    /// A JWT with this role; only the claims are looked at.
+    fn jwt(role: &str) -> String {
+        use base64::Engine as _;
+        let claims = format!(r#"{{"role":"{role}"}}"#);
+        format!("eyJh.{}.x", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    fn sound() -> HashMap<&'static str, String> {
+        HashMap::from([
+            ("CRON_SECRET", "secret-value".to_owned()),
+            ("SUPABASE_URL", "https://ref.supabase.co".to_owned()),
+            ("SUPABASE_SECRET_KEY", "sb_secret_value".to_owned()),
+            ("STRIPE_SECRET_KEY", "sk_live_value".to_owned()),
+            ("SHOPIFY_CLIENT_ID", "client-value".to_owned()),
+            ("SHOPIFY_CLIENT_SECRET", "shared-value".to_owned()),
+            ("ENCRYPTION_KEY", "0123456789abcdef0123456789abcdef".to_owned()),
+        ])
+    }
+
+    fn read(vars: &HashMap<&'static str, String>) -> Config {
+        Config::read(&|name| vars.get(name).cloned())
+    }
+
+    /// All faults of a configuration, as one text.
+    fn faults(vars: &HashMap<&'static str, String>) -> String {
+        let config = read(vars);
+        let parts = [config.everybody().err(), config.integrations.err()];
+        parts.into_iter().flatten().map(|faults| faults.to_string()).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn a_sound_configuration_has_no_fault() {
+        assert_eq!(faults(&sound()), "");
+    }
+
+    #[test]
+    fn everything_that_is_missing_is_named_at_once() {
+        let faults = faults(&HashMap::new());
+        for name in ["SUPABASE_URL", "SUPABASE_SECRET_KEY"] {
+            assert!(faults.lines().next().unwrap().contains(name), "{name}: {faults}");
+        }
+        for name in ["STRIPE_SECRET_KEY", "SHOPIFY_CLIENT_ID", "SHOPIFY_CLIENT_SECRET", "ENCRYPTION_KEY"] {
+            assert!(faults.lines().nth(1).unwrap().contains(name), "{name}: {faults}");
+        }
+    }
+
+    #[rstest]
+    #[case("SUPABASE_URL", "not a url")]
+    #[case("SUPABASE_URL", "http://ref.supabase.co")]
+    #[case("SUPABASE_URL", "https://user:value@ref.supabase.co")]
+    #[case("SUPABASE_SECRET_KEY", "sb_publishable_value")]
+    #[case("SUPABASE_SECRET_KEY", "value")]
+    #[case("STRIPE_SECRET_KEY", "pk_live_value")]
+    #[case("ENCRYPTION_KEY", "value-too-short")]
+    #[case("SHOPIFY_API_BASE", "https://value.example")]
+    #[case("STRIPE_API_BASE", "value")]
+    #[case("JOB_CONCURRENCY", "0")]
+    #[case("JOB_BUDGET_SECONDS", "value")]
+    #[case("REPLAY_MAX_DAYS", "-1")]
+    #[case("MARKETING_FROM_HOUR", "11")]
+    #[case("MARKETING_FROM_HOUR", "24")]
+    #[case("STRIPE_SECRET_KEY", "   ")]
+    fn a_fault_is_named_and_its_value_is_not(#[case] name: &'static str, #[case] value: &str) {
+        let mut vars = sound();
+        vars.insert(name, value.to_owned());
+        let faults = faults(&vars);
+        assert!(faults.contains(name), "{faults}");
+        assert!(!faults.contains("value"), "{faults}");
+    }
+
+    #[test]
+    fn an_anonymous_key_is_told_apart_before_the_first_request() {
+        let mut vars = sound();
+        vars.insert("SUPABASE_SECRET_KEY", jwt("anon"));
+        assert!(faults(&vars).contains("anonyme"));
+        vars.insert("SUPABASE_SECRET_KEY", jwt("service_role"));
+        assert_eq!(faults(&vars), "");
+    }
+
+    #[test]
+    fn either_variable_may_hold_either_kind_of_key() {
+        let mut vars = sound();
+        let secret = vars.remove("SUPABASE_SECRET_KEY").unwrap();
+        vars.insert("SUPABASE_SERVICE_ROLE_KEY", secret);
+        let url = vars.remove("SUPABASE_URL").unwrap();
+        vars.insert("NEXT_PUBLIC_SUPABASE_URL", url);
+        assert_eq!(faults(&vars), "");
+    }
+
+    #[test]
+    fn white_space_around_a_value_is_not_part_of_it_and_blank_is_missing() {
+        use secrecy::ExposeSecret;
+        let mut vars = sound();
+        vars.insert("CRON_SECRET", "secret-value\n".to_owned());
+        assert_eq!(read(&vars).cron_secret.unwrap().expose_secret(), "secret-value");
+        vars.insert("CRON_SECRET", " \n ".to_owned());
+        assert!(read(&vars).cron_secret.is_none());
+    }
+
+    #[test]
+    fn a_deployment_calls_itself_in_production_only() {
+        let mut vars = sound();
+        vars.insert("VERCEL_PROJECT_PRODUCTION_URL", "jobs.example".to_owned());
+        assert_eq!(read(&vars).own_url, None);
+        vars.insert("VERCEL_ENV", "preview".to_owned());
+        assert_eq!(read(&vars).own_url, None);
+        vars.insert("VERCEL_ENV", "production".to_owned());
+        assert_eq!(read(&vars).own_url.unwrap().as_str(), "https://jobs.example/");
+        vars.insert("JOBS_BASE_URL", "https://cron.example".to_owned());
+        assert_eq!(read(&vars).own_url.unwrap().as_str(), "https://cron.example/");
+        vars.insert("JOBS_BASE_URL", "cron.example".to_owned());
+        assert!(faults(&vars).contains("JOBS_BASE_URL"));
     }
 }

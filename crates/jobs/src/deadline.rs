@@ -39,6 +39,13 @@ impl Deadline {
         Self { new_work_until: new_work_until.min(requests_until), requests_until }
     }
 
+    /// The same, with requests ending this much earlier: for work whose end is still to be written down.
+    #[must_use]
+    pub fn reserving(self, span: Duration) -> Self {
+        let requests_until = self.requests_until.checked_sub(span).unwrap_or(self.requests_until);
+        Self::new(self.new_work_until, requests_until)
+    }
+
     /// Whether another piece of work may be begun.
     pub fn may_start_work(&self) -> bool {
         Instant::now() < self.new_work_until
@@ -104,6 +111,15 @@ mod tests {
         assert_eq!(before, Instant::now(), "a refused sleep takes no time");
         assert_eq!(deadline.sleep(Duration::from_secs(9)).await, Ok(()));
         assert_eq!(deadline.sleep(Duration::from_secs(1)).await, Err(OutOfTime));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reserve_is_left_to_the_caller() {
+        let whole = deadline(270, 290);
+        let work = whole.reserving(Duration::from_secs(10));
+        tokio::time::advance(Duration::from_secs(280)).await;
+        assert_eq!(work.request_timeout(Duration::from_secs(30)), None);
+        assert_eq!(whole.request_timeout(Duration::from_secs(30)), Some(Duration::from_secs(10)));
     }
 
     #[tokio::test(start_paused = true)]

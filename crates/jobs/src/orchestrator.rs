@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    queue::Lane,
     schedule::Task,
     tasks::{Call, Context, TaskError, TaskOutcome, drain_lanes, monthly_sync, sync_integrations},
 };
@@ -103,38 +102,44 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Dra
         let message = "Une autre exécution vide déjà la file.".to_owned();
         return Ok(Drained { settled: 0, errors: 0, message: Some(message) });
     }
-    let lanes = drain_lanes(context, &Lane::ALL).await;
-    let goes_on = matches!(&lanes, Ok(lanes) if lanes.iter().any(|lane| lane.out_of_time)) && hop < MOST_HOPS;
-    if goes_on {
-        go_on(context, chain, hop + 1).await;
-    } else {
+    let lanes = drain_lanes(context).await;
+    let left = matches!(&lanes, Ok(lanes) if lanes.iter().any(|lane| lane.out_of_time));
+    let goes_on = left && hop < MOST_HOPS && go_on(context, chain, hop + 1).await;
+    if !goes_on {
         context.queue.hold_chain(chain, Duration::ZERO, &context.deadline).await?;
     }
     let lanes = lanes?;
     let closed: u64 = context.supabase.rpc("jobs_close_runs", &json!({}), &context.deadline).await?;
     let settled = lanes.iter().map(|lane| lane.settled).sum();
+    let failed: u64 = lanes.iter().map(|lane| lane.failed).sum();
     let blocked: Vec<_> = lanes.iter().filter_map(|lane| lane.blocked.as_ref()).collect();
-    tracing::info!(%chain, hop, settled, closed, goes_on, "queue drained");
+    tracing::info!(%chain, hop, settled, failed, closed, left, goes_on, "queue drained");
+    let message = blocked.first().map(|failure| failure.message.clone());
     Ok(Drained {
         settled,
-        errors: blocked.len() as u64,
-        message: blocked.first().map(|failure| failure.message.clone()),
+        errors: failed + blocked.len() as u64 + u64::from(left && !goes_on),
+        message: message.or_else(|| {
+            (left && !goes_on)
+                .then(|| "Du travail reste dans la file ; le prochain cron le reprendra.".to_owned())
+        }),
     })
 }
 
 /// Asks this deployment to go on with what is queued. Only the configured address ever gets the secret; where
 /// none is known (a preview, a developer's machine) the next cron goes on.
-async fn go_on(context: &Context, chain: Uuid, hop: u32) {
+/// Says whether it will.
+async fn go_on(context: &Context, chain: Uuid, hop: u32) -> bool {
     let (Some(own), Some(secret)) = (&context.config.own_url, &context.config.cron_secret) else {
         tracing::info!("work is left for the next cron");
-        return;
+        return false;
     };
     let (Ok(url), Some(timeout), Ok(bearer)) = (
         own.join("/api/cron/drain-queue"),
         context.deadline.request_timeout(Duration::from_secs(10)),
         bearer(secret),
     ) else {
-        return;
+        tracing::error!(%chain, hop, "no time is left to ask drain-queue to go on");
+        return false;
     };
     let request = context
         .http
@@ -146,12 +151,15 @@ async fn go_on(context: &Context, chain: Uuid, hop: u32) {
     match crate::http::fetch(request, timeout).await {
         Ok(answer) if answer.status.is_success() => {
             tracing::info!(%chain, hop, "the next invocation goes on");
+            true
         }
         Ok(answer) => {
             tracing::error!(%chain, hop, status = answer.status.as_u16(), "drain-queue refused to go on");
+            false
         }
         Err(error) => {
             tracing::error!(%chain, hop, %error, "drain-queue did not answer");
+            false
         }
     }
 }

@@ -20,11 +20,15 @@ use uuid::Uuid;
 use crate::postgres::Cluster;
 
 const PLATFORM: &str = include_str!("../sql/00_platform.sql");
-const APPLICATION: &str = include_str!("../sql/10_application.sql");
+/// The first migration: on an empty project it makes the application's tables as production has them.
+const APPLICATION: &str =
+    include_str!("../../../supabase/migrations/20261122000000_application_baseline.sql");
 
 /// What a database is a copy of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Template {
+    /// A new Supabase project: the platform and pgmq, no table of anybody's.
+    Platform,
     /// The platform, pgmq and the application's tables: what our migrations are applied to.
     Application,
     /// The same with our migrations.
@@ -34,6 +38,7 @@ pub enum Template {
 impl Template {
     fn name(self) -> &'static str {
         match self {
+            Self::Platform => "template_platform",
             Self::Application => "template_application",
             Self::Migrated => "template_migrated",
         }
@@ -69,15 +74,19 @@ pub fn migrations() -> Result<Vec<Migration>> {
 
 /// Makes both templates; once per cluster.
 pub async fn make_templates(cluster: &Cluster) -> Result<()> {
-    let (application, migrated) = (Template::Application.name(), Template::Migrated.name());
+    let [platform, application, migrated] =
+        [Template::Platform, Template::Application, Template::Migrated].map(Template::name);
     let mut server = cluster.connect("postgres").await?;
-    run(&mut server, &format!("create database {application} is_template true")).await?;
-
-    let pool = pool(cluster.options(application));
+    run(&mut server, &format!("create database {platform} is_template true")).await?;
+    let pool = pool(cluster.options(platform));
     apply(&pool, "00_platform.sql", PLATFORM).await?;
-    apply(&pool, "10_application.sql", APPLICATION).await?;
     // An extension on Supabase, plain SQL here.
     pgmq::install::install_sql_from_embedded(&pool).await.context("cannot install pgmq")?;
+    pool.close().await;
+
+    run(&mut server, &format!("create database {application} template {platform} is_template true")).await?;
+    let pool = self::pool(cluster.options(application));
+    apply(&pool, "application_baseline.sql", APPLICATION).await?;
     pool.close().await;
 
     run(&mut server, &format!("create database {migrated} template {application} is_template true")).await?;

@@ -15,7 +15,9 @@
 
 mod bucket;
 pub mod database;
+pub mod demo;
 pub mod faults;
+pub mod functions;
 pub mod gateway;
 pub mod keys;
 pub mod npm;
@@ -25,10 +27,12 @@ pub mod postgrest;
 pub mod process;
 mod proxy;
 pub mod resend;
+pub mod seed;
 pub mod shopify;
 mod stack;
 pub mod stripe;
 mod unprivileged;
 pub mod vendor_schemas;
+pub mod vercel;
 
 pub use stack::{Environment, Stack};

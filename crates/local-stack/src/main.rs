@@ -1,26 +1,37 @@
-//! The local stack by hand: `cargo stack up`.
+//! The local stack by hand: `cargo stack demo`, `cargo stack up`.
+
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use local_stack::Stack;
+use local_stack::{Stack, demo};
 
 const USAGE: &str = "\
-Usage: local-stack COMMAND
+Usage: cargo stack COMMAND
 
 Commands:
-  up    start PostgreSQL, PostgREST, the gateway and Resend, until Ctrl-C";
+  demo [--once]  the whole product with users in it: calls the crons and the manual routes through `vercel dev`,
+                 shows answers and changes, and stays up until Ctrl-C; with --once it stops after the round, with
+                 exit code 1 when an answer was not what it must be
+  up             PostgreSQL, PostgREST, the gateway and Resend, until Ctrl-C";
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["up"] => up().await,
+        ["demo"] => demo::run(false).await.map(code),
+        ["demo", "--once"] => demo::run(true).await.map(code),
+        ["up"] => up().await.map(|()| ExitCode::SUCCESS),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
         [] => bail!("which command?\n\n{USAGE}"),
-        [command, ..] => bail!("`{command}` is not a command, or takes no arguments\n\n{USAGE}"),
+        [command, ..] => bail!("`{command}` is not a command, or takes no such arguments\n\n{USAGE}"),
     }
+}
+
+fn code(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Starts everything, says where it is, and waits for Ctrl-C.

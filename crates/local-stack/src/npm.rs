@@ -50,15 +50,6 @@ impl Set {
         }
     }
 
-    /// How npm installs what the lock says.
-    fn command(self) -> &'static [&'static str] {
-        match self {
-            Self::Stack | Self::Schemas => &["ci"],
-            // Its native part for another platform is not in the lock; `npm ci` wants all or nothing.
-            Self::Vercel => &["install", "--no-save"],
-        }
-    }
-
     /// What an install script would have done.
     fn finish(self, directory: &Path) -> Result<()> {
         match self {
@@ -124,8 +115,7 @@ fn install_into(set: Set, parts: &Path, directory: &Path) -> Result<()> {
     fs::write(fresh.path().join("package.json"), manifest)?;
     fs::write(fresh.path().join("package-lock.json"), package_lock)?;
     run(Command::new("npm")
-        .args(set.command())
-        .args(["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])
+        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])
         .current_dir(fresh.path()))?;
     set.finish(fresh.path())?;
     // Only now may others read it: temporary directories are private, and PostgreSQL may run as another user.

@@ -7,8 +7,8 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, File},
-    io::{self, PipeWriter},
+    fs::File,
+    io::{self, PipeWriter, Read, Seek, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{self, ExitStatus, Stdio},
@@ -135,6 +135,8 @@ impl Command {
             Path::new(&self.program).file_name().unwrap_or(&self.program).to_string_lossy().into_owned();
         let (theirs, ours) = io::pipe().context("cannot make a pipe")?;
         let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        // Ours, so that what the child wrote can still be read once its directory is removed.
+        let written = File::open(&self.log).with_context(|| format!("cannot read {}", self.log.display()))?;
         let mut watchdog = process::Command::new("/bin/sh");
         watchdog
             .args(["-c", WATCHDOG, "watchdog", self.stop.names()])
@@ -160,7 +162,7 @@ impl Command {
             watchdog.current_dir(directory);
         }
         let watchdog = watchdog.spawn().with_context(|| format!("cannot start {name}"))?;
-        Ok(Child { name, log: self.log, watchdog, lifeline: Some(ours) })
+        Ok(Child { name, log: self.log, written, watchdog, lifeline: Some(ours) })
     }
 }
 
@@ -169,6 +171,7 @@ impl Command {
 pub struct Child {
     name: String,
     log: PathBuf,
+    written: File,
     watchdog: process::Child,
     /// The pipe that keeps the child alive: closed by [`Drop`], or by the system when we die.
     lifeline: Option<PipeWriter>,
@@ -180,15 +183,37 @@ impl Child {
         self.watchdog.try_wait().ok().flatten()
     }
 
+    /// Stops the child, without waiting until it is gone.
+    pub fn stop(&mut self) {
+        drop(self.lifeline.take());
+    }
+
+    /// Sends the child a signal; it goes on living if it likes to.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        let lifeline = self.lifeline.as_mut().context("the child is being stopped")?;
+        writeln!(lifeline, "{}", signal.names()).with_context(|| format!("{} is gone", self.name))
+    }
+
+    /// Where the child writes.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// Waits for the child to end by itself. Blocks.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         self.watchdog.wait().with_context(|| format!("cannot wait for {}", self.name))
     }
 
+    /// What the child has written so far, also when it and its directory are gone.
+    pub fn output(&self) -> String {
+        let (mut output, mut written) = (Vec::new(), &self.written);
+        let read = written.rewind().and_then(|()| written.read_to_end(&mut output));
+        read.map(|_| String::from_utf8_lossy(&output).into_owned()).unwrap_or_default()
+    }
+
     /// The last lines that the child wrote.
     pub fn log_tail(&self) -> String {
-        let log = fs::read(&self.log).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
+        let log = self.output();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
@@ -198,6 +223,21 @@ impl Child {
         let tail = self.log_tail();
         let tail = if tail.is_empty() { "(it wrote nothing)" } else { &tail };
         anyhow!("{} {what}; its log ends with:\n{tail}", self.name)
+    }
+
+    /// Waits until the child has ended by itself or by a [`signal`](Self::signal); `None` when it is still there
+    /// after `patience`.
+    pub async fn ended(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.exited() {
+                return Some(status);
+            }
+            if Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Asks `ready` every few milliseconds until it answers yes; fails when the child ends first, or takes
@@ -222,7 +262,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        drop(self.lifeline.take());
+        self.stop();
         // The watchdog kills after five seconds, so this ends.
         let _ = self.watchdog.wait();
     }

@@ -49,17 +49,20 @@ pub(super) struct Answer {
     status: u16,
     headers: Vec<(&'static str, &'static str)>,
     body: String,
+    /// What [`error`](Self::error) was given.
+    complaint: Option<String>,
 }
 
 impl Answer {
     pub(super) fn json(status: u16, fields: &Fields) -> Self {
         let body =
             if fields.is_empty() { String::new() } else { serde_json::to_string(fields).unwrap_or_default() };
-        Self { status, headers: Vec::new(), body }
+        Self { status, headers: Vec::new(), body, complaint: None }
     }
 
     pub(super) fn error(status: u16, message: &str) -> Self {
-        Self::json(status, &Fields::new().with("error", message))
+        let complaint = Some(message.to_owned());
+        Self { complaint, ..Self::json(status, &Fields::new().with("error", message)) }
     }
 
     pub(super) fn empty(status: u16) -> Self {
@@ -69,6 +72,11 @@ impl Answer {
     pub(super) fn with_header(mut self, name: &'static str, value: &'static str) -> Self {
         self.headers.push((name, value));
         self
+    }
+
+    /// The message of an error, for the log.
+    pub(super) fn complaint(&self) -> Option<&str> {
+        self.complaint.as_deref()
     }
 
     pub(super) fn status(&self) -> u16 {

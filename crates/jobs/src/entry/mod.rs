@@ -18,6 +18,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use http_body_util::{BodyExt, Limited};
 use serde_json::json;
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
@@ -36,11 +37,15 @@ use crate::{
     orchestrator,
     queue::Queue,
     supabase::Supabase,
-    tasks::{Call, Context},
+    tasks::{Call, Context, Trigger},
 };
 
 /// From here to the platform's 300 seconds: the last answers, the log row, the report.
 const REQUESTS_AFTER_BUDGET: Duration = Duration::from_secs(20);
+
+/// No route takes a body: enough to see that there is none.
+const LARGEST_BODY: usize = 1024;
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves one function until the platform stops it.
 pub fn serve(route: Route) -> ExitCode {
@@ -127,17 +132,21 @@ impl App {
 /// Answers every request with JSON; a panic or a fault anywhere becomes an opaque 500.
 async fn handle(app: Arc<App>, request: Request, state: AppState) -> Result<Response<ResponseBody>, Error> {
     let (now, begun) = (Utc::now(), Instant::now());
-    let method = request.method().clone();
-    let (sender, receiver) = oneshot::channel();
-    let route = app.route;
-    state.clone().wait_until(async move {
-        let answer = respond(app, request, state, now, begun).await;
-        // Nobody listens any more: the client is gone, the work is done all the same.
-        let _ = sender.send(answer);
-    });
-    let answer = receiver.await.unwrap_or_else(|_| Answer::error(500, "Erreur interne ; voir les journaux."));
+    let (method, route) = (request.method().clone(), app.route);
+    let answer = see_through(&state, respond(app, request, state.clone(), now, begun)).await;
     log::request(route.path(), method.as_str(), answer.status(), begun.elapsed());
     Ok(answer.into_response())
+}
+
+/// Runs the work where neither SIGTERM nor a client that hangs up cuts it; a panic becomes an opaque 500.
+async fn see_through(state: &AppState, work: impl Future<Output = Answer> + Send + 'static) -> Answer {
+    let (sender, receiver) = oneshot::channel();
+    state.wait_until(async move {
+        let answer = work.await;
+        // Nobody listens any more where the client is gone: the work is done all the same.
+        let _ = sender.send(answer);
+    });
+    receiver.await.unwrap_or_else(|_| Answer::error(500, "Erreur interne ; voir les journaux."))
 }
 
 async fn respond(
@@ -147,27 +156,43 @@ async fn respond(
     now: DateTime<Utc>,
     begun: Instant,
 ) -> Answer {
-    let replay_max_days = app.config.tuning.as_ref().map_or(0, |tuning| tuning.replay_max_days);
+    let (request, body) = request.into_parts();
+    // A broken configuration is said as such, not as a bad parameter.
+    let replay_max_days = app.config.tuning.as_ref().map_or(u16::MAX, |tuning| tuning.replay_max_days);
     let header =
-        |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or("\0").to_owned());
+        |name: &str| request.headers.get(name).map(|value| value.to_str().unwrap_or("\0").to_owned());
     let authorization = header("authorization");
     let incoming = Incoming {
-        method: request.method().as_str(),
-        query: request.uri().query().unwrap_or_default(),
+        method: request.method.as_str(),
+        query: request.uri.query().unwrap_or_default(),
         authorization: authorization.as_deref(),
     };
     let admission = admit(app.route, &incoming, app.config.cron_secret.as_ref(), replay_max_days, now);
     if app.config.cron_secret.is_none() {
         tracing::error!("CRON_SECRET is not set: nobody is let in");
     }
+    let refused = matches!(admission, Admission::Refuse(_));
+    let admission = if refused || is_empty(body).await {
+        admission
+    } else {
+        Admission::Refuse(request::parameters_in_body())
+    };
     match admission {
         Admission::Refuse(answer) => {
             // Whoever knows the secret leaves a trace, also of a mistake.
             if answer.status() == 400
                 && let Ok(context) = app.context(now, begun)
             {
-                log::call(&context, app.route.path(), "manual", "error", 0, Some(answer.body()), &json!({}))
-                    .await;
+                log::call(
+                    &context,
+                    app.route.path(),
+                    app.route.log_type(),
+                    "error",
+                    0,
+                    answer.complaint(),
+                    &json!({}),
+                )
+                .await;
             }
             answer
         }
@@ -189,11 +214,24 @@ async fn respond(
     }
 }
 
+/// Whether a request's body says nothing. One that does not end is one that says something.
+async fn is_empty<B>(body: B) -> bool
+where
+    B: BodyExt,
+    B::Error: Into<Error>,
+{
+    let body = Limited::new(body, LARGEST_BODY).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => request::says_nothing(&body.to_bytes()),
+        _ => false,
+    }
+}
+
 /// Runs a route's tasks, leaves the call's row in `sync_logs`, answers.
 async fn run(route: Route, context: &Context, call: &Call) -> Answer {
     let outcomes = orchestrator::run(context, call, route.tasks()).await;
     let answer = shape::answer(route, call, &outcomes);
-    let verdict = shape::verdict(&outcomes);
+    let verdict = shape::verdict(call, &outcomes);
     let metadata = json!({
         "at": call.at, "http_status": answer.status(),
         "answer": log::without_results(answer.body()),
@@ -208,7 +246,7 @@ async fn run(route: Route, context: &Context, call: &Call) -> Answer {
         &metadata,
     )
     .await;
-    if route == Route::DailyOrchestrator && written && !call.dry_run {
+    if written && call.trigger == Trigger::Cron && !call.dry_run {
         orchestrator::prune(context).await;
     }
     answer
@@ -241,4 +279,49 @@ async fn drain(context: Context, state: AppState, chain: Uuid, hop: u32) -> Answ
     });
     let fields = Fields::new().with("message", "Reprise de la file lancée").with("waiting", &waiting);
     Answer::json(202, &fields.with("chain", &chain))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use vercel_runtime::LogContext;
+
+    use super::*;
+
+    fn state() -> AppState {
+        AppState::new(LogContext::new(None, None, None))
+    }
+
+    #[tokio::test]
+    async fn a_panic_becomes_an_opaque_500() {
+        let answer = see_through(&state(), async { panic!("secret detail") }).await;
+        assert_eq!(answer.status(), 500);
+        assert_eq!(answer.body(), r#"{"error":"Erreur interne ; voir les journaux."}"#);
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_when_the_client_is_gone() {
+        static DONE: AtomicBool = AtomicBool::new(false);
+        let (begun, has_begun) = oneshot::channel();
+        let (go, may_go) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let state = state();
+        let client = tokio::spawn(async move {
+            see_through(&state, async move {
+                begun.send(()).unwrap();
+                may_go.await.unwrap();
+                DONE.store(true, Ordering::SeqCst);
+                end.send(()).unwrap();
+                Answer::empty(200)
+            })
+            .await
+        });
+        has_begun.await.unwrap();
+        client.abort();
+        assert!(client.await.unwrap_err().is_cancelled());
+        go.send(()).unwrap();
+        ended.await.unwrap();
+        assert!(DONE.load(Ordering::SeqCst));
+    }
 }

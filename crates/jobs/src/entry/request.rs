@@ -166,6 +166,16 @@ fn unknown(route: Route, name: &str) -> String {
     }
 }
 
+/// Parameters in the body would be left unread, and the run would be another than the one that was meant.
+pub(super) fn parameters_in_body() -> Answer {
+    bad_request("Paramètres dans le corps de la requête : ils se mettent dans l’adresse (?nom=valeur).")
+}
+
+/// Whether a body says nothing: what clients send when they have to send something.
+pub(super) fn says_nothing(body: &[u8]) -> bool {
+    matches!(body.trim_ascii(), b"" | b"{}" | b"null")
+}
+
 fn bad_request(complaint: &str) -> Answer {
     Answer::error(400, complaint)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::schedule::{Task, Via};
+use crate::schedule::{ROUTES, Task, Via};
 
 /// A function.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,7 +66,9 @@ impl Parameter {
     pub(super) const fn help(self) -> &'static str {
         match self {
             Self::DryRun => "dry_run=true : essai, rien n’est écrit ni envoyé",
-            Self::At => "at=2026-11-22T07:00:00Z : rejouer à cet instant (passé, 35 jours au plus)",
+            Self::At => {
+                "at=2026-11-22T07:00:00Z : rejouer à cet instant, dans les limites de REPLAY_MAX_DAYS"
+            }
             Self::UserId => "user_id=<uuid> : un seul utilisateur",
             Self::Force => "force=true : n’importe quel jour (le dernier mois terminé)",
             Self::Month => "month=AAAA-MM : ce mois-là (implique force)",
@@ -125,6 +127,15 @@ impl Route {
         }
     }
 
+    /// As in `sync_logs.sync_type`, for a call that was refused before it became one.
+    pub(super) const fn log_type(self) -> &'static str {
+        match self.kind() {
+            Kind::Cron => "cron",
+            Kind::Manual => "manual",
+            Kind::Drain => "drain",
+        }
+    }
+
     /// The `Allow` header of a 405.
     pub(super) const fn allow(self) -> &'static str {
         match self.kind() {
@@ -135,17 +146,8 @@ impl Route {
     }
 
     /// What it runs, in the order of its answer.
-    pub(super) const fn tasks(self) -> &'static [Task] {
-        match self {
-            Self::DailyOrchestrator => &[Task::MarketingDay3, Task::SyncIntegrations],
-            Self::MonthlyOrchestrator => &[Task::MonthlyReminders, Task::MonthlySync],
-            Self::SendReminders => &[Task::MonthlyReminders],
-            Self::DailyTasks => &[Task::MarketingDay3],
-            Self::DrainQueue => &[],
-            Self::CheckThresholds => &[Task::CheckThresholds],
-            Self::MonthlySync => &[Task::MonthlySync],
-            Self::SyncIntegrations => &[Task::SyncIntegrations],
-        }
+    pub(super) fn tasks(self) -> &'static [Task] {
+        ROUTES.iter().find(|(path, ..)| *path == self.path()).map_or(&[], |(.., tasks)| tasks)
     }
 
     pub(super) const fn parameters(self) -> &'static [Parameter] {
@@ -168,5 +170,20 @@ impl Route {
             Self::SyncIntegrations => "Synchronise les paiements Stripe et Shopify des derniers jours.",
             _ => "",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_of_the_schedule_is_served_under_its_path() {
+        for (path, via, tasks) in ROUTES {
+            let route = Route::ALL.into_iter().find(|route| route.path() == path).unwrap();
+            assert_eq!((route.via(), route.tasks()), (via, tasks), "{path}");
+        }
+        let without: Vec<_> = Route::ALL.into_iter().filter(|route| route.tasks().is_empty()).collect();
+        assert_eq!(without, [Route::DrainQueue]);
     }
 }

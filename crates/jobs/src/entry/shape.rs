@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     schedule::{Task, paris},
-    tasks::{Call, RunSummary, TaskError, TaskOutcome, month_of},
+    tasks::{Call, RunSummary, TaskError, TaskOutcome, Trigger, month_of},
 };
 
 /// What the log of the call says of all its tasks together.
@@ -24,8 +24,7 @@ pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]
     let status = outcomes
         .iter()
         .filter_map(|(_, outcome)| match outcome {
-            // A task that is announced for later is said so; it does not fail the others' run.
-            TaskOutcome::Failed(TaskError::NotYet) if outcomes.len() > 1 => None,
+            TaskOutcome::Failed(TaskError::NotYet) if tolerated(call, outcomes) => None,
             // One task of several failed as a whole: a 500, with the others' results.
             TaskOutcome::Failed(_) if outcomes.len() > 1 => Some(500),
             TaskOutcome::Failed(error) => Some(error.http_status()),
@@ -67,6 +66,9 @@ pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]
                         of(Task::MonthlySync).map(|outcome| part(outcome, "synced")).as_ref(),
                     ),
             ),
+        (_, [(_, TaskOutcome::Failed(TaskError::NotYet))]) if tolerated(call, outcomes) => {
+            part(&outcomes[0].1, "sent")
+        }
         (_, [(_, TaskOutcome::Failed(error))]) => Fields::new().with("error", &error.user_message()),
         (Route::SyncIntegrations, [(_, outcome)]) => sync_integrations(outcome),
         (Route::MonthlySync, [(_, outcome)]) => monthly_sync(call, outcome),
@@ -74,6 +76,12 @@ pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]
         _ => Fields::new(),
     };
     Answer::json(status, &fields)
+}
+
+/// A task that is announced for later is said so: to a scheduler, which cannot help it, and beside others. An
+/// operator who asks for it alone gets a 501.
+fn tolerated(call: &Call, outcomes: &[(Task, TaskOutcome)]) -> bool {
+    outcomes.len() > 1 || call.trigger == Trigger::Cron
 }
 
 /// `2026-11-22T07:00:03.120Z`
@@ -119,7 +127,6 @@ fn details(fields: Fields, run: &RunSummary) -> Fields {
         .with("records", &run.records)
         .with_some("remaining", (remaining > 0).then_some(&remaining))
         .with_some("partial", (run.counts.partial > 0).then_some(&run.counts.partial))
-        // Taken over by a later run, which reports them.
         .with_some("superseded", (run.counts.superseded > 0).then_some(&run.counts.superseded))
         .with_some("problems", problems(run).as_ref())
         .with_some("runId", run.run_id.as_ref())
@@ -195,12 +202,12 @@ fn monthly_sync(call: &Call, outcome: &TaskOutcome) -> Fields {
 }
 
 /// Sums the tasks up for `sync_logs`: never a success where a part failed.
-pub(super) fn verdict(outcomes: &[(Task, TaskOutcome)]) -> Verdict {
+pub(super) fn verdict(call: &Call, outcomes: &[(Task, TaskOutcome)]) -> Verdict {
     let mut verdict = Verdict { status: "success", records: 0, error: None };
     let (mut failed, mut well) = (0, 0);
     for (task, outcome) in outcomes {
         match outcome {
-            TaskOutcome::Failed(TaskError::NotYet) if outcomes.len() > 1 => {}
+            TaskOutcome::Failed(TaskError::NotYet) if tolerated(call, outcomes) => {}
             TaskOutcome::Failed(error) => {
                 failed += 1;
                 verdict.error.get_or_insert_with(|| format!("{task} : {}", error.user_message()));

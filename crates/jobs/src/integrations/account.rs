@@ -43,13 +43,12 @@ impl Access {
 pub(super) async fn open(
     clients: &Clients,
     integration: &mut Integration,
-    lease: Uuid,
     now: DateTime<Utc>,
     deadline: &Deadline,
 ) -> Result<Access, Trouble> {
     match integration.provider {
         Provider::Stripe => open_stripe(clients, integration, deadline).await,
-        Provider::Shopify => open_shopify(clients, integration, lease, now, deadline).await,
+        Provider::Shopify => open_shopify(clients, integration, now, deadline).await,
     }
 }
 
@@ -82,7 +81,6 @@ async fn open_stripe(
 async fn open_shopify(
     clients: &Clients,
     integration: &mut Integration,
-    lease: Uuid,
     now: DateTime<Utc>,
     deadline: &Deadline,
 ) -> Result<Access, Trouble> {
@@ -94,7 +92,7 @@ async fn open_shopify(
         ));
     };
     if integration.token_expires_at.is_some_and(|expiry| expiry - now < FRESH) {
-        refresh(clients, integration, &shop, lease, now, deadline).await?;
+        refresh(clients, integration, &shop, now, deadline).await?;
     }
     let mut token = clients.token_key.decrypt(&integration.access_token)?;
     if integration.proven_account.as_deref() != Some(shop.as_str()) {
@@ -102,7 +100,7 @@ async fn open_shopify(
         match clients.shopify.shop(&shop, &token, deadline).await {
             // Nobody told us when this token expires; it has.
             Err(error) if is_rejected_token(&error) && integration.refresh_token.is_some() => {
-                refresh(clients, integration, &shop, lease, now, deadline).await?;
+                refresh(clients, integration, &shop, now, deadline).await?;
                 token = clients.token_key.decrypt(&integration.access_token)?;
                 clients.shopify.shop(&shop, &token, deadline).await
             }
@@ -146,7 +144,6 @@ pub(super) async fn refresh(
     clients: &Clients,
     integration: &mut Integration,
     shop: &ShopDomain,
-    lease: Uuid,
     now: DateTime<Utc>,
     deadline: &Deadline,
 ) -> Result<(), Trouble> {
@@ -156,23 +153,26 @@ pub(super) async fn refresh(
         access_token: Option<String>,
         refresh_token: Option<String>,
     }
-    let holder = json!({"p_integration_id": integration.id, "p_holder": lease});
-    let mut begin = holder.clone();
-    begin["p_seconds"] = REFRESH_LEASE_SECONDS.into();
+    // Its own, not the item's: one claim may hold two items of the same integration.
+    let holder = Uuid::new_v4();
+    let begin = json!({
+        "p_integration_id": integration.id, "p_holder": holder, "p_seconds": REFRESH_LEASE_SECONDS,
+    });
     let lease_state: Begun = clients.supabase.rpc("integration_refresh_begin", &begin, deadline).await?;
     let (true, Some(stored)) = (lease_state.acquired, lease_state.access_token) else {
         return Err(Trouble::busy());
     };
     let renewed = if stored == integration.access_token {
         integration.refresh_token = lease_state.refresh_token;
-        renew(clients, integration, shop, lease, now, deadline).await
+        renew(clients, integration, shop, holder, now, deadline).await
     } else {
         // The last holder of the lease renewed it while we waited.
         integration.access_token = stored;
         integration.refresh_token = lease_state.refresh_token;
         Ok(())
     };
-    let _: Value = clients.supabase.rpc("integration_refresh_end", &holder, deadline).await?;
+    let end = json!({"p_integration_id": integration.id, "p_holder": holder});
+    let _: Value = clients.supabase.rpc("integration_refresh_end", &end, deadline).await?;
     renewed
 }
 
@@ -180,7 +180,7 @@ async fn renew(
     clients: &Clients,
     integration: &mut Integration,
     shop: &ShopDomain,
-    lease: Uuid,
+    holder: Uuid,
     now: DateTime<Utc>,
     deadline: &Deadline,
 ) -> Result<(), Trouble> {
@@ -200,7 +200,7 @@ async fn renew(
         clients.shopify.refresh(shop, &refresh_token, deadline).await?;
     let (access, refresh) = (key.encrypt(&access_token)?, key.encrypt(&refresh_token)?);
     let arguments = json!({
-        "p_integration_id": integration.id, "p_holder": lease,
+        "p_integration_id": integration.id, "p_holder": holder,
         "p_old_access_token": integration.access_token,
         "p_access_token": access, "p_refresh_token": refresh,
         "p_expires_at": after(now, expires_in), "p_refresh_expires_at": after(now, refresh_token_expires_in),

@@ -1,8 +1,7 @@
 //! Reading an integration's window to its end, page by page.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use uuid::Uuid;
+use serde_json::{Map, Value, json};
 
 use chrono::{DateTime, Utc};
 
@@ -20,15 +19,17 @@ use crate::{
 /// Movements kept in memory before they are stored: a window of any size takes a bounded amount of it.
 const CHUNK: usize = 2_000;
 
-/// Where a reading stood when it was last stored. Account and window are part of it: a cursor is only good within
-/// those it was made for.
+/// Where a reading stood when it was last stored. The window is part of it: a cursor is only good within the
+/// window it was made for.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Place {
     provider: Provider,
+    /// A cursor is no good in another account or shop: there the reading begins anew.
     account: String,
     window: Span,
     list: List,
     after: Option<String>,
+    notes: Map<String, Value>,
 }
 
 /// The lists of a provider, read one after the other.
@@ -54,7 +55,6 @@ pub(super) struct Reader<'a> {
     pub(super) settlement: Settlement<'a>,
     /// The parts of the item so far; the last one is being read.
     pub(super) parts: Vec<Part>,
-    pub(super) lease: Uuid,
     pub(super) now: DateTime<Utc>,
     pub(super) deadline: Deadline,
 }
@@ -69,17 +69,18 @@ impl Reader<'_> {
         place: Option<Place>,
     ) -> Result<End, Trouble> {
         self.parts.push(Part::new(integration, window, count_month));
-        let mut access =
-            account::open(self.clients, integration, self.lease, self.now, &self.deadline).await?;
         let part = self.parts.len() - 1;
+        let mut access = account::open(self.clients, integration, self.now, &self.deadline).await?;
         let account = access.account().to_owned();
-        self.parts[part].account = Some(account.clone());
-        // The user may have connected another account since: that one is read from its first page.
         let place = place.filter(|place| place.account == account);
-        let window = place.as_ref().map_or(window, |place| place.window.into());
-        self.parts[part].window = window.into();
+        self.parts[part].account = Some(account);
 
-        let (first, mut after) = place.map_or((List::Movements, None), |place| (place.list, place.after));
+        let (mut window, mut first, mut after) = (window, List::Movements, None);
+        if let Some(place) = place {
+            (window, first, after) = (place.window.into(), place.list, place.after);
+            self.parts[part].window = place.window;
+            self.parts[part].notes = place.notes;
+        }
         let lists: &[List] = match integration.provider {
             Provider::Stripe => &[List::Movements],
             Provider::Shopify => &[List::Movements, List::Disputes],
@@ -92,26 +93,37 @@ impl Reader<'_> {
                 if let Some(next) = &next {
                     guard.advance(next)?;
                 }
-                let full = self.parts.iter().map(|part| part.movements.len()).sum::<usize>() >= CHUNK;
                 after = next;
                 if after.is_none() {
                     break;
                 }
-                if full {
-                    let place = Place {
-                        provider: integration.provider,
-                        account: account.clone(),
-                        window: window.into(),
-                        list,
-                        after: after.clone(),
-                    };
-                    if self.checkpoint(&place).await? == State::Lost {
+                let full = self.parts.iter().map(|part| part.movements.len()).sum::<usize>() >= CHUNK;
+                let out_of_time = !self.deadline.may_start_work();
+                if full || out_of_time {
+                    let place = self.place(window, list, after.clone());
+                    if self.checkpoint(&place).await? != State::Stored {
                         return Ok(End::Lost);
                     }
+                }
+                if out_of_time {
+                    return Err(Trouble::out_of_time());
                 }
             }
         }
         Ok(End::Read)
+    }
+
+    /// Where the last part's reading stands.
+    fn place(&self, window: Window, list: List, after: Option<String>) -> Place {
+        let part = self.parts.last().expect("a part is being read");
+        Place {
+            provider: part.provider,
+            account: part.account.clone().unwrap_or_default(),
+            window: window.into(),
+            list,
+            after,
+            notes: part.notes.clone(),
+        }
     }
 
     /// Adds a page to the last part; answers where the next one begins.
@@ -145,8 +157,7 @@ impl Reader<'_> {
             // The token ended in the middle of the reading: renew it once, ask the same page again.
             Err(error) if account::is_rejected_token(&error) && integration.refresh_token.is_some() => {
                 let Access::Shopify { shop, token } = access else { return Err(error.into()) };
-                account::refresh(self.clients, integration, shop, self.lease, self.now, &self.deadline)
-                    .await?;
+                account::refresh(self.clients, integration, shop, self.now, &self.deadline).await?;
                 *token = self.clients.token_key.decrypt(&integration.access_token)?;
                 Ok(self.ask(access, window, list, after).await?)
             }

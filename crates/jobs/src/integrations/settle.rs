@@ -78,18 +78,33 @@ pub(super) struct Settlement<'a> {
 }
 
 /// What the database made of a call.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum State {
     Stored,
-    Settled,
+    Settled {
+        failed: bool,
+    },
     /// Another worker has the item; nothing was written.
     Lost,
 }
 
 #[derive(Deserialize)]
 struct Answer {
-    state: State,
+    state: Word,
+    result: Option<Settled>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Word {
+    Stored,
+    Settled,
+    Lost,
+}
+
+#[derive(Deserialize)]
+struct Settled {
+    status: String,
 }
 
 impl<'a> Settlement<'a> {
@@ -109,7 +124,7 @@ impl<'a> Settlement<'a> {
 
     /// Stores the last movements, coverage, totals and the result.
     pub(super) async fn finish(
-        mut self,
+        &mut self,
         parts: &[Part],
         deadline: &Deadline,
     ) -> Result<State, SupabaseError> {
@@ -130,6 +145,12 @@ impl<'a> Settlement<'a> {
             "p_month": self.month, "p_as_of": self.item.as_of,
         });
         let answer: Answer = self.supabase.rpc("integration_settle", &arguments, deadline).await?;
-        Ok(answer.state)
+        Ok(match answer.state {
+            Word::Stored => State::Stored,
+            Word::Settled => {
+                State::Settled { failed: answer.result.is_some_and(|result| result.status == "error") }
+            }
+            Word::Lost => State::Lost,
+        })
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     crypto::tokens::TokenError,
-    providers::{ErrorKind, ProviderError},
+    providers::{ErrorKind, Provider, ProviderError},
     queue::{Claimed, Failure, MOST_ATTEMPTS, Outcome, WorkItem},
     supabase::SupabaseError,
 };
@@ -16,8 +16,8 @@ pub(super) enum Trouble {
     Final(Failure),
     /// Passes by itself; an attempt where there is a failure.
     Later { failure: Option<Failure>, after: Option<Duration> },
-    /// Our own key is refused: nobody else's item need try.
-    Stop(Failure),
+    /// Our own key is refused. With `lane`, nobody else's item of the lane need try.
+    Blocked { failure: Failure, lane: bool },
 }
 
 /// Pauses before the next attempt; the last one is the provider's to mend.
@@ -34,6 +34,11 @@ impl Trouble {
         Self::Later { failure: None, after: Some(Duration::from_secs(5)) }
     }
 
+    /// The budget is over; the item goes on where it stands.
+    pub(super) fn out_of_time() -> Self {
+        Self::Later { failure: None, after: None }
+    }
+
     /// The failure to settle with, where this item shall not come back.
     pub(super) fn settles(self, item: &Claimed) -> Result<Failure, Outcome> {
         match self {
@@ -46,9 +51,9 @@ impl Trouble {
                 };
                 Err(Outcome::GiveBack { delay: after.unwrap_or_default().max(scheduled), failure })
             }
-            Self::Stop(failure) => {
+            Self::Blocked { failure, lane } => {
                 // A month holds several providers: the other users' items may well succeed.
-                let lane = matches!(item.work, WorkItem::SyncIntegration { .. });
+                let lane = lane && matches!(item.work, WorkItem::SyncIntegration { .. });
                 Err(Outcome::Blocked { failure, lane })
             }
         }
@@ -61,8 +66,9 @@ impl From<ProviderError> for Trouble {
         let failure = Failure { code: error.code().into(), message: error.user_message() };
         match error.kind {
             ErrorKind::Reconnect(_) | ErrorKind::Refused(_) => Self::Final(failure),
-            ErrorKind::OwnCredentials => Self::Stop(failure),
-            ErrorKind::OutOfTime => Self::Later { failure: None, after: None },
+            // Stripe is read with our key alone; of the shops only those whose token has to be renewed need ours.
+            ErrorKind::OwnCredentials => Self::Blocked { failure, lane: error.provider == Provider::Stripe },
+            ErrorKind::OutOfTime => Self::out_of_time(),
             ErrorKind::Transient(_) => {
                 let counts = error.counts_as_attempt();
                 // A limit that is not the item's fault is no attempt, but it is no reason to come back at once.
@@ -75,14 +81,18 @@ impl From<ProviderError> for Trouble {
 
 impl From<SupabaseError> for Trouble {
     fn from(error: SupabaseError) -> Self {
-        let failure = match &error {
-            // The statement itself was refused: an attempt, so that it does not come back for ever.
-            SupabaseError::Api { .. } | SupabaseError::Shape { .. } => {
-                Some(Failure { code: "database".into(), message: error.user_message() })
-            }
-            _ => None,
-        };
-        Self::Later { failure, after: None }
+        if error == SupabaseError::OutOfTime {
+            return Self::out_of_time();
+        }
+        // The statement itself was refused: an attempt, so that it does not come back for ever. What passes, or
+        // is everybody's configuration, is none; but reading everything again at once would not help it.
+        let refused = matches!(
+            error,
+            SupabaseError::Api { .. } | SupabaseError::Shape { .. } | SupabaseError::NotPostgrest { .. }
+        );
+        let failure = (refused && !error.is_passing())
+            .then(|| Failure { code: "database".into(), message: error.user_message() });
+        Self::Later { failure, after: Some(PAUSES[0]) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The worker of the lanes `stripe`, `shopify` and `months`.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
@@ -99,31 +99,31 @@ impl Worker for SyncWorker {
     async fn work(&self, job: SyncJob, deadline: Deadline) -> Outcome {
         let SyncJob { item, integrations } = job;
         match self.sync(&item, integrations, deadline).await {
-            Ok(()) => Outcome::Settled,
+            Ok(failed) => Outcome::Settled { failed },
             Err(outcome) => outcome,
         }
     }
 }
 
 impl SyncWorker {
+    /// Says whether the item was settled as an error.
     async fn sync(
         &self,
         item: &Claimed,
         integrations: Vec<Integration>,
         deadline: Deadline,
-    ) -> Result<(), Outcome> {
+    ) -> Result<bool, Outcome> {
         let Some(plan) = Plan::of(item) else {
             let failure = Failure {
                 code: "bad_item".into(),
                 message: "L’élément de la file est illisible.".into(),
             };
-            return Err(Outcome::GiveBack { delay: std::time::Duration::ZERO, failure: Some(failure) });
+            return Err(Outcome::GiveBack { delay: Duration::ZERO, failure: Some(failure) });
         };
         let mut reader = Reader {
             clients: &self.clients,
             settlement: Settlement::new(&self.clients.supabase, item, plan.month.map(Month::first_day)),
             parts: Vec::with_capacity(integrations.len()),
-            lease: item.lease,
             now: self.now,
             deadline,
         };
@@ -133,7 +133,7 @@ impl SyncWorker {
             let window = (plan.window)(&integration);
             match reader.read(&mut integration, window, plan.count_month, resumed).await {
                 Ok(End::Read) => {}
-                Ok(End::Lost) => return Ok(()),
+                Ok(End::Lost) => return Ok(false),
                 Err(trouble) => {
                     // Nothing of a list that was not read to its end is settled: refunds may be missing.
                     let failure = trouble.settles(item)?;
@@ -144,20 +144,27 @@ impl SyncWorker {
                 }
             }
         }
-        let Reader { settlement, parts, .. } = reader;
-        match settlement.finish(&parts, &deadline).await {
-            Ok(State::Settled | State::Stored) => Ok(()),
-            Ok(State::Lost) => {
-                tracing::warn!(item_id = item.item_id, "the item was taken over; nothing was written");
-                Ok(())
+        let Reader { mut settlement, mut parts, .. } = reader;
+        let mut state = settlement.finish(&parts, &deadline).await;
+        if let Err(error) = state {
+            // Given back, until the last attempt: then the refusal itself is settled, for the user and the log.
+            let failure = Trouble::from(error).settles(item)?;
+            for part in &mut parts {
+                part.movements.clear();
+                part.error = Some(failure.clone());
             }
-            Err(error) => match Trouble::from(error).settles(item) {
-                Err(outcome) => Err(outcome),
-                // The fifth time: the database gives the item up.
-                Ok(failure) => {
-                    Err(Outcome::GiveBack { delay: std::time::Duration::ZERO, failure: Some(failure) })
-                }
-            },
+            state = settlement.finish(&parts, &deadline).await;
+        }
+        match state {
+            Ok(State::Settled { failed }) => Ok(failed),
+            Ok(State::Stored | State::Lost) => {
+                tracing::warn!(item_id = item.item_id, "the item was taken over; nothing was written");
+                Ok(false)
+            }
+            Err(error) => {
+                let failure = Failure { code: "database".into(), message: error.user_message() };
+                Err(Outcome::GiveBack { delay: Duration::ZERO, failure: Some(failure) })
+            }
         }
     }
 }

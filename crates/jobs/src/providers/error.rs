@@ -79,7 +79,7 @@ pub enum TransientCause {
     Network(NetworkFault),
     /// Too many requests; no fault of the item.
     RateLimited,
-    /// Another request holds a lock on the object (409, 423).
+    /// Another request holds a lock on the object (409).
     Locked,
     /// The provider's own failure, with its HTTP status.
     Server(u16),

@@ -15,6 +15,8 @@ use uuid::Uuid;
 use super::{Claimed, Failure, Lane, Queue};
 use crate::{deadline::Deadline, supabase::SupabaseError};
 
+/// Kept from the work for giving back what is not done, the report and the log.
+const RESERVE: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(20);
 /// A blocked item of a lane that goes on comes back after this invocation, not within it.
 const BLOCKED: Duration = Duration::from_mins(15);
@@ -22,8 +24,8 @@ const BLOCKED: Duration = Duration::from_mins(15);
 /// What came of working on an item.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Its result is in the database, or somebody else has it.
-    Settled,
+    /// Its result is in the database, or somebody else has it. `failed`: the result is an error.
+    Settled { failed: bool },
     /// Try again later; an attempt where there was a failure.
     GiveBack { delay: Duration, failure: Option<Failure> },
     /// Our own key is refused: give the item back, untried, and with `lane` all others of its lane.
@@ -53,6 +55,8 @@ pub trait Worker: Send + Sync + 'static {
 #[derive(Clone, Debug, Default)]
 pub struct LaneReport {
     pub settled: u64,
+    /// Of the settled ones, those that ended as an error.
+    pub failed: u64,
     pub given_back: u64,
     /// Why items were given back untried.
     pub blocked: Option<Failure>,
@@ -76,6 +80,7 @@ pub async fn drain<W: Worker>(
         deadline,
         ready: VecDeque::new(),
         running: JoinSet::new(),
+        returning: JoinSet::new(),
         items: HashMap::new(),
         report: LaneReport::default(),
     };
@@ -96,6 +101,8 @@ struct Drain<J> {
     /// Claimed, not begun.
     ready: VecDeque<J>,
     running: JoinSet<Outcome>,
+    /// Items on their way back into the queue.
+    returning: JoinSet<()>,
     items: HashMap<Id, Claimed>,
     report: LaneReport,
 }
@@ -113,7 +120,7 @@ impl<J: Send + 'static> Drain<J> {
         let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut beats = JoinSet::new();
-        let mut claims: JoinSet<Result<Option<Vec<J>>, SupabaseError>> = JoinSet::new();
+        let mut claims: JoinSet<Result<(bool, Vec<J>), SupabaseError>> = JoinSet::new();
         let mut empty = false;
         // A claim that failed ends the lane; what is under way is still worked to its end.
         let mut fault = None;
@@ -128,24 +135,27 @@ impl<J: Send + 'static> Drain<J> {
                 let (queue, lane, worker, deadline) =
                     (self.queue.clone(), self.lane, worker.clone(), self.deadline);
                 claims.spawn(async move {
-                    Ok(match queue.claim(lane, concurrency, &deadline).await? {
-                        None => None,
-                        Some(items) if items.is_empty() => Some(Vec::new()),
-                        Some(items) => Some(worker.prepare(items, deadline).await?),
-                    })
+                    let (items, last) = queue.claim(lane, concurrency, &deadline).await?;
+                    let jobs =
+                        if items.is_empty() { Vec::new() } else { worker.prepare(items, deadline).await? };
+                    Ok((last, jobs))
                 });
             }
-            if self.running.is_empty() && claims.is_empty() && (self.ready.is_empty() || !open) {
+            let working = !self.running.is_empty() || !self.returning.is_empty() || !claims.is_empty();
+            if !working && (self.ready.is_empty() || !open) {
                 let left = !empty || !self.ready.is_empty();
-                self.report.out_of_time = left && !self.deadline.may_start_work();
+                self.report.out_of_time |= left && !self.deadline.may_start_work();
                 return fault.map_or(Ok(()), Err);
             }
             tokio::select! {
-                Some(done) = self.running.join_next_with_id() => self.end(done).await,
+                Some(done) = self.running.join_next_with_id() => self.end(done),
+                Some(_) = self.returning.join_next() => {}
                 Some(claimed) = claims.join_next() => {
                     match claimed.unwrap_or_else(|_| Err(SupabaseError::Encoding("the claim panicked".into()))) {
-                        Ok(Some(jobs)) => self.ready.extend(jobs),
-                        Ok(None) => empty = true,
+                        Ok((last, jobs)) => {
+                            empty = last;
+                            self.ready.extend(jobs);
+                        }
                         Err(error) => fault = Some(error),
                     }
                 }
@@ -153,6 +163,9 @@ impl<J: Send + 'static> Drain<J> {
                 _ = heartbeat.tick() => {
                     let held: Vec<_> =
                         self.items.values().chain(self.ready.iter().map(W::item)).map(hold).collect();
+                    if held.is_empty() {
+                        continue;
+                    }
                     let (queue, lane, deadline) = (self.queue.clone(), self.lane, self.deadline);
                     // A heartbeat that fails is logged where it fails; the fence protects what it would have.
                     beats.spawn(async move { queue.heartbeat(lane, &held, &deadline).await.is_ok() });
@@ -163,13 +176,13 @@ impl<J: Send + 'static> Drain<J> {
 
     fn begin<W: Worker<Job = J>>(&mut self, worker: &Arc<W>, job: J) {
         let item = W::item(&job).clone();
-        let (worker, deadline) = (worker.clone(), self.deadline);
+        let (worker, deadline) = (worker.clone(), self.deadline.reserving(RESERVE));
         let task = self.running.spawn(async move { worker.work(job, deadline).await });
         self.items.insert(task.id(), item);
     }
 
     /// Books an outcome. A panic is a failure of the item like another: the others go on.
-    async fn end(&mut self, done: Result<(Id, Outcome), tokio::task::JoinError>) {
+    fn end(&mut self, done: Result<(Id, Outcome), tokio::task::JoinError>) {
         let (id, outcome) = done.unwrap_or_else(|error| {
             let failure =
                 Failure { code: "internal".into(), message: "Erreur interne ; voir les journaux.".into() };
@@ -177,11 +190,15 @@ impl<J: Send + 'static> Drain<J> {
         });
         let Some(item) = self.items.remove(&id) else { return };
         let (delay, failure) = match outcome {
-            Outcome::Settled => {
+            Outcome::Settled { failed } => {
                 self.report.settled += 1;
+                self.report.failed += u64::from(failed);
                 return;
             }
-            Outcome::GiveBack { delay, failure } => (delay, failure),
+            Outcome::GiveBack { delay, failure } => {
+                self.report.out_of_time |= failure.is_none() && !self.deadline.may_start_work();
+                (delay, failure)
+            }
             Outcome::Blocked { failure, lane } => {
                 self.report.blocked.get_or_insert(failure);
                 self.report.stopped |= lane;
@@ -189,7 +206,10 @@ impl<J: Send + 'static> Drain<J> {
             }
         };
         self.report.given_back += 1;
-        // Where even this fails, the item comes back by itself when its visibility timeout is over.
-        let _ = self.queue.give_back(&item, delay, failure.as_ref(), &self.deadline).await;
+        let (queue, deadline) = (self.queue.clone(), self.deadline);
+        self.returning.spawn(async move {
+            // Where even this fails, the item comes back by itself when its visibility timeout is over.
+            let _ = queue.give_back(&item, delay, failure.as_ref(), &deadline).await;
+        });
     }
 }

@@ -118,9 +118,6 @@ pub struct Failure {
 /// What came of a run's items. Results stay the text that the database wrote: an amount never becomes a float.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RunReport {
-    pub status: String,
-    pub trigger: String,
-    pub started_at: DateTime<Utc>,
     pub counts: Counts,
     /// Queued items that a living worker holds.
     pub in_flight: u64,
@@ -141,8 +138,8 @@ pub struct Counts {
     pub partial: u64,
     pub failed: u64,
     pub superseded: u64,
-    /// Failed altogether or in part.
-    pub erroneous: u64,
+    /// Failed, failed in part, or waiting for another attempt.
+    pub erred: u64,
 }
 
 /// The same trouble, counted once for all items it hit.
@@ -165,22 +162,20 @@ impl Queue {
         Self { supabase }
     }
 
-    /// Claims up to `limit` items; `None` where none is visible. Items of a version this deployment does not know
-    /// stay in the queue, and hide no others.
+    /// Claims up to `limit` items; answers with them whether no more are visible. Items of a version this
+    /// deployment does not know stay in the queue.
     async fn claim(
         &self,
         lane: Lane,
         limit: usize,
         deadline: &Deadline,
-    ) -> Result<Option<Vec<Claimed>>, SupabaseError> {
+    ) -> Result<(Vec<Claimed>, bool), SupabaseError> {
         let lease = Uuid::new_v4();
         let arguments = json!({
             "p_claim": lease, "p_lane": lane.as_str(), "p_limit": limit, "p_seconds": VISIBILITY.as_secs(),
         });
         let rows: Vec<Row> = self.supabase.rpc("jobs_claim", &arguments, deadline).await?;
-        if rows.is_empty() {
-            return Ok(None);
-        }
+        let last = rows.len() < limit;
         let (mut claimed, mut unknown) = (Vec::with_capacity(rows.len()), Vec::new());
         for row in rows {
             let work = (row.version == VERSION)
@@ -208,7 +203,7 @@ impl Queue {
             );
             self.release(lane, &unknown, Duration::from_hours(1), deadline).await?;
         }
-        Ok(Some(claimed))
+        Ok((claimed, last))
     }
 
     /// Keeps items invisible for another while.

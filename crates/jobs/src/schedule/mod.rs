@@ -104,7 +104,7 @@ pub enum Via {
 }
 
 /// Which route asks for which tasks, in the order in which it runs them.
-pub const ROUTES: [(&str, Via, &[Task]); 7] = [
+pub static ROUTES: [(&str, Via, &[Task]); 7] = [
     ("/api/cron/daily-orchestrator", Via::CronRoute, &[Task::MarketingDay3, Task::SyncIntegrations]),
     ("/api/cron/monthly-orchestrator", Via::CronRoute, &[Task::MonthlyReminders, Task::MonthlySync]),
     ("/api/cron/send-reminders", Via::CronRoute, &[Task::MonthlyReminders]),

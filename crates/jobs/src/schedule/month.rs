@@ -88,7 +88,7 @@ impl fmt::Display for Month {
 
 /// Not a month written `YYYY-MM`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("le mois s'écrit AAAA-MM, par exemple 2026-11")]
+#[error("le mois s’écrit AAAA-MM, par exemple 2026-11")]
 pub struct ParseMonthError;
 
 impl FromStr for Month {

@@ -15,7 +15,7 @@ pub enum MonthlySync {
 
 /// `month=` names a month that has not begun.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{} n'a pas encore commencé : le mois demandé va au plus jusqu'à {}", month.french(), current.french())]
+#[error("{} n’a pas encore commencé : le mois demandé va au plus jusqu’à {}", month.french(), current.french())]
 pub struct FutureMonth {
     /// The month asked for.
     pub month: Month,

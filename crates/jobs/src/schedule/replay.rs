@@ -7,8 +7,8 @@ use chrono::{DateTime, Datelike, TimeDelta, Utc};
 pub enum AtError {
     /// Not RFC 3339.
     #[error(
-        "la date s'écrit selon la RFC 3339, par exemple 2026-11-22T07:00:00Z \
-         (dans une URL, le + d'un fuseau s'écrit %2B)"
+        "la date s’écrit selon la RFC 3339, par exemple 2026-11-22T07:00:00Z \
+         (dans une URL, le + d’un fuseau s’écrit %2B)"
     )]
     Malformed,
     /// Later than now, and not a dry run.
@@ -21,7 +21,7 @@ pub enum AtError {
         max_days: u16,
     },
     /// Outside the years for which the calendar is tested, even for a dry run.
-    #[error("l'année doit être comprise entre 1970 et 2100")]
+    #[error("l’année doit être comprise entre 1970 et 2100")]
     OutOfCalendar,
 }
 

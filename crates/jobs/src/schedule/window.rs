@@ -73,7 +73,6 @@ impl Window {
         }
     }
 
-    /// A first sync reaches back to the beginning of the month at least.
     /// For a sync at `at`: at least `days` back where they are asked for, and never leaving a hole behind the last
     /// success, however old it is.
     pub fn for_sync(at: DateTime<Utc>, days: Option<Days>, last_success: Option<DateTime<Utc>>) -> Self {
@@ -84,6 +83,7 @@ impl Window {
         }
     }
 
+    /// A first sync reaches back to the beginning of the month at least.
     fn back_to(from: DateTime<Utc>, to: DateTime<Utc>, first_sync: bool) -> Self {
         let from = paris::start_of(paris::date(from));
         let from = if first_sync { from.min(paris::month(to).start()) } else { from };

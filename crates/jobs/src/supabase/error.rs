@@ -24,9 +24,9 @@ pub enum SupabaseError {
     /// No answer at all.
     #[error("no answer from the database: {0}")]
     Network(NetworkFault),
-    /// A gateway's page or another body that is not PostgREST's.
-    #[error("the database gateway answered {status} without JSON")]
-    NotJson { status: u16 },
+    /// A gateway's own word, a page of HTML, another service: whatever is not PostgREST's.
+    #[error("something else answered {status} in the database's place")]
+    NotPostgrest { status: u16 },
     /// PostgREST's own word.
     #[error("{function}: {status} {} {}{}", error.code, error.message, hint(error))]
     Api { function: &'static str, status: u16, error: ApiError },
@@ -58,7 +58,7 @@ impl SupabaseError {
     /// Classifies an answer that is not a success.
     pub(super) fn from_answer(function: &'static str, status: u16, body: &[u8]) -> Self {
         let Ok(error) = serde_json::from_slice::<ApiError>(body) else {
-            return Self::NotJson { status };
+            return Self::NotPostgrest { status };
         };
         match (status, error.code.as_str()) {
             // PGRST202: no such function; 42883: one of ours calls another that is missing.
@@ -66,6 +66,8 @@ impl SupabaseError {
             // 42501: the role behind the key may not execute it.
             (_, "42501") => Self::NotServiceKey,
             (401 | 403, _) => Self::BadKey,
+            // PostgREST's errors have a code, a gateway's have none.
+            (_, "") => Self::NotPostgrest { status },
             _ => Self::Api { function, status, error },
         }
     }
@@ -75,8 +77,11 @@ impl SupabaseError {
         match self {
             Self::Network(NetworkFault::Timeout) => "La base de données ne répond pas à temps.".into(),
             Self::Network(_) => "La base de données est injoignable ; vérifiez SUPABASE_URL.".into(),
-            Self::NotJson { status } => {
-                format!("La passerelle Supabase a répondu {status} sans JSON ; vérifiez SUPABASE_URL et l’état du projet.")
+            Self::NotPostgrest { status } => format!(
+                "Une passerelle a répondu {status} à la place de la base de données ; vérifiez SUPABASE_URL et l’état du projet Supabase."
+            ),
+            Self::Api { status, error, .. } if self.is_passing() => {
+                format!("La base de données est momentanément indisponible ({status} {}).", error.code)
             }
             Self::Api { function, status, error } => {
                 format!("La base de données a refusé {function} ({status} {}).", error.code)
@@ -98,18 +103,19 @@ impl SupabaseError {
 
     /// Whether the fault is ours to mend (a 500) rather than a passing trouble (a 503).
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
-            Self::MissingMigration { .. } | Self::BadKey | Self::NotServiceKey | Self::Shape { .. }
-        )
+        match self {
+            Self::MissingMigration { .. } | Self::BadKey | Self::NotServiceKey | Self::Shape { .. } => true,
+            // Another service has that address.
+            Self::NotPostgrest { .. } => !self.is_passing(),
+            _ => false,
+        }
     }
-}
 
-impl Retryable for SupabaseError {
-    fn retry(&self) -> RetryDecision {
-        let passing = match self {
+    /// Whether the same call may well succeed a little later.
+    pub fn is_passing(&self) -> bool {
+        match self {
             Self::Network(fault) => *fault != NetworkFault::TooLarge,
-            Self::NotJson { status } => *status >= 500 || *status == 429,
+            Self::NotPostgrest { status } => *status >= 500 || *status == 429,
             // PGRST000–003: no connection or none in time; 40001, 40P01: lost against another transaction;
             // 53300: too many connections; 57P0x: the server restarts; 08…: the connection broke.
             Self::Api { status, error, .. } => {
@@ -122,8 +128,13 @@ impl Retryable for SupabaseError {
                     || error.code.starts_with("08")
             }
             _ => false,
-        };
-        if passing { RetryDecision::After(None) } else { RetryDecision::No }
+        }
+    }
+}
+
+impl Retryable for SupabaseError {
+    fn retry(&self) -> RetryDecision {
+        if self.is_passing() { RetryDecision::After(None) } else { RetryDecision::No }
     }
 }
 
@@ -146,7 +157,9 @@ mod tests {
     #[case(500, r#"{"code":"57014","message":"canceling statement due to statement timeout"}"#, false, false)]
     #[case(400, r#"{"code":"22003","message":"numeric field overflow"}"#, false, false)]
     #[case(502, "<html>bad gateway</html>", false, true)]
-    #[case(404, "<html>not found</html>", false, false)]
+    #[case(404, "<html>not found</html>", true, false)]
+    #[case(502, r#"{"message":"An invalid response was received from the upstream server"}"#, false, true)]
+    #[case(404, r#"{"message":"no Route matched with those values"}"#, true, false)]
     fn is_classified_once(
         #[case] status: u16,
         #[case] body: &str,

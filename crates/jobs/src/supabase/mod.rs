@@ -8,7 +8,10 @@ mod error;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 pub use self::error::{ApiError, SupabaseError};
 use crate::{
@@ -64,8 +67,11 @@ impl Supabase {
             .inspect_err(|error| tracing::warn!(function, %error, "database call failed"))?;
         // A function that returns nothing answers 204 with an empty body.
         let body = if body.is_empty() { b"null".as_slice() } else { &body };
-        serde_json::from_slice(body)
-            .map_err(|error| SupabaseError::Shape { function, error: error.to_string() })
+        serde_json::from_slice(body).map_err(|error| match serde_json::from_slice::<IgnoredAny>(body) {
+            Ok(_) => SupabaseError::Shape { function, error: error.to_string() },
+            // No JSON at all: a page of somebody else's, with a 200.
+            Err(_) => SupabaseError::NotPostgrest { status: 200 },
+        })
     }
 
     async fn call(

@@ -136,11 +136,10 @@ impl TaskError {
     /// 500 where somebody has to mend it, 503 where it may pass.
     pub fn http_status(&self) -> u16 {
         match self {
-            Self::Configuration(_) => 500,
+            Self::Configuration(_) | Self::Panicked => 500,
             Self::Database(error) if error.is_configuration() => 500,
             Self::Database(_) => 503,
             Self::NotYet => 501,
-            Self::Panicked => 500,
         }
     }
 }

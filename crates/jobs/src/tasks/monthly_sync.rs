@@ -5,7 +5,7 @@ use super::{
     run::{Order, plan_drain_report},
 };
 use crate::{
-    queue::{Lane, WorkItem},
+    queue::WorkItem,
     schedule::{Decision, Month, MonthlySync, NotDue, Task, gate},
 };
 
@@ -40,7 +40,6 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
         slot: slot.as_ref().filter(|_| call.claims_slot()),
         // Months before the first sync were typed by hand: only a month that is named is written over them.
         work: WorkItem::SyncMonth { month: month.to_string(), count_month: call.month.is_some() },
-        lanes: &[Lane::Months],
     };
     plan_drain_report(context, call, order).await
 }

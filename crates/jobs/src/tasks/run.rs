@@ -46,9 +46,9 @@ impl RunSummary {
         self.counts.done + self.counts.partial
     }
 
-    /// Items that failed, altogether or in part, and lanes that could not work at all.
+    /// Items in trouble (failed, in part, or to be tried again), and lanes that could not work at all.
     pub fn errors(&self) -> u64 {
-        self.counts.erroneous + self.blocked.len() as u64
+        self.counts.erred + self.blocked.len() as u64
     }
 
     /// Items still in the queue.
@@ -93,7 +93,6 @@ pub(super) struct Order<'a> {
     pub(super) task: Task,
     pub(super) slot: Option<&'a Slot>,
     pub(super) work: WorkItem,
-    pub(super) lanes: &'a [Lane],
 }
 
 /// Writes the work down, works on it and reports.
@@ -115,7 +114,7 @@ pub(super) async fn plan_drain_report(
         return Ok(TaskOutcome::Ran(Box::new(RunSummary::empty(joined))));
     };
     tracing::info!(task = order.task.as_str(), %run_id, joined = joined.is_some(), plan = %planned.plan, "planned");
-    let (report, lanes) = drain_until_settled(context, run_id, order.lanes).await?;
+    let (report, lanes) = drain_until_settled(context, run_id).await?;
     Ok(TaskOutcome::Ran(Box::new(RunSummary::new(run_id, joined, report, lanes))))
 }
 
@@ -154,10 +153,11 @@ fn parameters(call: &Call) -> Value {
     parameters
 }
 
-/// Works the lanes empty, side by side, so that a slow provider does not keep another waiting.
-pub async fn drain_lanes(context: &Context, lanes: &[Lane]) -> Result<Vec<LaneReport>, TaskError> {
+/// Works all lanes empty, side by side, so that a slow provider does not keep another waiting. All, whatever was
+/// planned: what an earlier run left behind goes on with the next one.
+pub async fn drain_lanes(context: &Context) -> Result<Vec<LaneReport>, TaskError> {
     let clients = context.integrations.clone().map_err(TaskError::Configuration)?;
-    let drains = lanes.iter().map(|&lane| {
+    let drains = Lane::ALL.map(|lane| {
         let worker = std::sync::Arc::new(SyncWorker::new(clients.clone(), context.now));
         async move {
             let report =
@@ -181,12 +181,11 @@ pub async fn drain_lanes(context: &Context, lanes: &[Lane]) -> Result<Vec<LaneRe
 async fn drain_until_settled(
     context: &Context,
     run_id: Uuid,
-    lanes: &[Lane],
 ) -> Result<(RunReport, Vec<LaneReport>), TaskError> {
     let mut pause = FIRST_LOOK;
     let mut seen: Vec<LaneReport> = Vec::new();
     loop {
-        let drained = drain_lanes(context, lanes).await?;
+        let drained = drain_lanes(context).await?;
         let stopped = drained.iter().any(|lane| lane.stopped);
         seen.extend(drained);
         let report = context.queue.report(run_id, MOST_RESULTS, &context.deadline).await?;

@@ -5,8 +5,8 @@ use super::{
     run::{Order, plan_drain_report},
 };
 use crate::{
-    queue::{Lane, WorkItem},
-    schedule::{Decision, Task, gate},
+    queue::WorkItem,
+    schedule::{Days, Decision, Task, gate},
 };
 
 /// Due at the sync hours for a cron, always for an operator.
@@ -29,8 +29,7 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
     let order = Order {
         task: Task::SyncIntegrations,
         slot: slot.as_ref().filter(|_| call.claims_slot()),
-        work: WorkItem::SyncIntegration { days: call.days.map(|days| days.get()) },
-        lanes: &[Lane::Stripe, Lane::Shopify],
+        work: WorkItem::SyncIntegration { days: call.days.map(Days::get) },
     };
     plan_drain_report(context, call, order).await
 }

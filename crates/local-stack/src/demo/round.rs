@@ -1,0 +1,175 @@
+//! One round of calls: as the crons make them now, as a missed cron is replayed, and as an operator makes them.
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
+use serde_json::Value;
+
+use super::{
+    Demo,
+    call::{Answer, Caller, Client},
+    changes::Snapshot,
+    verdict::{MonthResult, Problems, Went},
+};
+use crate::seed::calendar::{self, month_of};
+
+const DAILY: &str = "/api/cron/daily-orchestrator";
+const MONTHLY: &str = "/api/cron/monthly-orchestrator";
+const SYNC: &str = "/api/manual/sync-integrations";
+const MONTH: &str = "/api/manual/monthly-sync";
+const DAILY_CRON: Caller = Caller::Cron("0 */6 * * *");
+const MONTHLY_CRON: Caller = Caller::Cron("0 7 * * *");
+
+/// What the integrations in trouble leave over, and how many they are.
+#[derive(Clone, Copy)]
+struct Expected {
+    integrations: usize,
+    users: usize,
+    failed: usize,
+}
+
+pub(super) struct Round<'a> {
+    demo: &'a Demo,
+    client: Client,
+    problems: Problems,
+    last: Snapshot,
+    /// The Paris month of the first sync: imported turnover is written from there on.
+    first_month: Option<NaiveDate>,
+}
+
+impl<'a> Round<'a> {
+    pub(super) fn new(demo: &'a Demo) -> Result<Self> {
+        let client = Client::new(demo.dev.url(), &demo.secret)?;
+        let (problems, last) = (Problems::default(), Snapshot::default());
+        Ok(Self { demo, client, problems, last, first_month: None })
+    }
+
+    /// Makes the calls; answers what was not what it must be.
+    pub(super) async fn run(mut self) -> Result<Vec<String>> {
+        let people = &self.demo.people;
+        let failed = people.in_trouble.len();
+        let expected = Expected {
+            integrations: people.integrations - failed,
+            users: people.connected() - failed,
+            failed,
+        };
+        self.last = Snapshot::take(&self.demo.environment.db).await?;
+        self.crons_now(expected).await?;
+        self.replays(expected).await?;
+        self.operator().await?;
+        self.figures();
+        Ok(self.problems.found)
+    }
+
+    /// Whatever is due now.
+    async fn crons_now(&mut self, Expected { integrations, users, failed }: Expected) -> Result<()> {
+        let now = Utc::now();
+        let daily = self.call(DAILY_CRON, DAILY).await?;
+        let went = Went::RanOrSkipped { worked: integrations, failed };
+        self.problems.part(&daily, "syncIntegrations", "synced", went);
+        self.problems.part(&daily, "marketingEmails", "sent", Went::Well);
+        self.synced(&daily, now);
+
+        let monthly = self.call(MONTHLY_CRON, MONTHLY).await?;
+        let went = Went::RanOrSkipped { worked: users, failed };
+        self.problems.part(&monthly, "monthlySync", "synced", went);
+        self.problems.part(&monthly, "reminders", "sent", Went::Well);
+        Ok(())
+    }
+
+    /// The last sync hour and the last day of the previous month, as if their crons had been missed.
+    async fn replays(&mut self, Expected { integrations, users, failed }: Expected) -> Result<()> {
+        let calendar = self.demo.calendar;
+        let at = calendar.missed_sync();
+        let daily = self.call(DAILY_CRON, &replay(DAILY, at)).await?;
+        let went = Went::Ran { worked: integrations, failed };
+        self.problems.part(&daily, "syncIntegrations", "synced", went);
+        self.problems.part(&daily, "marketingEmails", "sent", Went::Well);
+        self.synced(&daily, at);
+
+        let monthly = self.call(MONTHLY_CRON, &replay(MONTHLY, calendar.missed_month_end())).await?;
+        self.problems.part(&monthly, "monthlySync", "synced", Went::Ran { worked: users, failed });
+        self.problems.part(&monthly, "reminders", "sent", Went::Well);
+        let month = calendar.previous_month();
+        let results = self.stored_results(month).await?;
+        self.check_month(&results, month);
+        Ok(())
+    }
+
+    /// A sync, the same again, and the current month.
+    async fn operator(&mut self) -> Result<()> {
+        let before = self.last.count("integration_transactions");
+        let first = self.call(Caller::Operator, SYNC).await?;
+        let new = self.last.count("integration_transactions") - before;
+        self.problems.sync(&first, &self.demo.people, u64::try_from(new).ok());
+        let second = self.call(Caller::Operator, SYNC).await?;
+        self.problems.sync(&second, &self.demo.people, Some(0));
+
+        let month = self.demo.calendar.current_month();
+        let answer = self.call(Caller::Operator, &format!("{MONTH}?month={}", calendar::name(month))).await?;
+        if answer.body["errors"] != self.demo.people.in_trouble.len() {
+            self.problems.add(format_args!("errors is {}", answer.body["errors"]));
+        }
+        let results = answer.body["results"].as_array().cloned().unwrap_or_default();
+        self.check_month(&results, month);
+        Ok(())
+    }
+
+    /// What is in the database at the end, against the sums of the seed.
+    fn figures(&mut self) {
+        let people = &self.demo.people;
+        self.problems.about("in the end");
+        let (stored, seeded) = (self.last.count("integration_transactions"), people.books.len());
+        if usize::try_from(stored).ok() != Some(seeded) {
+            self.problems.add(format_args!("{stored} movements are stored of {seeded}"));
+        }
+        let turnover = people.books.turnover(self.first_month.unwrap_or(self.demo.calendar.current_month()));
+        for difference in self.last.differences(&turnover, &people.names) {
+            self.problems.add(difference);
+        }
+    }
+
+    /// Calls, and shows what has changed.
+    async fn call(&mut self, caller: Caller, target: &str) -> Result<Answer> {
+        self.problems.about(target);
+        let answer = self.client.call(caller, target).await?;
+        self.problems.status(&answer);
+        if answer.status >= 500 {
+            println!("   The functions' log ends with:\n{}", self.demo.dev.log_tail());
+        }
+        let now = Snapshot::take(&self.demo.environment.db).await?;
+        now.print_changes(&self.last, &self.demo.people.names);
+        self.last = now;
+        Ok(answer)
+    }
+
+    /// Remembers the first sync that ran.
+    fn synced(&mut self, answer: &Answer, as_of: DateTime<Utc>) {
+        if answer.body["results"]["syncIntegrations"]["skipped"] != true {
+            self.first_month.get_or_insert(month_of(as_of));
+        }
+    }
+
+    fn check_month(&mut self, results: &[Value], month: NaiveDate) {
+        let read: Vec<MonthResult> = results.iter().filter_map(MonthResult::read).collect();
+        if read.len() != results.len() {
+            self.problems.add(format_args!("{} results are no month", results.len() - read.len()));
+        }
+        let people = &self.demo.people;
+        self.problems.month(&read, people, |user| people.books.month(user, month));
+    }
+
+    /// An orchestrator's answer only counts: the users' figures of its run are in its items.
+    async fn stored_results(&self, month: NaiveDate) -> Result<Vec<Value>> {
+        sqlx::query_scalar(
+            "select result from public.job_items where kind = 'sync_month' and payload ->> 'month' = $1",
+        )
+        .bind(calendar::name(month))
+        .fetch_all(self.demo.environment.db.pool())
+        .await
+        .context("cannot read the results of the month")
+    }
+}
+
+fn replay(path: &str, at: DateTime<Utc>) -> String {
+    format!("{path}?at={}", at.to_rfc3339_opts(SecondsFormat::Secs, true))
+}
