@@ -12,16 +12,6 @@
 begin;
 set local lock_timeout = '5s';
 
-do $$
-declare name text;
-begin
-    foreach name in array array['ca_records', 'integration_tokens', 'sync_logs'] loop
-        if to_regclass('public.' || name) is null then
-            raise exception 'table public.% is missing: the web application''s schema comes first, then these files', name;
-        end if;
-    end loop;
-end $$;
-
 -- ca_records: imported turnover stands beside what the user typed.
 alter table public.ca_records
     add column if not exists source text not null default 'manual',

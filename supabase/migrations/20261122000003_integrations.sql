@@ -126,9 +126,8 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- Plans one item for each due integration (p_kind sync_integration) or for each user who has one (sync_month).
--- Items of the same subject that older runs left in the queue are superseded where the new one reads at least as
--- far back: always when they go on from the last success, else by their first Paris day. The new one accounts for
--- what they had stored, and for their attempts.
+-- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far
+-- back, accounts for what they had stored, and goes on counting their attempts.
 -- (Their messages stay; a claim that finds no item behind them deletes them.)
 -- With p_dry_run nothing is written.
 --
@@ -188,18 +187,16 @@ begin
         where i.status = 'queued' and i.kind = p_kind and i.run_id <> p_run_id
             and (p_user_id is null or i.user_id = p_user_id)
             and coalesce(i.leased_until, '-infinity') < clock_timestamp()
-            and r.as_of <= p_as_of
-            and case p_kind when 'sync_month' then i.payload = p_payload
-                else i.payload ->> 'days' is null
-                    or (p_as_of at time zone 'Europe/Paris')::date - (p_payload ->> 'days')::integer
-                        <= (r.as_of at time zone 'Europe/Paris')::date - (i.payload ->> 'days')::integer end
+            and r.as_of <= p_as_of and (p_kind <> 'sync_month' or i.payload = p_payload)
         order by i.item_id for update of i) l;
     update public.job_items set status = 'superseded', settled_at = clock_timestamp() where item_id = any (needless);
 
     with old as (
-        select * from public.job_items where item_id = any (needless)
+        select i.*, (i.payload ->> 'days')::integer
+            + (p_as_of at time zone 'Europe/Paris')::date - (r.as_of at time zone 'Europe/Paris')::date as days
+        from public.job_items i join public.job_runs r using (run_id) where i.item_id = any (needless)
     ), taken_over as (
-        select s.subject,
+        select s.subject, max(least(s.days, 366)) as days,
             -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
             max(s.attempts) as attempts, (array_agg(s.error order by s.attempts desc))[1] as error,
             -- Stored at a checkpoint: the new item's to account for, since to it these movements are not new.
@@ -214,10 +211,12 @@ begin
                     select coalesce(jsonb_agg(distinct m), '[]')
                     from old o, jsonb_array_elements(o.progress -> 'months') m
                     where o.subject = s.subject)) end as progress
-        from old s where s.attempts > 0 or s.progress ? 'records' group by s.subject
+        from old s group by s.subject
     )
     update public.job_items n
-    set attempts = o.attempts, error = o.error, progress = coalesce(o.progress, '{}')
+    set attempts = o.attempts, error = o.error, progress = coalesce(o.progress, '{}'),
+        payload = case when o.days > coalesce((p_payload ->> 'days')::integer, 0)
+            then p_payload || jsonb_build_object('days', o.days) else p_payload end
     from taken_over o where n.run_id = p_run_id and n.kind = p_kind and n.subject = o.subject;
 
     perform public.jobs_send_items(p_run_id);

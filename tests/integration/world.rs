@@ -147,8 +147,8 @@ impl World {
     pub(crate) async fn connect_stripe(&self, user: Uuid, account: &str, token: &str) -> Result<Uuid> {
         let id = Uuid::new_v4();
         sqlx::query(
-            "insert into public.integration_tokens (id, user_id, provider, access_token, stripe_account_id) \
-             values ($1, $2, 'stripe', $3, $4)",
+            "insert into public.integration_tokens (id, user_id, provider, access_token, stripe_account_id, connected_at) \
+             values ($1, $2, 'stripe', $3, $4, '2020-01-01')",
         )
         .bind(id)
         .bind(user)
@@ -178,7 +178,8 @@ impl World {
         let id = Uuid::new_v4();
         sqlx::query(
             "insert into public.integration_tokens \
-             (id, user_id, provider, access_token, refresh_token, shop_domain) values ($1, $2, 'shopify', $3, $4, $5)",
+             (id, user_id, provider, access_token, refresh_token, shop_domain, connected_at) \
+             values ($1, $2, 'shopify', $3, $4, $5, '2020-01-01')",
         )
         .bind(id)
         .bind(user)

@@ -26,9 +26,10 @@ async fn add_shop(world: &World, user: Uuid) -> Result<()> {
     Ok(())
 }
 
-async fn status(world: &World, user: Uuid, month: Month) -> Result<String> {
-    let sql = "select public.integration_month_status($1, $2, now())";
-    Ok(sqlx::query_scalar(sql).bind(user).bind(month.first_day()).fetch_one(world.pool()).await?)
+/// What a month's figure is worth, looked at in the middle of that month or after its end.
+async fn status(world: &World, user: Uuid, month: Month, at: DateTime<Utc>) -> Result<String> {
+    let sql = "select public.integration_month_status($1, $2, $3)";
+    Ok(sqlx::query_scalar(sql).bind(user).bind(month.first_day()).bind(at).fetch_one(world.pool()).await?)
 }
 
 /// Noon of a day of a month.
@@ -105,14 +106,18 @@ async fn what_a_figure_is_worth() -> Result<()> {
     let [this, last, before, old] = [1, 2, 3, 4].map(months_ago);
     // First synced in the middle of a month, five days back: its beginning is read all the same.
     world.post("sync-integrations", &format!("days=5&{}", replay(day(last, 15)))).await?;
-    assert_eq!(status(&world, user, last).await?, "provisional");
-    assert_eq!(status(&world, user, before).await?, "partial", "never read");
+    assert_eq!(status(&world, user, last, day(last, 15)).await?, "provisional");
+    assert_eq!(status(&world, user, last, Utc::now()).await?, "partial", "over, and not read to its end");
+    assert_eq!(status(&world, user, before, Utc::now()).await?, "partial", "never read");
     world.post("sync-integrations", &replay(day(this, 5))).await?;
-    assert_eq!(status(&world, user, last).await?, "complete");
-    assert_eq!(status(&world, user, this).await?, "provisional");
+    assert_eq!(status(&world, user, last, Utc::now()).await?, "complete");
+    assert_eq!(status(&world, user, this, day(this, 5)).await?, "provisional");
     world.post("monthly-sync", &format!("month={old}")).await?;
     assert_eq!(
-        (status(&world, user, old).await?.as_str(), status(&world, user, before).await?.as_str()),
+        (
+            status(&world, user, old, Utc::now()).await?.as_str(),
+            status(&world, user, before, Utc::now()).await?.as_str()
+        ),
         ("complete", "partial")
     );
 
@@ -134,7 +139,7 @@ async fn what_a_figure_is_worth() -> Result<()> {
             .bind(format!("{{{}}}", ranges.join(",")))
             .execute(world.pool())
             .await?;
-        assert_eq!(status(&world, user, this).await?, "partial", "{hole}");
+        assert_eq!(status(&world, user, this, day(this, 27)).await?, "partial", "{hole}");
     }
     // Somebody's currency that nobody counts.
     world.stripe.payment("acct_months", day(old, 3), 1_000, "usd");
@@ -196,8 +201,8 @@ async fn an_outage_of_sixty_days_leaves_no_hole() -> Result<()> {
         };
         assert_eq!(answer["totalSynced"], 32, "{answer}");
         assert_eq!(imported_cents(&world, user).await?, listed_cents(&world, "acct_months"));
-        assert_eq!(status(&world, user, middle).await?, "complete");
-        assert_eq!(status(&world, user, end).await?, "provisional");
+        assert_eq!(status(&world, user, middle, ended).await?, "complete");
+        assert_eq!(status(&world, user, end, ended).await?, "provisional");
     }
     Ok(())
 }
