@@ -97,7 +97,8 @@ async fn ten_thousand_leftovers() -> Result<()> {
     let report = super::rpc(&world, "jobs_report", &of_dead).await?;
     assert_eq!((&report["counts"]["queued"], &report["in_flight"]), (&json!(10_000), &json!(32)));
     // What was looked at and not taken is free for others.
-    let free: i64 = world.value("select count(*) from pgmq.q_jobs_stripe where vt <= clock_timestamp()").await?;
+    let free: i64 =
+        world.value("select count(*) from pgmq.q_jobs_stripe where vt <= clock_timestamp()").await?;
     assert_eq!(free, 10_000 - 32);
     Ok(())
 }
