@@ -68,7 +68,6 @@ create table public.job_items (
     settled_at timestamptz,
     unique (run_id, kind, subject)
 );
-create index job_items_queued on public.job_items (kind, subject) where status = 'queued';
 create index job_items_lease on public.job_items (lease_id) where status = 'queued' and lease_id is not null;
 create index job_items_run_queued on public.job_items (run_id) where status = 'queued';
 create index job_items_user on public.job_items (user_id);
@@ -185,13 +184,14 @@ end $$;
 -- Drain ----------------------------------------------------------------------------------------------------
 
 -- Claims up to p_limit visible messages of a lane for p_seconds; fewer only where no more are visible. Repeating a
--- claim gives the same items again.
+-- claim gives the same items again. Null: nothing but messages without an item was seen so far, ask again.
 --   [{item_id, run_id, version, kind, subject, user_id, payload, progress, attempts, as_of}]
 create function public.jobs_claim(p_claim uuid, p_lane text, p_limit integer, p_seconds integer)
 returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
 declare
     begun constant timestamptz := clock_timestamp();
     wanted integer := p_limit;
+    emptied boolean := false;
     message record;
     read_ids bigint[];
     read_items bigint[];
@@ -206,7 +206,8 @@ begin
         select array_agg(m.msg_id order by m.msg_id), array_agg((m.message ->> 'item_id')::bigint order by m.msg_id)
         into read_ids, read_items
         from pgmq.read('jobs_' || p_lane, p_seconds, case when orphans is null then wanted else 1000 end) m;
-        exit when read_ids is null;
+        emptied := read_ids is null;
+        exit when emptied;
 
         -- Without a condition on the status, which statistics may not know of yet: by the primary key.
         select array_agg(l.item_id) filter (where l.status = 'queued') into alive from (
@@ -234,6 +235,9 @@ begin
         exit when orphans is null;
         perform pgmq.delete('jobs_' || p_lane, orphans);
     end loop;
+    if not emptied and wanted = p_limit and p_limit > 0 then
+        return 'null'::jsonb;
+    end if;
 
     return coalesce((
         select jsonb_agg(jsonb_build_object(

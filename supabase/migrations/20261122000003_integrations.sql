@@ -128,17 +128,21 @@ $$;
 -- Plans one item for each due integration (p_kind sync_integration) or for each user who has one (sync_month).
 -- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far
 -- back, accounts for what they had stored, and goes on counting their attempts.
--- (Their messages stay; a claim that finds no item behind them deletes them.)
+-- (Their messages go with them, but for those that a claim is reading just now: it finds no item behind them.)
 -- With p_dry_run nothing is written.
+--
+-- Never by loops: statistics know nothing yet of the items that were just planned.
 --   {state: planned | joined | repeated | dry_run, run_id, plan: {items, skipped: {reason: n}, candidates?: […]}}
 create function public.jobs_plan_sync(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
     p_parameters jsonb, p_payload jsonb, p_user_id uuid, p_dry_run boolean
-) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
+) returns jsonb language plpgsql security definer
+set search_path = '' set statement_timeout = '28s' set enable_nestloop = off as $$
 declare
     opened jsonb;
     outline jsonb;
     needless bigint[];
+    lane text;
 begin
     if p_kind not in ('sync_integration', 'sync_month') then
         raise exception 'unknown kind %', p_kind using errcode = '22023';
@@ -186,14 +190,21 @@ begin
             and coalesce(i.leased_until, '-infinity') < clock_timestamp()
             and r.as_of <= p_as_of and (p_kind <> 'sync_month' or i.payload = p_payload)
         order by i.item_id for update of i) l;
-    update public.job_items set status = 'superseded', settled_at = clock_timestamp() where item_id = any (needless);
+    update public.job_items i set status = 'superseded', settled_at = clock_timestamp()
+    from unnest(needless) n where i.item_id = n;
+    -- At once: pgmq deletes by its own ids, which an item that was never claimed does not know. Waits for nobody.
+    for lane in select distinct i.lane from unnest(needless) n join public.job_items i on i.item_id = n loop
+        execute format('delete from pgmq.%1$I where msg_id in (
+            select q.msg_id from pgmq.%1$I q join unnest($1) n on n = (q.message ->> ''item_id'')::bigint
+            for update of q skip locked)', 'q_jobs_' || lane) using needless;
+    end loop;
 
     with old as (
         select i.*, (i.payload ->> 'days')::integer
             + (p_as_of at time zone 'Europe/Paris')::date - (r.as_of at time zone 'Europe/Paris')::date as days
         from public.job_items i join public.job_runs r using (run_id) where i.item_id = any (needless)
     ), taken_over as (
-        select s.subject, case when max(s.days) is not null then least(max(s.days), 366) end as days,
+        select s.subject, max(case when s.days > 366 then 366 else s.days end) as days,
             -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
             max(s.attempts) as attempts, (array_agg(s.error order by s.attempts desc))[1] as error,
             -- Stored at a checkpoint: the new item's to account for, since to it these movements are not new.
@@ -214,7 +225,9 @@ begin
     set attempts = o.attempts, error = o.error, progress = coalesce(o.progress, '{}'),
         payload = case when o.days > coalesce((p_payload ->> 'days')::integer, 0)
             then p_payload || jsonb_build_object('days', o.days) else p_payload end
-    from taken_over o where n.run_id = p_run_id and n.kind = p_kind and n.subject = o.subject;
+    from taken_over o
+    where n.run_id = p_run_id and n.kind = p_kind and n.subject = o.subject
+        and (o.attempts > 0 or o.progress is not null or o.days > coalesce((p_payload ->> 'days')::integer, 0));
 
     perform public.jobs_send_items(p_run_id);
     update public.job_runs set plan = outline where run_id = p_run_id;
@@ -423,14 +436,16 @@ language sql stable security definer set search_path = '' as $$
             where t.user_id = p_user_id and t.paris_month = p_month and public.integration_uncounted(t))
             then 'partial'
         -- A refund of an order whose payment was never read: Stripe may report it, too.
-        when exists (select from public.integration_transactions t
-            where t.user_id = p_user_id and t.provider = 'shopify' and t.paris_month = p_month
-                and t.amount_minor < 0 and t.excluded is null
-                and t.refs <> '{}' and not exists (select from unnest(t.refs) r where r !~ '^gid:')
-                and not exists (select from public.integration_transactions p
-                    where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0 and p.refs && t.refs)
-                and exists (select from public.integration_state x
-                    where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null))
+        when exists (select from public.integration_state x
+                where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null)
+            and exists (
+                select o from public.integration_transactions t, unnest(t.refs) o
+                where t.user_id = p_user_id and t.provider = 'shopify' and t.paris_month = p_month
+                    and t.amount_minor < 0 and t.excluded is null
+                    and not exists (select from unnest(t.refs) r where r !~ '^gid:')
+                except   -- not by loops: see integration_twins
+                select o from public.integration_transactions p, unnest(p.refs) o
+                where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0)
             then 'partial'
         when coalesce(bool_and(s.covered @> tstzrange(b.starts, b.ends)), false) then 'complete'
         when p_as_of < b.ends and coalesce(bool_and(s.covered @> b.starts and (

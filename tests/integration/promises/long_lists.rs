@@ -69,6 +69,40 @@ async fn a_thousand_and_one_integrations_in_one_run() -> Result<()> {
     Ok(())
 }
 
+/// A run over ten thousand users died; the next one plans in time, and its first claim finds its own items behind
+/// ten thousand messages of the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_leftovers() -> Result<()> {
+    let world = World::new().await?;
+    world
+        .run(
+            "with u as (insert into auth.users (id) select gen_random_uuid() from generate_series(1, 10000) returning id) \
+             insert into public.integration_tokens (user_id, provider, access_token, stripe_account_id) \
+             select id, 'stripe', 'x', 'acct_x' from u",
+        )
+        .await?;
+    let (dead, next) = (Uuid::new_v4(), Uuid::new_v4());
+    for run in [dead, next] {
+        let planned = super::rpc(&world, "jobs_plan_sync", &super::plan(run, None, None)).await?;
+        assert_eq!(planned["plan"]["items"], 10_000, "{planned}");
+    }
+    let claimed = super::claim(&world, Uuid::new_v4(), 32).await?;
+    assert_eq!(claimed.len(), 32);
+    assert!(claimed.iter().all(|item| item["run_id"] == json!(next)));
+    let mut of_dead = json!({"p_run_id": dead, "p_limit": 0});
+    assert_eq!(super::rpc(&world, "jobs_close_runs", &json!({})).await?, 1);
+    let report = super::rpc(&world, "jobs_report", &of_dead).await?;
+    assert_eq!((&report["status"], &report["counts"]["superseded"]), (&json!("partial"), &json!(10_000)));
+    of_dead["p_run_id"] = json!(next);
+    let report = super::rpc(&world, "jobs_report", &of_dead).await?;
+    assert_eq!((&report["counts"]["queued"], &report["in_flight"]), (&json!(10_000), &json!(32)));
+    // What was looked at and not taken is free for others.
+    let free: i64 =
+        world.value("select count(*) from pgmq.q_jobs_stripe where vt <= clock_timestamp()").await?;
+    assert_eq!(free, 10_000 - 32);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn eleven_pages_and_more_than_one_checkpoint() -> Result<()> {
     let world = World::new().await?;

@@ -174,7 +174,9 @@ impl Queue {
         let arguments = json!({
             "p_claim": lease, "p_lane": lane.as_str(), "p_limit": limit, "p_seconds": VISIBILITY.as_secs(),
         });
-        let rows: Vec<Row> = self.supabase.rpc("jobs_claim", &arguments, deadline).await?;
+        let rows: Option<Vec<Row>> = self.supabase.rpc("jobs_claim", &arguments, deadline).await?;
+        // Null: what was seen so far had no item behind it; there may be more.
+        let Some(rows) = rows else { return Ok((Vec::new(), false)) };
         let last = rows.len() < limit;
         let (mut claimed, mut unknown) = (Vec::with_capacity(rows.len()), Vec::new());
         for row in rows {
