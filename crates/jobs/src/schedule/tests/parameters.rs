@@ -47,7 +47,7 @@ fn a_month_that_has_not_begun_is_refused() {
     assert_eq!(refused, Err(expected));
     assert_eq!(
         expected.to_string(),
-        "décembre 2026 n’a pas encore commencé : le mois demandé va au plus jusqu'à novembre 2026"
+        "décembre 2026 n’a pas encore commencé : le mois demandé va au plus jusqu’à novembre 2026"
     );
 }
 
