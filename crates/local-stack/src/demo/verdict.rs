@@ -86,12 +86,21 @@ impl Problems {
         expected: impl Fn(Uuid) -> BTreeMap<&'static str, i64>,
     ) {
         self.equal("the number of users", &results.len(), &people.connected());
-        for result in results.iter().filter(|result| !people.in_trouble.contains(&result.user)) {
+        for result in results {
             let name = people.names.get(&result.user).map_or("?", String::as_str);
+            let in_trouble = people.in_trouble.contains(&result.user);
+            let Some(total) = result.total.filter(|_| !in_trouble) else {
+                self.equal(
+                    &format!("whether {name}'s month has a figure"),
+                    &result.total.is_some(),
+                    &!in_trouble,
+                );
+                continue;
+            };
             let must = expected(result.user);
             let must_total = must.values().sum::<i64>();
-            if result.total != must_total {
-                let (is, must) = (euros(result.total), euros(must_total));
+            if total != must_total {
+                let (is, must) = (euros(total), euros(must_total));
                 self.add(format_args!("{name}'s month is {is} instead of {must}"));
             }
             let must = must.into_iter().map(|(source, cents)| (source.to_owned(), cents)).collect();
@@ -104,7 +113,8 @@ impl Problems {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MonthResult {
     user: Uuid,
-    total: i64,
+    /// `None`: nothing was read to its end, so there is no figure.
+    total: Option<i64>,
     by_source: BTreeMap<String, i64>,
 }
 
@@ -117,7 +127,10 @@ impl MonthResult {
             .map(|detail| Some((detail["source"].as_str()?.to_owned(), cents(&detail["amount"])?)));
         Some(Self {
             user: result["userId"].as_str()?.parse().ok()?,
-            total: cents(&result["totalCA"])?,
+            total: match &result["totalCA"] {
+                Value::Null => None,
+                total => Some(cents(total)?),
+            },
             by_source: by_source.collect::<Option<_>>()?,
         })
     }
