@@ -204,7 +204,7 @@ begin
             + (p_as_of at time zone 'Europe/Paris')::date - (r.as_of at time zone 'Europe/Paris')::date as days
         from public.job_items i join public.job_runs r using (run_id) where i.item_id = any (needless)
     ), taken_over as (
-        select s.subject, case when max(s.days) is not null then least(max(s.days), 366) end as days,
+        select s.subject, max(case when s.days > 366 then 366 else s.days end) as days,
             -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
             max(s.attempts) as attempts, (array_agg(s.error order by s.attempts desc))[1] as error,
             -- Stored at a checkpoint: the new item's to account for, since to it these movements are not new.

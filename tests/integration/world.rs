@@ -1,18 +1,13 @@
 //! What an integration test stands on: a Supabase project of its own, stand-ins for Stripe and Shopify, and the
 //! real function binaries.
 
-use std::{
-    collections::HashMap,
-    process::Stdio,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use local_stack::{Environment, Stack, database::Template, shopify, stripe};
+use local_stack::{Environment, Stack, database::Template, functions, shopify, stripe};
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::Value;
 use sqlx::PgPool;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use uuid::Uuid;
 
 pub(crate) const SECRET: &str = "test-cron-secret-0123456789";
@@ -219,61 +214,37 @@ pub(crate) fn encrypt(token: &str) -> String {
     key.encrypt(&token.to_owned().into()).expect("randomness")
 }
 
-/// A running function.
+/// A running function, called under its own path.
 pub(crate) struct Function {
     path: String,
-    port: u16,
-    process: tokio::process::Child,
-    log: Arc<Mutex<String>>,
+    process: functions::Function,
 }
 
 impl Function {
     async fn start(name: &str, vars: &HashMap<String, String>) -> Result<Self> {
         let (_, binary) = FUNCTIONS.iter().find(|(known, _)| *known == name).context("no such function")?;
         let folder = if binary.contains("/manual-") { "manual" } else { "cron" };
-        let port = local_stack::ports::free()?;
-        let mut process = tokio::process::Command::new(binary)
-            .env_clear()
-            .envs(vars)
-            .env("VERCEL_DEV_PORT", port.to_string())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("the function does not start")?;
-        let log = Arc::new(Mutex::new(String::new()));
-        let mut lines = BufReader::new(process.stdout.take().context("stdout")?).lines();
-        let mut errors = BufReader::new(process.stderr.take().context("stderr")?).lines();
-        while let Some(line) = lines.next_line().await? {
-            if line.starts_with("Dev server listening") {
-                break;
-            }
-        }
-        let (stdout, stderr) = (log.clone(), log.clone());
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                stdout.lock().expect("not poisoned").push_str(&(line + "\n"));
-            }
-        });
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = errors.next_line().await {
-                stderr.lock().expect("not poisoned").push_str(&(line + "\n"));
-            }
-        });
-        Ok(Self { path: format!("/api/{folder}/{name}"), port, process, log })
+        let vars: Vec<(&String, &String)> = vars.iter().collect();
+        let process = functions::Function::start(Path::new(binary), &vars).await?;
+        Ok(Self { path: format!("/api/{folder}/{name}"), process })
     }
 
     /// Its address, without a query.
     pub(crate) fn url(&self) -> String {
-        format!("http://127.0.0.1:{}{}", self.port, self.path)
+        format!("{}{}", self.process.url(), self.path)
     }
 
+    /// What it has written, but for the runtime's own word that it listens.
     pub(crate) fn log(&self) -> String {
-        self.log.lock().expect("not poisoned").clone()
+        self.process
+            .logs()
+            .lines()
+            .filter(|line| !line.starts_with("Dev server"))
+            .fold(String::new(), |log, line| log + line + "\n")
     }
 
     pub(crate) async fn kill(&mut self) -> Result<()> {
-        Ok(self.process.kill().await?)
+        self.process.kill().await
     }
 
     pub(crate) async fn call(

@@ -170,7 +170,7 @@ fn bearer(secret: &SecretString) -> Result<HeaderValue, reqwest::header::Invalid
     Ok(value)
 }
 
-/// Forgets what is older than it is kept. Best effort: the next daily run tries again.
+/// Forgets what is older than it is kept. Best effort: the next cron tries again.
 pub async fn prune(context: &Context) {
     let pruned: Result<Value, _> = context.supabase.rpc("jobs_prune", &json!({}), &context.deadline).await;
     if let Ok(pruned) = pruned {

@@ -64,7 +64,7 @@ where
 {
     let begun = Instant::now();
     while !condition().await? {
-        if begun.elapsed() > Duration::from_secs(20) {
+        if begun.elapsed() > Duration::from_mins(2) {
             bail!("still waiting: {what}");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

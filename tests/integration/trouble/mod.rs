@@ -85,7 +85,7 @@ fn lines(function: &Function) -> usize {
 
 /// Waits for what another process is about to do.
 async fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_mins(2);
     while !condition() {
         ensure!(Instant::now() < deadline, "{what} never came");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -183,13 +183,17 @@ async fn drain_until_settled(
     run_id: Uuid,
 ) -> Result<(RunReport, Vec<LaneReport>), TaskError> {
     let mut pause = FIRST_LOOK;
+    let mut looked_again = false;
     let mut seen: Vec<LaneReport> = Vec::new();
     loop {
         let drained = drain_lanes(context).await?;
         let stopped = drained.iter().any(|lane| lane.stopped);
         seen.extend(drained);
         let report = context.queue.report(run_id, MOST_RESULTS, &context.deadline).await?;
-        let wait = report.in_flight > 0 && !stopped && context.deadline.may_start_work();
+        // A claim that is about to commit hides its items from ours and does not show yet: look twice.
+        let held = report.in_flight > 0 || (report.counts.queued > 0 && !looked_again);
+        looked_again = report.in_flight == 0;
+        let wait = held && !stopped && context.deadline.may_start_work();
         if !wait || context.deadline.sleep(pause).await.is_err() {
             return Ok((report, seen));
         }
