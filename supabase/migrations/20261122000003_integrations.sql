@@ -788,11 +788,13 @@ begin
         jsonb_strip_nulls(jsonb_build_object('run_id', i.run_id, 'window', e -> 'window', 'code', e -> 'error' -> 'code',
             'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
             'notes', nullif(e -> 'notes', '{}'),
-            -- The same account or shop, claimed by others too: proven by its own token or refused.
+            -- The same account or shop, claimed by others too: proven by its own token or refused. Theirs is
+            -- written out, as the index integration_tokens_account has it.
             'also_claimed_by', nullif((
                 select count(*) from public.integration_tokens mine
                 join public.integration_tokens other on other.provider = mine.provider and other.user_id <> mine.user_id
-                    and public.integration_account(other) = public.integration_account(mine)
+                    and case other.provider when 'stripe' then other.stripe_account_id else other.shop_domain end
+                        = public.integration_account(mine)
                 where mine.id = (e ->> 'integration_id')::uuid), 0)))
     from jsonb_array_elements(p_parts) e;
 

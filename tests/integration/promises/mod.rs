@@ -12,6 +12,7 @@ mod records;
 mod repeats;
 mod slots;
 mod vendors;
+mod whole_tables;
 
 use std::time::{Duration, Instant};
 
