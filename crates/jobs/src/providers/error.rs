@@ -105,7 +105,7 @@ pub enum ErrorKind {
     Refused(RefusedReason),
     /// This item waits.
     Transient(Transient),
-    /// Our own key or client secret is bad: stop this provider's lane, no item can succeed.
+    /// Our own key or client secret is bad: no item that needs it can succeed until somebody mends it.
     OwnCredentials,
     /// The invocation's time is over; nothing is wrong.
     OutOfTime,
