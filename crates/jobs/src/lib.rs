@@ -7,6 +7,7 @@
 pub mod config;
 pub mod crypto;
 pub mod deadline;
+pub mod email;
 pub mod entry;
 pub mod http;
 pub mod integrations;
@@ -20,5 +21,6 @@ pub mod supabase;
 pub mod tasks;
 #[cfg(test)]
 mod test_server;
+pub mod urssaf;
 
 pub use entry::{Route, serve};

@@ -1,0 +1,99 @@
+//! What a mail is about: frozen when its batch is sealed, so that the same mail is rendered again.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::{schedule::Month, urssaf::Crossing};
+
+/// The kinds of mail. The names are stored in `email_deliveries` and signed into links: they never change.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    ThresholdAlert,
+    MonthlyReminder,
+    MonthlyRecap,
+    MarketingDay3,
+}
+
+impl Kind {
+    /// In order of priority.
+    pub const ALL: [Self; 4] =
+        [Self::ThresholdAlert, Self::MonthlyReminder, Self::MonthlyRecap, Self::MarketingDay3];
+
+    /// The stable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ThresholdAlert => "threshold_alert",
+            Self::MonthlyReminder => "monthly_reminder",
+            Self::MonthlyRecap => "monthly_recap",
+            Self::MarketingDay3 => "marketing_day3",
+        }
+    }
+}
+
+/// What one mail says, besides what all of its kind say. Amounts are cents.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Facts {
+    /// What Pro and Premium bring.
+    MarketingDay3 {
+        /// As the user typed it: never trusted to be a name.
+        first_name: Option<String>,
+    },
+    /// "Record your turnover of last month."
+    MonthlyReminder {
+        first_name: Option<String>,
+        month: Month,
+        /// What is already recorded for the month, typed or imported.
+        recorded: i64,
+        /// In how many rows.
+        entries: u32,
+    },
+    /// What was imported for a month.
+    MonthlyRecap {
+        first_name: Option<String>,
+        month: Month,
+        total: i64,
+        sources: Vec<SourceTotal>,
+        /// The month is not over: read up to then.
+        provisional_at: Option<DateTime<Utc>>,
+        /// What the user typed by hand for the same month, if anything.
+        typed: Option<i64>,
+        /// Currencies that are not in the total.
+        uncounted: Vec<String>,
+        /// Sources that could not be read.
+        unread: Vec<String>,
+        /// Something else keeps the figure from being whole.
+        partial: bool,
+    },
+    /// Steps newly crossed.
+    ThresholdAlert {
+        first_name: Option<String>,
+        year: i32,
+        crossings: Vec<Crossing>,
+        /// Activities that are not known; their turnover counts in the total only.
+        unknown_activities: Vec<String>,
+    },
+}
+
+/// One source's part of a month, in cents.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SourceTotal {
+    /// `stripe` or `shopify`.
+    pub source: String,
+    /// What was cashed.
+    pub gross: i64,
+    /// What was given back; zero or negative.
+    pub refunds: i64,
+}
+
+impl Facts {
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::MarketingDay3 { .. } => Kind::MarketingDay3,
+            Self::MonthlyReminder { .. } => Kind::MonthlyReminder,
+            Self::MonthlyRecap { .. } => Kind::MonthlyRecap,
+            Self::ThresholdAlert { .. } => Kind::ThresholdAlert,
+        }
+    }
+}

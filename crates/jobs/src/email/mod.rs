@@ -1,0 +1,5 @@
+//! Mails: what they say, how they look, how each leaves exactly once.
+
+mod facts;
+
+pub use self::facts::{Facts, Kind, SourceTotal};

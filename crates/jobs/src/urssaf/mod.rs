@@ -1,0 +1,72 @@
+//! Ceilings of the micro-entreprise and of the VAT franchise, and what crossing one means. Pure.
+
+use chrono::NaiveDate;
+use serde::{Deserialize, Serialize};
+
+/// A limit that a year's turnover is held against. The names are stored in `threshold_alerts`: they never change.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Threshold {
+    /// The regime's ceiling for all turnover (sales, or mixed).
+    MicroTotal,
+    /// The regime's ceiling for services.
+    MicroServices,
+    /// VAT franchise, base threshold for all turnover.
+    VatBaseTotal,
+    /// VAT franchise, base threshold for services.
+    VatBaseServices,
+    /// VAT franchise, increased threshold for all turnover.
+    VatIncreasedTotal,
+    /// VAT franchise, increased threshold for services.
+    VatIncreasedServices,
+    /// In a creation year: the increased threshold in proportion to the days, where the texts leave it open.
+    VatIncreasedTotalProrated,
+    /// In a creation year: the increased threshold in proportion to the days, where the texts leave it open.
+    VatIncreasedServicesProrated,
+}
+
+/// A step of a threshold that a year's turnover has newly crossed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Crossing {
+    pub threshold: Threshold,
+    /// 80 or 90 (reached), 100 (exceeded).
+    pub step: u8,
+    /// What the year counts against this threshold, in cents.
+    pub turnover: i64,
+    /// In cents, in proportion to the days of a creation year.
+    pub ceiling: i64,
+    /// The ceiling of a whole year, where `ceiling` is a part of it.
+    pub full_year_ceiling: Option<i64>,
+    /// Crossed only where the months with both typed and imported rows are added up.
+    pub doubt: Option<Doubt>,
+    pub consequence: Consequence,
+}
+
+/// What counts against a threshold, by where it comes from, in cents.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Doubt {
+    pub typed: i64,
+    pub imported: i64,
+}
+
+/// What follows from a crossing.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Consequence {
+    /// Not exceeded yet.
+    Approaching,
+    /// The figures have to be looked at first.
+    ToVerify,
+    /// The regime's ceiling exceeded, and not in the year before: nothing changes yet.
+    MicroOnce,
+    /// The regime's ceiling exceeded; of the year before nothing is recorded.
+    MicroPreviousUnknown,
+    /// The regime's ceiling exceeded two years running: out of the regime from then on.
+    MicroOut { from: NaiveDate },
+    /// Above the base threshold: VAT from then on.
+    VatFrom { from: NaiveDate },
+    /// Above the increased threshold: VAT from the very date of crossing it.
+    VatAtOnce,
+    /// Above the increased threshold in proportion to a creation year's days: the texts leave it open.
+    VatAtOnceOpen,
+}
