@@ -1,13 +1,17 @@
 //! Ceilings of the micro-entreprise and of the VAT franchise, and what crossing one means. Pure.
 
 mod activity;
+mod assess;
 mod declarations;
+mod figures;
 
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 
 pub use self::activity::Activity;
+pub use self::assess::{ActivitySum, Assessment, Held, MixedMonth, YearBooks, assess, years_checked};
 pub use self::declarations::{monthly_due, quarterly_due};
+pub use self::figures::{VAT_KNOWN_UNTIL, floor};
 
 /// A limit that a year's turnover is held against. The names are stored in `threshold_alerts`: they never change.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]

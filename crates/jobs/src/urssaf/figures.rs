@@ -1,0 +1,357 @@
+//! The figures: which ceilings hold in which year, and what a creation year makes of them.
+//!
+//! | | years | all turnover | services | source |
+//! |---|---|---|---|---|
+//! | micro regime | 2023–2025 | 188 700 € | 77 700 € | official text; Urssaf's published rules |
+//! | micro regime | 2026–2028 | 203 100 € | 83 600 € | the same |
+//! | VAT, base | 2025, 2026 | 85 000 € | 37 500 € | the same, unchanged in 2026 |
+//! | VAT, increased | 2025, 2026 | 93 500 € | 41 250 € | the same |
+//!
+//! Urssaf publishes its rules as `betagouv/mon-entreprise`. The reform that would have lowered the VAT
+//! thresholds to 25 000 € was repealed by the law of 3 November 2025. Whether the increased threshold is in
+//! proportion to a creation year's days is open, so both are there; the others are.
+//!
+//! Of other years:
+//!
+//! * The micro ceilings change by law every third year: from 2029 on those of 2026 are certainly wrong, and
+//!   there is no threshold until the table has the new ones.
+//! * The VAT thresholds have no end of their own. Those of 2026 are carried on after [`VAT_KNOWN_UNTIL`] until
+//!   the table says otherwise: a warning that is slightly off beats silence.
+//! * Nothing is assumed of the years before the table: 2022 has no micro ceiling, 2024 no VAT threshold. Only
+//!   this year and the one before are ever held against it.
+
+use std::ops::RangeInclusive;
+
+use chrono::{Datelike, NaiveDate};
+
+use super::Threshold;
+
+/// The last year for which the VAT thresholds are known. After it they are assumed to go on unchanged.
+pub const VAT_KNOWN_UNTIL: i32 = 2026;
+
+/// Until when a figure without an end is carried on: the last year of four digits.
+const FAR: i32 = 9999;
+
+/// What the days of a creation year are counted in, in leap years too.
+const YEAR: u32 = 365;
+
+/// What a threshold limits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Regime {
+    Micro,
+    VatBase,
+    VatIncreased,
+}
+
+/// Which turnover counts against a threshold.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Bucket {
+    /// Everything, activities that are not known too.
+    Total,
+    /// Services and liberal professions.
+    Services,
+}
+
+/// The two figures of a regime, in cents, for some years.
+struct Figures {
+    regime: Regime,
+    years: RangeInclusive<i32>,
+    total: i64,
+    services: i64,
+}
+
+static TABLE: [Figures; 4] = [
+    Figures { regime: Regime::Micro, years: 2023..=2025, total: 18_870_000, services: 7_770_000 },
+    Figures { regime: Regime::Micro, years: 2026..=2028, total: 20_310_000, services: 8_360_000 },
+    Figures { regime: Regime::VatBase, years: 2025..=FAR, total: 8_500_000, services: 3_750_000 },
+    Figures { regime: Regime::VatIncreased, years: 2025..=FAR, total: 9_350_000, services: 4_125_000 },
+];
+
+impl Threshold {
+    /// Every threshold.
+    pub const ALL: [Self; 8] = [
+        Self::MicroTotal,
+        Self::MicroServices,
+        Self::VatBaseTotal,
+        Self::VatBaseServices,
+        Self::VatIncreasedTotal,
+        Self::VatIncreasedServices,
+        Self::VatIncreasedTotalProrated,
+        Self::VatIncreasedServicesProrated,
+    ];
+
+    /// The steps that users are told of, lowest first.
+    pub const fn steps(self) -> &'static [u8] {
+        match self.regime() {
+            Regime::Micro | Regime::VatBase => &[80, 90, 100],
+            // Its 80 and 90 % lie below the base threshold, which has already been told of.
+            Regime::VatIncreased => &[100],
+        }
+    }
+
+    pub(super) const fn regime(self) -> Regime {
+        match self {
+            Self::MicroTotal | Self::MicroServices => Regime::Micro,
+            Self::VatBaseTotal | Self::VatBaseServices => Regime::VatBase,
+            Self::VatIncreasedTotal
+            | Self::VatIncreasedServices
+            | Self::VatIncreasedTotalProrated
+            | Self::VatIncreasedServicesProrated => Regime::VatIncreased,
+        }
+    }
+
+    pub(super) const fn bucket(self) -> Bucket {
+        match self {
+            Self::MicroTotal
+            | Self::VatBaseTotal
+            | Self::VatIncreasedTotal
+            | Self::VatIncreasedTotalProrated => Bucket::Total,
+            Self::MicroServices
+            | Self::VatBaseServices
+            | Self::VatIncreasedServices
+            | Self::VatIncreasedServicesProrated => Bucket::Services,
+        }
+    }
+
+    pub(super) const fn is_open(self) -> bool {
+        matches!(self, Self::VatIncreasedTotalProrated | Self::VatIncreasedServicesProrated)
+    }
+
+    /// The ceiling of `year` for a company created on `created`. `None`: the threshold does not exist then.
+    pub(super) fn ceiling(self, year: i32, created: Option<NaiveDate>) -> Option<Ceiling> {
+        let whole = self.whole_year(year)?;
+        // A part that is the whole is none: who starts on 1 January has the ceilings of everyone.
+        let part = created
+            .filter(|created| created.year() == year)
+            .map(days_from)
+            .filter(|&days| days < YEAR)
+            .map(|days| Ceiling { whole, days });
+        match self.regime() {
+            Regime::Micro | Regime::VatBase => Some(part.unwrap_or(Ceiling { whole, days: YEAR })),
+            Regime::VatIncreased if self.is_open() => part,
+            Regime::VatIncreased => Some(Ceiling { whole, days: YEAR }),
+        }
+    }
+
+    fn whole_year(self, year: i32) -> Option<i64> {
+        TABLE.iter().find(|figures| figures.regime == self.regime() && figures.years.contains(&year)).map(
+            |figures| match self.bucket() {
+                Bucket::Total => figures.total,
+                Bucket::Services => figures.services,
+            },
+        )
+    }
+}
+
+/// From the day of creation to 31 December, both counted. 366 for 1 January of a leap year.
+fn days_from(created: NaiveDate) -> u32 {
+    YEAR + u32::from(created.leap_year()) - created.ordinal0()
+}
+
+/// A whole year's ceiling, and the days of it that count.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Ceiling {
+    whole: i64,
+    /// At most `YEAR`.
+    days: u32,
+}
+
+impl Ceiling {
+    /// In cents, rounded down. To be shown: [`is_crossed`](Self::is_crossed) compares without rounding.
+    pub(super) fn value(self) -> i64 {
+        self.whole * i64::from(self.days) / i64::from(YEAR)
+    }
+
+    /// The whole year's ceiling, where this is a part of it.
+    pub(super) fn full_year(self) -> Option<i64> {
+        (self.days < YEAR).then_some(self.whole)
+    }
+
+    /// 80 and 90 % are crossed when they are reached, the ceiling itself only when it is exceeded.
+    pub(super) fn is_crossed(self, turnover: i128, step: u8) -> bool {
+        let turnover = turnover.saturating_mul(i128::from(YEAR) * 100);
+        let limit = i128::from(self.whole) * i128::from(self.days) * i128::from(step);
+        if step < 100 { turnover >= limit } else { turnover > limit }
+    }
+}
+
+/// The least turnover, in cents, that can reach any step of any threshold in a whole year: below it a user's
+/// year need not be looked at. `None`: the year has no thresholds.
+///
+/// For a company created within the year the limit is this times its days (31 December counted) / 365, which
+/// is the caller's to apply. What is held against it must not be lowered by refunds of another activity: with
+/// 31 000 € of services and −2 000 € of sales the total is below the floor of 2026, the services are not.
+/// Add up the positive sums of each activity instead.
+pub fn floor(year: i32) -> Option<i64> {
+    Threshold::ALL
+        .into_iter()
+        .filter_map(|threshold| {
+            let lowest = threshold.steps().first().copied()?;
+            Some((threshold.whole_year(year)? * i64::from(lowest)).div_euclid(100))
+        })
+        .min()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn date(text: &str) -> NaiveDate {
+        text.parse().unwrap()
+    }
+
+    #[rstest]
+    #[case(2022, [None; 6])]
+    #[case(2023, [Some(188_700), Some(77_700), None, None, None, None])]
+    #[case(2024, [Some(188_700), Some(77_700), None, None, None, None])]
+    #[case(2025, [Some(188_700), Some(77_700), Some(85_000), Some(37_500), Some(93_500), Some(41_250)])]
+    #[case(2026, [Some(203_100), Some(83_600), Some(85_000), Some(37_500), Some(93_500), Some(41_250)])]
+    #[case(2028, [Some(203_100), Some(83_600), Some(85_000), Some(37_500), Some(93_500), Some(41_250)])]
+    #[case(2029, [None, None, Some(85_000), Some(37_500), Some(93_500), Some(41_250)])]
+    #[case(10_000, [None; 6])]
+    fn whole_years(#[case] year: i32, #[case] euros: [Option<i64>; 6]) {
+        for (threshold, euros) in Threshold::ALL.into_iter().zip(euros) {
+            let ceiling = threshold.ceiling(year, None);
+            assert_eq!(ceiling.map(Ceiling::value), euros.map(|euros| euros * 100), "{threshold:?}");
+            assert_eq!(ceiling.and_then(Ceiling::full_year), None);
+        }
+        for threshold in Threshold::ALL.into_iter().filter(|threshold| threshold.is_open()) {
+            assert_eq!(threshold.ceiling(year, None), None, "only in a creation year");
+        }
+    }
+
+    #[test]
+    fn the_last_known_vat_thresholds_are_carried_on() {
+        for threshold in Threshold::ALL.into_iter().filter(|threshold| threshold.regime() != Regime::Micro) {
+            let known = threshold.whole_year(VAT_KNOWN_UNTIL);
+            assert!(known.is_some());
+            assert_eq!(threshold.whole_year(VAT_KNOWN_UNTIL + 10), known);
+        }
+    }
+
+    #[test]
+    fn the_figures_of_one_regime_never_overlap() {
+        for (index, one) in TABLE.iter().enumerate() {
+            for other in TABLE[index + 1..].iter().filter(|other| other.regime == one.regime) {
+                assert!(one.years.end() < other.years.start(), "{:?}", one.years);
+            }
+        }
+    }
+
+    #[rstest]
+    #[case("2026-01-01", 365)]
+    #[case("2026-01-02", 364)]
+    #[case("2026-04-01", 275)]
+    #[case("2026-12-30", 2)]
+    #[case("2026-12-31", 1)]
+    // A leap year has a day too many for its first of January, none for its second.
+    #[case("2028-01-01", 366)]
+    #[case("2028-01-02", 365)]
+    #[case("2028-01-03", 364)]
+    #[case("2028-04-01", 275)]
+    #[case("2028-12-31", 1)]
+    fn days_of_a_creation_year(#[case] created: &str, #[case] days: u32) {
+        assert_eq!(days_from(date(created)), days);
+    }
+
+    #[rstest]
+    #[case("2026-01-01", 20_310_000, None)]
+    #[case("2026-01-02", 20_254_356, Some(20_310_000))]
+    #[case("2026-04-01", 15_302_054, Some(20_310_000))]
+    #[case("2026-12-31", 55_643, Some(20_310_000))]
+    #[case("2028-01-01", 20_310_000, None)]
+    #[case("2028-01-02", 20_310_000, None)]
+    #[case("2028-04-01", 15_302_054, Some(20_310_000))]
+    fn creation_years(#[case] created: &str, #[case] value: i64, #[case] full_year: Option<i64>) {
+        let created = date(created);
+        let ceiling = Threshold::MicroTotal.ceiling(created.year(), Some(created)).unwrap();
+        assert_eq!((ceiling.value(), ceiling.full_year()), (value, full_year));
+
+        for year in [created.year() - 1, created.year() + 1] {
+            assert_eq!(
+                Threshold::MicroTotal.ceiling(year, Some(created)),
+                Threshold::MicroTotal.ceiling(year, None),
+                "created in another year than {year}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_increased_threshold_of_a_creation_year_is_whole_and_in_proportion() {
+        let ceiling = |threshold: Threshold, created: &str| {
+            threshold.ceiling(2026, Some(date(created))).map(Ceiling::value)
+        };
+        assert_eq!(ceiling(Threshold::VatIncreasedServices, "2026-04-01"), Some(4_125_000));
+        assert_eq!(ceiling(Threshold::VatIncreasedServicesProrated, "2026-04-01"), Some(3_107_876));
+        assert_eq!(ceiling(Threshold::VatBaseServices, "2026-04-01"), Some(2_825_342));
+        assert_eq!(ceiling(Threshold::VatIncreasedServicesProrated, "2026-01-01"), None);
+        assert_eq!(ceiling(Threshold::VatIncreasedServicesProrated, "2025-04-01"), None);
+    }
+
+    #[rstest]
+    // 37 500 €, whole: every step is a whole number of cents.
+    #[case(365, 2_999_999, &[])]
+    #[case(365, 3_000_000, &[80])]
+    #[case(365, 3_374_999, &[80])]
+    #[case(365, 3_375_000, &[80, 90])]
+    #[case(365, 3_750_000, &[80, 90])]
+    #[case(365, 3_750_001, &[80, 90, 100])]
+    // Of 275 days: 28 253,4246… €, shown as 28 253,42 €; its steps are 22 602,7397… and 25 428,0821… €.
+    #[case(275, 2_260_273, &[])]
+    #[case(275, 2_260_274, &[80])]
+    #[case(275, 2_542_808, &[80])]
+    #[case(275, 2_542_809, &[80, 90])]
+    #[case(275, 2_825_342, &[80, 90])]
+    #[case(275, 2_825_343, &[80, 90, 100])]
+    fn steps(#[case] days: u32, #[case] turnover: i128, #[case] crossed: &[u8]) {
+        let ceiling = Ceiling { whole: 3_750_000, days };
+        let steps = Threshold::VatBaseServices.steps();
+        let all: Vec<u8> = steps.iter().copied().filter(|&step| ceiling.is_crossed(turnover, step)).collect();
+        assert_eq!(all, crossed);
+    }
+
+    #[rstest]
+    #[case(2022, None)]
+    #[case(2024, Some(6_216_000))]
+    #[case(2025, Some(3_000_000))]
+    #[case(2026, Some(3_000_000))]
+    #[case(2030, Some(3_000_000))]
+    fn floors(#[case] year: i32, #[case] expected: Option<i64>) {
+        assert_eq!(floor(year), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn below_the_floor_nothing_is_crossed(
+            year in 2020..2032,
+            ordinal in prop::option::of(1_u32..=365),
+            turnover in 0_i64..4_000_000,
+        ) {
+            let created = ordinal.and_then(|ordinal| NaiveDate::from_yo_opt(year, ordinal));
+            let days = created.map_or(YEAR, |created| days_from(created).min(YEAR));
+            // As a database would compare, without dividing.
+            let is_below = |floor| turnover * i64::from(YEAR) < floor * i64::from(days);
+            let below = floor(year).is_none_or(is_below);
+            let crossed = Threshold::ALL.into_iter().any(|threshold| {
+                threshold.ceiling(year, created).is_some_and(|ceiling| {
+                    threshold.steps().iter().any(|&step| ceiling.is_crossed(turnover.into(), step))
+                })
+            });
+            prop_assert_eq!(crossed, !below);
+        }
+
+        #[test]
+        fn no_ceiling_is_above_the_whole(year in 2023..2032, ordinal in 1_u32..=365) {
+            let created = NaiveDate::from_yo_opt(year, ordinal);
+            for threshold in Threshold::ALL {
+                if let Some(ceiling) = threshold.ceiling(year, created) {
+                    prop_assert!(ceiling.value() > 0);
+                    prop_assert!(Some(ceiling.value()) <= threshold.whole_year(year));
+                }
+            }
+        }
+    }
+}
