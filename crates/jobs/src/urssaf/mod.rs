@@ -1,7 +1,11 @@
 //! Ceilings of the micro-entreprise and of the VAT franchise, and what crossing one means. Pure.
 
+mod declarations;
+
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
+
+pub use self::declarations::{monthly_due, quarterly_due};
 
 /// A limit that a year's turnover is held against. The names are stored in `threshold_alerts`: they never change.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
