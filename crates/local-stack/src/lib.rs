@@ -14,12 +14,14 @@
 //! ```
 
 mod bucket;
+mod chrome;
 pub mod database;
 pub mod demo;
 pub mod faults;
 pub mod functions;
 pub mod gateway;
 pub mod keys;
+pub mod mails;
 pub mod npm;
 pub mod ports;
 pub mod postgres;

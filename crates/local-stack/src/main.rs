@@ -1,9 +1,9 @@
-//! The local stack by hand: `cargo stack demo`, `cargo stack up`.
+//! The local stack by hand: `cargo stack demo`, `cargo stack up`, `cargo stack mails`.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
-use local_stack::{Stack, demo};
+use local_stack::{Stack, demo, mails};
 
 const USAGE: &str = "\
 Usage: cargo stack COMMAND
@@ -12,7 +12,9 @@ Commands:
   demo [--once]  the whole product with users in it: calls the crons and the manual routes through `vercel dev`,
                  shows answers and changes, and stays up until Ctrl-C; with --once it stops after the round, with
                  exit code 1 when an answer was not what it must be
-  up             PostgreSQL, PostgREST, the gateway and Resend, until Ctrl-C";
+  up             PostgreSQL, PostgREST, the gateway and Resend, until Ctrl-C
+  mails [FOLDER] every mail in its variants as HTML, text and pictures, in FOLDER or target/mails; pictures need
+                 Chromium on the PATH or in the variable CHROME";
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
@@ -20,6 +22,12 @@ async fn main() -> Result<ExitCode> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["demo"] => demo::run(false).await.map(code),
         ["demo", "--once"] => demo::run(true).await.map(code),
+        ["mails"] => {
+            mails::write(Path::new("target/mails"), mails::browser().as_deref()).map(|()| ExitCode::SUCCESS)
+        }
+        ["mails", folder] if !folder.starts_with('-') => {
+            mails::write(Path::new(folder), mails::browser().as_deref()).map(|()| ExitCode::SUCCESS)
+        }
         ["up"] => up().await.map(|()| ExitCode::SUCCESS),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

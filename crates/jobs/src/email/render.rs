@@ -1,0 +1,92 @@
+//! From facts to a mail: subject, HTML part, text part.
+//!
+//! Pure and deterministic: the same facts and the same look give the same bytes, on any machine and any day.
+//! Each kind has a module that chooses the words and a pair of templates that arrange them.
+
+mod alert;
+mod consequence;
+mod frame;
+mod french;
+mod layout;
+mod marketing;
+mod palette;
+mod recap;
+mod reminder;
+#[cfg(test)]
+mod tests;
+
+use self::frame::{Frame, Mail};
+use super::Facts;
+
+/// How mails look besides their facts.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Look {
+    /// The web application, with no slash at its end.
+    pub app_url: String,
+    /// Who writes, as the law wants it in the foot. May have several lines.
+    pub sender_identity: String,
+    /// Shown in the J+3 mail only.
+    pub promo: Option<Promo>,
+}
+
+/// A promotional code.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Promo {
+    /// What the user types.
+    pub code: String,
+    /// What it gives, in French.
+    pub label: String,
+}
+
+/// A mail ready to be sent.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Rendered {
+    /// One line.
+    pub subject: String,
+    pub html: String,
+    pub text: String,
+}
+
+/// Renders a mail.
+///
+/// `unsubscribe` is the absolute address that stops mails of this kind. Alerts do not show it: their foot leads to
+/// the preferences only.
+pub fn render(facts: &Facts, look: &Look, unsubscribe: Option<&str>) -> Result<Rendered, askama::Error> {
+    let (first_name, mail): (_, Box<dyn Mail>) = match facts {
+        Facts::MarketingDay3 { first_name } => (first_name, Box::new(marketing::View::new(look))),
+        Facts::MonthlyReminder { first_name, month, recorded, entries } => {
+            (first_name, Box::new(reminder::View::new(*month, *recorded, *entries)))
+        }
+        Facts::MonthlyRecap {
+            first_name,
+            month,
+            total,
+            sources,
+            provisional_at,
+            typed,
+            uncounted,
+            unread,
+            partial,
+        } => {
+            let view = recap::View::new(*month, *total, sources)
+                .provisional(*provisional_at)
+                .typed(*typed)
+                .missing(uncounted, unread, *partial);
+            (first_name, Box::new(view))
+        }
+        Facts::ThresholdAlert { first_name, year, crossings, unknown_activities } => {
+            (first_name, Box::new(alert::View::new(*year, crossings, unknown_activities)))
+        }
+    };
+    let headline = mail.headline();
+    let subject = french::typeset(&french::one_line(&headline.subject, 150));
+    let frame = Frame {
+        greeting: frame::greeting(first_name.as_deref()),
+        ..Frame::new(facts.kind(), subject, headline.preheader, look, unsubscribe)
+    };
+    Ok(Rendered {
+        html: layout::html(&mail.html(&frame)?),
+        text: layout::text(&mail.text(&frame)?),
+        subject: frame.subject,
+    })
+}

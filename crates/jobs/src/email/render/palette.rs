@@ -1,0 +1,112 @@
+//! The colours of the mails, light and dark. A test holds their contrasts.
+
+/// One scheme. `#rrggbb` each: three digits are read differently by some mail programs.
+#[derive(Debug)]
+pub(super) struct Palette {
+    /// Behind the card.
+    pub(super) page: &'static str,
+    /// Behind the text.
+    pub(super) card: &'static str,
+    /// Behind a figure or a remark.
+    pub(super) panel: &'static str,
+    /// Thin rules.
+    pub(super) line: &'static str,
+    pub(super) ink: &'static str,
+    /// Secondary text.
+    pub(super) muted: &'static str,
+    pub(super) link: &'static str,
+    pub(super) button: &'static str,
+    pub(super) button_ink: &'static str,
+    /// The unfilled part of a bar.
+    pub(super) track: &'static str,
+    /// A ceiling that comes near, in words.
+    pub(super) near: &'static str,
+    /// The same in a bar.
+    pub(super) near_bar: &'static str,
+    /// A ceiling exceeded.
+    pub(super) over: &'static str,
+    /// A figure to verify.
+    pub(super) check: &'static str,
+}
+
+pub(super) const LIGHT: Palette = Palette {
+    page: "#f2f4f8",
+    card: "#ffffff",
+    panel: "#f4f6fb",
+    line: "#dfe4ee",
+    ink: "#1a2233",
+    muted: "#566178",
+    link: "#1f4fc4",
+    button: "#1f4fc4",
+    button_ink: "#ffffff",
+    track: "#dfe4ee",
+    near: "#8f4a00",
+    near_bar: "#bd5f08",
+    over: "#b3261e",
+    check: "#4a5a86",
+};
+
+pub(super) const DARK: Palette = Palette {
+    page: "#0e131d",
+    card: "#171e2b",
+    panel: "#202939",
+    line: "#333f54",
+    ink: "#e9edf5",
+    muted: "#a8b3c7",
+    link: "#9dbcff",
+    button: "#9dbcff",
+    button_ink: "#0e1a33",
+    track: "#333f54",
+    near: "#ffc069",
+    near_bar: "#ffc069",
+    over: "#ff9a91",
+    check: "#b4c3ec",
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Relative luminance, as WCAG 2 defines it.
+    fn luminance(colour: &str) -> f64 {
+        let channel = |at: usize| {
+            let value = f64::from(u8::from_str_radix(&colour[at..at + 2], 16).unwrap()) / 255.0;
+            if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        };
+        0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5)
+    }
+
+    fn contrast(one: &str, other: &str) -> f64 {
+        let (one, other) = (luminance(one), luminance(other));
+        (one.max(other) + 0.05) / (one.min(other) + 0.05)
+    }
+
+    #[test]
+    fn contrast_is_measured_as_wcag_does() {
+        assert!((contrast("#000000", "#ffffff") - 21.0).abs() < 0.01);
+        assert!((contrast("#767676", "#ffffff") - 4.54).abs() < 0.01);
+    }
+
+    #[test]
+    fn text_can_be_read_in_both_schemes() {
+        for p in [&LIGHT, &DARK] {
+            let on_every_ground = [p.ink, p.muted, p.link, p.near, p.over, p.check];
+            for ground in [p.page, p.card, p.panel] {
+                for ink in on_every_ground {
+                    assert!(contrast(ink, ground) >= 4.5, "{ink} on {ground}: {}", contrast(ink, ground));
+                }
+            }
+            assert!(contrast(p.button_ink, p.button) >= 4.5);
+        }
+    }
+
+    #[test]
+    fn bars_and_buttons_stand_out() {
+        for p in [&LIGHT, &DARK] {
+            for fill in [p.near_bar, p.over, p.check] {
+                assert!(contrast(fill, p.track) >= 3.0, "{fill} on {}", p.track);
+            }
+            assert!(contrast(p.button, p.card) >= 3.0);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! "Record your turnover of last month."
+
+use askama::Template;
+
+use super::{
+    frame::{Frame, Headline, Mail},
+    french::{self, date, euros, grouped, of_month, quarter},
+};
+use crate::{
+    schedule::Month,
+    urssaf::{monthly_due, quarterly_due},
+};
+
+pub(super) struct View {
+    /// "novembre 2026".
+    month: String,
+    /// "de novembre 2026".
+    of_month: String,
+    /// "4e trimestre 2026".
+    quarter: String,
+    recorded: String,
+    /// "12 enregistrements"; none where nothing is recorded.
+    entries: Option<String>,
+    negative: bool,
+    monthly_due: String,
+    quarterly_due: String,
+}
+
+impl View {
+    pub(super) fn new(month: Month, recorded: i64, entries: u32) -> Self {
+        Self {
+            month: french::month(month),
+            of_month: of_month(month),
+            quarter: quarter(month),
+            recorded: euros(recorded),
+            entries: match entries {
+                0 => None,
+                1 => Some("1\u{a0}enregistrement".to_owned()),
+                many => Some(format!("{}\u{a0}enregistrements", grouped(many.into()))),
+            },
+            negative: recorded < 0,
+            monthly_due: date(monthly_due(month)),
+            quarterly_due: date(quarterly_due(month)),
+        }
+    }
+}
+
+impl Mail for View {
+    fn headline(&self) -> Headline {
+        Headline {
+            subject: format!("Pensez à enregistrer votre chiffre d’affaires {}", self.of_month),
+            preheader: format!(
+                "Déclaration mensuelle à l’Urssaf : au plus tard le {}. Trimestrielle : le {}.",
+                self.monthly_due, self.quarterly_due
+            ),
+        }
+    }
+
+    fn html(&self, frame: &Frame) -> askama::Result<String> {
+        Html { frame, view: self }.render()
+    }
+
+    fn text(&self, frame: &Frame) -> askama::Result<String> {
+        Text { frame, view: self }.render()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "monthly_reminder.html")]
+struct Html<'a> {
+    frame: &'a Frame<'a>,
+    view: &'a View,
+}
+
+#[derive(Template)]
+#[template(path = "monthly_reminder.txt")]
+struct Text<'a> {
+    frame: &'a Frame<'a>,
+    view: &'a View,
+}

@@ -1,0 +1,318 @@
+//! What holds for every mail, and a picture of each in words.
+
+use crate::{
+    email::{
+        Facts, Kind, SourceTotal,
+        render::{Look, Promo, Rendered, render},
+        samples::{HOSTILE, look, mails, samples},
+    },
+    schedule::Month,
+    urssaf::{Consequence, Crossing, Doubt, Threshold},
+};
+
+const UNSUBSCRIBE: &str = "https://jobs.example/api/unsubscribe?a=1&b=2";
+
+fn rendered(facts: &Facts) -> Rendered {
+    render(facts, &look(true), Some(UNSUBSCRIBE)).unwrap()
+}
+
+fn every_sample() -> impl Iterator<Item = (&'static str, Facts, Rendered)> {
+    samples().into_iter().map(|(name, facts)| {
+        let mail = rendered(&facts);
+        (name, facts, mail)
+    })
+}
+
+/// Facts of each kind in which every text is `text`.
+fn facts_with(text: &str) -> Vec<Facts> {
+    let (text, month) = (text.to_owned(), Month::new(2026, 11).unwrap());
+    let first_name = Some(text.clone());
+    vec![
+        Facts::MarketingDay3 { first_name: first_name.clone() },
+        Facts::MonthlyReminder { first_name: first_name.clone(), month, recorded: 1, entries: 1 },
+        Facts::MonthlyRecap {
+            first_name: first_name.clone(),
+            month,
+            total: 1,
+            sources: vec![SourceTotal { source: text.clone(), gross: 1, refunds: 0 }],
+            provisional_at: None,
+            typed: None,
+            uncounted: vec![text.clone()],
+            unread: vec![text.clone()],
+            partial: false,
+        },
+        Facts::ThresholdAlert {
+            first_name,
+            year: 2026,
+            crossings: Vec::new(),
+            unknown_activities: vec![text],
+        },
+    ]
+}
+
+/// The words of an HTML part.
+fn words(html: &str) -> String {
+    let body = html.split_once("</style>").unwrap().1;
+    body.split('<').filter_map(|piece| piece.split_once('>')).map(|(_, words)| words).collect()
+}
+
+#[test]
+fn what_people_read() {
+    for (name, mail) in mails().unwrap() {
+        insta::assert_snapshot!(format!("{name}.html"), mail.html);
+        insta::assert_snapshot!(format!("{name}.txt"), format!("{}\n\n{}", mail.subject, mail.text));
+    }
+}
+
+#[test]
+fn the_same_facts_give_the_same_bytes() {
+    for (name, facts, mail) in every_sample() {
+        let frozen = serde_json::to_string(&facts).unwrap();
+        assert_eq!(rendered(&serde_json::from_str(&frozen).unwrap()), mail, "{name}");
+    }
+}
+
+#[test]
+fn foreign_text_stays_text() {
+    for facts in facts_with(HOSTILE) {
+        let mail = rendered(&facts);
+        assert!(!mail.html.contains("<img"), "{:?}", facts.kind());
+        assert!(mail.html.contains("&#60;img"), "{:?}", facts.kind());
+        assert!(!mail.subject.contains("img"));
+    }
+}
+
+#[test]
+fn foreign_text_cannot_break_out_of_its_line() {
+    let forged = "a\r\n\r\nBcc: b\u{2028}c\u{85}d\u{b}e\u{202e}f\0g";
+    for facts in facts_with(forged) {
+        let (mail, kind) = (rendered(&facts), facts.kind());
+        assert!(mail.text.lines().all(|line| !line.starts_with("Bcc")), "{kind:?}");
+        for part in [&mail.subject, &mail.html, &mail.text] {
+            let control = part.chars().find(|char| char.is_control() && *char != '\n');
+            assert_eq!(control, None, "{kind:?}");
+            assert!(!part.contains(['\u{2028}', '\u{202e}']), "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn a_subject_is_one_line() {
+    for (name, _, mail) in every_sample() {
+        assert!(!mail.subject.contains(char::is_control), "{name}");
+        assert!((10..=90).contains(&mail.subject.chars().count()), "{name}: {}", mail.subject);
+    }
+}
+
+#[test]
+fn nothing_is_fetched_and_every_link_is_ours() {
+    let app = look(true).app_url;
+    let fetches = ["<img", "<link", "<script", "<iframe", "<form", "src=", "url(", "@import", "background="];
+    for (name, _, mail) in every_sample() {
+        // What stands outside of tags is text.
+        let tags: Vec<_> =
+            mail.html.split_inclusive('>').map(|piece| &piece[piece.find('<').unwrap_or(0)..]).collect();
+        let tags = tags.concat();
+        for fetch in fetches {
+            assert!(!tags.contains(fetch), "{name}: {fetch}");
+        }
+        for address in mail.html.split("href=\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+            let unsubscribe = UNSUBSCRIBE.replace('&', "&#38;");
+            assert!(address == unsubscribe || address.starts_with(&app), "{name}: {address}");
+        }
+        let links = mail.html.matches("href=\"").count();
+        assert_eq!(mail.html.matches("http").count(), links, "{name}: http outside of links");
+    }
+}
+
+#[test]
+fn each_kind_leads_to_its_page() {
+    for (name, facts, mail) in every_sample() {
+        let page = match facts.kind() {
+            Kind::MarketingDay3 => "/pricing",
+            Kind::MonthlyReminder | Kind::MonthlyRecap => "/dashboard",
+            Kind::ThresholdAlert => "/dashboard/statistiques",
+        };
+        let address = format!("{}{page}", look(true).app_url);
+        assert!(mail.html.contains(&format!("href=\"{address}\"")), "{name}");
+        assert!(mail.text.lines().any(|line| line == address), "{name}");
+    }
+}
+
+#[test]
+fn every_mail_can_be_refused_and_says_who_writes() {
+    for (name, facts, mail) in every_sample() {
+        let alert = facts.kind() == Kind::ThresholdAlert;
+        let preferences = format!("{}/dashboard/compte", look(true).app_url);
+        assert_eq!(mail.text.lines().any(|line| line == UNSUBSCRIBE), !alert, "{name}");
+        assert_eq!(mail.html.contains("/api/unsubscribe"), !alert, "{name}");
+        for part in [&mail.html, &mail.text] {
+            assert!(part.contains(&preferences), "{name}");
+            assert!(part.contains("Vous recevez"), "{name}");
+            assert!(look(true).sender_identity.lines().all(|line| part.contains(line)), "{name}");
+        }
+    }
+}
+
+#[test]
+fn without_an_address_nothing_is_offered_that_does_not_work() {
+    for (name, facts) in samples() {
+        let mail = render(&facts, &look(true), None).unwrap();
+        assert!(!mail.text.contains("Ne plus recevoir") && !mail.html.contains("Ne plus recevoir"), "{name}");
+    }
+}
+
+#[test]
+fn service_mails_sell_nothing() {
+    for (name, facts, mail) in every_sample() {
+        if facts.kind() == Kind::MarketingDay3 {
+            assert!(mail.text.contains("BIENVENUE20") && mail.html.contains("BIENVENUE20"), "{name}");
+            continue;
+        }
+        for part in [words(&mail.html), mail.text] {
+            let part = part.to_lowercase();
+            for word in [
+                "premium", "formule", "tarif", "offre", "abonne", "promo", "remise", "code", "pricing",
+                "gratuit",
+            ] {
+                assert!(!part.contains(word), "{name}: {word}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_code_is_shown_only_where_there_is_one() {
+    let facts = Facts::MarketingDay3 { first_name: None };
+    let mail = render(&facts, &look(false), None).unwrap();
+    assert!(!mail.text.contains("code") && !words(&mail.html).contains("code"));
+}
+
+#[test]
+fn configured_text_is_escaped_too() {
+    let look = Look {
+        app_url: "https://app.example".to_owned(),
+        sender_identity: "A & B <sarl>\nici".to_owned(),
+        promo: Some(Promo { code: "<b>\nX".to_owned(), label: "\"1\" & 2".to_owned() }),
+    };
+    let mail =
+        render(&Facts::MarketingDay3 { first_name: None }, &look, Some("https://j.example/?a=\"&b")).unwrap();
+    assert!(mail.html.contains("A &#38; B &#60;sarl&#62;<br>ici"), "{}", mail.html);
+    assert!(mail.html.contains("&#60;b&#62; X") && mail.html.contains("&#34;1&#34; &#38; 2"));
+    assert!(mail.html.contains("https://j.example/?a=&#34;&#38;b"));
+}
+
+#[test]
+fn the_text_part_is_text() {
+    for (name, _, mail) in every_sample() {
+        let text = mail.text.replace(HOSTILE, "").replace("<b>autre</b>", "");
+        assert!(!text.contains(['<', '>', '{', '}']), "{name}");
+        assert!(!text.contains("&#") && !text.contains("&nbsp"), "{name}");
+        assert!(!text.contains("\n\n\n"), "{name}");
+        let longest =
+            text.lines().filter(|line| !line.contains("https://")).map(|line| line.chars().count()).max();
+        assert!(longest <= Some(72), "{name}: {longest:?}");
+    }
+}
+
+#[test]
+fn punctuation_is_french() {
+    for (name, _, mail) in every_sample() {
+        for part in [&mail.subject, &words(&mail.html), &mail.text.replace("https:", "https")] {
+            let part = part.replace(HOSTILE, "");
+            assert!(!part.contains('\''), "{name}: a straight apostrophe");
+            let chars: Vec<_> = part.chars().collect();
+            for pair in chars.windows(2) {
+                let right = match pair {
+                    // A character reference ends with a semicolon of its own.
+                    [before, ';'] => *before == '\u{202f}' || before.is_ascii_digit(),
+                    [before, '?' | '!'] => *before == '\u{202f}' || *before == '<',
+                    [before, ':' | '%' | '€' | '»'] => *before == '\u{a0}',
+                    ['«', after] => *after == '\u{a0}',
+                    _ => true,
+                };
+                assert!(right || part.contains("unsubscribe?") && pair[1] == '?', "{name}: {pair:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn html_is_made_for_mail_programs() {
+    for (name, _, mail) in every_sample() {
+        let html = &mail.html;
+        assert!(html.starts_with("<!doctype html>\n<html lang=\"fr\""), "{name}");
+        assert!(html.contains("<meta name=\"color-scheme\" content=\"light dark\">"), "{name}");
+        assert!(html.contains("@media (prefers-color-scheme:dark)"), "{name}");
+        assert_eq!(
+            html.matches("<table").count(),
+            html.matches("<table role=\"presentation\"").count(),
+            "{name}"
+        );
+        assert_eq!(html.matches("<table").count(), html.matches("</table>").count(), "{name}");
+        assert_eq!(html.matches("<td").count(), html.matches("</td>").count(), "{name}");
+        assert_eq!(html.matches("<h1").count(), 1, "{name}");
+        // Gmail cuts at 102 kB.
+        assert!(html.len() < 60_000, "{name}: {}", html.len());
+    }
+}
+
+fn negative_recap() -> Rendered {
+    let facts = samples().into_iter().find(|(name, _)| *name == "recap-negative").unwrap().1;
+    rendered(&facts)
+}
+
+#[test]
+fn a_negative_month_is_nothing_to_declare() {
+    let mail = negative_recap();
+    for part in [words(&mail.html), mail.text.replace('\n', " ")] {
+        assert!(part.contains("-189,90\u{a0}€"));
+        assert!(part.contains("Un montant négatif ne se déclare pas"));
+    }
+}
+
+#[test]
+fn no_consequence_is_drawn_from_a_doubt() {
+    let crossing = Crossing {
+        threshold: Threshold::VatIncreasedTotal,
+        step: 100,
+        turnover: 9_400_000,
+        ceiling: 9_350_000,
+        full_year_ceiling: None,
+        doubt: Some(Doubt { typed: 5_000_000, imported: 4_400_000 }),
+        // Even where the planner drew one.
+        consequence: Consequence::VatAtOnce,
+    };
+    let facts = Facts::ThresholdAlert {
+        first_name: None,
+        year: 2026,
+        crossings: vec![crossing],
+        unknown_activities: Vec::new(),
+    };
+    let mail = rendered(&facts);
+    for part in [&mail.subject, &mail.html, &mail.text] {
+        assert!(!part.contains("dépassé") && !part.contains("Vous êtes redevable"), "{part}");
+    }
+    assert!(mail.subject.contains("à vérifier"));
+    for amount in ["50\u{202f}000,00", "44\u{202f}000,00", "À vérifier"] {
+        assert!(mail.html.contains(amount) && mail.text.contains(amount), "{amount}");
+    }
+}
+
+#[test]
+fn a_recap_need_not_have_sources() {
+    let facts = Facts::MonthlyRecap {
+        first_name: None,
+        month: Month::new(2026, 1).unwrap(),
+        total: i64::MIN,
+        sources: Vec::new(),
+        provisional_at: None,
+        typed: Some(i64::MAX),
+        uncounted: Vec::new(),
+        unread: vec!["shopify".to_owned()],
+        partial: false,
+    };
+    let mail = rendered(&facts);
+    assert!(!mail.text.contains("Par source"));
+    assert!(mail.text.contains("Total importé, incomplet"));
+}

@@ -1,0 +1,243 @@
+//! Mails to look at: every kind in every variant, for the preview and for the snapshots.
+//!
+//! Nobody's data. The figures are those of 2026.
+
+use chrono::{DateTime, NaiveDate, Utc};
+
+use super::{Facts, Kind, Look, Promo, Rendered, SourceTotal, render};
+use crate::{
+    schedule::Month,
+    urssaf::{Consequence, Crossing, Doubt, Threshold},
+};
+
+/// A look like that of a deployment. With `promo`, one that offers a code.
+pub fn look(promo: bool) -> Look {
+    Look {
+        app_url: "https://app.comptalyze.example".to_owned(),
+        sender_identity: "Comptalyze SAS, 12 rue de l’Exemple, 75000 Paris\n\
+                          RCS Paris 000 000 000 – contact@comptalyze.example"
+            .to_owned(),
+        promo: promo.then(|| Promo {
+            code: "BIENVENUE20".to_owned(),
+            label: "20 % de remise sur les trois premiers mois".to_owned(),
+        }),
+    }
+}
+
+/// Every sample as it looks to its reader, by name. What a promotional code changes comes twice.
+pub fn mails() -> Result<Vec<(String, Rendered)>, askama::Error> {
+    const UNSUBSCRIBE: &str = "https://jobs.comptalyze.example/api/unsubscribe?t=v1.exemple";
+    let mut mails = Vec::new();
+    for (name, facts) in samples() {
+        mails.push((name.to_owned(), render(&facts, &look(false), Some(UNSUBSCRIBE))?));
+        if facts.kind() == Kind::MarketingDay3 {
+            mails.push((format!("{name}-promo"), render(&facts, &look(true), Some(UNSUBSCRIBE))?));
+        }
+    }
+    Ok(mails)
+}
+
+/// Every variant, under the name of its file.
+pub fn samples() -> Vec<(&'static str, Facts)> {
+    let mut samples = vec![
+        ("marketing-day3", Facts::MarketingDay3 { first_name: Some("Camille".to_owned()) }),
+        ("marketing-day3-hostile-name", Facts::MarketingDay3 { first_name: Some(HOSTILE.to_owned()) }),
+    ];
+    samples.extend(reminders());
+    samples.extend(recaps());
+    samples.extend(micro_alerts());
+    samples.extend(vat_alerts());
+    samples.extend(mixed_alerts());
+    samples
+}
+
+/// What somebody may have typed as a first name.
+pub(super) const HOSTILE: &str = "<img src=x onerror=alert(1)>";
+
+fn reminders() -> Vec<(&'static str, Facts)> {
+    let reminder = |month, recorded, entries| Facts::MonthlyReminder {
+        first_name: Some("Camille".to_owned()),
+        month,
+        recorded,
+        entries,
+    };
+    vec![
+        ("reminder", reminder(month(2026, 11), 412_350, 12)),
+        ("reminder-one-entry", reminder(month(2026, 8), 90_000, 1)),
+        ("reminder-nothing", reminder(month(2026, 10), 0, 0)),
+        ("reminder-negative", reminder(month(2026, 4), -12_050, 3)),
+    ]
+}
+
+fn recaps() -> Vec<(&'static str, Facts)> {
+    vec![
+        (
+            "recap",
+            recap(412_350, vec![source("stripe", 318_250, -5_900), source("shopify", 102_000, -2_000)]),
+        ),
+        ("recap-provisional", provisional(recap(318_250, vec![source("stripe", 318_250, 0)]))),
+        ("recap-negative", recap(-18_990, vec![source("shopify", 4_500, -23_490)])),
+        (
+            "recap-everything",
+            Facts::MonthlyRecap {
+                first_name: Some("Marie-Charlotte".to_owned()),
+                month: month(2026, 4),
+                total: 1_234_567_890,
+                sources: vec![
+                    source("stripe", 1_240_000_000, -5_655_555),
+                    source("shopify", 223_445, 0),
+                    source("source-au-nom-particulierement-long", 0, 0),
+                ],
+                provisional_at: Some(at("2026-04-30T16:05:00Z")),
+                typed: Some(98_765_400),
+                uncounted: vec!["USD".to_owned(), "GBP".to_owned(), "CHF".to_owned()],
+                unread: vec!["shopify".to_owned(), "stripe".to_owned()],
+                partial: true,
+            },
+        ),
+    ]
+}
+
+fn micro_alerts() -> Vec<(&'static str, Facts)> {
+    let over =
+        |consequence| alert(vec![crossing(Threshold::MicroServices, 100, 8_912_040, 8_360_000, consequence)]);
+    vec![
+        (
+            "alert-micro-80",
+            alert(vec![crossing(
+                Threshold::MicroTotal,
+                80,
+                16_250_000,
+                20_310_000,
+                Consequence::Approaching,
+            )]),
+        ),
+        ("alert-micro-once", over(Consequence::MicroOnce)),
+        ("alert-micro-previous-unknown", over(Consequence::MicroPreviousUnknown)),
+        ("alert-micro-out", over(Consequence::MicroOut { from: new_year(2027) })),
+    ]
+}
+
+fn vat_alerts() -> Vec<(&'static str, Facts)> {
+    let from = Consequence::VatFrom { from: new_year(2027) };
+    vec![
+        (
+            "alert-vat-90",
+            alert(vec![crossing(
+                Threshold::VatBaseServices,
+                90,
+                3_399_999,
+                3_750_000,
+                Consequence::Approaching,
+            )]),
+        ),
+        (
+            "alert-vat-from-january",
+            alert(vec![crossing(Threshold::VatBaseServices, 100, 3_750_001, 3_750_000, from)]),
+        ),
+        (
+            "alert-vat-at-once",
+            alert(vec![
+                crossing(Threshold::VatBaseServices, 100, 4_300_000, 3_750_000, from),
+                crossing(Threshold::VatIncreasedServices, 100, 4_300_000, 4_125_000, Consequence::VatAtOnce),
+            ]),
+        ),
+        (
+            "alert-creation-year",
+            alert(vec![
+                Crossing {
+                    full_year_ceiling: Some(3_750_000),
+                    ..crossing(Threshold::VatBaseServices, 100, 3_200_000, 2_825_342, from)
+                },
+                Crossing {
+                    full_year_ceiling: Some(4_125_000),
+                    ..crossing(
+                        Threshold::VatIncreasedServicesProrated,
+                        100,
+                        3_200_000,
+                        3_107_876,
+                        Consequence::VatAtOnceOpen,
+                    )
+                },
+            ]),
+        ),
+    ]
+}
+
+fn mixed_alerts() -> Vec<(&'static str, Facts)> {
+    let doubtful = |threshold, step, ceiling| Crossing {
+        doubt: Some(Doubt { typed: 4_000_000, imported: 3_100_050 }),
+        ..crossing(threshold, step, 7_100_050, ceiling, Consequence::ToVerify)
+    };
+    let many = Facts::ThresholdAlert {
+        first_name: None,
+        year: 2026,
+        crossings: vec![
+            crossing(Threshold::MicroTotal, 90, 18_700_000, 20_310_000, Consequence::Approaching),
+            doubtful(Threshold::VatBaseTotal, 80, 8_500_000),
+            crossing(Threshold::MicroServices, 100, 123_456_789, 8_360_000, Consequence::MicroOnce),
+            crossing(Threshold::VatIncreasedServices, 90, 3_800_000, 4_125_000, Consequence::Approaching),
+        ],
+        unknown_activities: vec!["artisanat d’art".to_owned(), "<b>autre</b>".to_owned()],
+    };
+    vec![
+        ("alert-to-verify", alert(vec![doubtful(Threshold::MicroServices, 80, 8_360_000)])),
+        ("alert-many", many),
+    ]
+}
+
+fn recap(total: i64, sources: Vec<SourceTotal>) -> Facts {
+    Facts::MonthlyRecap {
+        first_name: Some("Camille".to_owned()),
+        month: month(2026, 11),
+        total,
+        sources,
+        provisional_at: None,
+        typed: None,
+        uncounted: Vec::new(),
+        unread: Vec::new(),
+        partial: false,
+    }
+}
+
+fn provisional(mut facts: Facts) -> Facts {
+    if let Facts::MonthlyRecap { provisional_at, .. } = &mut facts {
+        *provisional_at = Some(at("2026-11-30T17:05:00Z"));
+    }
+    facts
+}
+
+fn source(source: &str, gross: i64, refunds: i64) -> SourceTotal {
+    SourceTotal { source: source.to_owned(), gross, refunds }
+}
+
+fn alert(crossings: Vec<Crossing>) -> Facts {
+    Facts::ThresholdAlert {
+        first_name: Some("Camille".to_owned()),
+        year: 2026,
+        crossings,
+        unknown_activities: Vec::new(),
+    }
+}
+
+fn crossing(
+    threshold: Threshold,
+    step: u8,
+    turnover: i64,
+    ceiling: i64,
+    consequence: Consequence,
+) -> Crossing {
+    Crossing { threshold, step, turnover, ceiling, full_year_ceiling: None, doubt: None, consequence }
+}
+
+fn month(year: i32, month: u32) -> Month {
+    Month::new(year, month).expect("a month of the samples")
+}
+
+fn new_year(year: i32) -> NaiveDate {
+    month(year, 1).first_day()
+}
+
+fn at(instant: &str) -> DateTime<Utc> {
+    instant.parse().expect("an instant of the samples")
+}
