@@ -8,11 +8,15 @@ use anyhow::{Context, Result};
 use local_stack::{
     Stack,
     faults::{Fault, Rule},
-    resend::{self, Limits, Resend},
+    resend::{
+        self, Limits, Resend,
+        webhooks::{self, Bounce},
+    },
 };
 use reqwest::{RequestBuilder, header::HeaderMap};
 use resend_rs::{
     ConfigBuilder, Error,
+    events::{EmailEvent, EmailEventType, Event, try_parse_event},
     idempotent::IdempotentTrait,
     types::{BatchValidation, CreateEmailBaseOptions, ErrorKind},
 };
@@ -394,5 +398,31 @@ async fn very_many_mails_are_taken_without_the_emulator() -> Result<()> {
     // Nothing else is there.
     let list = caller.request(reqwest::Method::GET, "/emails");
     assert_eq!(status_and_name(list).await?, (404, json!("not_found")));
+    Ok(())
+}
+
+fn email_event(body: &Value) -> Result<EmailEvent> {
+    match try_parse_event(&body.to_string())? {
+        Event::EmailEvent(event) => Ok(event),
+        other => anyhow::bail!("not an event of a mail: {other:?}"),
+    }
+}
+
+#[test]
+fn webhooks_have_the_shape_that_the_crate_reads() -> Result<()> {
+    let (id, to) = ("56761188-7520-42d8-8898-ff6fc54ce618", "a@example.com");
+    let event = email_event(&webhooks::delivered(id, to))?;
+    assert!(matches!(event.r#type, EmailEventType::EmailDelivered));
+    assert_eq!((&*event.data.email_id, &event.data.to), (id, &vec![to.to_owned()]));
+    let event = email_event(&webhooks::complained(id, to))?;
+    assert!(matches!(event.r#type, EmailEventType::EmailComplained));
+
+    for (bounce, kind) in [(Bounce::Permanent, "Permanent"), (Bounce::Transient, "Transient")] {
+        let event = email_event(&webhooks::bounced(id, to, bounce, "Suppressed"))?;
+        assert!(matches!(event.r#type, EmailEventType::EmailBounced));
+        assert_eq!(event.data.bounce.map(|bounce| bounce.r#type).as_deref(), Some(kind));
+    }
+    // What the crate cannot read although Resend sends it.
+    assert!(email_event(&webhooks::bounced(id, to, Bounce::Transient, "MailboxFull")).is_err());
     Ok(())
 }

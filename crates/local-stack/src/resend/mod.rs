@@ -10,7 +10,7 @@
 //!   and takes 100,000 mails in seconds: for tests of how sending behaves, and for benchmarks. With
 //!   [`drop_contents`](Resend::drop_contents) it does not keep their texts either.
 //!
-//! Not here: domains that must be verified, scheduling, and webhooks.
+//! Not here: domains that must be verified, scheduling, and sending webhooks; [`webhooks`] makes them.
 
 mod emulator;
 mod idempotency;
@@ -18,6 +18,7 @@ mod limits;
 mod mail;
 mod refusals;
 mod service;
+pub mod webhooks;
 
 use std::{
     path::Path,
