@@ -107,6 +107,7 @@ pub struct Seen {
 struct State {
     rules: Vec<Rule>,
     seen: Vec<Seen>,
+    bodies_dropped: bool,
     round_trip: Duration,
 }
 
@@ -144,13 +145,18 @@ impl Faults {
         self.state().seen.iter().filter(|s| s.target.contains(contains)).count()
     }
 
+    /// From now on requests are recorded without their bodies; rules still see these.
+    pub fn drop_bodies(&self) {
+        self.state().bodies_dropped = true;
+    }
+
     /// Forgets the requests so far.
     pub fn forget(&self) {
         self.state().seen.clear();
     }
 
     /// Records the request and says what is to happen to it, and after which round trip.
-    fn meet(&self, seen: Seen) -> (Option<Fault>, Duration) {
+    fn meet(&self, mut seen: Seen) -> (Option<Fault>, Duration) {
         let mut state = self.state();
         let mut fault = None;
         for rule in &mut state.rules {
@@ -169,6 +175,9 @@ impl Faults {
             }
             fault = Some(rule.fault.clone());
             break;
+        }
+        if state.bodies_dropped {
+            seen.body = String::new();
         }
         state.seen.push(seen);
         (fault, state.round_trip)

@@ -1,7 +1,7 @@
 //! What stands in for the cloud on a developer's machine.
 //!
-//! Real `PostgreSQL` and `PostgREST` behind a gateway that behaves as Supabase's, the Resend emulator behind a
-//! fault proxy, stand-ins for Stripe and Shopify. Never deployed.
+//! Real `PostgreSQL` and `PostgREST` behind a gateway that behaves as Supabase's, a Resend that is as strict
+//! as the real one, stand-ins for Stripe and Shopify. Never deployed.
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {

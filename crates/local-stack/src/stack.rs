@@ -60,7 +60,8 @@ impl Stack {
         Ok(Environment { db, postgrest, gateway })
     }
 
-    /// A Resend of one's own. It takes about a second to start, so only tests that send mail ask for one.
+    /// A Resend of one's own. It takes about a second to start, so only tests that look at mails ask for one;
+    /// for others [`Resend::bare`] needs no stack.
     pub async fn resend(&self) -> Result<Resend> {
         Resend::start(&self.parts, self.cluster.scratch()).await
     }
