@@ -2,6 +2,7 @@
 //! against the local stack.
 
 mod deployment;
+mod mails;
 mod promises;
 mod sync;
 mod trigger;

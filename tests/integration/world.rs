@@ -1,10 +1,16 @@
-//! What an integration test stands on: a Supabase project of its own, stand-ins for Stripe and Shopify, and the
-//! real function binaries.
+//! What an integration test stands on: a Supabase project of its own, stand-ins for Stripe, Shopify and Resend, and
+//! the real function binaries.
 
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use local_stack::{Environment, Stack, database::Template, functions, shopify, stripe};
+use local_stack::{
+    Environment, Stack,
+    database::Template,
+    functions,
+    resend::{Resend, webhooks},
+    shopify, stripe,
+};
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::Value;
 use sqlx::PgPool;
@@ -14,7 +20,7 @@ pub(crate) const SECRET: &str = "test-cron-secret-0123456789";
 pub(crate) const ENCRYPTION_KEY: &str = "0123456789abcdef0123456789abcdef";
 
 /// The functions by the last part of their path.
-const FUNCTIONS: [(&str, &str); 8] = [
+const FUNCTIONS: [(&str, &str); 10] = [
     ("daily-orchestrator", env!("CARGO_BIN_EXE_cron-daily-orchestrator")),
     ("monthly-orchestrator", env!("CARGO_BIN_EXE_cron-monthly-orchestrator")),
     ("send-reminders", env!("CARGO_BIN_EXE_cron-send-reminders")),
@@ -23,6 +29,8 @@ const FUNCTIONS: [(&str, &str); 8] = [
     ("check-thresholds", env!("CARGO_BIN_EXE_manual-check-thresholds")),
     ("monthly-sync", env!("CARGO_BIN_EXE_manual-monthly-sync")),
     ("sync-integrations", env!("CARGO_BIN_EXE_manual-sync-integrations")),
+    ("unsubscribe", env!("CARGO_BIN_EXE_unsubscribe")),
+    ("resend", env!("CARGO_BIN_EXE_webhooks-resend")),
 ];
 
 /// One test's world.
@@ -30,6 +38,7 @@ pub(crate) struct World {
     pub(crate) environment: Environment,
     pub(crate) stripe: stripe::StandIn,
     pub(crate) shopify: shopify::StandIn,
+    pub(crate) resend: Resend,
     vars: HashMap<String, String>,
 }
 
@@ -57,8 +66,13 @@ impl World {
         let stack = Stack::shared().await?;
         let environment = stack.environment_from(template).await?;
         let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start().await?);
-        let mut vars: HashMap<String, String> =
-            environment.env_vars().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let resend = Resend::bare().await?;
+        let mut vars: HashMap<String, String> = environment
+            .env_vars()
+            .into_iter()
+            .chain(resend.env_vars())
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
         for (name, value) in [
             ("CRON_SECRET", SECRET.to_owned()),
             ("ENCRYPTION_KEY", ENCRYPTION_KEY.to_owned()),
@@ -67,14 +81,25 @@ impl World {
             ("SHOPIFY_CLIENT_ID", shopify.client_id()),
             ("SHOPIFY_CLIENT_SECRET", shopify.client_secret()),
             ("SHOPIFY_API_BASE", shopify.api_base()),
+            ("COMPANY_FROM_EMAIL", "Comptalyze <bonjour@comptalyze.example>".to_owned()),
+            ("SENDER_IDENTITY", "Comptalyze SAS, 1 rue de l’Exemple, 75000 Paris".to_owned()),
+            ("JOBS_BASE_URL", "https://jobs.comptalyze.example".to_owned()),
+            ("RESEND_WEBHOOK_SECRET", webhooks::signing_secret()),
+            ("STRIPE_PRICE_PRO", "price_pro".to_owned()),
+            ("STRIPE_PRICE_PREMIUM", "price_premium".to_owned()),
         ] {
             vars.insert(name.to_owned(), value);
         }
-        Ok(Self { environment, stripe, shopify, vars })
+        Ok(Self { environment, stripe, shopify, resend, vars })
     }
 
     pub(crate) fn pool(&self) -> &PgPool {
         self.environment.db.pool()
+    }
+
+    /// A variable of the functions.
+    pub(crate) fn var(&self, name: &str) -> &str {
+        self.vars.get(name).map_or("", String::as_str)
     }
 
     /// Sets a variable of the functions that start from now on.
@@ -223,10 +248,15 @@ pub(crate) struct Function {
 impl Function {
     async fn start(name: &str, vars: &HashMap<String, String>) -> Result<Self> {
         let (_, binary) = FUNCTIONS.iter().find(|(known, _)| *known == name).context("no such function")?;
-        let folder = if binary.contains("/manual-") { "manual" } else { "cron" };
+        let folder = match name {
+            "unsubscribe" => "",
+            "resend" => "webhooks/",
+            _ if binary.contains("/manual-") => "manual/",
+            _ => "cron/",
+        };
         let vars: Vec<(&String, &String)> = vars.iter().collect();
         let process = functions::Function::start(Path::new(binary), &vars).await?;
-        Ok(Self { path: format!("/api/{folder}/{name}"), process })
+        Ok(Self { path: format!("/api/{folder}{name}"), process })
     }
 
     /// Its address, without a query.

@@ -9,14 +9,20 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
+    queue::Failure,
     schedule::Task,
-    tasks::{Call, Context, TaskError, TaskOutcome, drain_lanes, monthly_sync, sync_integrations},
+    tasks::{
+        Call, Context, TaskError, TaskOutcome, check_thresholds, drain_everything, marketing_day3,
+        monthly_reminders, monthly_sync, sync_integrations,
+    },
 };
 
 /// Header of a chain of drain-queue invocations: its id.
 pub const CHAIN_HEADER: &str = "x-jobs-chain";
 /// Header of a chain of drain-queue invocations: how many went before.
 pub const HOP_HEADER: &str = "x-jobs-hop";
+/// Where this deployment goes on with what is queued.
+const DRAIN_PATH: &str = "/api/cron/drain-queue";
 /// A chain ends here; the next cron goes on. 48 hops of 270 seconds are more than half of six hours.
 pub const MOST_HOPS: u32 = 48;
 
@@ -46,10 +52,9 @@ async fn run_task(context: &Context, call: &Call, task: Task) -> TaskOutcome {
     let outcome = match task {
         Task::SyncIntegrations => sync_integrations::run(context, call).await,
         Task::MonthlySync => monthly_sync::run(context, call).await,
-        // The mails come with the next version of the jobs.
-        Task::MarketingDay3 | Task::MonthlyReminders | Task::CheckThresholds => {
-            TaskOutcome::Failed(TaskError::NotYet)
-        }
+        Task::MarketingDay3 => marketing_day3::run(context, call).await,
+        Task::MonthlyReminders => monthly_reminders::run(context, call).await,
+        Task::CheckThresholds => check_thresholds::run(context, call).await,
     };
     log(task, &outcome, begun.elapsed());
     outcome
@@ -65,9 +70,6 @@ fn log(task: Task, outcome: &TaskOutcome, took: Duration) {
         TaskOutcome::DryRun { plan } => {
             tracing::info!(task, duration_ms, %plan, "task dry run");
         }
-        TaskOutcome::Failed(TaskError::NotYet) => {
-            tracing::info!(task, duration_ms, "task not part of this version");
-        }
         TaskOutcome::Failed(error) => {
             tracing::error!(task, duration_ms, %error, "task failed");
         }
@@ -81,7 +83,9 @@ fn log(task: Task, outcome: &TaskOutcome, took: Duration) {
             remaining = run.remaining(),
             counts = %json!(run.counts),
             troubles = %json!(run.troubles),
+            mails = %json!(run.mails),
             blocked = %json!(run.blocked),
+            faults = %json!(run.faults),
             "task done"
         ),
     }
@@ -102,22 +106,22 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Dra
         let message = "Une autre exécution vide déjà la file.".to_owned();
         return Ok(Drained { settled: 0, errors: 0, message: Some(message) });
     }
-    let lanes = drain_lanes(context).await;
-    let left = matches!(&lanes, Ok(lanes) if lanes.iter().any(|lane| lane.out_of_time));
+    let drained = drain_everything(context, None, DRAIN_PATH).await;
+    let left = matches!(&drained, Ok(drained) if drained.out_of_time);
     let goes_on = left && hop < MOST_HOPS && go_on(context, chain, hop + 1).await;
     if !goes_on {
         context.queue.hold_chain(chain, Duration::ZERO, &context.deadline).await?;
     }
-    let lanes = lanes?;
+    let drained = drained?;
     let closed: u64 = context.supabase.rpc("jobs_close_runs", &json!({}), &context.deadline).await?;
-    let settled = lanes.iter().map(|lane| lane.settled).sum();
-    let failed: u64 = lanes.iter().map(|lane| lane.failed).sum();
-    let blocked: Vec<_> = lanes.iter().filter_map(|lane| lane.blocked.as_ref()).collect();
+    let troubles: Vec<&Failure> =
+        drained.blocked.iter().chain(&drained.post_blocked).chain(&drained.faults).collect();
+    let (settled, failed) = (drained.settled, drained.failed);
     tracing::info!(%chain, hop, settled, failed, closed, left, goes_on, "queue drained");
-    let message = blocked.first().map(|failure| failure.message.clone());
+    let message = troubles.first().map(|failure| failure.message.clone());
     Ok(Drained {
         settled,
-        errors: failed + blocked.len() as u64 + u64::from(left && !goes_on),
+        errors: failed + troubles.len() as u64 + u64::from(left && !goes_on),
         message: message.or_else(|| {
             (left && !goes_on)
                 .then(|| "Du travail reste dans la file ; le prochain cron le reprendra.".to_owned())
@@ -133,11 +137,9 @@ async fn go_on(context: &Context, chain: Uuid, hop: u32) -> bool {
         tracing::info!("work is left for the next cron");
         return false;
     };
-    let (Ok(url), Some(timeout), Ok(bearer)) = (
-        own.join("/api/cron/drain-queue"),
-        context.deadline.request_timeout(Duration::from_secs(10)),
-        bearer(secret),
-    ) else {
+    let (Ok(url), Some(timeout), Ok(bearer)) =
+        (own.join(DRAIN_PATH), context.deadline.request_timeout(Duration::from_secs(10)), bearer(secret))
+    else {
         tracing::error!(%chain, hop, "no time is left to ask drain-queue to go on");
         return false;
     };

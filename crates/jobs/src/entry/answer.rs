@@ -49,6 +49,7 @@ pub(super) struct Answer {
     status: u16,
     headers: Vec<(&'static str, &'static str)>,
     body: String,
+    content_type: &'static str,
     /// What [`error`](Self::error) was given.
     complaint: Option<String>,
 }
@@ -57,7 +58,20 @@ impl Answer {
     pub(super) fn json(status: u16, fields: &Fields) -> Self {
         let body =
             if fields.is_empty() { String::new() } else { serde_json::to_string(fields).unwrap_or_default() };
-        Self { status, headers: Vec::new(), body, complaint: None }
+        Self {
+            status,
+            headers: Vec::new(),
+            body,
+            content_type: "application/json; charset=utf-8",
+            complaint: None,
+        }
+    }
+
+    /// A page of ours: no script, nothing from elsewhere, forms to ourselves only.
+    pub(super) fn page(status: u16, html: String) -> Self {
+        const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+        let headers = vec![("content-security-policy", POLICY), ("referrer-policy", "no-referrer")];
+        Self { status, headers, body: html, content_type: "text/html; charset=utf-8", complaint: None }
     }
 
     pub(super) fn error(status: u16, message: &str) -> Self {
@@ -94,7 +108,7 @@ impl Answer {
             .header("cache-control", "no-store")
             .header("x-content-type-options", "nosniff");
         if !self.body.is_empty() {
-            builder = builder.header("content-type", "application/json; charset=utf-8");
+            builder = builder.header("content-type", self.content_type);
         }
         for (name, value) in self.headers {
             builder = builder.header(name, value);

@@ -10,6 +10,8 @@ mod log;
 mod request;
 mod route;
 mod shape;
+mod unsubscribe;
+mod webhook;
 
 use std::{
     process::ExitCode,
@@ -24,14 +26,18 @@ use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 use vercel_runtime::{AppState, Error, Request, Response, ResponseBody, service_fn};
 
+use self::route::Kind;
 pub use self::route::Route;
 use self::{
     answer::{Answer, Fields},
     request::{Admission, Incoming, admit},
+    unsubscribe::Visit,
+    webhook::Signed,
 };
 use crate::{
     config::{Config, Faults},
     deadline::Deadline,
+    email::Post,
     http,
     integrations::Clients,
     orchestrator,
@@ -45,6 +51,10 @@ const REQUESTS_AFTER_BUDGET: Duration = Duration::from_secs(20);
 
 /// No route takes a body: enough to see that there is none.
 const LARGEST_BODY: usize = 1024;
+/// A form of ours or a mail program's.
+const LARGEST_FORM: usize = 64 * 1024;
+/// An event of the mail service, with a whole list of recipients.
+const LARGEST_EVENT: usize = 256 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves one function until the platform stops it.
@@ -84,6 +94,7 @@ struct Parts {
     http: reqwest::Client,
     supabase: Result<Supabase, Faults>,
     integrations: Result<Arc<Clients>, Faults>,
+    post: Result<Arc<Post>, Faults>,
 }
 
 impl App {
@@ -102,7 +113,14 @@ impl App {
                 (Ok(supabase), Ok(config)) => Ok(Arc::new(Clients::new(&http, supabase.clone(), config))),
                 (Err(faults), _) | (_, Err(faults)) => Err(faults.clone()),
             };
-            Ok(Parts { http, supabase, integrations })
+            let post = match (&supabase, &self.config.mail) {
+                (Ok(supabase), Ok(config)) => {
+                    let prices = self.config.prices.as_ref().ok();
+                    Ok(Arc::new(Post::new(&http, supabase.clone(), config.clone(), prices)))
+                }
+                (Err(faults), _) | (_, Err(faults)) => Err(faults.clone()),
+            };
+            Ok(Parts { http, supabase, integrations, post })
         });
         parts.as_ref().map_err(Clone::clone)
     }
@@ -123,6 +141,7 @@ impl App {
             queue: Queue::new(supabase.clone()),
             supabase,
             integrations: parts.integrations.clone(),
+            post: parts.post.clone(),
             now,
             deadline: Deadline::new(begun + budget, begun + budget + REQUESTS_AFTER_BUDGET),
         })
@@ -131,7 +150,7 @@ impl App {
 
 /// Answers every request with JSON; a panic or a fault anywhere becomes an opaque 500.
 async fn handle(app: Arc<App>, request: Request, state: AppState) -> Result<Response<ResponseBody>, Error> {
-    let (now, begun) = (Utc::now(), Instant::now());
+    let (now, begun) = (app.config.clock.unwrap_or_else(Utc::now), Instant::now());
     let (method, route) = (request.method().clone(), app.route);
     let answer = see_through(&state, respond(app, request, state.clone(), now, begun)).await;
     log::request(route.path(), method.as_str(), answer.status(), begun.elapsed());
@@ -157,6 +176,25 @@ async fn respond(
     begun: Instant,
 ) -> Answer {
     let (request, body) = request.into_parts();
+    match app.route.kind() {
+        Kind::Link => {
+            let query = request.uri.query().unwrap_or_default();
+            return follow_link(&app, request.method.as_str(), query, body, now, begun).await;
+        }
+        Kind::Webhook => {
+            let header = |name: &str| {
+                let value = request.headers.get(name).and_then(|value| value.to_str().ok());
+                value.unwrap_or_default().to_owned()
+            };
+            let signed = Signed {
+                id: header("svix-id"),
+                timestamp: header("svix-timestamp"),
+                signatures: header("svix-signature"),
+            };
+            return take_webhook(&app, request.method.as_str(), &signed, body, begun).await;
+        }
+        Kind::Cron | Kind::Manual | Kind::Drain => {}
+    }
     // A broken configuration is said as such, not as a bad parameter.
     let replay_max_days = app.config.tuning.as_ref().map_or(u16::MAX, |tuning| tuning.replay_max_days);
     let header =
@@ -214,6 +252,63 @@ async fn respond(
     }
 }
 
+/// A request without a secret: the link in its query is signed.
+async fn follow_link<B>(
+    app: &App,
+    method: &str,
+    query: &str,
+    body: B,
+    now: DateTime<Utc>,
+    begun: Instant,
+) -> Answer
+where
+    B: BodyExt,
+    B::Error: Into<Error>,
+{
+    match method {
+        "GET" | "POST" => {}
+        "HEAD" | "OPTIONS" => return Answer::empty(204).with_header("allow", app.route.allow()),
+        _ => return Answer::error(405, "Méthode non autorisée.").with_header("allow", app.route.allow()),
+    }
+    match unsubscribe::visit(&app.config, method, query) {
+        Visit::Answered(answer) => answer,
+        Visit::Stop(user, kind) => {
+            // What the form says is not looked at: the link is what counts. Read, so that the connection stays good.
+            let _ = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, LARGEST_FORM).collect()).await;
+            let Ok(context) = app.context(now, begun) else { return unsubscribe::trouble(&app.config, 500) };
+            let arguments = json!({"p_user_id": user, "p_kind": kind.as_str()});
+            let written = context.supabase.rpc("mail_unsubscribe", &arguments, &context.deadline).await;
+            unsubscribe::stopped(&app.config, kind, written)
+        }
+    }
+}
+
+/// A request without a secret: its body is signed.
+async fn take_webhook<B>(app: &App, method: &str, signed: &Signed, body: B, begun: Instant) -> Answer
+where
+    B: BodyExt,
+    B::Error: Into<Error>,
+{
+    match method {
+        "POST" => {}
+        "HEAD" | "OPTIONS" => return Answer::empty(204).with_header("allow", app.route.allow()),
+        _ => return Answer::error(405, "Méthode non autorisée.").with_header("allow", app.route.allow()),
+    }
+    let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, LARGEST_EVENT).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        _ => return Answer::error(400, "Corps illisible ou trop grand."),
+    };
+    // The real clock, also where tests have set another: the sender's is real, too.
+    let event = match webhook::believe(&app.config, signed, &body, Utc::now()) {
+        Ok(event) => event,
+        Err(answer) => return answer,
+    };
+    match app.context(Utc::now(), begun) {
+        Ok(context) => webhook::note(&context, &signed.id, &event).await,
+        Err(answer) => answer,
+    }
+}
+
 /// Whether a request's body says nothing. One that does not end is one that says something.
 async fn is_empty<B>(body: B) -> bool
 where
@@ -231,7 +326,7 @@ where
 async fn run(route: Route, context: &Context, call: &Call) -> Answer {
     let outcomes = orchestrator::run(context, call, route.tasks()).await;
     let answer = shape::answer(route, call, &outcomes);
-    let verdict = shape::verdict(call, &outcomes);
+    let verdict = shape::verdict(&outcomes);
     let metadata = json!({
         "at": call.at, "http_status": answer.status(),
         "answer": log::without_results(answer.body()),

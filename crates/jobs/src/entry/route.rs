@@ -23,6 +23,10 @@ pub enum Route {
     MonthlySync,
     /// `POST /api/manual/sync-integrations`
     SyncIntegrations,
+    /// `/api/unsubscribe`
+    Unsubscribe,
+    /// `POST /api/webhooks/resend`
+    WebhooksResend,
 }
 
 /// How a route is called.
@@ -34,6 +38,10 @@ pub(super) enum Kind {
     Manual,
     /// By ourselves or an operator, with POST; answers before it works.
     Drain,
+    /// By whoever holds a signed link.
+    Link,
+    /// By the mail service, signed.
+    Webhook,
 }
 
 /// A query parameter.
@@ -85,7 +93,7 @@ impl fmt::Display for Parameter {
 
 impl Route {
     /// Every function.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::DailyOrchestrator,
         Self::MonthlyOrchestrator,
         Self::SendReminders,
@@ -94,6 +102,8 @@ impl Route {
         Self::CheckThresholds,
         Self::MonthlySync,
         Self::SyncIntegrations,
+        Self::Unsubscribe,
+        Self::WebhooksResend,
     ];
 
     /// Its path on the deployment.
@@ -107,6 +117,8 @@ impl Route {
             Self::CheckThresholds => "/api/manual/check-thresholds",
             Self::MonthlySync => "/api/manual/monthly-sync",
             Self::SyncIntegrations => "/api/manual/sync-integrations",
+            Self::Unsubscribe => crate::email::links::PATH,
+            Self::WebhooksResend => "/api/webhooks/resend",
         }
     }
 
@@ -117,13 +129,15 @@ impl Route {
             }
             Self::CheckThresholds | Self::MonthlySync | Self::SyncIntegrations => Kind::Manual,
             Self::DrainQueue => Kind::Drain,
+            Self::Unsubscribe => Kind::Link,
+            Self::WebhooksResend => Kind::Webhook,
         }
     }
 
     pub(super) const fn via(self) -> Via {
         match self.kind() {
             Kind::Cron | Kind::Drain => Via::CronRoute,
-            Kind::Manual => Via::ManualRoute,
+            Kind::Manual | Kind::Link | Kind::Webhook => Via::ManualRoute,
         }
     }
 
@@ -133,6 +147,7 @@ impl Route {
             Kind::Cron => "cron",
             Kind::Manual => "manual",
             Kind::Drain => "drain",
+            Kind::Link | Kind::Webhook => "webhook",
         }
     }
 
@@ -140,8 +155,8 @@ impl Route {
     pub(super) const fn allow(self) -> &'static str {
         match self.kind() {
             Kind::Cron => "GET",
-            Kind::Manual => "GET, POST",
-            Kind::Drain => "POST",
+            Kind::Manual | Kind::Link => "GET, POST",
+            Kind::Drain | Kind::Webhook => "POST",
         }
     }
 
@@ -155,7 +170,7 @@ impl Route {
         match self {
             Self::MonthlySync => &[DryRun, At, UserId, Force, Month],
             Self::SyncIntegrations => &[DryRun, At, UserId, Days],
-            Self::DrainQueue => &[],
+            Self::DrainQueue | Self::Unsubscribe | Self::WebhooksResend => &[],
             _ => &[DryRun, At, UserId],
         }
     }
@@ -184,6 +199,6 @@ mod tests {
             assert_eq!((route.via(), route.tasks()), (via, tasks), "{path}");
         }
         let without: Vec<_> = Route::ALL.into_iter().filter(|route| route.tasks().is_empty()).collect();
-        assert_eq!(without, [Route::DrainQueue]);
+        assert_eq!(without, [Route::DrainQueue, Route::Unsubscribe, Route::WebhooksResend]);
     }
 }

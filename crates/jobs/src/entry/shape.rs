@@ -1,5 +1,7 @@
 //! The answers of each route, made of the outcomes of its tasks (DESIGN §1, Answers).
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::{
@@ -7,8 +9,9 @@ use super::{
     route::Route,
 };
 use crate::{
+    queue::{Failure, MailCounts},
     schedule::{Task, paris},
-    tasks::{Call, RunSummary, TaskError, TaskOutcome, Trigger, month_of},
+    tasks::{Call, RunSummary, TaskOutcome, month_of},
 };
 
 /// What the log of the call says of all its tasks together.
@@ -24,7 +27,6 @@ pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]
     let status = outcomes
         .iter()
         .filter_map(|(_, outcome)| match outcome {
-            TaskOutcome::Failed(TaskError::NotYet) if tolerated(call, outcomes) => None,
             // One task of several failed as a whole: a 500, with the others' results.
             TaskOutcome::Failed(_) if outcomes.len() > 1 => Some(500),
             TaskOutcome::Failed(error) => Some(error.http_status()),
@@ -66,22 +68,18 @@ pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]
                         of(Task::MonthlySync).map(|outcome| part(outcome, "synced")).as_ref(),
                     ),
             ),
-        (_, [(_, TaskOutcome::Failed(TaskError::NotYet))]) if tolerated(call, outcomes) => {
-            part(&outcomes[0].1, "sent")
-        }
         (_, [(_, TaskOutcome::Failed(error))]) => Fields::new().with("error", &error.user_message()),
         (Route::SyncIntegrations, [(_, outcome)]) => sync_integrations(outcome),
         (Route::MonthlySync, [(_, outcome)]) => monthly_sync(call, outcome),
+        (Route::CheckThresholds, [(_, outcome)]) => check_thresholds(outcome),
+        (Route::SendReminders, [(_, outcome)]) => send_reminders(outcome),
+        (Route::DailyTasks, [(_, outcome)]) => Fields::new()
+            .with("success", &well(outcome))
+            .with("results", &Fields::new().with("upgradeEmails", &part(outcome, "sent"))),
         (_, [(_, outcome)]) => part(outcome, "sent"),
         _ => Fields::new(),
     };
     Answer::json(status, &fields)
-}
-
-/// A task that is announced for later is said so: to a scheduler, which cannot help it, and beside others. An
-/// operator who asks for it alone gets a 501.
-fn tolerated(call: &Call, outcomes: &[(Task, TaskOutcome)]) -> bool {
-    outcomes.len() > 1 || call.trigger == Trigger::Cron
 }
 
 /// `2026-11-22T07:00:03.120Z`
@@ -91,11 +89,14 @@ fn timestamp(at: DateTime<Utc>) -> String {
 
 /// A task's part in an orchestrator's answer; `worked` names its counter (`sent`, `synced`).
 fn part(outcome: &TaskOutcome, worked: &'static str) -> Fields {
-    let fields = Fields::new();
+    part_after(Fields::new(), outcome, worked)
+}
+
+fn part_after(fields: Fields, outcome: &TaskOutcome, worked: &'static str) -> Fields {
     match outcome {
         TaskOutcome::Ran(run) => details(
             fields
-                .with(worked, &run.worked())
+                .with(worked, &if worked == "sent" { run.sent() } else { run.worked() })
                 .with("errors", &run.errors())
                 .with("skipped", &run.joined.is_some()),
             run,
@@ -106,11 +107,6 @@ fn part(outcome: &TaskOutcome, worked: &'static str) -> Fields {
         TaskOutcome::DryRun { plan } => {
             fields.with(worked, &0).with("errors", &0).with("skipped", &true).with("dryRun", plan)
         }
-        TaskOutcome::Failed(error @ TaskError::NotYet) => fields
-            .with(worked, &0)
-            .with("errors", &0)
-            .with("skipped", &true)
-            .with("note", &error.user_message()),
         TaskOutcome::Failed(error) => fields
             .with(worked, &0)
             .with("errors", &1)
@@ -122,28 +118,54 @@ fn part(outcome: &TaskOutcome, worked: &'static str) -> Fields {
 /// What every report of a run says besides its counters.
 fn details(fields: Fields, run: &RunSummary) -> Fields {
     let remaining = run.remaining();
-    fields
-        .with_some("note", run.joined.as_ref())
-        .with("records", &run.records)
+    // A run of data says how much was new; a run of mails has none.
+    let records = (run.counts.planned > 0 || run.mails.is_empty()).then_some(&run.records);
+    let fields = fields
+        .with_some("note", run.joined.as_ref().or(run.no_recap.as_ref()))
+        .with_some("records", records)
         .with_some("remaining", (remaining > 0).then_some(&remaining))
         .with_some("partial", (run.counts.partial > 0).then_some(&run.counts.partial))
-        .with_some("superseded", (run.counts.superseded > 0).then_some(&run.counts.superseded))
+        .with_some("superseded", (run.counts.superseded > 0).then_some(&run.counts.superseded));
+    let fields = ["alerts", "recaps"].into_iter().fold(fields, |fields, lane| {
+        // Beside data: mails alone are the answer's own counters.
+        let beside = run.mails.get(lane).filter(|_| run.counts.planned > 0);
+        fields.with_some(lane, beside.map(mails).as_ref())
+    });
+    let unsent: BTreeMap<&str, u64> = run.mails.values().flat_map(|mails| &mails.unsent).fold(
+        BTreeMap::new(),
+        |mut all, (reason, count)| {
+            *all.entry(reason.as_str()).or_default() += count;
+            all
+        },
+    );
+    fields
+        .with_some("unsent", (!unsent.is_empty()).then_some(&unsent))
         .with_some("problems", problems(run).as_ref())
         .with_some("runId", run.run_id.as_ref())
 }
 
+/// One lane's mails, beside the data they came from.
+fn mails(mails: &MailCounts) -> Fields {
+    Fields::new()
+        .with("sent", &mails.sent)
+        .with("errors", &mails.erred)
+        .with_some("remaining", (mails.queued > 0).then_some(&mails.queued))
+}
+
 /// What went wrong, each trouble once, the most frequent first.
 fn problems(run: &RunSummary) -> Option<Vec<Fields>> {
-    let blocked = run.blocked.iter().map(|failure| {
-        Fields::new().with("code", &failure.code).with("message", &failure.message).with("blocking", &true)
-    });
-    let counted = run.troubles.iter().map(|trouble| {
+    let said =
+        |failure: &Failure| Fields::new().with("code", &failure.code).with("message", &failure.message);
+    let blocked = run.blocked.iter().chain(&run.faults).map(|failure| said(failure).with("blocking", &true));
+    let notices = run.notices.iter().map(|failure| said(failure).with("warning", &true));
+    let of_mails = run.mails.values().flat_map(|mails| &mails.errors);
+    let counted = run.troubles.iter().chain(of_mails).map(|trouble| {
         Fields::new()
             .with_some("code", trouble.code.as_ref())
             .with_some("message", trouble.message.as_ref())
             .with("count", &trouble.count)
     });
-    let problems: Vec<Fields> = blocked.chain(counted).collect();
+    let problems: Vec<Fields> = blocked.chain(counted).chain(notices).collect();
     (!problems.is_empty()).then_some(problems)
 }
 
@@ -168,6 +190,41 @@ fn sync_integrations(outcome: &TaskOutcome) -> Fields {
         }
         TaskOutcome::Failed(error) => fields.with("error", &error.user_message()),
     }
+}
+
+/// Whether nothing went wrong.
+fn well(outcome: &TaskOutcome) -> bool {
+    match outcome {
+        TaskOutcome::Ran(run) => run.errors() == 0,
+        TaskOutcome::Failed(_) => false,
+        TaskOutcome::NotDue { .. } | TaskOutcome::DryRun { .. } => true,
+    }
+}
+
+fn send_reminders(outcome: &TaskOutcome) -> Fields {
+    let message = match outcome {
+        TaskOutcome::Ran(_) => "Rappels mensuels envoyés",
+        TaskOutcome::NotDue { .. } => "Rappels mensuels non dus",
+        TaskOutcome::DryRun { .. } => "Essai : rien n’a été envoyé",
+        TaskOutcome::Failed(error) => return Fields::new().with("error", &error.user_message()),
+    };
+    part_after(Fields::new().with("message", message), outcome, "sent")
+}
+
+fn check_thresholds(outcome: &TaskOutcome) -> Fields {
+    let message = match outcome {
+        TaskOutcome::Ran(run) => {
+            let (sent, errors) = (run.sent(), run.errors());
+            // As callers know it: plural but for exactly one.
+            let alerts = if sent == 1 { "alerte envoyée" } else { "alertes envoyées" };
+            let faults = if errors == 1 { "erreur" } else { "erreurs" };
+            format!("Vérification terminée : {sent} {alerts}, {errors} {faults}")
+        }
+        TaskOutcome::NotDue { .. } => "Vérification non due".to_owned(),
+        TaskOutcome::DryRun { .. } => "Essai : rien n’a été envoyé".to_owned(),
+        TaskOutcome::Failed(error) => return Fields::new().with("error", &error.user_message()),
+    };
+    part_after(Fields::new().with("message", &message), outcome, "sent")
 }
 
 fn monthly_sync(call: &Call, outcome: &TaskOutcome) -> Fields {
@@ -202,18 +259,17 @@ fn monthly_sync(call: &Call, outcome: &TaskOutcome) -> Fields {
 }
 
 /// Sums the tasks up for `sync_logs`: never a success where a part failed.
-pub(super) fn verdict(call: &Call, outcomes: &[(Task, TaskOutcome)]) -> Verdict {
+pub(super) fn verdict(outcomes: &[(Task, TaskOutcome)]) -> Verdict {
     let mut verdict = Verdict { status: "success", records: 0, error: None };
     let (mut failed, mut well) = (0, 0);
     for (task, outcome) in outcomes {
         match outcome {
-            TaskOutcome::Failed(TaskError::NotYet) if tolerated(call, outcomes) => {}
             TaskOutcome::Failed(error) => {
                 failed += 1;
                 verdict.error.get_or_insert_with(|| format!("{task} : {}", error.user_message()));
             }
             TaskOutcome::Ran(run) => {
-                verdict.records += run.records;
+                verdict.records += run.records + run.sent();
                 match run.log_status() {
                     "success" => well += 1,
                     "error" => failed += 1,
@@ -222,9 +278,12 @@ pub(super) fn verdict(call: &Call, outcomes: &[(Task, TaskOutcome)]) -> Verdict 
                         well += 1;
                     }
                 }
-                let first = run.blocked.first().map(|failure| failure.message.clone());
                 let first =
-                    first.or_else(|| run.troubles.first().and_then(|trouble| trouble.message.clone()));
+                    run.blocked.iter().chain(&run.faults).next().map(|failure| failure.message.clone());
+                let first = first.or_else(|| {
+                    let of_mails = run.mails.values().flat_map(|mails| &mails.errors);
+                    run.troubles.iter().chain(of_mails).find_map(|trouble| trouble.message.clone())
+                });
                 if let (None, Some(message)) = (&verdict.error, first) {
                     verdict.error = Some(format!("{task} : {message}"));
                 }

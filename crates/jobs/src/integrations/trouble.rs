@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     crypto::tokens::TokenError,
     providers::{ErrorKind, Provider, ProviderError},
-    queue::{Claimed, Failure, MOST_ATTEMPTS, Outcome, WorkItem},
+    queue::{Claimed, Failure, MOST_ATTEMPTS, Outcome, WorkItem, pause_after},
     supabase::SupabaseError,
 };
 
@@ -19,10 +19,6 @@ pub(super) enum Trouble {
     /// Our own key is refused. With `lane`, nobody else's item of the lane need try.
     Blocked { failure: Failure, lane: bool },
 }
-
-/// Pauses before the next attempt; the last one is the provider's to mend.
-const PAUSES: [Duration; 4] =
-    [Duration::from_secs(30), Duration::from_mins(2), Duration::from_mins(10), Duration::from_mins(30)];
 
 impl Trouble {
     pub(super) fn last(code: &str, message: impl Into<String>) -> Self {
@@ -46,7 +42,7 @@ impl Trouble {
             Self::Later { failure: Some(failure), .. } if item.attempts + 1 >= MOST_ATTEMPTS => Ok(failure),
             Self::Later { failure, after } => {
                 let scheduled = match failure {
-                    Some(_) => PAUSES[(item.attempts as usize).min(PAUSES.len() - 1)],
+                    Some(_) => pause_after(item.attempts),
                     None => Duration::ZERO,
                 };
                 Err(Outcome::GiveBack { delay: after.unwrap_or_default().max(scheduled), failure })
@@ -72,7 +68,7 @@ impl From<ProviderError> for Trouble {
             ErrorKind::Transient(_) => {
                 let counts = error.counts_as_attempt();
                 // A limit that is not the item's fault is no attempt, but it is no reason to come back at once.
-                let after = error.retry_after().or((!counts).then_some(PAUSES[0]));
+                let after = error.retry_after().or((!counts).then_some(pause_after(0)));
                 Self::Later { failure: counts.then_some(failure), after }
             }
         }
@@ -92,7 +88,7 @@ impl From<SupabaseError> for Trouble {
         );
         let failure = (refused && !error.is_passing())
             .then(|| Failure { code: "database".into(), message: error.user_message() });
-        Self::Later { failure, after: Some(PAUSES[0]) }
+        Self::Later { failure, after: Some(pause_after(0)) }
     }
 }
 

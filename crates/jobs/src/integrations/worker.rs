@@ -64,7 +64,7 @@ impl Plan {
                     count_month: false,
                 }
             }
-            WorkItem::SyncMonth { month, count_month } => {
+            WorkItem::SyncMonth { month, count_month, .. } => {
                 let month: Month = month.parse().ok()?;
                 // An earlier replay must not turn the window around.
                 let window = Window { from: month.start(), to: month.end().min(as_of).max(month.start()) };

@@ -7,7 +7,7 @@
 
 mod drain;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,16 @@ const VISIBILITY: Duration = Duration::from_mins(1);
 /// The database fails an item at its fifth attempt.
 pub const MOST_ATTEMPTS: u32 = 5;
 
-/// One queue each. In order of priority where they share a rate limit.
+/// Before the next attempt.
+const PAUSES: [Duration; 4] =
+    [Duration::from_secs(30), Duration::from_mins(2), Duration::from_mins(10), Duration::from_mins(30)];
+
+/// The pause before the next attempt, after this many.
+pub fn pause_after(attempts: u32) -> Duration {
+    PAUSES[(attempts as usize).min(PAUSES.len() - 1)]
+}
+
+/// One queue each, of those whose items are worked on one by one. The mails have four more (`email`).
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lane {
@@ -63,6 +72,9 @@ pub enum WorkItem {
         month: String,
         /// Asked for by name: write the month even where the user typed it before the first sync.
         count_month: bool,
+        /// The month's recap is mailed to its user once it is settled.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        recap: bool,
     },
 }
 
@@ -127,6 +139,24 @@ pub struct RunReport {
     /// The first ones, as settled.
     pub results: Vec<Box<RawValue>>,
     pub results_total: u64,
+    /// By lane.
+    pub mails: BTreeMap<String, MailCounts>,
+}
+
+/// Mails of a run in one lane.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct MailCounts {
+    pub planned: u64,
+    pub queued: u64,
+    pub sent: u64,
+    /// Not wanted any more, or too late.
+    pub skipped: u64,
+    pub failed: u64,
+    /// Failed, or waiting for another attempt.
+    pub erred: u64,
+    /// Why the skipped ones were not sent.
+    pub unsent: BTreeMap<String, u64>,
+    pub errors: Vec<CountedError>,
 }
 
 /// Items of a run by state.
@@ -269,7 +299,6 @@ impl Queue {
         results: usize,
         deadline: &Deadline,
     ) -> Result<RunReport, SupabaseError> {
-        let _closed: u64 = self.supabase.rpc("jobs_close_runs", &json!({}), deadline).await?;
         self.supabase.rpc("jobs_report", &json!({"p_run_id": run_id, "p_limit": results}), deadline).await
     }
 
@@ -286,7 +315,7 @@ impl Queue {
 
     /// Items that wait in any lane.
     pub async fn waiting(&self, deadline: &Deadline) -> Result<u64, SupabaseError> {
-        let lanes: std::collections::BTreeMap<String, LaneState> =
+        let lanes: BTreeMap<String, LaneState> =
             self.supabase.rpc("jobs_lanes", &json!({}), deadline).await?;
         Ok(lanes.values().map(|lane| lane.queued).sum())
     }
@@ -310,6 +339,6 @@ mod tests {
         );
         let month = json!({"kind": "sync_month", "payload": {"month": "2026-11", "count_month": true}});
         let read: WorkItem = serde_json::from_value(month).unwrap();
-        assert_eq!(read, WorkItem::SyncMonth { month: "2026-11".into(), count_month: true });
+        assert_eq!(read, WorkItem::SyncMonth { month: "2026-11".into(), count_month: true, recap: false });
     }
 }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::gate::Gate;
 pub use self::month::{Month, ParseMonthError};
-pub use self::monthly_sync::{FutureMonth, MonthlySync, monthly_sync_month};
+pub use self::monthly_sync::{FutureMonth, MonthlySync, NoRecap, monthly_sync_month, recap_due};
 pub use self::replay::{AtError, parse_at};
 pub use self::window::{DEFAULT_DAYS, Days, InvalidDays, Window};
 

@@ -46,3 +46,48 @@ pub fn monthly_sync_month(
         Decision::NotDue(not_due) => MonthlySync::NotDue(not_due),
     })
 }
+
+/// A month whose recap is not mailed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum NoRecap {
+    /// Its last day has not come.
+    #[error("le récapitulatif part le dernier jour du mois : les données seules ont été synchronisées")]
+    TooEarly,
+    /// Somebody puts old figures right: that is no news for their user.
+    #[error("mois ancien : les données seules ont été synchronisées, sans récapitulatif")]
+    TooOld,
+}
+
+/// Whether a sync of `month` at `at` is followed by its recap: from its last day on, to the end of the month after.
+pub fn recap_due(month: Month, at: DateTime<Utc>) -> Result<(), NoRecap> {
+    if at < paris::start_of(month.last_day()) {
+        Err(NoRecap::TooEarly)
+    } else if month < paris::month(at).previous() {
+        Err(NoRecap::TooOld)
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("2026-11", "2026-11-29T22:59:59Z", Err(NoRecap::TooEarly))]
+    #[case("2026-11", "2026-11-29T23:00:00Z", Ok(()))] // the 30th in Paris
+    #[case("2026-10", "2026-10-30T21:59:59Z", Err(NoRecap::TooEarly))] // winter time since the 25th
+    #[case("2026-10", "2026-10-30T23:00:00Z", Ok(()))]
+    #[case("2026-11", "2026-12-31T22:59:59Z", Ok(()))]
+    #[case("2026-11", "2026-12-31T23:00:00Z", Err(NoRecap::TooOld))]
+    #[case("2026-12", "2026-11-30T12:00:00Z", Err(NoRecap::TooEarly))]
+    fn recaps_leave_from_the_last_day_to_the_end_of_the_month_after(
+        #[case] month: &str,
+        #[case] at: &str,
+        #[case] due: Result<(), NoRecap>,
+    ) {
+        assert_eq!(recap_due(month.parse().unwrap(), at.parse().unwrap()), due);
+    }
+}

@@ -1,6 +1,6 @@
 //! Days as the users live them: Europe/Paris, both clock changes included.
 
-use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, TimeDelta, TimeZone, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, TimeDelta, TimeZone, Timelike, Utc};
 use chrono_tz::{Europe::Paris, Tz};
 
 use super::Month;
@@ -63,6 +63,12 @@ pub fn french(date: NaiveDate) -> String {
         day => day.to_string(),
     };
     format!("{day} {} {}", month_name(date.month()), date.year())
+}
+
+/// "30 novembre 2026 à 8 h 05".
+pub fn french_minute(at: DateTime<Utc>) -> String {
+    let at = local(at);
+    format!("{} à {} h {:02}", french(at.date_naive()), at.hour(), at.minute())
 }
 
 pub(super) fn month_name(month: u32) -> &'static str {

@@ -3,6 +3,10 @@
 //! A task decides with pure functions whether it is due, writes its work down (plan), works the queue
 //! (drain) and reports from the items, whoever drained them. It reads no clock and no environment.
 
+pub mod check_thresholds;
+mod mails;
+pub mod marketing_day3;
+pub mod monthly_reminders;
 pub mod monthly_sync;
 mod run;
 pub mod sync_integrations;
@@ -14,11 +18,12 @@ use uuid::Uuid;
 
 pub use self::{
     monthly_sync::month_of,
-    run::{RunSummary, drain_lanes},
+    run::{RunSummary, drain_everything},
 };
 use crate::{
     config::{Config, Faults, Tuning},
     deadline::Deadline,
+    email::Post,
     integrations::Clients,
     queue::Queue,
     schedule::{Days, Month, Via},
@@ -35,6 +40,8 @@ pub struct Context {
     pub queue: Queue,
     /// What the integrations need, or all that is wrong with their configuration.
     pub integrations: Result<Arc<Clients>, Faults>,
+    /// What sending mails needs, or all that is wrong with its configuration.
+    pub post: Result<Arc<Post>, Faults>,
     /// The real time at which the invocation began, also in a replay.
     pub now: DateTime<Utc>,
     pub deadline: Deadline,
@@ -114,9 +121,6 @@ pub enum TaskError {
     /// The database did not do its part.
     #[error(transparent)]
     Database(#[from] SupabaseError),
-    /// The task is announced and not part of this version.
-    #[error("not part of this version")]
-    NotYet,
     /// A bug: the task panicked.
     #[error("the task panicked")]
     Panicked,
@@ -128,7 +132,6 @@ impl TaskError {
         match self {
             Self::Configuration(faults) => faults.to_string(),
             Self::Database(error) => error.user_message(),
-            Self::NotYet => "Cette tâche n’est pas encore disponible dans cette version.".into(),
             Self::Panicked => "Erreur interne ; voir les journaux.".into(),
         }
     }
@@ -139,7 +142,6 @@ impl TaskError {
             Self::Configuration(_) | Self::Panicked => 500,
             Self::Database(error) if error.is_configuration() => 500,
             Self::Database(_) => 503,
-            Self::NotYet => 501,
         }
     }
 }

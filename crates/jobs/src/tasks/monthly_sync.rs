@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     queue::WorkItem,
-    schedule::{Decision, Month, MonthlySync, NotDue, Task, gate},
+    schedule::{Decision, Month, MonthlySync, NotDue, Task, gate, recap_due},
 };
 
 /// Which month a call means, or when it will be due. A future month is refused before (`entry`).
@@ -35,11 +35,21 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
     if let Err(faults) = &context.integrations {
         return Err(TaskError::Configuration(faults.clone()));
     }
+    let recap = recap_due(month, call.at);
     let order = Order {
         task: Task::MonthlySync,
         slot: slot.as_ref().filter(|_| call.claims_slot()),
         // Months before the first sync were typed by hand: only a month that is named is written over them.
-        work: WorkItem::SyncMonth { month: month.to_string(), count_month: call.month.is_some() },
+        work: WorkItem::SyncMonth {
+            month: month.to_string(),
+            count_month: call.month.is_some(),
+            // Planned only where it can be sent: else a later run mails it, for it was never planned.
+            recap: recap.is_ok() && context.post.is_ok(),
+        },
     };
-    plan_drain_report(context, call, order).await
+    let mut outcome = plan_drain_report(context, call, order).await?;
+    if let (TaskOutcome::Ran(run), Err(why)) = (&mut outcome, recap) {
+        run.no_recap = Some(why.to_string());
+    }
+    Ok(outcome)
 }

@@ -1,16 +1,18 @@
-//! Plan, drain, report: the middle of every task that works on integrations.
+//! Plan, drain, report: what the tasks have in common, and the middle of those that work on integrations.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 use uuid::Uuid;
 
-use super::{Call, Context, TaskError, TaskOutcome};
+use super::{Call, Context, TaskError, TaskOutcome, check_thresholds, mails::post};
 use crate::{
-    integrations::SyncWorker,
-    queue::{CountedError, Counts, Failure, Lane, LaneReport, RunReport, WorkItem, drain},
+    config::Faults,
+    email::PostReport,
+    integrations::{Clients, SyncWorker},
+    queue::{CountedError, Counts, Failure, Lane, LaneReport, MailCounts, RunReport, WorkItem, drain},
     schedule::{Slot, Task},
     supabase::SupabaseError,
 };
@@ -22,38 +24,56 @@ const FIRST_LOOK: Duration = Duration::from_millis(300);
 const LONGEST_LOOK: Duration = Duration::from_secs(3);
 
 /// A run as reported from its items.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RunSummary {
     pub run_id: Option<Uuid>,
     /// The slot was planned before; this call only helped to work on it.
     pub joined: Option<String>,
+    /// Its data: integrations, months.
     pub counts: Counts,
     /// New or changed movements.
     pub records: u64,
-    /// What hit items, counted.
+    /// What hit items of data, counted.
     pub troubles: Vec<CountedError>,
     /// What hit a whole lane: one message for all its items.
     pub blocked: Vec<Failure>,
+    /// What a part of the task could not do at all.
+    pub faults: Vec<Failure>,
+    /// What somebody should know, and no error.
+    pub notices: Vec<Failure>,
     pub results: Vec<Box<RawValue>>,
     pub results_total: u64,
+    /// Its mails, by lane.
+    pub mails: BTreeMap<String, MailCounts>,
+    /// Why a month's recap is not mailed.
+    pub no_recap: Option<String>,
+    /// What planning said.
+    pub outline: Value,
     /// The budget was over before the queue was empty.
     pub out_of_time: bool,
 }
 
 impl RunSummary {
-    /// Items that ended well.
+    /// Items of data that ended well.
     pub fn worked(&self) -> u64 {
         self.counts.done + self.counts.partial
     }
 
-    /// Items in trouble (failed, in part, or to be tried again), and lanes that could not work at all.
+    /// Mails that left.
+    pub fn sent(&self) -> u64 {
+        self.mails.values().map(|mails| mails.sent).sum()
+    }
+
+    /// Items in trouble (failed, in part, or to be tried again), lanes that could not work at all, and parts that
+    /// could not begin.
     pub fn errors(&self) -> u64 {
-        self.counts.erred + self.blocked.len() as u64
+        let mails: u64 = self.mails.values().map(|mails| mails.erred).sum();
+        self.counts.erred + mails + (self.blocked.len() + self.faults.len()) as u64
     }
 
     /// Items still in the queue.
     pub fn remaining(&self) -> u64 {
-        self.counts.queued
+        self.counts.queued + self.mails.values().map(|mails| mails.queued).sum::<u64>()
     }
 
     /// As in `sync_logs.status`.
@@ -61,7 +81,7 @@ impl RunSummary {
         let whole = self.counts.partial == 0 && self.counts.superseded == 0 && self.remaining() == 0;
         if self.errors() == 0 && whole {
             "success"
-        } else if self.worked() == 0 && self.errors() > 0 {
+        } else if self.worked() + self.sent() == 0 && self.errors() > 0 {
             "error"
         } else {
             "partial"
@@ -69,23 +89,31 @@ impl RunSummary {
     }
 }
 
-/// What `jobs_plan_sync` answers.
+/// What planning functions answer.
 #[derive(Deserialize)]
-struct Planned {
-    state: PlanState,
-    run_id: Option<Uuid>,
+pub(super) struct Planned {
+    pub(super) state: PlanState,
+    pub(super) run_id: Option<Uuid>,
     trigger: Option<String>,
     #[serde(default)]
-    plan: Value,
+    pub(super) plan: Value,
 }
 
 #[derive(Clone, Copy, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
-enum PlanState {
+pub(super) enum PlanState {
     Planned,
     Repeated,
     Joined,
     DryRun,
+}
+
+/// "déjà planifié par cron pour 2026-11-22T06Z", where it was.
+pub(super) fn joined_note(planned: &Planned, slot: Option<&Slot>) -> Option<String> {
+    (planned.state == PlanState::Joined).then(|| {
+        let by = planned.trigger.as_deref().unwrap_or("une exécution passée");
+        format!("déjà planifié par {by} pour {}", slot.map(Slot::as_str).unwrap_or_default())
+    })
 }
 
 /// What a sync task plans.
@@ -105,17 +133,16 @@ pub(super) async fn plan_drain_report(
     if planned.state == PlanState::DryRun {
         return Ok(TaskOutcome::DryRun { plan: planned.plan });
     }
-    let joined = (planned.state == PlanState::Joined).then(|| {
-        let by = planned.trigger.as_deref().unwrap_or("une exécution passée");
-        format!("déjà planifié par {by} pour {}", order.slot.map(Slot::as_str).unwrap_or_default())
-    });
+    let joined = joined_note(&planned, order.slot);
     let Some(run_id) = planned.run_id else {
         // The run of this slot is older than what is kept.
         return Ok(TaskOutcome::Ran(Box::new(RunSummary::empty(joined))));
     };
     tracing::info!(task = order.task.as_str(), %run_id, joined = joined.is_some(), plan = %planned.plan, "planned");
-    let (report, lanes) = drain_until_settled(context, run_id).await?;
-    Ok(TaskOutcome::Ran(Box::new(RunSummary::new(run_id, joined, report, lanes))))
+    let settled = wait_until_settled(context, run_id, Work::Everything(call.route)).await?;
+    let mut summary = RunSummary::new(run_id, joined, settled);
+    summary.outline = planned.plan;
+    Ok(TaskOutcome::Ran(Box::new(summary)))
 }
 
 async fn plan(context: &Context, call: &Call, order: &Order<'_>) -> Result<Planned, TaskError> {
@@ -136,7 +163,7 @@ async fn plan(context: &Context, call: &Call, order: &Order<'_>) -> Result<Plann
     Ok(context.supabase.rpc("jobs_plan_sync", &arguments, &context.deadline).await?)
 }
 
-fn parameters(call: &Call) -> Value {
+pub(super) fn parameters(call: &Call) -> Value {
     let mut parameters = json!({});
     if let Some(user_id) = call.user_id {
         parameters["user_id"] = json!(user_id);
@@ -153,12 +180,77 @@ fn parameters(call: &Call) -> Value {
     parameters
 }
 
+/// What a round of draining left behind.
+#[derive(Debug, Default)]
+pub struct Settled {
+    report: Option<RunReport>,
+    pub settled: u64,
+    pub failed: u64,
+    /// What hit a lane of data.
+    pub blocked: Vec<Failure>,
+    /// What hit the mails.
+    pub post_blocked: Option<Failure>,
+    /// What could not begin.
+    pub faults: Vec<Failure>,
+    pub out_of_time: bool,
+    /// A lane was left before its end: waiting for it is of no use.
+    stopped: bool,
+}
+
+impl Settled {
+    fn lanes(lanes: Vec<LaneReport>) -> Self {
+        let mut all = Self::default();
+        for lane in lanes {
+            all.settled += lane.settled;
+            all.failed += lane.failed;
+            all.out_of_time |= lane.out_of_time;
+            all.stopped |= lane.stopped;
+            all.blocked.extend(lane.blocked);
+        }
+        all
+    }
+
+    fn fault(code: &str, faults: &Faults) -> Self {
+        let fault = Failure { code: code.into(), message: faults.to_string() };
+        Self { faults: vec![fault], ..Self::default() }
+    }
+
+    /// Takes another round in; the same trouble is told once.
+    fn add(&mut self, other: Self) {
+        self.settled += other.settled;
+        self.failed += other.failed;
+        self.out_of_time |= other.out_of_time;
+        self.stopped = other.stopped;
+        for (all, new) in [(&mut self.blocked, other.blocked), (&mut self.faults, other.faults)] {
+            for failure in new {
+                if !all.contains(&failure) {
+                    all.push(failure);
+                }
+            }
+        }
+        self.post_blocked = other.post_blocked.or(self.post_blocked.take());
+        self.report = other.report.or(self.report.take());
+    }
+}
+
+impl From<PostReport> for Settled {
+    fn from(report: PostReport) -> Self {
+        Self {
+            settled: report.sent + report.skipped,
+            failed: report.failed,
+            stopped: report.blocked.is_some(),
+            post_blocked: report.blocked,
+            out_of_time: report.out_of_time,
+            ..Self::default()
+        }
+    }
+}
+
 /// Works all lanes empty, side by side, so that a slow provider does not keep another waiting. All, whatever was
 /// planned: what an earlier run left behind goes on with the next one.
-pub async fn drain_lanes(context: &Context) -> Result<Vec<LaneReport>, TaskError> {
-    let clients = context.integrations.clone().map_err(TaskError::Configuration)?;
+async fn drain_lanes(context: &Context, clients: &Arc<Clients>) -> Result<Settled, TaskError> {
     let drains = Lane::ALL.map(|lane| {
-        let worker = std::sync::Arc::new(SyncWorker::new(clients.clone(), context.now));
+        let worker = Arc::new(SyncWorker::new(clients.clone(), context.now));
         async move {
             let report =
                 drain(&context.queue, lane, context.tuning.concurrency, worker, context.deadline).await?;
@@ -174,69 +266,98 @@ pub async fn drain_lanes(context: &Context) -> Result<Vec<LaneReport>, TaskError
         }
     });
     // Every lane is worked to its end before a fault of one of them is raised.
-    join_all(drains).await.into_iter().collect()
+    let lanes: Result<Vec<_>, SupabaseError> = join_all(drains).await.into_iter().collect();
+    Ok(Settled::lanes(lanes?))
 }
 
-/// Drains, then waits for what other invocations hold of this run, as long as the budget allows.
-async fn drain_until_settled(
+/// Works on the data, then on what follows from it: thresholds of those whose totals changed, and mails. Mails that
+/// are not configured are a fault of their part; the data is worked on all the same.
+pub async fn drain_everything(
+    context: &Context,
+    run_id: Option<Uuid>,
+    route: &str,
+) -> Result<Settled, TaskError> {
+    let mut settled = match &context.integrations {
+        Ok(clients) => drain_lanes(context, clients).await?,
+        Err(faults) => Settled::fault("configuration", faults),
+    };
+    if let Err(faults) = &context.post {
+        settled.add(Settled::fault("mail_configuration", faults));
+        return Ok(settled);
+    }
+    if context.deadline.may_start_work() {
+        check_thresholds::check_changed(context, run_id, route).await?;
+    }
+    settled.add(post(context).await?);
+    Ok(settled)
+}
+
+/// What there is to do until a run is settled.
+#[derive(Clone, Copy)]
+pub(super) enum Work<'a> {
+    /// Data and mails; by this route.
+    Everything(&'a str),
+    Mails,
+    /// Nothing was planned, and nobody shall wait for others' work.
+    Nothing,
+}
+
+/// Works, then waits for what other invocations hold of this run, as long as the budget allows.
+pub(super) async fn wait_until_settled(
     context: &Context,
     run_id: Uuid,
-) -> Result<(RunReport, Vec<LaneReport>), TaskError> {
+    work: Work<'_>,
+) -> Result<Settled, TaskError> {
     let mut pause = FIRST_LOOK;
     let mut looked_again = false;
-    let mut seen: Vec<LaneReport> = Vec::new();
+    let mut all = Settled::default();
     loop {
-        let drained = drain_lanes(context).await?;
-        let stopped = drained.iter().any(|lane| lane.stopped);
-        seen.extend(drained);
+        all.add(match work {
+            Work::Everything(route) => drain_everything(context, Some(run_id), route).await?,
+            Work::Mails => post(context).await?,
+            Work::Nothing => Settled::default(),
+        });
         let report = context.queue.report(run_id, MOST_RESULTS, &context.deadline).await?;
+        let queued = report.counts.queued + report.mails.values().map(|mails| mails.queued).sum::<u64>();
         // A claim that is about to commit hides its items from ours and does not show yet: look twice.
-        let held = report.in_flight > 0 || (report.counts.queued > 0 && !looked_again);
+        let held = report.in_flight > 0 || (queued > 0 && !looked_again);
         looked_again = report.in_flight == 0;
-        let wait = held && !stopped && context.deadline.may_start_work();
+        all.report = Some(report);
+        let wait = held && !all.stopped && context.deadline.may_start_work();
         if !wait || context.deadline.sleep(pause).await.is_err() {
-            return Ok((report, seen));
+            return Ok(all);
         }
         pause = (pause * 2).min(LONGEST_LOOK);
     }
 }
 
 impl RunSummary {
-    fn empty(joined: Option<String>) -> Self {
-        Self {
-            run_id: None,
-            joined,
-            counts: Counts::default(),
-            records: 0,
-            troubles: Vec::new(),
-            blocked: Vec::new(),
-            results: Vec::new(),
-            results_total: 0,
-            out_of_time: false,
-        }
+    pub(super) fn empty(joined: Option<String>) -> Self {
+        Self { joined, ..Self::default() }
     }
 
-    fn new(run_id: Uuid, joined: Option<String>, report: RunReport, lanes: Vec<LaneReport>) -> Self {
-        let out_of_time = lanes.iter().any(|lane| lane.out_of_time);
-        let mut blocked: Vec<Failure> = Vec::new();
-        // Only what still keeps items of this run waiting is told; the same lane may have been drained twice.
-        if report.counts.queued > 0 {
-            for failure in lanes.into_iter().filter_map(|lane| lane.blocked) {
-                if !blocked.contains(&failure) {
-                    blocked.push(failure);
-                }
-            }
-        }
-        Self {
+    pub(super) fn new(run_id: Uuid, joined: Option<String>, settled: Settled) -> Self {
+        let mut summary = Self {
             run_id: Some(run_id),
             joined,
-            counts: report.counts,
-            records: report.records,
-            troubles: report.errors,
-            blocked,
-            results: report.results,
-            results_total: report.results_total,
-            out_of_time,
+            out_of_time: settled.out_of_time,
+            faults: settled.faults,
+            ..Self::default()
+        };
+        let Some(report) = settled.report else { return summary };
+        // Only what still keeps items of this run waiting is told.
+        if report.counts.queued > 0 {
+            summary.blocked = settled.blocked;
         }
+        if report.mails.values().any(|mails| mails.queued > 0) {
+            summary.blocked.extend(settled.post_blocked);
+        }
+        summary.counts = report.counts;
+        summary.records = report.records;
+        summary.troubles = report.errors;
+        summary.results = report.results;
+        summary.results_total = report.results_total;
+        summary.mails = report.mails;
+        summary
     }
 }

@@ -4,12 +4,18 @@
 //! Supabase) and what single tasks need fail apart, so that a missing Stripe key leaves the reminders alone.
 //! Blank counts as missing, and white space around a value (a pasted newline) is not part of it.
 
+mod mail;
+
 use std::{fmt, sync::Arc};
 
+use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use url::Url;
 
-use crate::{crypto::tokens::TokenKey, providers::shopify::ApiBase, schedule::Settings};
+pub use self::mail::{MailConfig, Prices};
+use crate::{
+    crypto::keys::PurposeKey, crypto::tokens::TokenKey, providers::shopify::ApiBase, schedule::Settings,
+};
 
 /// Everything the environment says, sound or not.
 pub struct Config {
@@ -18,8 +24,17 @@ pub struct Config {
     pub supabase: Result<SupabaseConfig, Faults>,
     pub tuning: Result<Tuning, Faults>,
     pub integrations: Result<IntegrationsConfig, Faults>,
+    pub mail: Result<Arc<MailConfig>, Faults>,
+    /// Which plan a price stands for.
+    pub prices: Result<Prices, Faults>,
+    /// Checks the links in mails.
+    pub link_key: Result<PurposeKey, Faults>,
+    /// Checks the mail service's webhooks.
+    pub webhook_secret: Result<SecretString, Faults>,
     /// Where this deployment calls itself to go on; `None` outside production.
     pub own_url: Option<Url>,
+    /// Debug builds only: another time than the real one, for tests and for trying a day with `vercel dev`.
+    pub clock: Option<DateTime<Utc>>,
 }
 
 /// Where the database is and how to be let in.
@@ -78,6 +93,17 @@ pub struct Faults(Vec<String>);
 impl Faults {
     fn add(&mut self, fault: impl Into<String>) {
         self.0.push(fault.into());
+    }
+
+    /// Several parts' faults together, each once: two parts may need the same variable.
+    pub fn all<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut all = Vec::new();
+        for fault in parts.into_iter().flat_map(|part| &part.0) {
+            if !all.contains(fault) {
+                all.push(fault.clone());
+            }
+        }
+        Self(all)
     }
 
     /// One French phrase a fault, each naming its variable.
@@ -162,7 +188,12 @@ impl Config {
             supabase: supabase(&env),
             tuning: tuning(&env, own_url_faults),
             integrations: integrations(&env),
+            mail: mail::mail(&env).map(Arc::new),
+            prices: mail::prices(&env),
+            link_key: mail::link_key(&env),
+            webhook_secret: mail::webhook_secret(&env),
             own_url,
+            clock: clock(&env),
         }
     }
 
@@ -171,9 +202,14 @@ impl Config {
         match (&self.supabase, &self.tuning) {
             (Ok(supabase), Ok(tuning)) => Ok((supabase, *tuning)),
             (supabase, tuning) => {
-                let faults =
-                    [supabase.as_ref().err(), tuning.as_ref().err(), self.integrations.as_ref().err()];
-                Err(Faults(faults.into_iter().flatten().flat_map(|faults| faults.0.clone()).collect()))
+                let faults = [
+                    supabase.as_ref().err(),
+                    tuning.as_ref().err(),
+                    self.integrations.as_ref().err(),
+                    self.mail.as_ref().err(),
+                    self.prices.as_ref().err(),
+                ];
+                Err(Faults::all(faults.into_iter().flatten()))
             }
         }
     }
@@ -285,6 +321,11 @@ fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
         })
     })();
     checked(parts, faults)
+}
+
+/// `JOBS_NOW`, an instant as RFC 3339. A release build, which is what is deployed, knows nothing of it.
+fn clock(env: &Environment) -> Option<DateTime<Utc>> {
+    if cfg!(debug_assertions) { env.get("JOBS_NOW")?.parse().ok() } else { None }
 }
 
 /// The deployment's own address, in production only: the Bearer secret goes nowhere else.

@@ -1,0 +1,230 @@
+//! What the mails need of the environment.
+
+use std::collections::BTreeMap;
+
+use secrecy::SecretString;
+use url::Url;
+
+use super::{Environment, Faults, checked};
+use crate::{
+    crypto::keys::{PurposeKey, derive},
+    email::Promo,
+};
+
+/// What sending mails needs.
+pub struct MailConfig {
+    pub api_key: SecretString,
+    /// Without a slash at the end.
+    pub api_base: Url,
+    /// `Comptalyze <bonjour@comptalyze.com>`, or the address alone.
+    pub from: String,
+    /// The web application, without a slash at the end.
+    pub app_url: String,
+    /// This deployment, where links to unsubscribe lead; without a slash at the end.
+    pub jobs_url: String,
+    /// The legal foot.
+    pub sender_identity: String,
+    pub promo: Option<Promo>,
+    /// Signs links.
+    pub link_key: PurposeKey,
+}
+
+/// Which plan a price of Stripe's stands for: `pro` or `premium`.
+pub type Prices = BTreeMap<String, &'static str>;
+
+/// The purpose of the key that signs links.
+const LINKS: &str = "unsubscribe-link/v1";
+
+pub(super) fn mail(env: &Environment) -> Result<MailConfig, Faults> {
+    let mut faults = Faults::default();
+    let api_key = env.required("RESEND_API_KEY", None, &mut faults);
+    let base = env.get("RESEND_BASE_URL").unwrap_or_else(|| "https://api.resend.com".to_owned());
+    let api_base = Environment::url("RESEND_BASE_URL", &base, &mut faults);
+    let from = env.required("COMPANY_FROM_EMAIL", None, &mut faults);
+    if from.as_deref().is_some_and(|from| !is_sender(from)) {
+        faults.add("COMPANY_FROM_EMAIL doit être une adresse, ou Nom <adresse>");
+    }
+    let app = env.get("NEXT_PUBLIC_BASE_URL").unwrap_or_else(|| "https://comptalyze.com".to_owned());
+    let app = Environment::url("NEXT_PUBLIC_BASE_URL", &app, &mut faults);
+    let jobs = env
+        .get("JOBS_BASE_URL")
+        .or_else(|| env.get("VERCEL_PROJECT_PRODUCTION_URL").map(|host| format!("https://{host}")));
+    if jobs.is_none() {
+        faults.add("JOBS_BASE_URL n’est pas définie (l’adresse de ce déploiement)");
+    }
+    let jobs = jobs.and_then(|url| Environment::url("JOBS_BASE_URL", &url, &mut faults));
+    let sender_identity = env.required("SENDER_IDENTITY", None, &mut faults);
+    let promo = match (env.get("MARKETING_PROMO_CODE"), env.get("MARKETING_PROMO_LABEL")) {
+        (Some(code), Some(label)) => Some(Promo { code, label }),
+        (None, None) => None,
+        _ => {
+            faults.add("MARKETING_PROMO_CODE et MARKETING_PROMO_LABEL vont ensemble");
+            None
+        }
+    };
+    // The crate that sends reads it by itself, and stops the process where it is no such number.
+    let _burst = env.number("RESEND_RATE_LIMIT", 1..=u64::from(u32::MAX), 9, &mut faults);
+    let key = env.required("ENCRYPTION_KEY", None, &mut faults);
+    if key.as_ref().is_some_and(|key| key.len() != 32) {
+        faults.add("ENCRYPTION_KEY doit faire exactement 32 octets");
+    }
+    let parts = (|| {
+        Some(MailConfig {
+            api_key: SecretString::from(api_key?),
+            api_base: api_base?,
+            from: from?,
+            app_url: without_slash(&app?),
+            jobs_url: without_slash(&jobs?),
+            sender_identity: sender_identity?,
+            promo,
+            link_key: derive(&SecretString::from(key?), LINKS),
+        })
+    })();
+    checked(parts, faults)
+}
+
+/// The key that signs links, by itself: a link must work where a mail could not be sent.
+pub(super) fn link_key(env: &Environment) -> Result<PurposeKey, Faults> {
+    let mut faults = Faults::default();
+    let key = env.required("ENCRYPTION_KEY", None, &mut faults);
+    if key.as_ref().is_some_and(|key| key.len() != 32) {
+        faults.add("ENCRYPTION_KEY doit faire exactement 32 octets");
+    }
+    checked(key.map(|key| derive(&SecretString::from(key), LINKS)), faults)
+}
+
+/// The secret of the webhook, as Resend shows it: `whsec_…`.
+pub(super) fn webhook_secret(env: &Environment) -> Result<SecretString, Faults> {
+    let mut faults = Faults::default();
+    let secret = env.required("RESEND_WEBHOOK_SECRET", None, &mut faults);
+    if secret.as_ref().is_some_and(|secret| !secret.starts_with("whsec_")) {
+        faults.add("RESEND_WEBHOOK_SECRET doit commencer par whsec_");
+    }
+    checked(secret.map(SecretString::from), faults)
+}
+
+/// The prices of both plans, under all of their names.
+pub(super) fn prices(env: &Environment) -> Result<Prices, Faults> {
+    let mut faults = Faults::default();
+    // What the web application writes for tests.
+    let mut prices = Prices::from([("pro_test".to_owned(), "pro"), ("premium_test".to_owned(), "premium")]);
+    for (plan, name) in [("pro", "STRIPE_PRICE_PRO"), ("premium", "STRIPE_PRICE_PREMIUM")] {
+        let names = ["", "_YEARLY"].map(|yearly| format!("{name}{yearly}"));
+        let values: Vec<String> = names
+            .iter()
+            .flat_map(|name| [env.get(name), env.get(&format!("NEXT_PUBLIC_{name}"))])
+            .flatten()
+            .collect();
+        if values.is_empty() {
+            faults.add(format!("{name} (ou NEXT_PUBLIC_{name}, ou leur forme _YEARLY) n’est pas définie"));
+        }
+        for value in values {
+            if prices.insert(value, plan).is_some_and(|known| known != plan) {
+                faults.add(format!("{name} contient aussi un tarif de l’autre offre"));
+            }
+        }
+    }
+    checked(Some(prices), faults)
+}
+
+fn without_slash(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
+}
+
+/// An address, or a name and an address in angle brackets, on one line.
+fn is_sender(text: &str) -> bool {
+    let address = match text.split_once('<') {
+        Some((_, rest)) => rest.strip_suffix('>').unwrap_or_default(),
+        None => text,
+    };
+    let sound =
+        |part: &str| !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || "<>@,;".contains(c));
+    let whole =
+        address.split_once('@').is_some_and(|(name, host)| sound(name) && sound(host) && host.contains('.'));
+    whole && !text.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    type Vars = HashMap<String, String>;
+
+    fn sound() -> Vars {
+        [
+            ("RESEND_API_KEY", "re_value"),
+            ("COMPANY_FROM_EMAIL", "Comptalyze <bonjour@comptalyze.com>"),
+            ("JOBS_BASE_URL", "https://jobs.example.fr/"),
+            ("SENDER_IDENTITY", "Comptalyze SAS"),
+            ("ENCRYPTION_KEY", "0123456789abcdef0123456789abcdef"),
+            ("STRIPE_PRICE_PRO", "price_pro"),
+            ("NEXT_PUBLIC_STRIPE_PRICE_PREMIUM_YEARLY", "price_premium_yearly"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+    }
+
+    fn faults(vars: &Vars) -> String {
+        let get = |name: &str| vars.get(name).cloned();
+        let env = Environment(&get);
+        let mail = mail(&env).err().unwrap_or_default();
+        let prices = prices(&env).err().unwrap_or_default();
+        mail.iter().chain(prices.iter()).collect::<Vec<_>>().join(" ; ")
+    }
+
+    #[test]
+    fn a_sound_configuration_has_no_fault() {
+        assert_eq!(faults(&sound()), "");
+        let vars = sound();
+        let get = |name: &str| vars.get(name).cloned();
+        let config = mail(&Environment(&get)).unwrap_or_else(|faults| panic!("{faults}"));
+        assert_eq!(
+            (config.app_url.as_str(), config.jobs_url.as_str()),
+            ("https://comptalyze.com", "https://jobs.example.fr")
+        );
+        let prices = prices(&Environment(&get)).unwrap();
+        assert_eq!(prices["price_premium_yearly"], "premium");
+        assert_eq!(prices["pro_test"], "pro");
+    }
+
+    #[test]
+    fn everything_that_is_missing_is_named_at_once() {
+        let faults = faults(&Vars::new());
+        for name in [
+            "RESEND_API_KEY",
+            "COMPANY_FROM_EMAIL",
+            "JOBS_BASE_URL",
+            "SENDER_IDENTITY",
+            "ENCRYPTION_KEY",
+            "STRIPE_PRICE_PRO",
+            "STRIPE_PRICE_PREMIUM",
+        ] {
+            assert!(faults.contains(name), "{name}: {faults}");
+        }
+    }
+
+    #[rstest]
+    #[case("COMPANY_FROM_EMAIL", "value")]
+    #[case("COMPANY_FROM_EMAIL", "value@host")]
+    #[case("COMPANY_FROM_EMAIL", "Value <value@host.fr")]
+    #[case("COMPANY_FROM_EMAIL", "a@value.fr,b@value.fr")]
+    #[case("JOBS_BASE_URL", "value")]
+    #[case("NEXT_PUBLIC_BASE_URL", "http://value.example")]
+    #[case("RESEND_BASE_URL", "value")]
+    #[case("RESEND_RATE_LIMIT", "value")]
+    #[case("RESEND_RATE_LIMIT", "0")]
+    #[case("ENCRYPTION_KEY", "value")]
+    #[case("MARKETING_PROMO_CODE", "value")]
+    #[case("STRIPE_PRICE_PREMIUM", "price_pro")]
+    fn a_fault_is_named_and_its_value_is_not(#[case] name: &str, #[case] value: &str) {
+        let mut vars = sound();
+        vars.insert(name.to_owned(), value.to_owned());
+        let faults = faults(&vars);
+        assert!(faults.contains(name), "{faults}");
+        assert!(!faults.contains("value") && !faults.contains("price_"), "{faults}");
+    }
+}

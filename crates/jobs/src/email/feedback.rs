@@ -1,0 +1,98 @@
+//! What the mail service reports of mails that left (Resend, "Webhooks"). Read leniently: kinds of event and fields
+//! that come later are no fault.
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    deadline::Deadline,
+    supabase::{Supabase, SupabaseError},
+};
+
+/// An event, as far as we look at it.
+#[derive(Debug, Deserialize)]
+pub struct Event {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    data: Data,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Data {
+    email_id: Option<String>,
+    to: Vec<String>,
+    bounce: Option<Bounce>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Bounce {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+impl Event {
+    /// Why no mail shall go to the recipient any more: the address does not exist, or they have complained.
+    fn suppresses(&self) -> Option<&'static str> {
+        let permanent = || {
+            let kind = self.data.bounce.as_ref().and_then(|bounce| bounce.kind.as_deref());
+            kind.is_some_and(|kind| kind.eq_ignore_ascii_case("permanent"))
+        };
+        match self.kind.as_str() {
+            "email.bounced" if permanent() => Some("bounced"),
+            "email.complained" => Some("complained"),
+            _ => None,
+        }
+    }
+
+    /// Notes the event, once for its id. `false`: it was known.
+    pub async fn note(
+        &self,
+        id: &str,
+        supabase: &Supabase,
+        deadline: &Deadline,
+    ) -> Result<bool, SupabaseError> {
+        // With several recipients nobody can tell whose mailbox it was. Ours have one.
+        let address = match &self.data.to[..] {
+            [address] => Some(bare(address)),
+            _ => None,
+        };
+        let arguments = json!({
+            "p_event_id": id, "p_kind": self.kind.chars().take(100).collect::<String>(),
+            "p_provider_id": self.data.email_id, "p_suppress": self.suppresses(), "p_address": address,
+        });
+        supabase.rpc("mail_feedback", &arguments, deadline).await
+    }
+}
+
+/// The address in `Name <address>`.
+fn bare(address: &str) -> &str {
+    address.rsplit_once('<').map_or(address, |(_, rest)| rest.trim_end_matches('>'))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(r#"{"type":"email.bounced","data":{"to":["a@b.fr"],"bounce":{"type":"Permanent","subType":"General","message":"x"}}}"#, Some("bounced"))]
+    #[case(r#"{"type":"email.bounced","data":{"to":["a@b.fr"],"bounce":{"type":"Transient"}}}"#, None)]
+    #[case(r#"{"type":"email.bounced","data":{"to":["a@b.fr"],"bounce":{}}}"#, None)]
+    #[case(r#"{"type":"email.bounced","data":{"to":["a@b.fr"]}}"#, None)]
+    #[case(r#"{"type":"email.complained","created_at":"2026-11-24T10:00:00.000Z","data":{"email_id":"x","to":["a@b.fr"]}}"#, Some("complained"))]
+    #[case(r#"{"type":"email.delivered","data":{"email_id":"x","to":["a@b.fr"],"new":{"deep":[1]}}}"#, None)]
+    #[case(r#"{"type":"contact.created","data":{}}"#, None)]
+    #[case(r#"{"type":"later.than.us"}"#, None)]
+    fn permanent_bounces_and_complaints_suppress(#[case] body: &str, #[case] suppresses: Option<&str>) {
+        let event: Event = serde_json::from_str(body).unwrap();
+        assert_eq!(event.suppresses(), suppresses);
+    }
+
+    #[test]
+    fn the_address_is_read_without_its_name() {
+        assert_eq!((bare("a@b.fr"), bare("Camille <a@b.fr>")), ("a@b.fr", "a@b.fr"));
+    }
+}

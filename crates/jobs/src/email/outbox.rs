@@ -1,0 +1,196 @@
+//! The outbox in the database (`supabase/migrations/…_mails.sql`): claiming, sealing, settling. Every call may be
+//! repeated; what another claim holds by now is not written.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Kind;
+use crate::{
+    deadline::Deadline,
+    queue::Failure,
+    supabase::{Supabase, SupabaseError},
+};
+
+/// How long a claimed mail stays invisible to others; extended before each further request.
+const VISIBILITY_SECONDS: u32 = 60;
+
+/// A mail as claimed.
+#[derive(Debug, Deserialize)]
+pub(super) struct Claimed {
+    pub(super) delivery_id: i64,
+    pub(super) kind: Kind,
+    /// Also of a user that is gone since: the links of a sealed mail do not change.
+    pub(super) user_id: Uuid,
+    /// Set: sealed by an earlier claim, which is gone; its request may have been accepted.
+    pub(super) batch_id: Option<Uuid>,
+    /// Of the mail as it was rendered then.
+    pub(super) digest: Option<String>,
+    pub(super) address: Option<String>,
+    pub(super) facts: Value,
+    pub(super) attempts: u32,
+    /// Why it is not wanted any more.
+    pub(super) reason: Option<String>,
+    pub(super) expired: bool,
+    /// Since it was sealed.
+    pub(super) age_seconds: Option<u64>,
+}
+
+/// What a claim brings.
+pub(super) enum Claim {
+    /// Nothing is waiting.
+    Empty,
+    /// Only messages of mails that are gone: ask again.
+    Again,
+    /// Fresh mails of one kind, or one sealed batch as a whole.
+    Mails { id: Uuid, mails: Vec<Claimed> },
+}
+
+/// What is written down of a mail.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Outcome {
+    pub(super) delivery_id: i64,
+    pub(super) status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) code: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) provider_id: Option<String>,
+}
+
+/// As in `email_deliveries.status`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Status {
+    Sent,
+    /// Not wanted any more.
+    Skipped,
+    Expired,
+    /// The service will not take it.
+    Refused,
+    /// We cannot write it.
+    Failed,
+    /// Nobody can tell whether it left.
+    Unknown,
+}
+
+impl Outcome {
+    pub(super) fn new(delivery_id: i64, status: Status) -> Self {
+        Self { delivery_id, status, code: None, reason: None, provider_id: None }
+    }
+
+    pub(super) fn sent(delivery_id: i64, provider_id: Option<String>) -> Self {
+        Self { provider_id, ..Self::new(delivery_id, Status::Sent) }
+    }
+
+    pub(super) fn because(delivery_id: i64, status: Status, failure: &Failure) -> Self {
+        let (code, reason) = (Some(failure.code.clone()), Some(failure.message.clone()));
+        Self { code, reason, ..Self::new(delivery_id, status) }
+    }
+}
+
+/// A mail as it is sealed.
+#[derive(Debug, Serialize)]
+pub(super) struct Sealed<'a> {
+    pub(super) delivery_id: i64,
+    pub(super) address: &'a str,
+    pub(super) facts: &'a Value,
+    pub(super) digest: &'a str,
+}
+
+/// The outbox of this deployment.
+#[derive(Clone)]
+pub(super) struct Outbox {
+    supabase: Supabase,
+    /// `null` where the prices are not configured: then plans are not looked at again.
+    prices: Value,
+}
+
+impl Outbox {
+    pub(super) fn new(supabase: Supabase, prices: Value) -> Self {
+        Self { supabase, prices }
+    }
+
+    /// Claims mails of the most urgent kind that waits.
+    pub(super) async fn claim(&self, limit: usize, deadline: &Deadline) -> Result<Claim, SupabaseError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            mails: Vec<Claimed>,
+        }
+        let id = Uuid::new_v4();
+        let arguments = json!({"p_claim": id, "p_limit": limit, "p_seconds": VISIBILITY_SECONDS, "p_prices": self.prices});
+        let answer: Option<Answer> = self.supabase.rpc("mail_claim", &arguments, deadline).await?;
+        Ok(match answer {
+            None => Claim::Again,
+            Some(Answer { mails }) if mails.is_empty() => Claim::Empty,
+            Some(Answer { mails }) => Claim::Mails { id, mails },
+        })
+    }
+
+    /// Seals a batch; answers who is in it.
+    pub(super) async fn seal(
+        &self,
+        claim: Uuid,
+        batch: Uuid,
+        kind: Kind,
+        mails: &[Sealed<'_>],
+        deadline: &Deadline,
+    ) -> Result<Vec<i64>, SupabaseError> {
+        let arguments = json!({
+            "p_claim": claim, "p_batch_id": batch, "p_kind": kind.as_str(), "p_mails": mails, "p_prices": self.prices,
+        });
+        self.supabase.rpc("mail_seal", &arguments, deadline).await
+    }
+
+    /// Keeps mails for another while; whether all of them are still ours.
+    pub(super) async fn extend(
+        &self,
+        claim: Uuid,
+        mails: &[i64],
+        deadline: &Deadline,
+    ) -> Result<bool, SupabaseError> {
+        let arguments = json!({"p_claim": claim, "p_deliveries": mails, "p_seconds": VISIBILITY_SECONDS});
+        self.supabase.rpc("mail_extend", &arguments, deadline).await
+    }
+
+    pub(super) async fn settle(
+        &self,
+        claim: Uuid,
+        outcomes: &[Outcome],
+        deadline: &Deadline,
+    ) -> Result<u64, SupabaseError> {
+        self.supabase.rpc("mail_settle", &json!({"p_claim": claim, "p_outcomes": outcomes}), deadline).await
+    }
+
+    /// Gives mails back: an attempt where there is a failure. `release`: their batch was not accepted.
+    pub(super) async fn give_back(
+        &self,
+        claim: Uuid,
+        mails: &[i64],
+        delay: std::time::Duration,
+        failure: Option<&Failure>,
+        release: Option<Uuid>,
+        deadline: &Deadline,
+    ) -> Result<(), SupabaseError> {
+        let arguments = json!({
+            "p_claim": claim, "p_deliveries": mails, "p_delay_seconds": delay.as_secs(),
+            "p_error": failure, "p_release_batch": release,
+        });
+        self.supabase.rpc("mail_give_back", &arguments, deadline).await
+    }
+
+    /// Splits a refused batch; whether it is still ours.
+    pub(super) async fn split(
+        &self,
+        claim: Uuid,
+        batch: Uuid,
+        children: &[(Uuid, Vec<i64>)],
+        deadline: &Deadline,
+    ) -> Result<bool, SupabaseError> {
+        let children: Vec<Value> =
+            children.iter().map(|(batch, mails)| json!({"batch_id": batch, "mails": mails})).collect();
+        let arguments = json!({"p_claim": claim, "p_batch_id": batch, "p_children": children});
+        self.supabase.rpc("mail_split", &arguments, deadline).await
+    }
+}

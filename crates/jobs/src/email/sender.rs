@@ -1,0 +1,271 @@
+//! The mail service: one request a batch, and its answer classified once.
+//!
+//! `resend-rs` builds and sends. Its limiter is not what paces us: each request gets a client value of its own, with
+//! its own limiter, over the one HTTP client of the process. It drops the body of a 429, so that a quota looks like
+//! a rate limit: `GET /usage` tells them apart (Resend, "Account Usage API"). It keeps headers in a `HashMap`, whose
+//! order changes from process to process: mails are written down as JSON with sorted keys, so that a retry has the
+//! same payload byte for byte.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use reqwest::{Method, header::HeaderMap};
+use resend_rs::{
+    ConfigBuilder, Error, Resend,
+    types::{CreateEmailBaseOptions, SendEmailBatchPermissiveResponse, Usage},
+};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::render::Rendered;
+use crate::{config::MailConfig, deadline::Deadline, queue::Failure, schedule::paris};
+
+/// The most mails in one request.
+pub(super) const LARGEST_BATCH: usize = 100;
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// What a rate limit that says nothing is waited for.
+const UNSAID_WAIT: Duration = Duration::from_secs(1);
+/// An idempotency key is remembered for 24 hours; an hour less, for clocks.
+pub(super) const KEY_REMEMBERED: Duration = Duration::from_hours(23);
+
+/// What came of a batch's request.
+#[derive(Debug)]
+pub(super) enum Sent {
+    /// One outcome a mail, in order: the service's id, or why it refuses this one.
+    Accepted(Vec<Result<String, Failure>>),
+    /// The same key came with another payload before: that one was accepted.
+    AcceptedBefore,
+    /// Nothing of it was or will be accepted, because of what is in it.
+    Refused(Failure),
+    /// Not now; nothing was accepted by this request.
+    /// `quota`: by its headers it is a quota, not the rate, that is used up.
+    RateLimited { wait: Duration, quota: bool },
+    /// Another request with this key is under way.
+    UnderWay,
+    /// Our own credentials, domain or address: nothing of anybody's will be accepted.
+    Blocked(Failure),
+    /// No connection: the request was never made.
+    NotMade(Failure),
+    /// It may have been accepted or not.
+    Unknown(Failure),
+}
+
+/// What the account may still send, and how fast.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Allowance {
+    /// Mails left of the tighter quota; `None`: no limit.
+    pub(super) left: Option<u64>,
+    /// Which quota that is, and when it begins anew.
+    pub(super) quota: Option<(Quota, Option<DateTime<Utc>>)>,
+    /// Between two requests.
+    pub(super) interval: Duration,
+}
+
+/// The two quotas.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Quota {
+    Daily,
+    Monthly,
+}
+
+impl Allowance {
+    fn of(usage: &Usage) -> Self {
+        let periods = [(Quota::Daily, &usage.emails.daily), (Quota::Monthly, &usage.emails.monthly)];
+        let tightest = periods
+            .into_iter()
+            .filter_map(|(quota, period)| {
+                let left = u64::from(period.limit?.saturating_sub(period.used));
+                let resets = DateTime::parse_from_rfc3339(&period.resets_at).ok().map(|at| at.to_utc());
+                Some((left, quota, resets))
+            })
+            .min_by_key(|(left, ..)| *left);
+        let window = usage.rate_limit.duration.strip_suffix("ms").and_then(|ms| ms.parse().ok());
+        Self {
+            left: tightest.map(|(left, ..)| left),
+            quota: tightest.map(|(_, quota, resets)| (quota, resets)),
+            interval: Duration::from_millis(window.unwrap_or(1_000)) / usage.rate_limit.limit.max(1),
+        }
+    }
+
+    /// What an operator reads when nothing is left.
+    pub(super) fn exhausted(&self) -> Failure {
+        exhausted(self.quota)
+    }
+}
+
+/// What an operator reads when a quota is used up, `None` where nobody says which.
+pub(super) fn exhausted(quota: Option<(Quota, Option<DateTime<Utc>>)>) -> Failure {
+    let (code, name) = match quota {
+        Some((Quota::Daily, _)) => ("daily_quota", "Le quota quotidien"),
+        Some((Quota::Monthly, _)) => ("monthly_quota", "Le quota mensuel"),
+        None => ("quota", "Un quota"),
+    };
+    let after = quota.and_then(|(_, resets)| resets).map_or_else(
+        || "dès qu’il sera renouvelé".to_owned(),
+        |at| format!("après le {}", paris::french_minute(at)),
+    );
+    Failure {
+        code: code.into(),
+        message: format!("{name} de Resend est atteint : ce qui reste en file partira {after}."),
+    }
+}
+
+/// A mail as the service takes it.
+pub(super) fn compose(from: &str, to: &str, mail: &Rendered, unsubscribe: Option<&str>) -> Value {
+    let mut options =
+        CreateEmailBaseOptions::new(from, [to], &mail.subject).with_html(&mail.html).with_text(&mail.text);
+    if let Some(link) = unsubscribe {
+        // RFC 8058: both, or it is no one-click.
+        options = options
+            .with_header("List-Unsubscribe", &format!("<{link}>"))
+            .with_header("List-Unsubscribe-Post", "List-Unsubscribe=One-Click");
+    }
+    // Through text, so that keys are sorted whatever map serde_json was built with.
+    sorted(serde_json::to_value(options).unwrap_or_default())
+}
+
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields: std::collections::BTreeMap<_, _> = fields.into_iter().collect();
+            Value::Object(fields.into_iter().map(|(name, value)| (name, sorted(value))).collect())
+        }
+        Value::Array(items) => items.into_iter().map(sorted).collect(),
+        other => other,
+    }
+}
+
+/// Asks the mail service.
+pub(super) struct Sender {
+    http: reqwest::Client,
+    config: std::sync::Arc<MailConfig>,
+}
+
+impl Sender {
+    pub(super) fn new(http: reqwest::Client, config: std::sync::Arc<MailConfig>) -> Self {
+        Self { http, config }
+    }
+
+    fn resend(&self) -> Resend {
+        let key = self.config.api_key.expose_secret();
+        let config = ConfigBuilder::new(key).base_url(self.config.api_base.clone()).client(self.http.clone());
+        Resend::with_config(config.build())
+    }
+
+    /// Sends a batch under its key. Made again with the same batch and mails, it sends nothing twice.
+    pub(super) async fn send(&self, batch: Uuid, mails: &[Value], deadline: &Deadline) -> Sent {
+        let Some(timeout) = deadline.request_timeout(TIMEOUT) else {
+            return Sent::NotMade(failure("out_of_time", "Le temps imparti est écoulé."));
+        };
+        let mut headers = HeaderMap::new();
+        let key = format!("comptalyze-jobs/{batch}");
+        headers.insert("idempotency-key", key.parse().expect("letters, digits, - and /"));
+        // One address that the service will not take keeps no other mail back.
+        headers.insert("x-batch-validation", reqwest::header::HeaderValue::from_static("permissive"));
+        let resend = self.resend();
+        let request = resend.send_raw(Method::POST, "/emails/batch", None::<()>, Some(mails), Some(headers));
+        match tokio::time::timeout(timeout, request).await {
+            Ok(Ok(answer)) => accepted(answer, mails.len()),
+            Ok(Err(error)) => classify(&error),
+            Err(_) => Sent::Unknown(failure("timeout", "Resend n’a pas répondu à temps.")),
+        }
+    }
+
+    /// What is left of the quotas. `None` where the service does not say.
+    pub(super) async fn allowance(&self, deadline: &Deadline) -> Option<Allowance> {
+        let timeout = deadline.request_timeout(TIMEOUT)?;
+        let resend = self.resend();
+        match tokio::time::timeout(timeout, resend.usage.get()).await {
+            Ok(Ok(usage)) => Some(Allowance::of(&usage)),
+            Ok(Err(error)) => {
+                tracing::warn!(kind = kind(&error), "the mail service does not tell its quotas");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+}
+
+fn failure(code: &str, message: impl Into<String>) -> Failure {
+    Failure { code: code.into(), message: message.into() }
+}
+
+/// Each mail's own outcome. An answer that does not account for all of them is none.
+fn accepted(answer: Value, mails: usize) -> Sent {
+    let Ok(answer) = serde_json::from_value::<SendEmailBatchPermissiveResponse>(answer) else {
+        return Sent::Unknown(failure("bad_answer", "La réponse de Resend est inattendue."));
+    };
+    let mut outcomes: Vec<Option<Result<String, Failure>>> = vec![None; mails];
+    for error in &answer.errors {
+        if let Some(outcome) = usize::try_from(error.index).ok().and_then(|index| outcomes.get_mut(index)) {
+            *outcome = Some(Err(refused(&error.message)));
+        }
+    }
+    let mut ids = answer.data.iter().map(|mail| mail.id.to_string());
+    for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
+        *outcome = ids.next().map(Ok);
+    }
+    let all: Option<Vec<_>> = outcomes.into_iter().collect();
+    match (all, ids.next()) {
+        (Some(all), None) => Sent::Accepted(all),
+        _ => Sent::Unknown(failure(
+            "bad_answer",
+            "La réponse de Resend ne rend pas compte de tous les courriels.",
+        )),
+    }
+}
+
+/// The service's own words, which may hold the address: cut out, for logs and answers are no place for it.
+fn refused(message: &str) -> Failure {
+    let words: Vec<&str> = message.split_whitespace().filter(|word| !word.contains('@')).collect();
+    let words: String = words.join(" ").chars().take(200).collect();
+    failure("refused", format!("Resend a refusé ce courriel : {words}"))
+}
+
+fn kind(error: &Error) -> String {
+    match error {
+        Error::Resend(error) => error.name.clone(),
+        Error::RateLimit { .. } => "rate_limit".into(),
+        Error::Http(error) if error.is_connect() => "connect".into(),
+        Error::Http(_) => "network".into(),
+        _ => "unexpected".into(),
+    }
+}
+
+fn classify(error: &Error) -> Sent {
+    match error {
+        Error::RateLimit { ratelimit_reset, ratelimit_remaining, .. } => Sent::RateLimited {
+            wait: ratelimit_reset.map_or(UNSAID_WAIT, Duration::from_secs).max(UNSAID_WAIT),
+            quota: ratelimit_remaining.is_some_and(|remaining| remaining > 0),
+        },
+        Error::Resend(error) => match (error.status_code, error.name.as_str()) {
+            (409, "invalid_idempotent_request") => Sent::AcceptedBefore,
+            (409, "concurrent_idempotent_requests") => Sent::UnderWay,
+            (400 | 413 | 422, _) => Sent::Refused(refused(&error.message)),
+            (401, _) => {
+                Sent::Blocked(failure("mail_key", "La clé Resend est refusée ; vérifiez RESEND_API_KEY."))
+            }
+            (403, name @ ("invalid_api_key" | "suspended_api_key" | "restricted_api_key")) => Sent::Blocked(
+                failure("mail_key", format!("La clé Resend est refusée ({name}) ; vérifiez RESEND_API_KEY.")),
+            ),
+            (403, _) => Sent::Blocked(failure(
+                "mail_domain",
+                "Resend refuse d’envoyer pour ce compte ; vérifiez le domaine de COMPANY_FROM_EMAIL et l’état du compte.",
+            )),
+            (404 | 405, _) => Sent::Blocked(failure(
+                "mail_address",
+                "Resend ne connaît pas cette adresse ; vérifiez RESEND_BASE_URL.",
+            )),
+            (status, _) => Sent::Unknown(failure("mail_service", format!("Resend a répondu {status}."))),
+        },
+        Error::Http(error) if error.is_connect() => {
+            Sent::NotMade(failure("connect", "Resend est injoignable."))
+        }
+        Error::Http(error) if error.is_timeout() => {
+            Sent::Unknown(failure("timeout", "Resend n’a pas répondu à temps."))
+        }
+        Error::Http(_) => Sent::Unknown(failure("network", "La connexion à Resend a été coupée.")),
+        _ => Sent::Unknown(failure("bad_answer", "La réponse de Resend est inattendue.")),
+    }
+}

@@ -1,0 +1,120 @@
+//! `/api/unsubscribe`: whoever holds a mail's link stops that kind of mail, and nothing else.
+//!
+//! `GET` shows a page with one button and changes nothing: mail scanners open links. `POST` stops the kind, again
+//! and again with the same answer, 200 without a redirect, whatever form body comes with it (RFC 8058).
+
+use std::borrow::Cow;
+
+use askama::Template;
+use uuid::Uuid;
+
+use super::answer::Answer;
+use crate::{
+    config::Config,
+    crypto::keys::PurposeKey,
+    email::{Kind, links},
+    supabase::SupabaseError,
+};
+
+#[derive(Template)]
+#[template(path = "page.html")]
+struct Page<'a> {
+    title: &'a str,
+    paragraphs: &'a [Cow<'a, str>],
+    button: Option<&'a str>,
+    app_url: &'a str,
+}
+
+/// What a request is about.
+pub(super) enum Visit {
+    /// Nothing, or nothing of ours: the page that says so.
+    Answered(Answer),
+    /// A button was pressed, by a person or by their mail program.
+    Stop(Uuid, Kind),
+}
+
+/// What the pages call a kind.
+const fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::ThresholdAlert => "les alertes de seuil",
+        Kind::MonthlyReminder => "le rappel mensuel",
+        Kind::MonthlyRecap => "le récapitulatif mensuel",
+        Kind::MarketingDay3 => "les nouveautés et les offres",
+    }
+}
+
+/// Reads a request; changes nothing.
+pub(super) fn visit(config: &Config, method: &str, query: &str) -> Visit {
+    let key = match &config.link_key {
+        Ok(key) => key,
+        Err(faults) => {
+            tracing::error!(%faults, "configuration");
+            return Visit::Answered(trouble(config, 500));
+        }
+    };
+    let Some((user, kind)) = read(query, key) else {
+        return Visit::Answered(page(
+            config,
+            400,
+            "Ce lien n’est pas valable",
+            &["Il est incomplet ou a été modifié. Ouvrez-le directement depuis le courriel, sans le recopier.".into()],
+            None,
+        ));
+    };
+    match method {
+        "POST" => Visit::Stop(user, kind),
+        _ => Visit::Answered(page(
+            config,
+            200,
+            "Ne plus recevoir ces courriels ?",
+            &[
+                format!("Vous ne recevrez plus {}.", name(kind)).into(),
+                "Vos autres courriels ne changent pas.".into(),
+            ],
+            Some("Me désabonner"),
+        )),
+    }
+}
+
+/// Whom and what a query's link names.
+fn read(query: &str, key: &PurposeKey) -> Option<(Uuid, Kind)> {
+    let (_, token) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == links::PARAMETER)?;
+    links::read(key, &token)
+}
+
+/// The page after the button, the same the second time.
+pub(super) fn stopped(config: &Config, kind: Kind, written: Result<bool, SupabaseError>) -> Answer {
+    match written {
+        // Whoever has no account any more gets no mail either.
+        Ok(_) => page(
+            config,
+            200,
+            "C’est noté",
+            &[
+                format!("Vous ne recevrez plus {}.", name(kind)).into(),
+                "Vous pouvez changer d’avis dans les préférences de votre compte.".into(),
+            ],
+            None,
+        ),
+        Err(error) if error.is_configuration() => trouble(config, 500),
+        Err(_) => trouble(config, 503),
+    }
+}
+
+/// Nothing was changed, for a reason of ours.
+pub(super) fn trouble(config: &Config, status: u16) -> Answer {
+    page(
+        config,
+        status,
+        "Votre demande n’a pas pu être enregistrée",
+        &["Le problème vient de nous. Réessayez dans quelques minutes avec le même lien : il reste valable."
+            .into()],
+        None,
+    )
+}
+
+fn page(config: &Config, status: u16, title: &str, paragraphs: &[Cow<str>], button: Option<&str>) -> Answer {
+    let app_url = config.mail.as_ref().map_or("https://comptalyze.com", |mail| mail.app_url.as_str());
+    let html = Page { title, paragraphs, button, app_url }.render().unwrap_or_default();
+    Answer::page(status, html)
+}

@@ -1,0 +1,69 @@
+//! The mails, end to end: planned, sealed, sent, settled, each exactly once.
+
+use anyhow::Result;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::world::World;
+
+/// Signs a user up so many days ago, as the application does.
+pub(crate) async fn signed_up(world: &World, email: &str, name: &str, days_ago: i64) -> Result<Uuid> {
+    signed_up_at(world, email, name, Utc::now() - TimeDelta::days(days_ago)).await
+}
+
+pub(crate) async fn signed_up_at(world: &World, email: &str, name: &str, at: DateTime<Utc>) -> Result<Uuid> {
+    Ok(sqlx::query_scalar(
+        "insert into auth.users (email, email_confirmed_at, raw_user_meta_data, created_at) \
+         values ($1, $2, jsonb_build_object('full_name', $3::text), $2) returning id",
+    )
+    .bind(email)
+    .bind(at)
+    .bind(name)
+    .fetch_one(world.pool())
+    .await?)
+}
+
+/// Who got what, sorted.
+pub(crate) fn received(world: &World) -> Vec<(String, String)> {
+    let mut mails: Vec<(String, String)> = world
+        .resend
+        .accepted()
+        .iter()
+        .map(|accepted| (accepted.mail.to.join(","), accepted.mail.subject.clone()))
+        .collect();
+    mails.sort();
+    mails
+}
+
+/// Some instant of today at which the J+3 mail is due, whatever the hour is now.
+pub(crate) fn midday(world: &mut World) -> DateTime<Utc> {
+    let noon =
+        jobs::schedule::paris::start_of(jobs::schedule::paris::date(Utc::now())) + TimeDelta::hours(12);
+    world.set("JOBS_NOW", &noon.to_rfc3339());
+    noon
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_j3_mail_goes_to_free_users_of_these_days_once() -> Result<()> {
+    let mut world = World::new().await?;
+    midday(&mut world);
+    for days in [2, 3, 6, 7] {
+        signed_up(&world, &format!("day{days}@example.test"), "Camille Moreau", days).await?;
+    }
+    let answer = world.cron("daily-tasks", "").await?;
+    assert_eq!(answer["success"], true, "{answer}");
+    assert_eq!(answer["results"]["upgradeEmails"]["sent"], 2, "{answer}");
+    assert_eq!(answer["results"]["upgradeEmails"]["errors"], 0, "{answer}");
+    let to: Vec<String> = received(&world).into_iter().map(|(to, _)| to).collect();
+    assert_eq!(to, ["day3@example.test", "day6@example.test"]);
+    let written: i64 =
+        world.value("select count(*) from public.marketing_emails where email_type = 'upgrade_day3'").await?;
+    assert_eq!(written, 2);
+
+    let again = world.cron("daily-orchestrator", "").await?;
+    let part = &again["results"]["marketingEmails"];
+    assert_eq!((&part["sent"], &part["skipped"]), (&json!(2), &json!(true)), "{again}");
+    assert_eq!(world.resend.accepted_count(), 2);
+    Ok(())
+}
