@@ -88,7 +88,10 @@ async fn the_daily_cron_claims_its_slot_once() -> Result<()> {
     let sync = &second["results"]["syncIntegrations"];
     assert_eq!((&sync["synced"], &sync["skipped"]), (&json!(1), &json!(true)), "{second}");
     assert!(sync["note"].as_str().unwrap_or_default().starts_with("déjà planifié"), "{second}");
-    assert_eq!(world.value::<i64>("select count(*) from public.job_runs").await?, 1);
+    assert_eq!(
+        world.value::<i64>("select count(*) from public.job_runs where task = 'sync_integrations'").await?,
+        1
+    );
     Ok(())
 }
 

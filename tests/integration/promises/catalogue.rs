@@ -9,9 +9,10 @@ use super::rpc_as;
 use crate::world::World;
 
 /// Tables, functions and sequences that our migrations make; everything else is the application's.
-const OUR_FUNCTIONS: &str = "p.pronamespace = 'public'::regnamespace and p.proname ~ '^(jobs|integration)_'";
+const OUR_FUNCTIONS: &str =
+    "p.pronamespace = 'public'::regnamespace and p.proname ~ '^(jobs|integration|mail|threshold)_'";
 const OUR_TABLES: &str = "c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S') \
-    and c.relname ~ '^(job_|jobs_|integration_state|integration_transactions|auto_sync)'";
+    and c.relname ~ '^(job_|jobs_|integration_state|integration_transactions|auto_sync|mail_|threshold_|email_(batches|deliveries|suppressions|events))'";
 
 async fn strings(world: &World, sql: String) -> Result<Vec<String>> {
     Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(world.pool()).await?)
@@ -148,7 +149,7 @@ async fn the_gateway_lets_no_user_in() -> Result<()> {
         }
     }
     // Nor does the service key reach the tables: only the functions.
-    for table in ["job_items", "integration_state", "integration_transactions"] {
+    for table in ["job_items", "integration_state", "email_deliveries", "threshold_alerts", "mail_people"] {
         let url = format!("{}/rest/v1/{table}", world.environment.gateway.url());
         let response = http.get(url).header("apikey", &keys.secret).send().await?;
         assert_eq!(response.status().as_u16(), 403, "{table}");

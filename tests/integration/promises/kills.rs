@@ -128,8 +128,8 @@ async fn after_the_settle_before_the_answer() -> Result<()> {
     let world = World::new().await?;
     let user = ledger(&world, "acct_told").await?;
     let gateway = world.environment.gateway.faults();
-    gateway.add(Rule::on("jobs_close_runs", LONG));
-    killed_once(&world, "the report", async || Ok(gateway.count("jobs_close_runs") == 1)).await?;
+    gateway.add(Rule::on("jobs_report", LONG));
+    killed_once(&world, "the report", async || Ok(gateway.count("jobs_report") == 1)).await?;
     assert_eq!(movements(&world, user).await?, 224);
     gateway.clear();
     let answer = world.post("sync-integrations", "").await?;

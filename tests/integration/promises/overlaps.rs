@@ -81,7 +81,8 @@ async fn two_and_twenty_crons_at_once_are_one_run() -> Result<()> {
             assert_eq!(imported_cents(&world, *user).await?, listed_cents(&world, account));
         }
         let (runs, items, logged, called): (i64, i64, i64, i64) = sqlx::query_as(
-            "select (select count(*) from public.job_runs), (select count(*) from public.job_items), \
+            "select (select count(*) from public.job_runs where task = 'sync_integrations'), \
+             (select count(*) from public.job_items where kind = 'sync_integration'), \
              (select count(*) from public.sync_logs where user_id is not null), \
              (select count(*) from public.sync_logs where user_id is null)",
         )

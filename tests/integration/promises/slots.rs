@@ -9,7 +9,9 @@ use super::{claim, last_sync_hour, months_ago, plan, replay, rpc};
 use crate::world::World;
 
 async fn count(world: &World, table: &'static str) -> Result<i64> {
-    let sql = format!("select count(*) from public.{table}");
+    // Whether the J+3 mail is due depends on the hour at which the tests run.
+    let syncs = if matches!(table, "job_runs" | "job_slots") { "where task <> 'marketing_day3'" } else { "" };
+    let sql = format!("select count(*) from public.{table} {syncs}");
     Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(world.pool()).await?)
 }
 
@@ -52,10 +54,14 @@ async fn only_a_schedulers_whole_run_claims_a_slot() -> Result<()> {
     assert_eq!(cron["results"]["syncIntegrations"]["skipped"], false, "{cron}");
     assert_eq!(cron["results"]["syncIntegrations"]["synced"], 2, "{cron}");
     let slots: Vec<(String, String)> =
-        sqlx::query_as("select task, slot from public.job_slots").fetch_all(world.pool()).await?;
+        sqlx::query_as("select task, slot from public.job_slots where task <> 'marketing_day3'")
+            .fetch_all(world.pool())
+            .await?;
     let expected = last_sync_hour().format("%Y-%m-%dT%HZ").to_string();
     assert_eq!(slots, [("sync_integrations".to_owned(), expected)]);
-    let replayed: String = world.value("select trigger from public.job_runs where slot is not null").await?;
+    let replayed: String = world
+        .value("select trigger from public.job_runs where slot is not null and task <> 'marketing_day3'")
+        .await?;
     assert_eq!(replayed, "replay");
     assert_ne!(user, other);
     Ok(())

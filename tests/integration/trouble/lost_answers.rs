@@ -10,12 +10,14 @@ use super::{SYNC, ask, earlier, heal, turnover};
 use crate::world::World;
 
 /// What a sync calls, in its order.
-const CALLS: [&str; 7] = [
+const CALLS: [&str; 9] = [
     "jobs_plan_sync",
     "jobs_claim",
     "integration_context",
     "integration_settle",
-    "jobs_close_runs",
+    "threshold_books",
+    "jobs_plan_alerts",
+    "mail_claim",
     "jobs_report",
     "jobs_log",
 ];
@@ -134,7 +136,8 @@ async fn a_repeated_plan_claims_its_slot_once() -> Result<()> {
     let told = ask(&world, Method::GET, "daily-orchestrator", &at).await?;
     assert_eq!(told.body["results"]["syncIntegrations"]["skipped"], true, "{}", told.text);
     let (runs, slots): (i64, i64) = sqlx::query_as(
-        "select (select count(*) from public.job_runs), (select count(*) from public.job_slots)",
+        "select (select count(*) from public.job_runs r where r.task = 'sync_integrations'), \
+         (select count(*) from public.job_slots s where s.task = 'sync_integrations')",
     )
     .fetch_one(world.pool())
     .await?;

@@ -220,7 +220,7 @@ impl Settled {
         self.settled += other.settled;
         self.failed += other.failed;
         self.out_of_time |= other.out_of_time;
-        self.stopped = other.stopped;
+        self.stopped |= other.stopped;
         for (all, new) in [(&mut self.blocked, other.blocked), (&mut self.faults, other.faults)] {
             for failure in new {
                 if !all.contains(&failure) {
@@ -312,18 +312,20 @@ pub(super) async fn wait_until_settled(
     let mut looked_again = false;
     let mut all = Settled::default();
     loop {
-        all.add(match work {
+        let round = match work {
             Work::Everything(route) => drain_everything(context, Some(run_id), route).await?,
             Work::Mails => post(context).await?,
             Work::Nothing => Settled::default(),
-        });
+        };
+        let stopped = round.stopped;
+        all.add(round);
         let report = context.queue.report(run_id, MOST_RESULTS, &context.deadline).await?;
         let queued = report.counts.queued + report.mails.values().map(|mails| mails.queued).sum::<u64>();
         // A claim that is about to commit hides its items from ours and does not show yet: look twice.
         let held = report.in_flight > 0 || (queued > 0 && !looked_again);
         looked_again = report.in_flight == 0;
         all.report = Some(report);
-        let wait = held && !all.stopped && context.deadline.may_start_work();
+        let wait = held && !stopped && context.deadline.may_start_work();
         if !wait || context.deadline.sleep(pause).await.is_err() {
             return Ok(all);
         }
