@@ -711,7 +711,7 @@ begin
             and (not p_due or r.user_id = any (users))
         group by 1, 2, 3
     ), reached as materialized (
-        select a.user_id, o.company_creation_date as created
+        select distinct a.user_id
         from added a left join public.user_onboarding_data o on o.user_id = a.user_id
         group by a.user_id, a.year, o.company_creation_date
         -- What is below zero must not hide what is above it in another activity.
@@ -719,7 +719,7 @@ begin
             when a.year = extract(year from o.company_creation_date)
                 then (make_date(a.year, 12, 31) - o.company_creation_date + 1) / 366.0
             else 1 end
-    ), mixed as materialized (
+    ), mixed as (
         select r.user_id, r.year, r.month, r.activity_type as activity,
             (coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100)::bigint as typed,
             (coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100)::bigint as imported,
@@ -728,21 +728,32 @@ begin
         where r.user_id in (select x.user_id from reached x) and r.year between first_year and last_year
         group by 1, 2, 3, 4
         window w as (partition by r.user_id, r.year, r.month)
+    ), mixed_years as (
+        select m.user_id, m.year, jsonb_agg(jsonb_build_object('month', m.month, 'activity', m.activity,
+            'typed', m.typed, 'imported', m.imported) order by m.month, m.activity) as mixed
+        from mixed m where m.is_mixed group by 1, 2
+    ), years as (
+        select a.user_id, a.year, jsonb_agg(jsonb_build_object(
+            'activity', a.activity, 'typed', a.typed, 'imported', a.imported) order by a.activity) as sums
+        from added a where a.user_id in (select x.user_id from reached x) group by 1, 2
+    ), books as (
+        select y.user_id, jsonb_agg(jsonb_build_object('year', y.year, 'sums', y.sums,
+            'mixed', coalesce(m.mixed, '[]')) order by y.year) as years
+        from years y left join mixed_years m using (user_id, year) group by 1
+    ), held as (
+        select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
+        from public.threshold_alerts t
+        where t.user_id in (select x.user_id from reached x) and t.year between first_year and last_year group by 1
     )
     select jsonb_agg(jsonb_build_object(
-        'user_id', x.user_id, 'created', x.created, 'reason', public.mail_refusal(p, 'threshold_alert'),
-        'first_name', p.first_name,
-        'held', (select coalesce(jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)), '[]')
-            from public.threshold_alerts t where t.user_id = x.user_id and t.year between first_year and last_year),
-        'years', (select jsonb_agg(jsonb_build_object('year', y.year,
-            'sums', (select jsonb_agg(jsonb_build_object('activity', a.activity, 'typed', a.typed, 'imported', a.imported)
-                    order by a.activity) from added a where a.user_id = x.user_id and a.year = y.year),
-            'mixed', (select coalesce(jsonb_agg(jsonb_build_object('month', m.month, 'activity', m.activity,
-                    'typed', m.typed, 'imported', m.imported) order by m.month, m.activity), '[]')
-                from mixed m where m.user_id = x.user_id and m.year = y.year and m.is_mixed)) order by y.year)
-            from (select distinct a.year from added a where a.user_id = x.user_id) y)) order by x.user_id)
+        'user_id', b.user_id, 'created', o.company_creation_date, 'reason', public.mail_refusal(p, 'threshold_alert'),
+        'held', coalesce(h.held, '[]'), 'years', b.years) order by b.user_id)
     into people
-    from (select distinct user_id, created from reached) x join public.mail_people p on p.user_id = x.user_id;
+    from books b
+    -- A fence (offset 0): of all people only these.
+    cross join lateral (select * from public.mail_people m where m.user_id = b.user_id offset 0) p
+    left join public.user_onboarding_data o on o.user_id = b.user_id
+    left join held h on h.user_id = b.user_id;
 
     return jsonb_build_object('people', coalesce(people, '[]'), 'due', coalesce(due, '[]'),
         'scanned', coalesce(cardinality(users), 0),
