@@ -39,7 +39,7 @@ const fn name(kind: Kind) -> &'static str {
         Kind::ThresholdAlert => "les alertes de seuil",
         Kind::MonthlyReminder => "le rappel mensuel",
         Kind::MonthlyRecap => "le récapitulatif mensuel",
-        Kind::MarketingDay3 => "les nouveautés et les offres",
+        Kind::MarketingDay3 => "les actualités et les offres",
     }
 }
 

@@ -102,7 +102,6 @@ struct Words {
 
 impl Words {
     fn of(kind: Kind) -> Self {
-        let service = Some("Ne plus recevoir les rappels et les récapitulatifs");
         match kind {
             Kind::ThresholdAlert => Self {
                 section: "Alerte de seuil",
@@ -112,12 +111,12 @@ impl Words {
             Kind::MonthlyReminder => Self {
                 section: "Rappel mensuel",
                 why: "Vous recevez ce message parce que le rappel mensuel est activé dans votre compte Comptalyze.",
-                refuse: service,
+                refuse: Some("Ne plus recevoir le rappel mensuel"),
             },
             Kind::MonthlyRecap => Self {
                 section: "Récapitulatif mensuel",
                 why: "Vous recevez ce message parce que votre compte Comptalyze est relié à une source de paiements.",
-                refuse: service,
+                refuse: Some("Ne plus recevoir le récapitulatif mensuel"),
             },
             Kind::MarketingDay3 => Self {
                 section: "Découvrir Comptalyze",
