@@ -1,6 +1,6 @@
 //! What a mail is about: frozen when its batch is sealed, so that the same mail is rendered again.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{schedule::Month, urssaf::Crossing};
@@ -10,6 +10,10 @@ use crate::{schedule::Month, urssaf::Crossing};
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     ThresholdAlert,
+    /// An integration that its user has to connect again.
+    IntegrationTrouble,
+    /// What went wrong, for whoever runs this deployment.
+    OperatorDigest,
     MonthlyReminder,
     MonthlyRecap,
     MarketingDay3,
@@ -17,13 +21,27 @@ pub enum Kind {
 
 impl Kind {
     /// In order of priority.
-    pub const ALL: [Self; 4] =
-        [Self::ThresholdAlert, Self::MonthlyReminder, Self::MonthlyRecap, Self::MarketingDay3];
+    pub const ALL: [Self; 6] = [
+        Self::ThresholdAlert,
+        Self::IntegrationTrouble,
+        Self::OperatorDigest,
+        Self::MonthlyReminder,
+        Self::MonthlyRecap,
+        Self::MarketingDay3,
+    ];
+
+    /// Whether a link in the mail stops its kind. The others are refused among the preferences, or by whoever runs
+    /// the deployment.
+    pub const fn has_link(self) -> bool {
+        matches!(self, Self::MonthlyReminder | Self::MonthlyRecap | Self::MarketingDay3)
+    }
 
     /// The stable name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ThresholdAlert => "threshold_alert",
+            Self::IntegrationTrouble => "integration_trouble",
+            Self::OperatorDigest => "operator_digest",
             Self::MonthlyReminder => "monthly_reminder",
             Self::MonthlyRecap => "monthly_recap",
             Self::MarketingDay3 => "marketing_day3",
@@ -74,6 +92,35 @@ pub enum Facts {
         /// Activities that are not known; their turnover counts in the total only.
         unknown_activities: Vec<String>,
     },
+    /// Connect this account again.
+    IntegrationTrouble {
+        first_name: Option<String>,
+        /// `stripe` or `shopify`.
+        provider: String,
+        /// What the provider's refusal means, in French.
+        reason: String,
+        /// Up to when everything was read; `None`: nothing ever was.
+        read_until: Option<DateTime<Utc>>,
+    },
+    /// What went wrong since the last digest.
+    OperatorDigest {
+        day: NaiveDate,
+        points: Vec<DigestPoint>,
+        /// This deployment's status page.
+        status_url: String,
+    },
+}
+
+/// One thing that went wrong.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DigestPoint {
+    /// French, one line.
+    pub title: String,
+    /// French: what to do, or the reason as the service told it.
+    pub detail: String,
+    /// How often, where that says something.
+    #[serde(default)]
+    pub count: u64,
 }
 
 /// One source's part of a month, in cents.
@@ -94,6 +141,8 @@ impl Facts {
             Self::MonthlyReminder { .. } => Kind::MonthlyReminder,
             Self::MonthlyRecap { .. } => Kind::MonthlyRecap,
             Self::ThresholdAlert { .. } => Kind::ThresholdAlert,
+            Self::IntegrationTrouble { .. } => Kind::IntegrationTrouble,
+            Self::OperatorDigest { .. } => Kind::OperatorDigest,
         }
     }
 }

@@ -19,9 +19,9 @@ pub const PARAMETER: &str = "t";
 
 const VERSION: &str = "1";
 
-/// The link of one user and kind. `None` for alerts: whoever does not want them says so in the application.
+/// The link of one user and kind. `None` for alerts and the like: whoever does not want them says so in the application.
 pub fn unsubscribe(jobs_url: &str, key: &PurposeKey, user: Uuid, kind: Kind) -> Option<String> {
-    (kind != Kind::ThresholdAlert).then(|| format!("{jobs_url}{PATH}?{PARAMETER}={}", token(key, user, kind)))
+    kind.has_link().then(|| format!("{jobs_url}{PATH}?{PARAMETER}={}", token(key, user, kind)))
 }
 
 fn token(key: &PurposeKey, user: Uuid, kind: Kind) -> String {
@@ -44,7 +44,7 @@ pub fn read(key: &PurposeKey, token: &str) -> Option<(Uuid, Kind)> {
         return None;
     }
     let user: Uuid = user.parse().ok()?;
-    let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+    let kind = Kind::ALL.into_iter().find(|known| known.has_link() && known.as_str() == kind)?;
     let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
     // In constant time.
     mac(key, user, kind).verify_slice(&signature).ok()?;

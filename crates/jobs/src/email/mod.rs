@@ -14,7 +14,7 @@ pub mod samples;
 mod sender;
 
 pub use self::{
-    facts::{Facts, Kind, SourceTotal},
+    facts::{DigestPoint, Facts, Kind, SourceTotal},
     post::{Post, PostReport},
     render::{Look, Promo, Rendered, render},
 };

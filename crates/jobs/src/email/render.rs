@@ -5,6 +5,7 @@
 
 mod alert;
 mod consequence;
+mod digest;
 mod frame;
 mod french;
 mod layout;
@@ -14,6 +15,7 @@ mod recap;
 mod reminder;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 use self::frame::{Frame, Mail};
 use super::Facts;
@@ -76,6 +78,12 @@ pub fn render(facts: &Facts, look: &Look, unsubscribe: Option<&str>) -> Result<R
         }
         Facts::ThresholdAlert { first_name, year, crossings, unknown_activities } => {
             (first_name, Box::new(alert::View::new(*year, crossings, unknown_activities)))
+        }
+        Facts::IntegrationTrouble { first_name, provider, reason, read_until } => {
+            (first_name, Box::new(trouble::View::new(provider, reason, *read_until)))
+        }
+        Facts::OperatorDigest { day, points, status_url } => {
+            (&None, Box::new(digest::View::new(*day, points, status_url)))
         }
     };
     let headline = mail.headline();

@@ -4,7 +4,7 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 
-use super::{Facts, Kind, Look, Promo, Rendered, SourceTotal, render};
+use super::{DigestPoint, Facts, Kind, Look, Promo, Rendered, SourceTotal, render};
 use crate::{
     schedule::Month,
     urssaf::{Consequence, Crossing, Doubt, Threshold},
@@ -48,7 +48,60 @@ pub fn samples() -> Vec<(&'static str, Facts)> {
     samples.extend(micro_alerts());
     samples.extend(vat_alerts());
     samples.extend(mixed_alerts());
+    samples.extend(troubles());
     samples
+}
+
+fn troubles() -> Vec<(&'static str, Facts)> {
+    let trouble = |provider: &str, reason: &str, read_until| Facts::IntegrationTrouble {
+        first_name: Some("Camille".to_owned()),
+        provider: provider.to_owned(),
+        reason: reason.to_owned(),
+        read_until,
+    };
+    let point = |title: &str, detail: &str, count| DigestPoint {
+        title: title.to_owned(),
+        detail: detail.to_owned(),
+        count,
+    };
+    vec![
+        (
+            "trouble-stripe",
+            trouble(
+                "stripe",
+                "L’accès au compte Stripe a été retiré : la connexion doit être refaite.",
+                Some(at("2026-11-21T18:05:00Z")),
+            ),
+        ),
+        (
+            "trouble-shopify-never-read",
+            trouble("shopify", "La boutique Shopify est gelée ou fermée : rien ne peut y être lu.", None),
+        ),
+        (
+            "operator-digest",
+            Facts::OperatorDigest {
+                day: NaiveDate::from_ymd_opt(2026, 11, 24).expect("a date"),
+                points: vec![
+                    point(
+                        "Un passage manqué : synchronisation des intégrations",
+                        "Le créneau 2026-11-24T06Z n’a été pris par aucun cron. La synchronisation suivante lit tout depuis la dernière réussite.",
+                        1,
+                    ),
+                    point(
+                        "Des intégrations en échec",
+                        "L’accès au compte Stripe a été retiré : la connexion doit être refaite.",
+                        3,
+                    ),
+                    point(
+                        "Des courriels dont on ne sait pas s’ils sont partis",
+                        "Ils ne sont pas renvoyés : cherchez-les dans le journal de Resend.",
+                        12,
+                    ),
+                ],
+                status_url: "https://jobs.comptalyze.example/api/status".to_owned(),
+            },
+        ),
+    ]
 }
 
 /// What somebody may have typed as a first name.

@@ -39,6 +39,8 @@ const fn name(kind: Kind) -> &'static str {
         Kind::ThresholdAlert => "les alertes de seuil",
         Kind::MonthlyReminder => "le rappel mensuel",
         Kind::MonthlyRecap => "le récapitulatif mensuel",
+        // Without a link of their own: nobody comes here for them.
+        Kind::IntegrationTrouble | Kind::OperatorDigest => "ces messages",
         Kind::MarketingDay3 => "les actualités et les offres",
     }
 }

@@ -32,7 +32,8 @@ pub(super) struct Frame<'a> {
     pub(super) why: &'static str,
     /// How it is refused.
     pub(super) refuse: Option<Refusal<'a>>,
-    pub(super) preferences: String,
+    /// Where a user chooses what they get; the operator chooses elsewhere.
+    pub(super) preferences: Option<String>,
     pub(super) sender: Vec<String>,
     pub(super) app_url: &'a str,
     pub(super) light: &'static Palette,
@@ -62,7 +63,7 @@ impl<'a> Frame<'a> {
             greeting: greeting(None),
             why: words.why,
             refuse: words.refuse.zip(unsubscribe).map(|(label, url)| Refusal { label, url }),
-            preferences: format!("{}/dashboard/compte", look.app_url),
+            preferences: (kind != Kind::OperatorDigest).then(|| format!("{}/dashboard/compte", look.app_url)),
             sender: look.sender_identity.lines().map(|line| one_line(line, 200)).collect(),
             app_url: &look.app_url,
             light: &LIGHT,
@@ -106,6 +107,16 @@ impl Words {
             Kind::ThresholdAlert => Self {
                 section: "Alerte de seuil",
                 why: "Vous recevez ce message parce que les alertes de seuil sont activées dans votre compte Comptalyze.",
+                refuse: None,
+            },
+            Kind::IntegrationTrouble => Self {
+                section: "Connexion à refaire",
+                why: "Vous recevez ce message parce que votre compte Comptalyze est relié à une source de paiements.",
+                refuse: None,
+            },
+            Kind::OperatorDigest => Self {
+                section: "Exploitation",
+                why: "Vous recevez ce message parce que OPERATOR_EMAIL contient votre adresse, et seulement les jours où quelque chose demande votre attention.",
                 refuse: None,
             },
             Kind::MonthlyReminder => Self {

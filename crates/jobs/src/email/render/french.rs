@@ -74,6 +74,15 @@ pub(super) fn quarter(month: Month) -> String {
     format!("{ordinal}\u{a0}trimestre {}", month.year())
 }
 
+/// A provider, as its users know it.
+pub(super) fn source(source: &str) -> String {
+    match source {
+        "stripe" => "Stripe".to_owned(),
+        "shopify" => "Shopify".to_owned(),
+        other => one_line(other, 60),
+    }
+}
+
 /// "a", "a et b", "a, b et c".
 pub(super) fn list(items: &[String]) -> String {
     match items {

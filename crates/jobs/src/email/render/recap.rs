@@ -65,7 +65,7 @@ impl View {
 
     pub(super) fn missing(mut self, uncounted: &[String], unread: &[String], partial: bool) -> Self {
         let currencies: Vec<_> = uncounted.iter().map(|currency| one_line(currency, 10)).collect();
-        let sources: Vec<_> = unread.iter().map(|source| source_name(source)).collect();
+        let sources: Vec<_> = unread.iter().map(|source| french::source(source)).collect();
         self.uncounted = (!currencies.is_empty()).then(|| list(&currencies));
         self.unread = (!sources.is_empty()).then(|| list(&sources));
         self.several_unread = sources.len() > 1;
@@ -102,19 +102,11 @@ impl View {
 impl Source {
     fn new(source: &SourceTotal) -> Self {
         Self {
-            name: source_name(&source.source),
+            name: french::source(&source.source),
             gross: euros(source.gross),
             refunds: euros(source.refunds),
             net: euros(source.gross.saturating_add(source.refunds)),
         }
-    }
-}
-
-fn source_name(source: &str) -> String {
-    match source {
-        "stripe" => "Stripe".to_owned(),
-        "shopify" => "Shopify".to_owned(),
-        other => one_line(other, 60),
     }
 }
 
