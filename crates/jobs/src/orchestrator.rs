@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
+    ping::{Signal, ping},
     queue::Failure,
-    schedule::Task,
+    schedule::{Decision, Task, gate},
     tasks::{
-        Call, Context, TaskError, TaskOutcome, check_thresholds, drain_everything, marketing_day3,
-        monthly_reminders, monthly_sync, sync_integrations,
+        Call, Context, TaskError, TaskOutcome, Trigger, check_thresholds, drain_everything, marketing_day3,
+        month_of, monthly_reminders, monthly_sync, sync_integrations,
     },
 };
 
@@ -47,17 +48,80 @@ pub async fn run(context: &Context, call: &Call, tasks: &[Task]) -> Vec<(Task, T
     outcomes
 }
 
+/// Runs a task between its pings.
 async fn run_task(context: &Context, call: &Call, task: Task) -> TaskOutcome {
     let begun = Instant::now();
-    let outcome = match task {
+    // One user's run or a dry one says nothing of the task.
+    let whole = call.user_id.is_none() && !call.dry_run && is_due(context, call, task);
+    let monitor = context.config.operator.pings.get(&task).filter(|_| whole);
+    let outcome = match monitor {
+        None => work(context, call, task).await,
+        Some(address) => {
+            let tell = |signal, words: String| async move {
+                ping(&context.http, address, signal, &words, &context.deadline).await;
+            };
+            let ((), outcome) = tokio::join!(tell(Signal::Start, String::new()), work(context, call, task));
+            match trouble(&outcome) {
+                None => tell(Signal::Success, summary(&outcome)).await,
+                Some(reason) => tell(Signal::Fail, reason).await,
+            }
+            outcome
+        }
+    };
+    log(task, &outcome, begun.elapsed());
+    outcome
+}
+
+async fn work(context: &Context, call: &Call, task: Task) -> TaskOutcome {
+    match task {
         Task::SyncIntegrations => sync_integrations::run(context, call).await,
         Task::MonthlySync => monthly_sync::run(context, call).await,
         Task::MarketingDay3 => marketing_day3::run(context, call).await,
         Task::MonthlyReminders => monthly_reminders::run(context, call).await,
         Task::CheckThresholds => check_thresholds::run(context, call).await,
-    };
-    log(task, &outcome, begun.elapsed());
-    outcome
+    }
+}
+
+/// Whether the task is about to do something: a monitor is not told of a gate that is closed.
+fn is_due(context: &Context, call: &Call, task: Task) -> bool {
+    match (task, call.trigger) {
+        (Task::MonthlySync, _) => month_of(call).is_ok(),
+        (_, Trigger::Manual) => true,
+        (_, Trigger::Cron) => {
+            matches!(gate(task, call.via, call.at, context.tuning.schedule), Decision::Due { .. })
+        }
+    }
+}
+
+/// What a monitor is told of a task that did not go well.
+fn trouble(outcome: &TaskOutcome) -> Option<String> {
+    match outcome {
+        TaskOutcome::Failed(error) => Some(error.user_message()),
+        TaskOutcome::Ran(run) if run.errors() > 0 => {
+            let of_mails = run.mails.values().flat_map(|mails| &mails.errors);
+            let counted =
+                run.troubles.iter().chain(of_mails).filter_map(|trouble| trouble.message.as_deref());
+            let said = run.blocked.iter().chain(&run.faults).map(|failure| failure.message.as_str());
+            let mut lines = vec![summary(outcome)];
+            lines.extend(said.chain(counted).map(ToOwned::to_owned));
+            Some(lines.join("\n"))
+        }
+        _ => None,
+    }
+}
+
+fn summary(outcome: &TaskOutcome) -> String {
+    match outcome {
+        TaskOutcome::Ran(run) => format!(
+            "éléments : {}, courriels : {}, erreurs : {}, restants : {}",
+            run.worked(),
+            run.sent(),
+            run.errors(),
+            run.remaining()
+        ),
+        TaskOutcome::NotDue { note } => note.clone(),
+        TaskOutcome::DryRun { .. } | TaskOutcome::Failed(_) => String::new(),
+    }
 }
 
 /// One line for each task, readable alone.

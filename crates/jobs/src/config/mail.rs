@@ -132,7 +132,7 @@ fn without_slash(url: &Url) -> String {
 }
 
 /// An address, or a name and an address in angle brackets, on one line.
-fn is_sender(text: &str) -> bool {
+pub(super) fn is_sender(text: &str) -> bool {
     let address = match text.split_once('<') {
         Some((_, rest)) => rest.strip_suffix('>').unwrap_or_default(),
         None => text,

@@ -5,6 +5,7 @@
 //! Blank counts as missing, and white space around a value (a pasted newline) is not part of it.
 
 mod mail;
+mod operator;
 
 use std::{fmt, sync::Arc};
 
@@ -12,7 +13,10 @@ use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use url::Url;
 
-pub use self::mail::{MailConfig, Prices};
+pub use self::{
+    mail::{MailConfig, Prices},
+    operator::OperatorConfig,
+};
 use crate::{
     crypto::keys::PurposeKey, crypto::tokens::TokenKey, providers::shopify::ApiBase, schedule::Settings,
 };
@@ -23,6 +27,8 @@ pub struct Config {
     pub cron_secret: Option<SecretString>,
     pub supabase: Result<SupabaseConfig, Faults>,
     pub tuning: Result<Tuning, Faults>,
+    /// Its faults are among those of the tuning.
+    pub operator: OperatorConfig,
     pub integrations: Result<IntegrationsConfig, Faults>,
     pub mail: Result<Arc<MailConfig>, Faults>,
     /// Which plan a price stands for.
@@ -181,12 +187,14 @@ impl Config {
     /// Reads the variables that `get` knows.
     pub fn read(get: &dyn Fn(&str) -> Option<String>) -> Self {
         let env = Environment(get);
-        let mut own_url_faults = Faults::default();
-        let own_url = own_url(&env, &mut own_url_faults);
+        let mut optional_faults = Faults::default();
+        let own_url = own_url(&env, &mut optional_faults);
+        let operator = operator::operator(&env, &mut optional_faults);
         Self {
             cron_secret: env.get("CRON_SECRET").map(SecretString::from),
             supabase: supabase(&env),
-            tuning: tuning(&env, own_url_faults),
+            tuning: tuning(&env, optional_faults),
+            operator,
             integrations: integrations(&env),
             mail: mail::mail(&env).map(Arc::new),
             prices: mail::prices(&env),
@@ -419,6 +427,10 @@ mod tests {
     #[case("MARKETING_FROM_HOUR", "11")]
     #[case("MARKETING_FROM_HOUR", "24")]
     #[case("STRIPE_SECRET_KEY", "   ")]
+    #[case("OPERATOR_EMAIL", "value")]
+    #[case("OPERATOR_EMAIL", "Value <value@host.fr>")]
+    #[case("PING_URL_SYNC_INTEGRATIONS", "value")]
+    #[case("PING_URL_MARKETING_DAY3", "http://value.example/x")]
     fn a_fault_is_named_and_its_value_is_not(#[case] name: &'static str, #[case] value: &str) {
         let mut vars = sound();
         vars.insert(name, value.to_owned());
