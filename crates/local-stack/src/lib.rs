@@ -17,6 +17,7 @@ mod bucket;
 mod chrome;
 pub mod database;
 pub mod demo;
+pub mod doctor;
 pub mod faults;
 pub mod functions;
 pub mod gateway;

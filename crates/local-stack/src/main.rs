@@ -12,6 +12,7 @@ Commands:
   demo [--once]  the whole product with users in it: calls the crons and the manual routes through `vercel dev`,
                  shows answers and changes, and stays up until Ctrl-C; with --once it stops after the round, with
                  exit code 1 when an answer was not what it must be
+  doctor URL     looks at a deployment from outside; with CRON_SECRET in the environment also as its operator
   up             PostgreSQL, PostgREST, the gateway and Resend, until Ctrl-C
   mails [FOLDER] every mail in its variants as HTML, text and pictures, in FOLDER or target/mails; pictures need
                  Chromium on the PATH or in the variable CHROME";
@@ -28,6 +29,7 @@ async fn main() -> Result<ExitCode> {
         ["mails", folder] if !folder.starts_with('-') => {
             mails::write(Path::new(folder), mails::browser().as_deref()).map(|()| ExitCode::SUCCESS)
         }
+        ["doctor", address] => doctor(address).await.map(code),
         ["up"] => up().await.map(|()| ExitCode::SUCCESS),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
@@ -36,6 +38,12 @@ async fn main() -> Result<ExitCode> {
         [] => bail!("which command?\n\n{USAGE}"),
         [command, ..] => bail!("`{command}` is not a command, or takes no such arguments\n\n{USAGE}"),
     }
+}
+
+/// The secret never comes as an argument, which other users of the machine could read.
+async fn doctor(address: &str) -> Result<bool> {
+    let secret = std::env::var("CRON_SECRET").ok().filter(|secret| !secret.trim().is_empty());
+    local_stack::doctor::run(address, secret.as_deref()).await
 }
 
 fn code(good: bool) -> ExitCode {
