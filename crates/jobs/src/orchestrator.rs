@@ -180,7 +180,7 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Dra
     let closed: u64 = context.supabase.rpc("jobs_close_runs", &json!({}), &context.deadline).await?;
     let troubles: Vec<&Failure> =
         drained.blocked.iter().chain(&drained.post_blocked).chain(&drained.faults).collect();
-    let (settled, failed) = (drained.settled, drained.failed);
+    let (settled, failed) = (drained.ended, drained.failed);
     tracing::info!(%chain, hop, settled, failed, closed, left, goes_on, "queue drained");
     let message = troubles.first().map(|failure| failure.message.clone());
     Ok(Drained {

@@ -184,7 +184,7 @@ pub(super) fn parameters(call: &Call) -> Value {
 #[derive(Debug, Default)]
 pub struct Settled {
     report: Option<RunReport>,
-    pub settled: u64,
+    pub ended: u64,
     pub failed: u64,
     /// What hit a lane of data.
     pub blocked: Vec<Failure>,
@@ -201,7 +201,7 @@ impl Settled {
     fn lanes(lanes: Vec<LaneReport>) -> Self {
         let mut all = Self::default();
         for lane in lanes {
-            all.settled += lane.settled;
+            all.ended += lane.settled;
             all.failed += lane.failed;
             all.out_of_time |= lane.out_of_time;
             all.stopped |= lane.stopped;
@@ -217,7 +217,7 @@ impl Settled {
 
     /// Takes another round in; the same trouble is told once.
     fn add(&mut self, other: Self) {
-        self.settled += other.settled;
+        self.ended += other.ended;
         self.failed += other.failed;
         self.out_of_time |= other.out_of_time;
         self.stopped |= other.stopped;
@@ -236,7 +236,7 @@ impl Settled {
 impl From<PostReport> for Settled {
     fn from(report: PostReport) -> Self {
         Self {
-            settled: report.sent + report.skipped,
+            ended: report.sent + report.skipped,
             failed: report.failed,
             stopped: report.blocked.is_some(),
             post_blocked: report.blocked,
