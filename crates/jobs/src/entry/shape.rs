@@ -100,6 +100,7 @@ fn part_after(fields: Fields, outcome: &TaskOutcome, worked: &'static str) -> Fi
                 .with("errors", &run.errors())
                 .with("skipped", &run.joined.is_some()),
             run,
+            if worked == "sent" { Work::Mails } else { Work::Data },
         ),
         TaskOutcome::NotDue { note } => {
             fields.with(worked, &0).with("errors", &0).with("skipped", &true).with("note", note)
@@ -115,20 +116,30 @@ fn part_after(fields: Fields, outcome: &TaskOutcome, worked: &'static str) -> Fi
     }
 }
 
+/// What a task is there for: it decides what its report has to say.
+#[derive(Clone, Copy, PartialEq)]
+enum Work {
+    Data,
+    Mails,
+}
+
 /// What every report of a run says besides its counters.
-fn details(fields: Fields, run: &RunSummary) -> Fields {
+fn details(fields: Fields, run: &RunSummary, work: Work) -> Fields {
     let remaining = run.remaining();
-    // A run of data says how much was new; a run of mails has none.
-    let records = (run.counts.planned > 0 || run.mails.is_empty()).then_some(&run.records);
+    let sends = work == Work::Mails;
+    // Why people got nothing is a question about mails; how much was new, one about data.
+    let excluded = run.outline.get("skipped").filter(|reasons| sends && *reasons != &serde_json::json!({}));
     let fields = fields
         .with_some("note", run.joined.as_ref().or(run.no_recap.as_ref()))
-        .with_some("records", records)
+        .with_some("records", (!sends).then_some(&run.records))
+        .with_some("checked", run.outline.get("scanned"))
+        .with_some("excluded", excluded)
         .with_some("remaining", (remaining > 0).then_some(&remaining))
         .with_some("partial", (run.counts.partial > 0).then_some(&run.counts.partial))
         .with_some("superseded", (run.counts.superseded > 0).then_some(&run.counts.superseded));
     let fields = ["alerts", "recaps"].into_iter().fold(fields, |fields, lane| {
         // Beside data: mails alone are the answer's own counters.
-        let beside = run.mails.get(lane).filter(|_| run.counts.planned > 0);
+        let beside = run.mails.get(lane).filter(|_| !sends);
         fields.with_some(lane, beside.map(mails).as_ref())
     });
     let unsent: BTreeMap<&str, u64> = run.mails.values().flat_map(|mails| &mails.unsent).fold(
@@ -181,6 +192,7 @@ fn sync_integrations(outcome: &TaskOutcome) -> Fields {
                 .with("results", &run.results)
                 .with("resultsTotal", &run.results_total),
             run,
+            Work::Data,
         ),
         TaskOutcome::NotDue { note } => {
             fields.with("message", "Synchronisation non due").with("skipped", &true).with("note", note)
@@ -201,24 +213,31 @@ fn well(outcome: &TaskOutcome) -> bool {
     }
 }
 
+/// As callers know it: plural but for exactly one.
+fn faults(errors: u64) -> String {
+    format!("{errors} {}", if errors == 1 { "erreur" } else { "erreurs" })
+}
+
 fn send_reminders(outcome: &TaskOutcome) -> Fields {
     let message = match outcome {
-        TaskOutcome::Ran(_) => "Rappels mensuels envoyés",
-        TaskOutcome::NotDue { .. } => "Rappels mensuels non dus",
-        TaskOutcome::DryRun { .. } => "Essai : rien n’a été envoyé",
+        TaskOutcome::Ran(run) => {
+            let (sent, errors) = (run.sent(), run.errors());
+            let mails = if sent == 1 { "envoyé" } else { "envoyés" };
+            format!("Rappels mensuels : {sent} {mails}, {}", faults(errors))
+        }
+        TaskOutcome::NotDue { .. } => "Rappels mensuels non dus".to_owned(),
+        TaskOutcome::DryRun { .. } => "Essai : rien n’a été envoyé".to_owned(),
         TaskOutcome::Failed(error) => return Fields::new().with("error", &error.user_message()),
     };
-    part_after(Fields::new().with("message", message), outcome, "sent")
+    part_after(Fields::new().with("message", &message), outcome, "sent")
 }
 
 fn check_thresholds(outcome: &TaskOutcome) -> Fields {
     let message = match outcome {
         TaskOutcome::Ran(run) => {
             let (sent, errors) = (run.sent(), run.errors());
-            // As callers know it: plural but for exactly one.
             let alerts = if sent == 1 { "alerte envoyée" } else { "alertes envoyées" };
-            let faults = if errors == 1 { "erreur" } else { "erreurs" };
-            format!("Vérification terminée : {sent} {alerts}, {errors} {faults}")
+            format!("Vérification terminée : {sent} {alerts}, {}", faults(errors))
         }
         TaskOutcome::NotDue { .. } => "Vérification non due".to_owned(),
         TaskOutcome::DryRun { .. } => "Essai : rien n’a été envoyé".to_owned(),
@@ -240,6 +259,7 @@ fn monthly_sync(call: &Call, outcome: &TaskOutcome) -> Fields {
                 .with("results", &run.results)
                 .with("resultsTotal", &run.results_total),
             run,
+            Work::Data,
         ),
         TaskOutcome::NotDue { note } => fields
             .with("message", "Pas le dernier jour du mois")

@@ -51,10 +51,10 @@ pub fn monthly_sync_month(
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum NoRecap {
     /// Its last day has not come.
-    #[error("le récapitulatif part le dernier jour du mois : les données seules ont été synchronisées")]
+    #[error("données seules : le récapitulatif part le dernier jour du mois")]
     TooEarly,
     /// Somebody puts old figures right: that is no news for their user.
-    #[error("mois ancien : les données seules ont été synchronisées, sans récapitulatif")]
+    #[error("données seules : mois ancien, sans récapitulatif")]
     TooOld,
 }
 

@@ -25,6 +25,8 @@ use crate::{
 const PAGE: u32 = 20_000;
 /// Users whose totals have changed, checked in one go after a sync.
 const DUE_PAGE: u32 = 5_000;
+/// In an answer.
+const NAMED_ACTIVITIES: usize = 10;
 /// In a dry run's answer.
 const MOST_CANDIDATES: usize = 100;
 
@@ -256,11 +258,15 @@ async fn plan(context: &Context, found: &Found, run: &Value) -> Result<Planned, 
 fn unknown_activities(plan: &Value) -> Option<Failure> {
     let activities = plan["unknown_activities"].as_object().filter(|activities| !activities.is_empty())?;
     // Users write them: cut, and JSON-escaped like every answer.
-    let named: Vec<String> = activities
+    let mut named: Vec<String> = activities
         .keys()
-        .take(10)
+        .take(NAMED_ACTIVITIES)
         .map(|name| format!("« {} »", name.chars().take(40).collect::<String>()))
         .collect();
+    let others = activities.len().saturating_sub(NAMED_ACTIVITIES);
+    if others > 0 {
+        named.push(format!("et {others} de plus"));
+    }
     Some(Failure {
         code: "unknown_activity".into(),
         message: format!(

@@ -89,11 +89,11 @@ fn unknown_prices(plan: &serde_json::Value) -> Option<Failure> {
     let prices: Vec<&str> =
         plan["unknown_prices"].as_array()?.iter().filter_map(|price| price.as_str()).collect();
     (!prices.is_empty()).then(|| {
-        let named: Vec<&str> = prices.iter().map(|price| if price.is_empty() { "(aucun)" } else { price }).collect();
+        let named: Vec<&str> = prices.iter().map(|price| if price.is_empty() { "aucun" } else { price }).collect();
         Failure {
             code: "unknown_price".into(),
             message: format!(
-                "Des abonnements actifs ont un tarif inconnu ({}) : complétez STRIPE_PRICE_PRO et STRIPE_PRICE_PREMIUM. Leurs utilisateurs n’ont rien reçu.",
+                "Des abonnements actifs ont un tarif inconnu ({}) : complétez STRIPE_PRICE_PRO ou STRIPE_PRICE_PREMIUM, ou leur forme _YEARLY. Leurs utilisateurs n’ont rien reçu.",
                 named.join(", ")
             ),
         }

@@ -48,8 +48,12 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
         },
     };
     let mut outcome = plan_drain_report(context, call, order).await?;
-    if let (TaskOutcome::Ran(run), Err(why)) = (&mut outcome, recap) {
-        run.no_recap = Some(why.to_string());
+    if let Err(why) = recap {
+        match &mut outcome {
+            TaskOutcome::Ran(run) => run.no_recap = Some(why.to_string()),
+            TaskOutcome::DryRun { plan } => plan["note"] = why.to_string().into(),
+            TaskOutcome::NotDue { .. } | TaskOutcome::Failed(_) => {}
+        }
     }
     Ok(outcome)
 }
