@@ -357,12 +357,12 @@ language sql stable set search_path = '' as $$
         when public.mail_refusal(p, p_kind) is not null then public.mail_refusal(p, p_kind)
         when p_kind = 'marketing_day3' and exists (select from public.marketing_emails m
             where m.user_id = p.user_id and m.email_type = 'upgrade_day3') then 'already_sent'
-        when p_prices is not null and p_kind = 'marketing_day3' and exists (
-            select from public.mail_plans(p_prices, now()) l
-            where l.user_id = p.user_id and l.plan is distinct from 'free') then 'paid_plan'
-        when p_prices is not null and p_kind = 'monthly_reminder' and exists (
-            select from public.mail_plans(p_prices, now()) l
-            where l.user_id = p.user_id and l.plan is distinct from 'premium') then 'not_premium' end;
+        when p_kind = 'marketing_day3' and p.says_paid then 'metadata_says_paid'
+        when p_prices is not null and p_kind in ('marketing_day3', 'monthly_reminder') then (
+            select case when l.plan is null then 'unknown_price'
+                when p_kind = 'marketing_day3' and l.plan <> 'free' then 'paid_plan'
+                when p_kind = 'monthly_reminder' and l.plan <> 'premium' then 'not_premium' end
+            from public.mail_plans(p_prices, now()) l where l.user_id = p.user_id) end;
 $$;
 
 -- Claims up to p_limit mails of the first lane that has any, and tells all that is needed to send them. Where one of
