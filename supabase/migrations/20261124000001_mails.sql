@@ -852,7 +852,10 @@ begin
         'uncounted', coalesce(i.result -> 'uncounted_currencies', '[]'),
         'unread', (select coalesce(jsonb_agg(e ->> 'provider' order by e ->> 'provider'), '[]')
             from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null),
-        'partial', coalesce(i.result ->> 'month_status' = 'partial', true))
+        -- Something else: what is in other currencies and what was not read is told by itself.
+        'partial', i.result ? 'unknown_movements' or (coalesce(i.result ->> 'month_status' = 'partial', true)
+            and not i.result ? 'uncounted_currencies'
+            and not exists (select from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null)))
     into facts
     from (select c.provider, coalesce(sum(c.amount_minor) filter (where c.amount_minor > 0), 0) as gross,
             coalesce(sum(c.amount_minor) filter (where c.amount_minor < 0), 0) as refunds
