@@ -1,5 +1,15 @@
 //! The mails, end to end: planned, sealed, sent, settled, each exactly once.
 
+mod dry_run;
+mod given;
+mod offers;
+mod plans;
+mod recaps;
+mod reminders;
+mod thresholds;
+mod unsubscribe;
+mod webhooks;
+
 use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;

@@ -1,0 +1,257 @@
+//! The month's recap: what was imported, once, and what keeps the figure from being whole.
+
+use anyhow::Result;
+use chrono::{DateTime, TimeDelta, Utc};
+use jobs::schedule::{Month, paris};
+use local_stack::shopify::Tender;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::given::{
+    about, clock, last_day, mail_to, mails_to, plain, recipients, says, says_not, text, turnover,
+};
+use crate::world::World;
+
+const SHOP: &str = "recaps.myshopify.com";
+
+/// Noon of a day of a month.
+fn day(month: Month, day: i64) -> DateTime<Utc> {
+    month.start() + TimeDelta::days(day - 1) + TimeDelta::hours(12)
+}
+
+/// The address of the user of an account.
+fn of(account: &str) -> String {
+    format!("{account}@example.test")
+}
+
+async fn with_shop(world: &World, user: Uuid) -> Result<()> {
+    world.shopify.add_shop(SHOP, "EUR", "shpat_recaps");
+    world.connect_shopify(user, SHOP, "shpat_recaps", None).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_the_last_day_it_is_provisional() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, now) = last_day(&mut world);
+    for account in ["acct_sells", "acct_refuses", "acct_idle", "acct_gone"] {
+        world.stripe_user(account).await?;
+    }
+    let accepts = world.stripe_user("acct_accepts").await?;
+    for account in ["acct_sells", "acct_refuses", "acct_gone", "acct_accepts"] {
+        world.stripe.payment(account, day(month, 3), 123_456, "eur");
+    }
+    // Before and after the month: no movement of it.
+    world.stripe.payment("acct_idle", month.start() - TimeDelta::seconds(1), 5_000, "eur");
+    about(
+        &world,
+        accepts,
+        "insert into public.email_preferences (user_id, monthly_reminder) values ($1, false)",
+    )
+    .await?;
+    world
+        .run(
+            "insert into public.email_preferences (user_id, monthly_reminder, monthly_recap_email) \
+             select id, true, false from auth.users where email = 'acct_refuses@example.test'",
+        )
+        .await?;
+    world
+        .run(
+            "update public.integration_tokens set is_active = false where user_id = \
+             (select id from auth.users where email = 'acct_gone@example.test')",
+        )
+        .await?;
+    world.user("without@example.test").await?;
+
+    let answer = world.cron("monthly-orchestrator", "").await?;
+    let part = &answer["results"]["monthlySync"];
+    assert_eq!(
+        (&part["synced"], &part["errors"], &part["skipped"]),
+        (&json!(4), &json!(0), &json!(false)),
+        "{answer}"
+    );
+    assert_eq!(part["recaps"], json!({"sent": 2, "errors": 0}), "{answer}");
+    assert_eq!(answer["isLastDayOfMonth"], true, "{answer}");
+    assert_eq!(recipients(&world), [of("acct_accepts"), of("acct_sells")]);
+    let mail = mail_to(&world, &of("acct_sells"));
+    let moment = format!("{} à 15 h 00", paris::french(paris::date(now)));
+    let text = text(&mail);
+    says(
+        &text,
+        &[
+            "Total importé, provisoire : 1 234,56 €",
+            &format!("Provisoire au {moment}"),
+            "encaissé : 1 234,56 €",
+        ],
+    );
+    says_not(&text, &["incomplet", "double compte", "négatif", "/pricing"]);
+    says(&plain(mail.html.as_deref().unwrap_or_default()), &[&moment, "1 234,56 €"]);
+    says(&plain(&mail.subject), &["provisoire", &month.french()]);
+    assert!(
+        mail.headers.contains_key("List-Unsubscribe") && mail.headers.contains_key("List-Unsubscribe-Post")
+    );
+
+    // The same slot, and an operator who insists after the month: each user has had theirs.
+    let again = world.cron("monthly-orchestrator", "").await?;
+    assert_eq!(again["results"]["monthlySync"]["skipped"], true, "{again}");
+    clock(&mut world, month.end() + TimeDelta::hours(20));
+    let answer = world.post("monthly-sync", "force=true").await?;
+    assert_eq!((&answer["month"], &answer["errors"]), (&json!(month.french()), &json!(0)), "{answer}");
+    assert_eq!(world.resend.accepted_count(), 2);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_source_with_refunds_and_twins_counted_once() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, _) = last_day(&mut world);
+    clock(&mut world, month.end() + TimeDelta::hours(30));
+    let user = world.stripe_user("acct_twins").await?;
+    with_shop(&world, user).await?;
+    // Once through both, once by each alone; two refunds.
+    let both = world.stripe.payment("acct_twins", day(month, 2), 10_000, "eur");
+    world.shopify.tender(SHOP, Tender::new(day(month, 2), "100.0", "EUR").reference(&both.charge));
+    let alone = world.stripe.payment("acct_twins", day(month, 3), 20_000, "eur");
+    world.stripe.refund("acct_twins", &alone.charge, day(month, 4), 1_550);
+    let cash = world.shopify.tender(SHOP, Tender::new(day(month, 3), "50.5", "EUR").method("cash"));
+    world.shopify.refund(SHOP, &cash, day(month, 5), "10.0");
+    // No turnover: the bank's and Stripe's own.
+    world.stripe.payout("acct_twins", day(month, 6), 20_000, "eur");
+    world.stripe.fee("acct_twins", day(month, 6), 300, "eur");
+
+    for _ in 0..2 {
+        let answer = world.post("monthly-sync", "force=true").await?;
+        assert_eq!((&answer["errors"], &answer["totalUsers"]), (&json!(0), &json!(1)), "{answer}");
+        assert_eq!(answer["results"][0]["totalCA"], json!(325.00), "{answer}");
+        let mail = mail_to(&world, &of("acct_twins"));
+        let text = text(&mail);
+        says(
+            &text,
+            &[
+                "Total importé : 325,00 €",
+                "Stripe - encaissé : 300,00 € - remboursé : -15,50 € - net : 284,50 €",
+                "Shopify - encaissé : 50,50 € - remboursé : -10,00 € - net : 40,50 €",
+            ],
+        );
+        says_not(&text, &["rovisoire", "incomplet", "double compte"]);
+    }
+    Ok(())
+}
+
+/// A month before the one that recaps are about: the figures are put right, and nobody is written to.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_month_or_one_that_goes_on_is_data_only() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, _) = last_day(&mut world);
+    let now = month.next().start() + TimeDelta::days(9);
+    clock(&mut world, now);
+    world.stripe_user("acct_old").await?;
+    let old = month.previous();
+    for month in [old, month.next()] {
+        world.stripe.payment("acct_old", day(month, 3), 2_000, "eur");
+    }
+    for (query, month, note) in [
+        (format!("month={old}"), old, "mois ancien"),
+        (format!("month={}", month.next()), month.next(), "le dernier jour du mois"),
+    ] {
+        let answer = world.post("monthly-sync", &query).await?;
+        assert_eq!(
+            (&answer["month"], &answer["errors"], &answer["results"][0]["totalCA"]),
+            (&json!(month.french()), &json!(0), &json!(20.00)),
+            "{answer}"
+        );
+        let said = answer["note"].as_str().unwrap_or_default();
+        assert!(said.contains(note) && said.contains("données seules"), "{answer}");
+        assert_eq!(answer.get("recaps"), None, "{answer}");
+    }
+    assert_eq!(world.resend.accepted_count(), 0);
+    let tried = world.post("monthly-sync", &format!("dry_run=true&month={old}")).await?;
+    says(tried["dryRun"]["note"].as_str().unwrap_or_default(), &["mois ancien"]);
+    // An operator without force, in the middle of a month.
+    let answer = world.post("monthly-sync", "").await?;
+    assert_eq!(answer["message"], "Pas le dernier jour du mois", "{answer}");
+    // The old month gets no recap later either; the last one does, without a movement it does not.
+    let answer = world.post("monthly-sync", "force=true").await?;
+    assert_eq!((&answer["month"], &answer["errors"]), (&json!(month.french()), &json!(0)), "{answer}");
+    assert_eq!(world.resend.accepted_count(), 0, "nothing moved in {month}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_the_figure_from_being_whole_is_said() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, _) = last_day(&mut world);
+    clock(&mut world, month.end() + TimeDelta::hours(30));
+    let key = month.to_string();
+    // Typed by hand as well.
+    let typed = world.stripe_user("acct_typed").await?;
+    world.stripe.payment("acct_typed", day(month, 3), 10_000, "eur");
+    turnover(&world, typed, &key, "services", "80.50", "manual").await?;
+    turnover(&world, typed, &key, "Vente de marchandises", "20", "manual").await?;
+    turnover(&world, typed, &month.previous().to_string(), "services", "7777", "manual").await?;
+    // Dollars.
+    world.stripe_user("acct_dollars").await?;
+    world.stripe.payment("acct_dollars", day(month, 3), 10_000, "eur");
+    world.stripe.payment("acct_dollars", day(month, 4), 5_000, "usd");
+    // Dollars alone.
+    world.stripe_user("acct_usd").await?;
+    world.stripe.payment("acct_usd", day(month, 4), 5_000, "usd");
+    // A shop that cannot be read beside an account that can.
+    let half = world.stripe_user("acct_half").await?;
+    world.stripe.payment("acct_half", day(month, 3), 10_000, "eur");
+    with_shop(&world, half).await?;
+    world.shopify.set_status(SHOP, Some(404));
+    // Nothing that can be read.
+    world.stripe_user("acct_none").await?;
+    world.stripe.payment("acct_none", day(month, 3), 10_000, "eur");
+    world.stripe.revoke("acct_none");
+    // More paid back than cashed.
+    world.stripe_user("acct_less").await?;
+    let paid = world.stripe.payment("acct_less", day(month.previous(), 20), 10_000, "eur");
+    world.stripe.payment("acct_less", day(month, 2), 1_000, "eur");
+    world.stripe.refund("acct_less", &paid.charge, day(month, 3), 10_000);
+
+    let answer = world.post("monthly-sync", "force=true").await?;
+    assert_eq!(answer["recaps"], json!({"sent": 5, "errors": 0}), "{answer}");
+    assert_eq!((&answer["totalUsers"], &answer["errors"]), (&json!(6), &json!(2)), "{answer}");
+    assert!(mails_to(&world, &of("acct_none")).is_empty(), "no figure, no recap");
+
+    let read = |account: &str| text(&mail_to(&world, &of(account)));
+    let complete = ["incomplet", "manquent", "devises"];
+    let text = read("acct_typed");
+    says(&text, &["Total importé : 100,00 €", "Attention au double compte", "saisi 100,50 € à la main"]);
+    says_not(&text, &complete);
+    let text = read("acct_dollars");
+    says(&text, &["Total importé, incomplet : 100,00 €", "Les opérations en USD ne sont pas dans le total"]);
+    says_not(&text, &["50,00", "n’a pas pu être lu", "Des opérations manquent"]);
+    let text = read("acct_usd");
+    says(&text, &["Total importé, incomplet : 0,00 €", "Les opérations en USD ne sont pas dans le total"]);
+    let text = read("acct_half");
+    says(&text, &["Total importé, incomplet : 100,00 €", "Shopify n’a pas pu être lu"]);
+    says_not(&text, &["Stripe n’a pas", "Des opérations manquent"]);
+    let text = read("acct_less");
+    says(
+        &text,
+        &[
+            "Total importé : -90,00 €",
+            "Un montant négatif ne se déclare pas",
+            "encaissé : 10,00 €",
+            "remboursé : -100,00 €",
+        ],
+    );
+    says_not(&text, &complete);
+
+    // Mended, the month that failed gets its recap; the others had theirs.
+    world.stripe.add_account("acct_none", "sk_acct_token_acct_none");
+    world.stripe.payment("acct_none", day(month, 3), 10_000, "eur");
+    world.shopify.set_status(SHOP, None);
+    let answer = world.post("monthly-sync", "force=true").await?;
+    assert_eq!(
+        (&answer["errors"], &answer["recaps"]),
+        (&json!(0), &json!({"sent": 1, "errors": 0})),
+        "{answer}"
+    );
+    says(&read("acct_none"), &["100,00 €"]);
+    assert_eq!(world.resend.accepted_count(), 6);
+    Ok(())
+}

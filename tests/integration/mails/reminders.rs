@@ -1,0 +1,181 @@
+//! "Record your turnover of last month": to whom, when, and what it says.
+
+use anyhow::Result;
+use chrono::{DateTime, Days, TimeDelta, Utc};
+use jobs::{
+    schedule::{Month, paris},
+    urssaf::{monthly_due, quarterly_due},
+};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    given::{
+        about, clock, mail_to, mails_to, plain, recipients, says, says_not, second_of_next_month, text,
+        turnover,
+    },
+    signed_up,
+};
+use crate::world::World;
+
+/// A Premium user; `reminder`: what their preferences say, if there are any.
+async fn premium(world: &World, name: &str, reminder: Option<bool>) -> Result<Uuid> {
+    let user = signed_up(world, &format!("{name}@example.test"), name, 40).await?;
+    about(
+        world,
+        user,
+        "insert into public.subscriptions (user_id, status, price_id) values ($1, 'active', 'price_premium')",
+    )
+    .await?;
+    if let Some(reminder) = reminder {
+        let sql = format!(
+            "insert into public.email_preferences (user_id, monthly_reminder) values ($1, {reminder})"
+        );
+        about(world, user, &sql).await?;
+    }
+    Ok(user)
+}
+
+fn query(at: DateTime<Utc>) -> String {
+    format!("at={}", at.format("%Y-%m-%dT%H:%M:%SZ"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn premium_users_who_wish_it_and_nobody_else() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, _) = second_of_next_month(&mut world);
+    premium(&world, "wants", Some(true)).await?;
+    premium(&world, "refuses", Some(false)).await?;
+    premium(&world, "silent", None).await?;
+    let pro = signed_up(&world, "pro@example.test", "pro", 40).await?;
+    about(
+        &world,
+        pro,
+        "insert into public.subscriptions (user_id, status, price_id) values ($1, 'active', 'price_pro')",
+    )
+    .await?;
+    about(&world, pro, "insert into public.email_preferences (user_id, monthly_reminder) values ($1, true)")
+        .await?;
+    let preferences =
+        "select coalesce(jsonb_agg(to_jsonb(e) order by user_id), '[]') from public.email_preferences e";
+    let before: serde_json::Value = world.value(preferences).await?;
+
+    let tried = world.cron("send-reminders", "dry_run=true").await?;
+    assert_eq!(tried["dryRun"]["skipped"], json!({"not_premium": 1, "refused_by_user": 2}), "{tried}");
+    let answer = world.cron("send-reminders", "").await?;
+    assert_eq!(
+        (&answer["message"], &answer["sent"], &answer["errors"]),
+        (&json!("Rappels mensuels : 1 envoyé, 0 erreurs"), &json!(1), &json!(0)),
+        "{answer}"
+    );
+    assert_eq!(answer["excluded"], json!({"not_premium": 1, "refused_by_user": 2}), "{answer}");
+    assert_eq!(answer.get("records"), None, "a run of mails imports nothing: {answer}");
+    assert_eq!(recipients(&world), ["wants@example.test"]);
+    assert_eq!(
+        world.value::<serde_json::Value>(preferences).await?,
+        before,
+        "nobody's preference is changed"
+    );
+    let mail = mail_to(&world, "wants@example.test");
+    assert!(plain(&mail.subject).ends_with(&month.french()), "{}", mail.subject);
+
+    // The orchestrator has the same slot.
+    let again = world.cron("monthly-orchestrator", "").await?;
+    let part = &again["results"]["reminders"];
+    assert_eq!(
+        (&part["sent"], &part["errors"], &part["skipped"]),
+        (&json!(1), &json!(0), &json!(true)),
+        "{again}"
+    );
+    assert!(part["note"].as_str().unwrap_or_default().starts_with("déjà planifié par cron"), "{again}");
+    assert_eq!(world.resend.accepted_count(), 1);
+    assert_eq!(world.value::<i64>("select count(*) from public.job_slots").await?, 1);
+    Ok(())
+}
+
+/// Both dates of the Urssaf, and what is recorded for the month, by whatever hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_what_is_recorded_and_until_when_to_declare() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, _) = second_of_next_month(&mut world);
+    let key = month.to_string();
+    let both = premium(&world, "both", Some(true)).await?;
+    turnover(&world, both, &key, "services", "1234.50", "manual").await?;
+    turnover(&world, both, &key, "Vente de marchandises", "1000.06", "auto_sync").await?;
+    turnover(&world, both, &month.previous().to_string(), "services", "99999", "manual").await?;
+    let negative = premium(&world, "negative", Some(true)).await?;
+    turnover(&world, negative, &key, "services", "-12.30", "auto_sync").await?;
+    premium(&world, "nothing", Some(true)).await?;
+    let answer = world.cron("send-reminders", "").await?;
+    assert_eq!((&answer["sent"], &answer["errors"]), (&json!(3), &json!(0)), "{answer}");
+
+    let dates = [monthly_due(month), quarterly_due(month)].map(paris::french);
+    let french = month.french();
+    for name in ["both", "negative", "nothing"] {
+        let mail = mail_to(&world, &format!("{name}@example.test"));
+        let text = text(&mail);
+        says(
+            &text,
+            &[
+                &dates[0],
+                &dates[1],
+                &french,
+                "chaque mois",
+                "chaque trimestre",
+                "https://comptalyze.com/dashboard",
+            ],
+        );
+        says_not(&text, &["/pricing", "99 999"]);
+        says(&plain(mail.html.as_deref().unwrap_or_default()), &[&dates[0], &dates[1]]);
+        assert!(mail.headers.contains_key("List-Unsubscribe"));
+    }
+    says(&text(&mail_to(&world, "both@example.test")), &["2 234,56 €, en 2 enregistrements"]);
+    says(
+        &text(&mail_to(&world, "negative@example.test")),
+        &["12,30 €", "Un montant négatif ne se déclare pas"],
+    );
+    says(&text(&mail_to(&world, "nothing@example.test")), &["Rien n’est encore enregistré", "0 €"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_on_the_second_and_replayed_within_its_month() -> Result<()> {
+    let mut world = World::new().await?;
+    premium(&world, "wants", Some(true)).await?;
+    let (month, second) = second_of_next_month(&mut world);
+    for day in [1, 3] {
+        clock(
+            &mut world,
+            paris::start_of(month.next().first_day() + Days::new(day - 1)) + TimeDelta::hours(12),
+        );
+        for name in ["send-reminders", "monthly-orchestrator"] {
+            let answer = world.cron(name, "").await?;
+            let part = if name == "send-reminders" { &answer } else { &answer["results"]["reminders"] };
+            assert_eq!((&part["sent"], &part["skipped"]), (&json!(0), &json!(true)), "{day}: {answer}");
+            says(part["note"].as_str().unwrap_or_default(), &["dû le 2 de chaque mois", "prochaine"]);
+        }
+    }
+    assert_eq!(world.resend.accepted_count(), 0);
+    // Missed on the 2nd, made up for on the 28th.
+    clock(&mut world, second + TimeDelta::days(20));
+    let answer = world.cron("send-reminders", &query(second)).await?;
+    assert_eq!((&answer["sent"], &answer["errors"]), (&json!(1), &json!(0)), "{answer}");
+    assert!(plain(&mail_to(&world, "wants@example.test").subject).contains(&month.french()));
+    let again = world.cron("send-reminders", &query(second + TimeDelta::hours(1))).await?;
+    assert_eq!((&again["sent"], &again["skipped"]), (&json!(1), &json!(true)), "{again}");
+    // Not any more in the month after.
+    let late = Month::of(month.next().next().first_day());
+    clock(&mut world, late.start() + TimeDelta::hours(1));
+    for name in ["send-reminders", "monthly-orchestrator"] {
+        let answer = world.cron(name, &query(second)).await?;
+        let part = if name == "send-reminders" { &answer } else { &answer["results"]["reminders"] };
+        assert_eq!((&part["sent"], &part["skipped"]), (&json!(0), &json!(true)), "{answer}");
+        let note = part["note"].as_str().unwrap_or_default();
+        assert_eq!(
+            note,
+            format!("trop tard : le rappel pour {} ne part qu’en {}", month.french(), month.next().french())
+        );
+    }
+    assert_eq!(mails_to(&world, "wants@example.test").len(), 1);
+    Ok(())
+}

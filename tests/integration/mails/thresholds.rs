@@ -1,0 +1,413 @@
+//! Alerts: which steps a year's books cross, each told once, in one mail.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use chrono::{TimeDelta, Utc};
+use reqwest::Method;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::given::{
+    about, at, clock, mail_to, mails_to, plain, problem, recipients, says, says_not, text, turnover,
+};
+use crate::world::World;
+
+const SERVICES: &str = "Prestation de services";
+const SALES: &str = "Vente de marchandises";
+const NOW: &str = "2026-11-24T10:00:00Z";
+
+/// (activity, euros)
+type Rows = Vec<(&'static str, &'static str)>;
+/// The highest step of each threshold that is crossed.
+type Steps = Vec<(&'static str, i16)>;
+
+/// A user with rows of 2026: (activity, euros), all of March, typed.
+async fn books(world: &World, name: &str, rows: &[(&str, &str)]) -> Result<Uuid> {
+    let user = world.user(&format!("{name}@example.test")).await?;
+    for (activity, euros) in rows {
+        turnover(world, user, "2026-03", activity, euros, "manual").await?;
+    }
+    Ok(user)
+}
+
+/// A user's held steps: the highest of each threshold, and how many there are altogether.
+async fn held(world: &World, user: Uuid, year: i32) -> Result<(BTreeMap<String, i16>, i64)> {
+    let sql = "select threshold, max(step), count(*) from public.threshold_alerts \
+               where user_id = $1 and year = $2 group by threshold";
+    let rows: Vec<(String, i16, i64)> =
+        sqlx::query_as(sql).bind(user).bind(year).fetch_all(world.pool()).await?;
+    let count = rows.iter().map(|row| row.2).sum();
+    Ok((rows.into_iter().map(|(threshold, step, _)| (threshold, step)).collect(), count))
+}
+
+async fn world() -> Result<World> {
+    let mut world = World::new().await?;
+    clock(&mut world, at(NOW));
+    Ok(world)
+}
+
+fn message(sent: u64) -> Value {
+    let alerts = if sent == 1 { "alerte envoyée" } else { "alertes envoyées" };
+    json!(format!("Vérification terminée : {sent} {alerts}, 0 erreurs"))
+}
+
+/// At each ceiling, a cent below and a cent above; mixed books; refunds; spellings.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_below_and_above() -> Result<()> {
+    let world = world().await?;
+    let (base, total) = ("vat_base_services", "vat_base_total");
+    let (more, more_total) = ("vat_increased_services", "vat_increased_total");
+    let (micro, micro_total) = ("micro_services", "micro_total");
+    #[rustfmt::skip]
+    let table: Vec<(Rows, Steps)> = vec![
+        (vec![(SERVICES, "29999.99")], vec![]),
+        (vec![(SERVICES, "30000.00")], vec![(base, 80)]),
+        (vec![(SERVICES, "33749.99")], vec![(base, 80)]),
+        (vec![(SERVICES, "33750.00")], vec![(base, 90)]),
+        (vec![(SERVICES, "37500.00")], vec![(base, 90)]),
+        (vec![(SERVICES, "37500.01")], vec![(base, 100)]),
+        (vec![(SERVICES, "41250.00")], vec![(base, 100)]),
+        (vec![(SERVICES, "41250.01")], vec![(base, 100), (more, 100)]),
+        (vec![(SERVICES, "66879.99")], vec![(base, 100), (more, 100)]),
+        (vec![(SERVICES, "66880.00")], vec![(base, 100), (more, 100), (micro, 80)]),
+        (vec![(SERVICES, "75240.00")], vec![(base, 100), (more, 100), (micro, 90), (total, 80)]),
+        (vec![(SERVICES, "83600.00")], vec![(base, 100), (more, 100), (micro, 90), (total, 90)]),
+        (vec![(SERVICES, "83600.01")], vec![(base, 100), (more, 100), (micro, 100), (total, 90)]),
+        (vec![(SALES, "67999.99")], vec![]),
+        (vec![(SALES, "68000.00")], vec![(total, 80)]),
+        (vec![(SALES, "85000.00")], vec![(total, 90)]),
+        (vec![(SALES, "85000.01")], vec![(total, 100)]),
+        (vec![(SALES, "93500.00")], vec![(total, 100)]),
+        (vec![(SALES, "93500.01")], vec![(total, 100), (more_total, 100)]),
+        (vec![(SALES, "162479.99")], vec![(total, 100), (more_total, 100)]),
+        (vec![(SALES, "162480.00")], vec![(total, 100), (more_total, 100), (micro_total, 80)]),
+        (vec![(SALES, "203100.00")], vec![(total, 100), (more_total, 100), (micro_total, 90)]),
+        (vec![(SALES, "203100.01")], vec![(total, 100), (more_total, 100), (micro_total, 100)]),
+        // Sales are never in the sum of services; services are in the total.
+        (vec![(SALES, "203000"), (SERVICES, "100.01")], vec![(total, 100), (more_total, 100), (micro_total, 100)]),
+        (vec![(SALES, "40000"), (SERVICES, "29999.99")], vec![(total, 80)]),
+        (vec![(SALES, "37999.99"), (SERVICES, "30000")], vec![(base, 80)]),
+        // Refunds of one activity do not hide another, and lower their own.
+        (vec![(SALES, "-2000"), (SERVICES, "31000")], vec![(base, 80)]),
+        (vec![(SERVICES, "31000"), (SERVICES, "-1000.01")], vec![]),
+        // However it is spelled; what is not known counts in the total.
+        (vec![("services", "10000"), ("PRESTATIONS DE SERVICES", "10000"), ("Activité libérale", "10000")], vec![(base, 80)]),
+        (vec![("Conseil en apiculture", "30000")], vec![]),
+        (vec![("Conseil en apiculture", "38000"), (SERVICES, "30000")], vec![(total, 80), (base, 80)]),
+    ];
+    let mut users = Vec::new();
+    for (number, (rows, _)) in table.iter().enumerate() {
+        users.push(books(&world, &format!("row{number}"), rows).await?);
+    }
+    let told = table.iter().filter(|(_, steps)| !steps.is_empty()).count() as u64;
+    let answer = world.post("check-thresholds", "").await?;
+    assert_eq!((&answer["message"], &answer["sent"]), (&message(told), &json!(told)), "{answer}");
+    for ((rows, expected), user) in table.iter().zip(users) {
+        let (highest, count) = held(&world, user, 2026).await?;
+        let expected: BTreeMap<String, i16> =
+            expected.iter().map(|(threshold, step)| ((*threshold).to_owned(), *step)).collect();
+        assert_eq!(highest, expected, "{rows:?}");
+        let below: i64 = expected
+            .iter()
+            .map(
+                |(threshold, step)| {
+                    if threshold.starts_with("vat_increased") { 1 } else { i64::from(step / 10 - 7).min(3) }
+                },
+            )
+            .sum();
+        assert_eq!(count, below, "steps below are used up: {rows:?}");
+    }
+    let mut once = recipients(&world);
+    once.dedup();
+    assert_eq!(once.len() as u64, told, "one mail for all of a user's steps");
+
+    // A warning, and no error.
+    let unknown = problem(&answer, "unknown_activity");
+    assert_eq!((&unknown["warning"], &answer["errors"]), (&json!(true), &json!(0)), "{answer}");
+    says(unknown["message"].as_str().unwrap_or_default(), &["« Conseil en apiculture »", "dans le total"]);
+    let again = world.post("check-thresholds", "").await?;
+    assert_eq!((&again["message"], &again["sent"]), (&message(0), &json!(0)), "{again}");
+    assert_eq!(again.get("records"), None, "nothing is imported here: {again}");
+    assert_eq!(world.resend.accepted_count() as u64, told);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_year_of_creation_in_proportion_to_its_days() -> Result<()> {
+    let world = world().await?;
+    let mut users = Vec::new();
+    for (name, created, euros) in [
+        ("below", "2026-04-01", "22602.73"),
+        ("at", "2026-04-01", "22602.74"),
+        ("open", "2026-04-01", "31078.77"),
+        ("first-day", "2026-01-01", "29999.99"),
+        ("year-before", "2025-04-01", "29999.99"),
+    ] {
+        let user = books(&world, name, &[(SERVICES, euros)]).await?;
+        let sql = format!(
+            "insert into public.user_onboarding_data (user_id, company_creation_date) values ($1, '{created}')"
+        );
+        about(&world, user, &sql).await?;
+        users.push(user);
+    }
+    let answer = world.post("check-thresholds", "").await?;
+    assert_eq!(answer["sent"], 2, "{answer}");
+    assert_eq!(recipients(&world), ["at@example.test", "open@example.test"]);
+    says(
+        &text(&mail_to(&world, "at@example.test")),
+        &[
+            "22 602,74 €",
+            "limite au prorata de l’année de création : 28 253,42 €",
+            "limite d’une année entière : 37 500 €",
+        ],
+    );
+    let (highest, _) = held(&world, users[2], 2026).await?;
+    let expected =
+        [("vat_base_services".to_owned(), 100), ("vat_increased_services_prorated".to_owned(), 100)];
+    assert_eq!(highest, BTreeMap::from(expected));
+    says(
+        &text(&mail_to(&world, "open@example.test")),
+        &["Les textes ne disent pas clairement", "de 41 250 €"],
+    );
+    Ok(())
+}
+
+/// December is recorded in January; from February on the year before is closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_january_the_year_before_is_checked_too() -> Result<()> {
+    let mut world = world().await?;
+    let user = books(&world, "december", &[(SERVICES, "29000")]).await?;
+    assert_eq!(world.post("check-thresholds", "").await?["sent"], 0);
+    turnover(&world, user, "2026-12", SERVICES, "1000", "manual").await?;
+    turnover(&world, user, "2027-01", SERVICES, "100", "manual").await?;
+    for (instant, due) in [("2027-01-31T22:59:59Z", 1), ("2027-01-31T23:00:00Z", 0)] {
+        let tried = world.post("check-thresholds", &format!("dry_run=true&at={instant}")).await?;
+        assert_eq!(tried["dryRun"]["items"], due, "{instant}: {tried}");
+    }
+    clock(&mut world, at("2027-01-15T10:00:00Z"));
+    let answer = world.post("check-thresholds", "").await?;
+    assert_eq!(answer["sent"], 1, "{answer}");
+    assert_eq!(held(&world, user, 2026).await?.0, BTreeMap::from([("vat_base_services".to_owned(), 80)]));
+    assert_eq!(held(&world, user, 2027).await?.1, 0);
+    let mail = mail_to(&world, "december@example.test");
+    says(&text(&mail), &["encaissé en 2026", "30 000,00 €"]);
+    // Both years of one user: one mail each, in one run.
+    let user = books(&world, "both", &[(SERVICES, "50000")]).await?;
+    turnover(&world, user, "2027-01", SERVICES, "50000", "manual").await?;
+    let answer = world.post("check-thresholds", &format!("user_id={user}")).await?;
+    assert_eq!((&answer["message"], &answer["sent"]), (&message(2), &json!(2)), "{answer}");
+    assert_eq!(mails_to(&world, "both@example.test").len(), 2);
+    Ok(())
+}
+
+/// Two consecutive years over the ceiling, one, and one of which nothing is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_year_before_says() -> Result<()> {
+    let world = world().await?;
+    for (name, before) in [("twice", Some("77700.01")), ("once", Some("77700.00")), ("unknown", None)] {
+        let user = books(&world, name, &[(SERVICES, "83600.01")]).await?;
+        if let Some(euros) = before {
+            turnover(&world, user, "2025-06", SERVICES, euros, "manual").await?;
+        }
+    }
+    let answer = world.post("check-thresholds", "").await?;
+    assert_eq!(answer["sent"], 3, "2025 itself is not checked any more: {answer}");
+    let read = |name: &str| text(&mail_to(&world, &format!("{name}@example.test")));
+    says(&read("twice"), &["deux années de suite", "au 1er janvier 2027"]);
+    says(&read("once"), &["ne l’était pas en 2025", "au 1er janvier 2028"]);
+    says(&read("unknown"), &["Rien n’est enregistré dans Comptalyze pour 2025"]);
+    says_not(&read("unknown"), &["deux années de suite, en 2025"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn typed_plus_imported_is_to_be_verified() -> Result<()> {
+    let world = world().await?;
+    let user = books(&world, "twice", &[(SERVICES, "20000")]).await?;
+    turnover(&world, user, "2026-03", SERVICES, "20000.01", "auto_sync").await?;
+    // In different months there is no doubt.
+    let apart = books(&world, "apart", &[(SERVICES, "20000")]).await?;
+    turnover(&world, apart, "2026-04", SERVICES, "20000.01", "auto_sync").await?;
+    let answer = world.post("check-thresholds", "").await?;
+    assert_eq!(answer["sent"], 2, "{answer}");
+    let mail = mail_to(&world, "twice@example.test");
+    let doubt = text(&mail);
+    says(&plain(&mail.subject), &["à vérifier"]);
+    says(
+        &doubt,
+        &[
+            "À vérifier",
+            "dont saisi à la main : 20 000,00 €",
+            "dont importé : 20 000,01 €",
+            "Nous ne tirons aucune conséquence",
+        ],
+    );
+    says_not(&doubt, &["redevable de la TVA à partir", "janvier 2027", "Dépassé"]);
+    let certain = text(&mail_to(&world, "apart@example.test"));
+    says(&certain, &["Dépassé", "redevable de la TVA à partir du 1er janvier 2027"]);
+    says_not(&certain, &["À vérifier", "dont importé"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_step_once_a_year() -> Result<()> {
+    let world = world().await?;
+    let user = books(&world, "grows", &[(SERVICES, "30500")]).await?;
+    let step = async |euros: &str, sent: u64| -> Result<()> {
+        if !euros.is_empty() {
+            turnover(&world, user, "2026-10", SERVICES, euros, "manual").await?;
+        }
+        let answer = world.post("check-thresholds", "").await?;
+        assert_eq!(
+            (&answer["message"], &answer["sent"]),
+            (&message(sent), &json!(sent)),
+            "{euros}: {answer}"
+        );
+        Ok(())
+    };
+    step("", 1).await?;
+    step("", 0).await?;
+    step("-5000", 0).await?; // below, and above again
+    step("5000", 0).await?;
+    step("8000", 1).await?; // 38 500: 90 is used up by 100
+    assert_eq!(held(&world, user, 2026).await?.1, 3);
+    step("-4000", 0).await?; // 34 500: 90 % are not told of any more
+    step("10000", 1).await?; // 44 500: the increased threshold
+    let mails = mails_to(&world, "grows@example.test");
+    says(&text(&mails[0]), &["80 % atteints"]);
+    says(&text(&mails[1]), &["Dépassé"]);
+    says(&text(&mails[2]), &["dès la date à laquelle ce seuil a été dépassé"]);
+    says_not(&text(&mails[2]), &["Seuil de franchise de TVA –"]);
+    for mail in &mails {
+        says(&text(mail), &["https://comptalyze.com/dashboard/statistiques"]);
+        assert!(!mail.headers.contains_key("List-Unsubscribe"), "alerts link to the preferences");
+        says_not(&text(mail), &["/api/unsubscribe", "/pricing"]);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_alerts_and_whoever_refuses_them() -> Result<()> {
+    let world = world().await?;
+    for number in 0..5 {
+        books(&world, &format!("alert{number}"), &[(SERVICES, "41250.01"), (SALES, "1")]).await?;
+    }
+    let refuses = books(&world, "refuses", &[(SERVICES, "41250.01")]).await?;
+    about(
+        &world,
+        refuses,
+        "insert into public.email_preferences (user_id, monthly_reminder, threshold_alert_email) values ($1, true, false)",
+    )
+    .await?;
+    let banned = books(&world, "banned", &[(SERVICES, "41250.01")]).await?;
+    about(&world, banned, "update auth.users set banned_until = 'infinity' where id = $1").await?;
+    let tried = world.post("check-thresholds", "dry_run=true").await?;
+    assert_eq!(tried["message"], "Essai : rien n’a été envoyé", "{tried}");
+    let plan = &tried["dryRun"];
+    assert_eq!(
+        (&plan["items"], &plan["skipped"], &plan["scanned"]),
+        (&json!(5), &json!({"refused_by_user": 1, "user_banned": 1}), &json!(7)),
+        "{tried}"
+    );
+    let answer = world.post("check-thresholds", "").await?;
+    assert_eq!(answer["message"], "Vérification terminée : 5 alertes envoyées, 0 erreurs", "{answer}");
+    assert_eq!((&answer["sent"], &answer["errors"]), (&json!(5), &json!(0)), "{answer}");
+    assert_eq!(
+        (&answer["checked"], &answer["excluded"]),
+        (&json!(7), &json!({"refused_by_user": 1, "user_banned": 1})),
+        "{answer}"
+    );
+    // Not told means not used up: who allows alerts again is told then.
+    about(
+        &world,
+        refuses,
+        "update public.email_preferences set threshold_alert_email = true where user_id = $1",
+    )
+    .await?;
+    let answer = world.post("check-thresholds", "").await?;
+    assert_eq!(answer["message"], "Vérification terminée : 1 alerte envoyée, 0 erreurs", "{answer}");
+    Ok(())
+}
+
+/// The application calls this after each entry.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_user_takes_few_requests() -> Result<()> {
+    let world = world().await?;
+    let user = books(&world, "one", &[(SERVICES, "29000")]).await?;
+    books(&world, "other", &[(SERVICES, "50000")]).await?;
+    let function = world.function("check-thresholds").await?;
+    let bearer = format!("Bearer {}", crate::world::SECRET);
+    let requests = world.environment.gateway.faults();
+    let query = format!("user_id={user}");
+    let check = async || -> Result<(u64, usize)> {
+        requests.forget();
+        let answer = function.call(Method::POST, &query, Some(&bearer)).await?;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        Ok((answer.json()["sent"].as_u64().unwrap_or(99), requests.seen().len()))
+    };
+    let (sent, count) = check().await?;
+    assert!(sent == 0 && count <= 5, "{sent} sent, {count} requests");
+    turnover(&world, user, "2026-10", SERVICES, "1000", "manual").await?;
+    assert_eq!(check().await?.0, 1);
+    let (sent, count) = check().await?;
+    assert!(sent == 0 && count <= 5, "{sent} sent, {count} requests");
+    assert_eq!(recipients(&world), ["one@example.test"], "nobody else is looked at");
+    let answer = world.post("check-thresholds", &format!("user_id={}", Uuid::new_v4())).await?;
+    assert_eq!(answer["message"], message(0), "{answer}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cron_checks_once_a_week() -> Result<()> {
+    let mut world = world().await?;
+    let user = books(&world, "weekly", &[(SERVICES, "30000")]).await?;
+    let first = world.cron("check-thresholds", "").await?;
+    assert_eq!((&first["message"], &first["skipped"]), (&message(1), &json!(false)), "{first}");
+    turnover(&world, user, "2026-10", SERVICES, "5000", "manual").await?;
+    clock(&mut world, at("2026-11-29T22:59:59Z")); // the Sunday of that week
+    let second = world.cron("check-thresholds", "").await?;
+    assert_eq!((&second["skipped"], &second["sent"]), (&json!(true), &json!(1)), "{second}");
+    says(second["note"].as_str().unwrap_or_default(), &["déjà planifié par cron pour 2026-W48"]);
+    assert_eq!(world.value::<i64>("select count(*) from public.job_slots").await?, 1);
+    assert_eq!(world.resend.accepted_count(), 1);
+    // An operator is never blocked; the next Monday has its own slot.
+    assert_eq!(world.post("check-thresholds", "").await?["sent"], 1);
+    turnover(&world, user, "2026-10", SERVICES, "5000", "manual").await?;
+    clock(&mut world, at("2026-11-29T23:00:00Z"));
+    let third = world.cron("check-thresholds", "").await?;
+    assert_eq!((&third["skipped"], &third["sent"]), (&json!(false), &json!(1)), "{third}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_changes_totals_tells_in_the_same_run() -> Result<()> {
+    let world = World::new().await?;
+    world.stripe_user("acct_alerts").await?;
+    world.stripe_user("acct_small").await?;
+    let now = Utc::now();
+    let earlier = (now - TimeDelta::minutes(30)).max(jobs::schedule::paris::month(now).start());
+    world.stripe.payment("acct_alerts", earlier, 3_000_000, "eur");
+    world.stripe.payment("acct_small", earlier, 1_000, "eur");
+    let due = "select count(*) from public.threshold_checks_due";
+    let answer = world.post("sync-integrations", "").await?;
+    assert_eq!((&answer["totalSynced"], &answer["errors"]), (&json!(2), &json!(0)), "{answer}");
+    assert_eq!(answer["alerts"], json!({"sent": 1, "errors": 0}), "{answer}");
+    assert_eq!(answer["resultsTotal"], 2, "mails are no results: {answer}");
+    assert_eq!(recipients(&world), ["acct_alerts@example.test"]);
+    says(&text(&mail_to(&world, "acct_alerts@example.test")), &["30 000,00 €", "80 % atteints"]);
+    assert_eq!(world.value::<i64>(due).await?, 0);
+    let run: String = world.value("select task from public.job_runs").await?;
+    assert_eq!(run, "sync_integrations", "one run");
+
+    let again = world.post("sync-integrations", "").await?;
+    assert_eq!((again.get("alerts"), &again["errors"]), (None, &json!(0)), "{again}");
+    assert_eq!(world.value::<i64>(due).await?, 0);
+    // A change that crosses nothing: checked, and nothing to tell.
+    world.stripe.payment("acct_alerts", earlier, 100, "eur");
+    let answer = world.post("sync-integrations", "").await?;
+    assert_eq!((&answer["totalSynced"], answer.get("alerts")), (&json!(1), None), "{answer}");
+    assert_eq!(world.value::<i64>(due).await?, 0);
+    assert_eq!(world.resend.accepted_count(), 1);
+    Ok(())
+}
