@@ -138,6 +138,27 @@ async fn by_source_with_refunds_and_twins_counted_once() -> Result<()> {
     Ok(())
 }
 
+/// A replay of the last day: the figure is of that day, and nothing is said of a month that has long been over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_is_of_its_instant() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, at) = last_day(&mut world);
+    clock(&mut world, month.end() + TimeDelta::days(2));
+    world.stripe_user("acct_replay").await?;
+    world.stripe.payment("acct_replay", day(month, 3), 10_000, "eur");
+    world.stripe.payment("acct_replay", at + TimeDelta::hours(1), 5_000, "eur");
+    let query = format!("at={}", at.format("%Y-%m-%dT%H:%M:%SZ"));
+    let answer = world.cron("monthly-orchestrator", &query).await?;
+    assert_eq!(answer["results"]["monthlySync"]["recaps"], json!({"sent": 1, "errors": 0}), "{answer}");
+    let text = text(&mail_to(&world, &of("acct_replay")));
+    says(
+        &text,
+        &["Total importé, provisoire : 100,00 €", "à 15 h 00 (heure de Paris) : ce qui est encaissé"],
+    );
+    says_not(&text, &["n’est pas terminé"]);
+    Ok(())
+}
+
 /// A month before the one that recaps are about: the figures are put right, and nobody is written to.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_month_or_one_that_goes_on_is_data_only() -> Result<()> {
