@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::given::{
     about, at, clock, mail_to, mails_to, plain, problem, recipients, says, says_not, text, turnover,
 };
-use crate::world::World;
+use crate::{promises::until, world::World};
 
 const SERVICES: &str = "Prestation de services";
 const SALES: &str = "Vente de marchandises";
@@ -409,5 +409,34 @@ async fn a_sync_that_changes_totals_tells_in_the_same_run() -> Result<()> {
     assert_eq!((&answer["totalSynced"], answer.get("alerts")), (&json!(1), None), "{answer}");
     assert_eq!(world.value::<i64>(due).await?, 0);
     assert_eq!(world.resend.accepted_count(), 1);
+    Ok(())
+}
+
+/// What a sync could not check any more is checked by whoever goes on with the queue.
+#[tokio::test(flavor = "multi_thread")]
+async fn drain_queue_checks_what_is_left() -> Result<()> {
+    let world = world().await?;
+    let function = world.function("drain-queue").await?;
+    let bearer = format!("Bearer {}", crate::world::SECRET);
+    let drained = async |times: i64| -> Result<()> {
+        let answer = function.call(Method::POST, "", Some(&bearer)).await?;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+        let logged = "select count(*) from public.sync_logs where sync_type = 'drain' and status = 'success'";
+        until("the drain's row in the log", async || Ok(world.value::<i64>(logged).await? == times)).await
+    };
+    let small = books(&world, "small", &[(SERVICES, "29999.99")]).await?;
+    let mark = "insert into public.threshold_checks_due (user_id) values ($1)";
+    about(&world, small, mark).await?;
+    drained(1).await?;
+    let left =
+        "select (select count(*) from public.threshold_checks_due) + (select count(*) from public.job_runs)";
+    assert_eq!(world.value::<i64>(left).await?, 0, "checked, and no run where there is nothing to tell");
+    turnover(&world, small, "2026-10", SERVICES, "0.01", "manual").await?;
+    about(&world, small, mark).await?;
+    drained(2).await?;
+    assert_eq!(recipients(&world), ["small@example.test"]);
+    let runs: Value =
+        world.value("select jsonb_agg(jsonb_build_array(task, route, status)) from public.job_runs").await?;
+    assert_eq!(runs, json!([["check_thresholds", "/api/cron/drain-queue", "success"]]));
     Ok(())
 }

@@ -58,8 +58,8 @@ fn replay(at: DateTime<Utc>) -> String {
     format!("at={}", at.format("%Y-%m-%dT%H:%M:%SZ"))
 }
 
-/// Waits for a condition, at most 20 seconds.
-async fn until<F>(what: &str, mut condition: F) -> Result<()>
+/// Waits for a condition, at most two minutes.
+pub(crate) async fn until<F>(what: &str, mut condition: F) -> Result<()>
 where
     F: AsyncFnMut() -> Result<bool>,
 {

@@ -93,7 +93,8 @@ pub(super) async fn check_changed(
             return Ok(());
         }
         let arguments = json!({
-            "p_run_id": run_id.unwrap_or_else(Uuid::new_v4), "p_append": run_id.is_some(),
+            "p_run_id": run_id.unwrap_or_else(Uuid::new_v4),
+            "p_append": run_id.is_some() || found.alerts.is_empty(),
             "p_task": Task::CheckThresholds.as_str(), "p_slot": null, "p_trigger": "cron", "p_route": route,
             "p_as_of": context.now, "p_parameters": {},
         });
