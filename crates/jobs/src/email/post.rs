@@ -370,7 +370,11 @@ impl Post {
                     }
                     (Duration::ZERO, None)
                 }
-                Sent::UnderWay => return self.give_back(&batch, UNDER_WAY, None, deadline).await,
+                Sent::UnderWay => {
+                    // Whosever request it is, it may be accepted: only this key may ask again.
+                    batch.doubtful = true;
+                    return self.give_back(&batch, UNDER_WAY, None, deadline).await;
+                }
                 Sent::NotMade(failure) => {
                     tries += 1;
                     (Duration::from_secs(1), Some(failure))
