@@ -410,15 +410,21 @@ impl Post {
         likely: bool,
         deadline: &Deadline,
     ) -> Result<Option<PostReport>, SupabaseError> {
-        let (left, exhausted) = match self.sender.allowance(deadline).await {
-            Some(allowance) => {
-                self.pace.learn(allowance.clone()).await;
-                (allowance.left, allowance.exhausted())
-            }
+        let said = self.sender.allowance(deadline).await;
+        let (left, exhausted) = match &said {
+            Some(allowance) => (allowance.left, allowance.exhausted()),
             None => (likely.then_some(0), sender::exhausted(None)),
         };
-        let Some(left) = left.filter(|left| *left < batch.letters.len() as u64) else { return Ok(None) };
-        let mut report = self.give_back(batch, Duration::ZERO, None, deadline).await?;
+        let left = left.filter(|left| *left < batch.letters.len() as u64);
+        let report = match left {
+            Some(_) => Some(self.give_back(batch, Duration::ZERO, None, deadline).await?),
+            None => None,
+        };
+        // After giving back: what the service says counts nothing of this batch.
+        if let Some(allowance) = said {
+            self.pace.learn(allowance).await;
+        }
+        let (Some(left), Some(mut report)) = (left, report) else { return Ok(None) };
         // Where some mails are left, a smaller batch takes them; a sealed one cannot become smaller.
         if left == 0 || batch.doubtful {
             report.blocked = Some(exhausted);
