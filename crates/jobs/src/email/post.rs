@@ -144,16 +144,20 @@ impl Post {
         let mut working: JoinSet<Result<PostReport, SupabaseError>> = JoinSet::new();
         let mut fault = None;
         loop {
-            while let Some(done) =
-                if working.len() >= AT_ONCE { working.join_next().await } else { working.try_join_next() }
+            if working.len() >= AT_ONCE
+                && let Some(done) = working.join_next().await
             {
                 book(&mut report, &mut fault, done);
             }
-            if report.blocked.is_some() || fault.is_some() {
-                break;
-            }
             if !deadline.may_start_work() || self.pace.turn(&deadline).await.is_err() {
                 report.out_of_time = true;
+                break;
+            }
+            // After the turn, which may have been long: what is blocked by now is not asked for again.
+            while let Some(done) = working.try_join_next() {
+                book(&mut report, &mut fault, done);
+            }
+            if report.blocked.is_some() || fault.is_some() {
                 break;
             }
             let limit = match self.pace.allowance().await {
