@@ -174,8 +174,11 @@ impl Post {
                 Ok(Claim::Empty) => break,
                 Ok(Claim::Again) => {}
                 Ok(Claim::Mails { id, mails }) => {
+                    // Here and not beside each other: what is claimed later, and less urgent, takes what is left then.
+                    let room = self.room(&mails, &deadline).await;
                     let post = self.clone();
-                    working.spawn(async move { post.work(id, mails, deadline.reserving(RESERVE)).await });
+                    working
+                        .spawn(async move { post.work(id, mails, room, deadline.reserving(RESERVE)).await });
                 }
                 Err(error) => fault = Some(error),
             }
@@ -186,15 +189,29 @@ impl Post {
         fault.map_or(Ok(report), Err)
     }
 
+    /// Takes these mails off the quota; how many it allows. A sealed batch was taken off before.
+    async fn room(&self, mails: &[Claimed], deadline: &Deadline) -> usize {
+        if mails.iter().any(|mail| mail.batch_id.is_some()) {
+            return mails.len();
+        }
+        if self.pace.asks().await
+            && let Some(allowance) = self.sender.allowance(deadline).await
+        {
+            self.pace.learn(allowance).await;
+        }
+        self.pace.take(mails.len()).await
+    }
+
     async fn work(
         &self,
         claim: Uuid,
         mails: Vec<Claimed>,
+        room: usize,
         deadline: Deadline,
     ) -> Result<PostReport, SupabaseError> {
         match mails.first().and_then(|mail| mail.batch_id) {
             Some(batch) => self.resume(claim, batch, mails, &deadline).await,
-            None => self.begin(claim, mails, &deadline).await,
+            None => self.begin(claim, mails, room, &deadline).await,
         }
     }
 
@@ -228,11 +245,12 @@ impl Post {
         self.deliver(batch, deadline).await
     }
 
-    /// Fresh mails: writes, seals and sends what is still wanted.
+    /// Fresh mails: writes, seals and sends what is still wanted, as far as there is room for it in the quota.
     async fn begin(
         &self,
         claim: Uuid,
         mails: Vec<Claimed>,
+        room: usize,
         deadline: &Deadline,
     ) -> Result<PostReport, SupabaseError> {
         let mut report = PostReport::default();
@@ -257,15 +275,10 @@ impl Post {
             self.outbox.settle(claim, &settled, deadline).await?;
             report.book(&settled);
         }
+        self.pace.put_back(room.saturating_sub(ready.len())).await;
         let Some(kind) = ready.first().map(|(mail, ..)| mail.kind) else { return Ok(report) };
-
-        if self.pace.asks().await
-            && let Some(allowance) = self.sender.allowance(deadline).await
-        {
-            self.pace.learn(allowance).await;
-        }
-        let room = self.pace.take(ready.len()).await;
-        let beyond: Vec<i64> = ready.drain(room..).map(|(mail, ..)| mail.delivery_id).collect();
+        let beyond: Vec<i64> =
+            ready.drain(room.min(ready.len())..).map(|(mail, ..)| mail.delivery_id).collect();
         if !beyond.is_empty() {
             self.outbox.give_back(claim, &beyond, Duration::ZERO, None, None, deadline).await?;
             report.given_back += beyond.len() as u64;
