@@ -27,7 +27,7 @@ use crate::{
 
 /// Batches under way at once: at ten requests a second, answers may take almost a second.
 const AT_ONCE: usize = 8;
-/// Kept from the work for giving back what is not done, the report and the log.
+/// Kept from the mail service's requests for writing down what came of them, the report and the log.
 const RESERVE: Duration = Duration::from_secs(10);
 /// A rate limit longer than this is waited for in the queue, not here.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
@@ -177,8 +177,7 @@ impl Post {
                     // Here and not beside each other: what is claimed later, and less urgent, takes what is left then.
                     let room = self.room(&mails, &deadline).await;
                     let post = self.clone();
-                    working
-                        .spawn(async move { post.work(id, mails, room, deadline.reserving(RESERVE)).await });
+                    working.spawn(async move { post.work(id, mails, room, deadline).await });
                 }
                 Err(error) => fault = Some(error),
             }
@@ -346,9 +345,10 @@ impl Post {
     /// Sends a sealed batch, its first turn being taken, and settles it or gives it back.
     async fn deliver(&self, mut batch: Batch, deadline: &Deadline) -> Result<PostReport, SupabaseError> {
         let (mut tries, mut waits) = (0, 0);
+        let asking = deadline.reserving(RESERVE);
         loop {
             let payload: Vec<Value> = batch.letters.iter().map(|letter| letter.payload.clone()).collect();
-            let (wait, failure) = match self.sender.send(batch.id, &payload, deadline).await {
+            let (wait, failure) = match self.sender.send(batch.id, &payload, &asking).await {
                 Sent::Accepted(outcomes) => {
                     let outcomes =
                         batch.letters.iter().zip(outcomes).map(|(letter, outcome)| match outcome {
@@ -392,6 +392,7 @@ impl Post {
                     batch.doubtful = true;
                     return self.give_back(&batch, UNDER_WAY, None, deadline).await;
                 }
+                Sent::OutOfTime => return self.out_of_time(&batch, deadline).await,
                 Sent::NotMade(failure) => {
                     tries += 1;
                     (Duration::from_secs(1), Some(failure))
@@ -403,15 +404,16 @@ impl Post {
             };
             if let Some(failure) = failure {
                 tracing::warn!(batch = %batch.id, code = failure.code, tries, "a batch's outcome is not known");
-                if tries >= TRIES || deadline.sleep(wait).await.is_err() {
+                if tries >= TRIES {
                     let delay = pause_after(batch.attempts);
                     return self.give_back(&batch, delay, Some(&failure), deadline).await;
                 }
+                if asking.sleep(wait).await.is_err() {
+                    return self.out_of_time(&batch, deadline).await;
+                }
             }
-            if self.pace.turn(deadline).await.is_err() {
-                let mut report = self.give_back(&batch, Duration::ZERO, None, deadline).await?;
-                report.out_of_time = true;
-                return Ok(report);
+            if self.pace.turn(&asking).await.is_err() {
+                return self.out_of_time(&batch, deadline).await;
             }
             if !self.outbox.extend(batch.claim, &batch.deliveries(), deadline).await? {
                 return Ok(PostReport::default()); // another claim has it
@@ -427,7 +429,7 @@ impl Post {
         likely: bool,
         deadline: &Deadline,
     ) -> Result<Option<PostReport>, SupabaseError> {
-        let said = self.sender.allowance(deadline).await;
+        let said = self.sender.allowance(&deadline.reserving(RESERVE)).await;
         let (left, exhausted) = match &said {
             Some(allowance) => (allowance.left, allowance.exhausted()),
             None => (likely.then_some(0), sender::exhausted(None)),
@@ -467,7 +469,7 @@ impl Post {
         }
         let mut report = PostReport::default();
         for child in children {
-            let in_time = self.pace.turn(deadline).await.is_ok();
+            let in_time = self.pace.turn(&deadline.reserving(RESERVE)).await.is_ok();
             if !in_time || !self.outbox.extend(child.claim, &child.deliveries(), deadline).await? {
                 report.add(self.give_back(&child, Duration::ZERO, None, deadline).await?);
                 report.out_of_time |= !in_time;
@@ -491,6 +493,13 @@ impl Post {
         } else {
             report.book(&outcomes);
         }
+        Ok(report)
+    }
+
+    /// The budget is over, which is no attempt of anybody's.
+    async fn out_of_time(&self, batch: &Batch, deadline: &Deadline) -> Result<PostReport, SupabaseError> {
+        let mut report = self.give_back(batch, Duration::ZERO, None, deadline).await?;
+        report.out_of_time = true;
         Ok(report)
     }
 

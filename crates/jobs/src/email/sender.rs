@@ -47,6 +47,8 @@ pub(super) enum Sent {
     Blocked(Failure),
     /// No connection: the request was never made.
     NotMade(Failure),
+    /// No time: it was not made, either.
+    OutOfTime,
     /// It may have been accepted or not.
     Unknown(Failure),
 }
@@ -155,9 +157,7 @@ impl Sender {
 
     /// Sends a batch under its key. Made again with the same batch and mails, it sends nothing twice.
     pub(super) async fn send(&self, batch: Uuid, mails: &[Value], deadline: &Deadline) -> Sent {
-        let Some(timeout) = deadline.request_timeout(TIMEOUT) else {
-            return Sent::NotMade(failure("out_of_time", "Le temps imparti est écoulé."));
-        };
+        let Some(timeout) = deadline.request_timeout(TIMEOUT) else { return Sent::OutOfTime };
         let mut headers = HeaderMap::new();
         let key = format!("comptalyze-jobs/{batch}");
         headers.insert("idempotency-key", key.parse().expect("letters, digits, - and /"));
