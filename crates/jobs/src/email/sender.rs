@@ -242,6 +242,10 @@ fn classify(error: &Error) -> Sent {
         Error::Resend(error) => match (error.status_code, error.name.as_str()) {
             (409, "invalid_idempotent_request") => Sent::AcceptedBefore,
             (409, "concurrent_idempotent_requests") => Sent::UnderWay,
+            (422, "invalid_from_address") => Sent::Blocked(failure(
+                "mail_domain",
+                "Resend refuse l’expéditeur ; vérifiez COMPANY_FROM_EMAIL.",
+            )),
             (400 | 413 | 422, _) => Sent::Refused(refused(&error.message)),
             (401, _) => {
                 Sent::Blocked(failure("mail_key", "La clé Resend est refusée ; vérifiez RESEND_API_KEY."))
