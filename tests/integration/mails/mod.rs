@@ -1,5 +1,6 @@
 //! The mails, end to end: planned, sealed, sent, settled, each exactly once.
 
+mod delivery;
 mod dry_run;
 mod given;
 mod offers;

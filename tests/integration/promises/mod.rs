@@ -44,7 +44,7 @@ fn months_ago(n: usize) -> Month {
 const USER_LOCK: &str = "select pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || $1, 0))";
 
 /// How many settlements wait for it.
-const WAITING: &str = "select count(*) from pg_locks l join pg_database d on d.oid = l.database \
+pub(crate) const WAITING: &str = "select count(*) from pg_locks l join pg_database d on d.oid = l.database \
                        where d.datname = current_database() and l.locktype = 'advisory' and not l.granted";
 
 /// The sync hour that began last.
@@ -74,7 +74,7 @@ where
 }
 
 /// One of our database functions, called as the jobs call it.
-async fn rpc(world: &World, function: &str, arguments: &Value) -> Result<Value> {
+pub(crate) async fn rpc(world: &World, function: &str, arguments: &Value) -> Result<Value> {
     let key = &world.environment.gateway.keys().secret;
     let (status, answer) = rpc_as(world, key, None, function, arguments).await?;
     ensure!(status.is_success(), "{function}: {status} {answer}");

@@ -27,7 +27,7 @@ use crate::{
 
 /// Batches under way at once: at ten requests a second, answers may take almost a second.
 const AT_ONCE: usize = 8;
-/// Kept from the work for giving back what is not done, the report and the log.
+/// Kept from the mail service's requests for writing down what came of them, the report and the log.
 const RESERVE: Duration = Duration::from_secs(10);
 /// A rate limit longer than this is waited for in the queue, not here.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
@@ -144,16 +144,20 @@ impl Post {
         let mut working: JoinSet<Result<PostReport, SupabaseError>> = JoinSet::new();
         let mut fault = None;
         loop {
-            while let Some(done) =
-                if working.len() >= AT_ONCE { working.join_next().await } else { working.try_join_next() }
+            if working.len() >= AT_ONCE
+                && let Some(done) = working.join_next().await
             {
                 book(&mut report, &mut fault, done);
             }
-            if report.blocked.is_some() || fault.is_some() {
-                break;
-            }
             if !deadline.may_start_work() || self.pace.turn(&deadline).await.is_err() {
                 report.out_of_time = true;
+                break;
+            }
+            // After the turn, which may have been long: what is blocked by now is not asked for again.
+            while let Some(done) = working.try_join_next() {
+                book(&mut report, &mut fault, done);
+            }
+            if report.blocked.is_some() || fault.is_some() {
                 break;
             }
             let limit = match self.pace.allowance().await {
@@ -170,8 +174,10 @@ impl Post {
                 Ok(Claim::Empty) => break,
                 Ok(Claim::Again) => {}
                 Ok(Claim::Mails { id, mails }) => {
+                    // Here and not beside each other: what is claimed later, and less urgent, takes what is left then.
+                    let room = self.room(&mails, &deadline).await;
                     let post = self.clone();
-                    working.spawn(async move { post.work(id, mails, deadline.reserving(RESERVE)).await });
+                    working.spawn(async move { post.work(id, mails, room, deadline).await });
                 }
                 Err(error) => fault = Some(error),
             }
@@ -182,15 +188,29 @@ impl Post {
         fault.map_or(Ok(report), Err)
     }
 
+    /// Takes these mails off the quota; how many it allows. A sealed batch was taken off before.
+    async fn room(&self, mails: &[Claimed], deadline: &Deadline) -> usize {
+        if mails.iter().any(|mail| mail.batch_id.is_some()) {
+            return mails.len();
+        }
+        if self.pace.asks().await
+            && let Some(allowance) = self.sender.allowance(deadline).await
+        {
+            self.pace.learn(allowance).await;
+        }
+        self.pace.take(mails.len()).await
+    }
+
     async fn work(
         &self,
         claim: Uuid,
         mails: Vec<Claimed>,
+        room: usize,
         deadline: Deadline,
     ) -> Result<PostReport, SupabaseError> {
         match mails.first().and_then(|mail| mail.batch_id) {
             Some(batch) => self.resume(claim, batch, mails, &deadline).await,
-            None => self.begin(claim, mails, &deadline).await,
+            None => self.begin(claim, mails, room, &deadline).await,
         }
     }
 
@@ -224,11 +244,12 @@ impl Post {
         self.deliver(batch, deadline).await
     }
 
-    /// Fresh mails: writes, seals and sends what is still wanted.
+    /// Fresh mails: writes, seals and sends what is still wanted, as far as there is room for it in the quota.
     async fn begin(
         &self,
         claim: Uuid,
         mails: Vec<Claimed>,
+        room: usize,
         deadline: &Deadline,
     ) -> Result<PostReport, SupabaseError> {
         let mut report = PostReport::default();
@@ -253,15 +274,10 @@ impl Post {
             self.outbox.settle(claim, &settled, deadline).await?;
             report.book(&settled);
         }
+        self.pace.put_back(room.saturating_sub(ready.len())).await;
         let Some(kind) = ready.first().map(|(mail, ..)| mail.kind) else { return Ok(report) };
-
-        if self.pace.asks().await
-            && let Some(allowance) = self.sender.allowance(deadline).await
-        {
-            self.pace.learn(allowance).await;
-        }
-        let room = self.pace.take(ready.len()).await;
-        let beyond: Vec<i64> = ready.drain(room..).map(|(mail, ..)| mail.delivery_id).collect();
+        let beyond: Vec<i64> =
+            ready.drain(room.min(ready.len())..).map(|(mail, ..)| mail.delivery_id).collect();
         if !beyond.is_empty() {
             self.outbox.give_back(claim, &beyond, Duration::ZERO, None, None, deadline).await?;
             report.given_back += beyond.len() as u64;
@@ -329,9 +345,10 @@ impl Post {
     /// Sends a sealed batch, its first turn being taken, and settles it or gives it back.
     async fn deliver(&self, mut batch: Batch, deadline: &Deadline) -> Result<PostReport, SupabaseError> {
         let (mut tries, mut waits) = (0, 0);
+        let asking = deadline.reserving(RESERVE);
         loop {
             let payload: Vec<Value> = batch.letters.iter().map(|letter| letter.payload.clone()).collect();
-            let (wait, failure) = match self.sender.send(batch.id, &payload, deadline).await {
+            let (wait, failure) = match self.sender.send(batch.id, &payload, &asking).await {
                 Sent::Accepted(outcomes) => {
                     let outcomes =
                         batch.letters.iter().zip(outcomes).map(|(letter, outcome)| match outcome {
@@ -370,7 +387,12 @@ impl Post {
                     }
                     (Duration::ZERO, None)
                 }
-                Sent::UnderWay => return self.give_back(&batch, UNDER_WAY, None, deadline).await,
+                Sent::UnderWay => {
+                    // Whosever request it is, it may be accepted: only this key may ask again.
+                    batch.doubtful = true;
+                    return self.give_back(&batch, UNDER_WAY, None, deadline).await;
+                }
+                Sent::OutOfTime => return self.out_of_time(&batch, deadline).await,
                 Sent::NotMade(failure) => {
                     tries += 1;
                     (Duration::from_secs(1), Some(failure))
@@ -382,15 +404,16 @@ impl Post {
             };
             if let Some(failure) = failure {
                 tracing::warn!(batch = %batch.id, code = failure.code, tries, "a batch's outcome is not known");
-                if tries >= TRIES || deadline.sleep(wait).await.is_err() {
+                if tries >= TRIES {
                     let delay = pause_after(batch.attempts);
                     return self.give_back(&batch, delay, Some(&failure), deadline).await;
                 }
+                if asking.sleep(wait).await.is_err() {
+                    return self.out_of_time(&batch, deadline).await;
+                }
             }
-            if self.pace.turn(deadline).await.is_err() {
-                let mut report = self.give_back(&batch, Duration::ZERO, None, deadline).await?;
-                report.out_of_time = true;
-                return Ok(report);
+            if self.pace.turn(&asking).await.is_err() {
+                return self.out_of_time(&batch, deadline).await;
             }
             if !self.outbox.extend(batch.claim, &batch.deliveries(), deadline).await? {
                 return Ok(PostReport::default()); // another claim has it
@@ -406,15 +429,21 @@ impl Post {
         likely: bool,
         deadline: &Deadline,
     ) -> Result<Option<PostReport>, SupabaseError> {
-        let (left, exhausted) = match self.sender.allowance(deadline).await {
-            Some(allowance) => {
-                self.pace.learn(allowance.clone()).await;
-                (allowance.left, allowance.exhausted())
-            }
+        let said = self.sender.allowance(&deadline.reserving(RESERVE)).await;
+        let (left, exhausted) = match &said {
+            Some(allowance) => (allowance.left, allowance.exhausted()),
             None => (likely.then_some(0), sender::exhausted(None)),
         };
-        let Some(left) = left.filter(|left| *left < batch.letters.len() as u64) else { return Ok(None) };
-        let mut report = self.give_back(batch, Duration::ZERO, None, deadline).await?;
+        let left = left.filter(|left| *left < batch.letters.len() as u64);
+        let report = match left {
+            Some(_) => Some(self.give_back(batch, Duration::ZERO, None, deadline).await?),
+            None => None,
+        };
+        // After giving back: what the service says counts nothing of this batch.
+        if let Some(allowance) = said {
+            self.pace.learn(allowance).await;
+        }
+        let (Some(left), Some(mut report)) = (left, report) else { return Ok(None) };
         // Where some mails are left, a smaller batch takes them; a sealed one cannot become smaller.
         if left == 0 || batch.doubtful {
             report.blocked = Some(exhausted);
@@ -440,7 +469,7 @@ impl Post {
         }
         let mut report = PostReport::default();
         for child in children {
-            let in_time = self.pace.turn(deadline).await.is_ok();
+            let in_time = self.pace.turn(&deadline.reserving(RESERVE)).await.is_ok();
             if !in_time || !self.outbox.extend(child.claim, &child.deliveries(), deadline).await? {
                 report.add(self.give_back(&child, Duration::ZERO, None, deadline).await?);
                 report.out_of_time |= !in_time;
@@ -464,6 +493,13 @@ impl Post {
         } else {
             report.book(&outcomes);
         }
+        Ok(report)
+    }
+
+    /// The budget is over, which is no attempt of anybody's.
+    async fn out_of_time(&self, batch: &Batch, deadline: &Deadline) -> Result<PostReport, SupabaseError> {
+        let mut report = self.give_back(batch, Duration::ZERO, None, deadline).await?;
+        report.out_of_time = true;
         Ok(report)
     }
 

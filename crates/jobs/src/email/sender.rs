@@ -47,6 +47,8 @@ pub(super) enum Sent {
     Blocked(Failure),
     /// No connection: the request was never made.
     NotMade(Failure),
+    /// No time: it was not made, either.
+    OutOfTime,
     /// It may have been accepted or not.
     Unknown(Failure),
 }
@@ -155,9 +157,7 @@ impl Sender {
 
     /// Sends a batch under its key. Made again with the same batch and mails, it sends nothing twice.
     pub(super) async fn send(&self, batch: Uuid, mails: &[Value], deadline: &Deadline) -> Sent {
-        let Some(timeout) = deadline.request_timeout(TIMEOUT) else {
-            return Sent::NotMade(failure("out_of_time", "Le temps imparti est écoulé."));
-        };
+        let Some(timeout) = deadline.request_timeout(TIMEOUT) else { return Sent::OutOfTime };
         let mut headers = HeaderMap::new();
         let key = format!("comptalyze-jobs/{batch}");
         headers.insert("idempotency-key", key.parse().expect("letters, digits, - and /"));
@@ -242,6 +242,10 @@ fn classify(error: &Error) -> Sent {
         Error::Resend(error) => match (error.status_code, error.name.as_str()) {
             (409, "invalid_idempotent_request") => Sent::AcceptedBefore,
             (409, "concurrent_idempotent_requests") => Sent::UnderWay,
+            (422, "invalid_from_address") => Sent::Blocked(failure(
+                "mail_domain",
+                "Resend refuse l’expéditeur ; vérifiez COMPANY_FROM_EMAIL.",
+            )),
             (400 | 413 | 422, _) => Sent::Refused(refused(&error.message)),
             (401, _) => {
                 Sent::Blocked(failure("mail_key", "La clé Resend est refusée ; vérifiez RESEND_API_KEY."))

@@ -1,0 +1,173 @@
+//! What is promised about every mail (DESIGN §3.1), and tests that try to break it: each exactly once, only to
+//! those who want it, none lost without a word.
+
+mod addresses;
+mod kills;
+mod lanes;
+mod lost_answers;
+mod old_batches;
+mod overlaps;
+mod payloads;
+mod quotas;
+mod rates;
+mod refused_keys;
+mod second_thoughts;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, Utc};
+use jobs::{email::samples, schedule::paris};
+use local_stack::faults::Seen;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{midday, signed_up};
+use crate::{
+    promises::{rpc, until},
+    world::World,
+};
+
+/// Where batches go.
+const BATCH: &str = "/emails/batch";
+
+/// A world at midday with this many users for the J+3 mail, `user-0@example.test` and so on.
+async fn world_of(users: usize) -> Result<World> {
+    let mut world = World::new().await?;
+    midday(&mut world);
+    for n in 0..users {
+        signed_up(&world, &address(n), "Camille Moreau", 4).await?;
+    }
+    Ok(world)
+}
+
+fn address(n: usize) -> String {
+    format!("user-{n}@example.test")
+}
+
+/// Plans the J+3 mails of today's slot, and sends nothing: whoever calls the route next joins this run.
+async fn plan(world: &World) -> Result<Uuid> {
+    let now: DateTime<Utc> = world.var("JOBS_NOW").parse()?;
+    let run = Uuid::new_v4();
+    let arguments = json!({
+        "p_run_id": run, "p_task": "marketing_day3", "p_kind": "marketing_day3",
+        "p_slot": paris::date(now).to_string(), "p_trigger": "cron", "p_route": "/api/cron/daily-tasks",
+        "p_as_of": now, "p_parameters": {}, "p_user_id": null, "p_dry_run": false,
+        "p_prices": {"price_pro": "pro", "price_premium": "premium"}, "p_month": null, "p_now": now,
+    });
+    let planned = rpc(world, "jobs_plan_mails", &arguments).await?;
+    assert_eq!(planned["state"], "planned", "{planned}");
+    Ok(run)
+}
+
+/// Puts a mail of a kind into the outbox, into this run.
+async fn add(world: &World, run: Uuid, kind: &str, email: &str) -> Result<Uuid> {
+    let user = world.user(email).await?;
+    if kind == "monthly_reminder" {
+        sqlx::query(
+            "insert into public.subscriptions (user_id, status, price_id) values ($1, 'active', 'price_premium')",
+        )
+        .bind(user)
+        .execute(world.pool())
+        .await?;
+        sqlx::query("insert into public.email_preferences (user_id, monthly_reminder) values ($1, true)")
+            .bind(user)
+            .execute(world.pool())
+            .await?;
+    }
+    let facts = samples::samples().into_iter().find(|(_, facts)| facts.kind().as_str() == kind);
+    sqlx::query(
+        "insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts) \
+         values ($1 || '/' || $2::text, $1, $2, $2, $3, $4)",
+    )
+    .bind(kind)
+    .bind(user)
+    .bind(run)
+    .bind(serde_json::to_value(facts.context("no sample")?.1)?)
+    .execute(world.pool())
+    .await?;
+    sqlx::query("select public.mail_queue($1, null)").bind(run).execute(world.pool()).await?;
+    Ok(user)
+}
+
+/// Calls the route as its cron does; its part of the answer.
+async fn drain(world: &World) -> Result<Value> {
+    Ok(world.cron("daily-tasks", "").await?["results"]["upgradeEmails"].clone())
+}
+
+/// Makes every queued mail visible, as if its visibility timeout or its pause had just passed.
+async fn come_back(world: &World) -> Result<()> {
+    for lane in ["alerts", "reminders", "recaps", "marketing"] {
+        let sql = format!("select pgmq.set_vt('jobs_{lane}', msg_id, 0) from pgmq.q_jobs_{lane}");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.pool()).await?;
+    }
+    Ok(())
+}
+
+/// How many deliveries are in each state.
+async fn states(world: &World) -> Result<BTreeMap<String, i64>> {
+    let rows: Vec<(String, i64)> =
+        sqlx::query_as("select status, count(*) from public.email_deliveries group by 1")
+            .fetch_all(world.pool())
+            .await?;
+    Ok(rows.into_iter().collect())
+}
+
+fn all(state: &str, count: i64) -> BTreeMap<String, i64> {
+    BTreeMap::from([(state.to_owned(), count)])
+}
+
+/// Attempts that were counted, all in all.
+async fn attempts(world: &World) -> Result<i64> {
+    world.value("select coalesce(sum(attempts), 0)::bigint from public.job_items").await
+}
+
+async fn noted(world: &World) -> Result<i64> {
+    world.value("select count(*) from public.marketing_emails where email_type = 'upgrade_day3'").await
+}
+
+/// Who got a mail, in the order of arrival.
+fn recipients(world: &World) -> Vec<String> {
+    world.resend.accepted().iter().map(|accepted| accepted.mail.to.join(",")).collect()
+}
+
+/// Checks that exactly these got a mail, each one.
+fn assert_each_once(world: &World, expected: impl IntoIterator<Item = String>) {
+    let got = recipients(world);
+    let different: BTreeSet<&String> = got.iter().collect();
+    assert_eq!(different.len(), got.len(), "somebody got two: {got:?}");
+    assert_eq!(got.iter().cloned().collect::<BTreeSet<_>>(), expected.into_iter().collect());
+}
+
+/// The same, with everything written down, and nothing left that a further drain could send.
+async fn assert_all_sent(world: &World, users: usize) -> Result<()> {
+    let count = i64::try_from(users)?;
+    assert_each_once(world, (0..users).map(address));
+    assert_eq!((states(world).await?, noted(world).await?), (all("sent", count), count));
+    let open: i64 = world.value("select count(*) from public.email_batches where state = 'sealed'").await?;
+    let messages: i64 = world.value("select count(*) from pgmq.q_jobs_marketing").await?;
+    assert_eq!((open, messages), (0, 0));
+    Ok(())
+}
+
+/// The requests that carried mails, in order.
+fn requests(world: &World) -> Vec<Seen> {
+    world.resend.faults().seen().into_iter().filter(|seen| seen.target.contains(BATCH)).collect()
+}
+
+fn key(request: &Seen) -> &str {
+    request.headers["idempotency-key"].to_str().expect("ASCII")
+}
+
+/// How many mails a request carried.
+fn size(request: &Seen) -> usize {
+    let mails: Vec<Value> = serde_json::from_str(&request.body).expect("a list of mails");
+    mails.len()
+}
+
+/// Whether a problem with this code is told, and blocks.
+fn blocking(part: &Value, code: &str) -> bool {
+    part["problems"]
+        .as_array()
+        .is_some_and(|problems| problems.iter().any(|p| p["code"] == code && p["blocking"] == true))
+}

@@ -1,0 +1,84 @@
+//! Batches whose outcome nobody knows, when it is too late to ask again or the mail looks different by now.
+
+use anyhow::Result;
+use local_stack::faults::{Fault, Rule};
+use serde_json::json;
+
+use super::{
+    BATCH, all, assert_all_sent, assert_each_once, come_back, drain, key, noted, requests, states, world_of,
+};
+
+const USERS: usize = 5;
+
+/// The service has forgotten the key: another request could be a second mail.
+#[tokio::test(flavor = "multi_thread")]
+async fn older_than_the_key_is_not_sent_again() -> Result<()> {
+    for lost in [Fault::CutAfter, Fault::CutBefore] {
+        let accepted = if matches!(lost, Fault::CutAfter) { USERS } else { 0 };
+        let world = world_of(USERS).await?;
+        world.resend.faults().add(Rule::on(BATCH, lost).times(2));
+        drain(&world).await?;
+        world.resend.forget_keys();
+        world.run("update public.email_batches set sealed_at = sealed_at - interval '24 hours'").await?;
+        for _ in 0..2 {
+            come_back(&world).await?;
+            let part = drain(&world).await?;
+            assert_eq!((&part["sent"], &part["errors"]), (&json!(0), &json!(USERS)), "{part}");
+            assert_eq!(part["problems"][0]["code"], "unknown_outcome", "{part}");
+            assert!(part.get("remaining").is_none(), "{part}");
+        }
+        assert_eq!((requests(&world).len(), world.resend.accepted_count()), (2, accepted));
+        assert_eq!((states(&world).await?, noted(&world).await?), (all("unknown", 5), 5));
+    }
+    Ok(())
+}
+
+/// A deploy changes what the mail says. The service took it as it was, and refuses the key with another payload.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_changed_after_the_service_accepted() -> Result<()> {
+    let mut world = world_of(USERS).await?;
+    world.resend.faults().add(Rule::on(BATCH, Fault::CutAfter).times(2));
+    drain(&world).await?;
+    world.set("SENDER_IDENTITY", "Comptalyze SAS, 2 rue d’Ailleurs, 69000 Lyon");
+    come_back(&world).await?;
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["errors"]), (&json!(USERS), &json!(0)), "{part}");
+    assert_all_sent(&world, USERS).await?;
+    assert!(
+        world.resend.accepted().iter().all(|a| a.mail.text.as_deref().is_some_and(|t| t.contains("75000")))
+    );
+    Ok(())
+}
+
+/// The same where nothing had been accepted: the new one leaves, under the old key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_changed_before_the_service_accepted() -> Result<()> {
+    let mut world = world_of(USERS).await?;
+    world.resend.faults().add(Rule::on(BATCH, Fault::CutBefore).times(2));
+    drain(&world).await?;
+    world.set("SENDER_IDENTITY", "Comptalyze SAS, 2 rue d’Ailleurs, 69000 Lyon");
+    come_back(&world).await?;
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["errors"]), (&json!(USERS), &json!(0)), "{part}");
+    assert_all_sent(&world, USERS).await?;
+    let requests = requests(&world);
+    assert!(requests.iter().all(|request| key(request) == key(&requests[0])));
+    Ok(())
+}
+
+/// A changed mail that is refused says nothing about the one that was sealed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_mail_that_is_refused_is_not_split() -> Result<()> {
+    let mut world = world_of(USERS).await?;
+    world.resend.faults().add(Rule::on(BATCH, Fault::CutBefore).times(2));
+    drain(&world).await?;
+    world.set("SENDER_IDENTITY", "Comptalyze SAS, 2 rue d’Ailleurs, 69000 Lyon");
+    let refusal = local_stack::resend::refuse(422, "validation_error", "Not this.");
+    world.resend.faults().add(Rule::on(BATCH, refusal));
+    come_back(&world).await?;
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["errors"]), (&json!(0), &json!(USERS)), "{part}");
+    assert_eq!((states(&world).await?, requests(&world).len()), (all("unknown", 5), 3));
+    assert_each_once(&world, []);
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! Too many requests, or two under one key: waited as told, and no attempt of anybody's.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use local_stack::{
+    faults::{Fault, Rule},
+    resend::{Limits, concurrent_idempotent_requests, rate_limited},
+};
+use serde_json::json;
+
+use super::{BATCH, all, assert_all_sent, attempts, come_back, drain, key, requests, states, world_of};
+
+const USERS: usize = 5;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_is_waited_for_as_told() -> Result<()> {
+    let world = world_of(USERS).await?;
+    for seconds in [2, 1] {
+        world.resend.faults().add(Rule::on(BATCH, rate_limited(seconds)).times(1));
+    }
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["errors"]), (&json!(USERS), &json!(0)), "{part}");
+    assert_all_sent(&world, USERS).await?;
+    assert_eq!(attempts(&world).await?, 0);
+    let requests = requests(&world);
+    let pauses: Vec<Duration> = requests.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
+    assert_eq!(pauses.len(), 2);
+    assert!(pauses[0] >= Duration::from_secs(2) && pauses[1] >= Duration::from_secs(1), "{pauses:?}");
+    assert!(requests.iter().all(|request| key(request) == key(&requests[0])));
+    Ok(())
+}
+
+/// Whatever one batch was told holds for the others, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_is_everybodys() -> Result<()> {
+    let world = world_of(350).await?;
+    world.resend.faults().add(Rule::on(BATCH, rate_limited(2)).times(1));
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["errors"]), (&json!(350), &json!(0)), "{part}");
+    assert_all_sent(&world, 350).await?;
+    let requests = requests(&world);
+    let told = requests[0].at;
+    let early =
+        requests.iter().skip(1).filter(|request| request.at - told < Duration::from_millis(1_900)).count();
+    assert!(early <= 1, "at most one that had begun: {early}");
+    Ok(())
+}
+
+/// A limit that outlasts our patience gives the batch back; nothing is counted, nobody gets two.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_that_does_not_end() -> Result<()> {
+    let mut world = world_of(USERS).await?;
+    world.set("JOB_BUDGET_SECONDS", "3");
+    world.resend.faults().add(Rule::on(BATCH, rate_limited(1)));
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["remaining"]), (&json!(0), &json!(USERS)), "{part}");
+    assert_eq!((attempts(&world).await?, states(&world).await?), (0, all("planned", 5)));
+    world.resend.faults().clear();
+    world.set("JOB_BUDGET_SECONDS", "270");
+    come_back(&world).await?;
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["errors"]), (&json!(USERS), &json!(0)), "{part}");
+    assert_all_sent(&world, USERS).await
+}
+
+/// A strict account: two requests a second, and several processes that know nothing of each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_share_a_strict_limit() -> Result<()> {
+    let world = world_of(430).await?;
+    world.resend.set_limits(Limits { per_second: Some(2), ..Limits::default() });
+    let parts = tokio::try_join!(drain(&world), drain(&world), drain(&world))?;
+    for part in [parts.0, parts.1, parts.2] {
+        assert_eq!((&part["sent"], &part["errors"]), (&json!(430), &json!(0)), "{part}");
+    }
+    assert_all_sent(&world, 430).await?;
+    assert_eq!(attempts(&world).await?, 0);
+    Ok(())
+}
+
+/// Another request with the key is under way, by whoever: it may be accepted, so only the same key may ask again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_under_way_elsewhere() -> Result<()> {
+    let world = world_of(USERS).await?;
+    world.resend.faults().add(Rule::on(BATCH, concurrent_idempotent_requests()).times(1));
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["remaining"]), (&json!(0), &json!(USERS)), "{part}");
+    come_back(&world).await?;
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["errors"]), (&json!(USERS), &json!(0)), "{part}");
+    assert_all_sent(&world, USERS).await?;
+    assert_eq!(attempts(&world).await?, 0);
+    let requests = requests(&world);
+    assert_eq!((requests.len(), key(&requests[0])), (2, key(&requests[1])));
+    Ok(())
+}
+
+/// The first request was cut off while the service was at it: the retry is told to wait, and comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_meets_its_first_request() -> Result<()> {
+    let world = world_of(USERS).await?;
+    world.resend.faults().add(Rule::on(BATCH, Fault::CutAfter).times(1));
+    world.resend.faults().add(Rule::on(BATCH, concurrent_idempotent_requests()).times(1));
+    let part = drain(&world).await?;
+    assert_eq!(part["remaining"], USERS, "{part}");
+    assert_eq!(states(&world).await?, all("sealed", 5));
+    come_back(&world).await?;
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["errors"]), (&json!(USERS), &json!(0)), "{part}");
+    assert_all_sent(&world, USERS).await
+}
