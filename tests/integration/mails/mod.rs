@@ -1,5 +1,7 @@
 //! The mails, end to end: planned, sealed, sent, settled, each exactly once.
 
+mod year;
+
 use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
