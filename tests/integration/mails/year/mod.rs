@@ -1,7 +1,10 @@
 //! A year replayed day by day: each user gets exactly the mails that the calendar says.
 
+mod planner;
+mod routes;
+
 use anyhow::Result;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveTime, TimeDelta, Utc, Weekday};
 use local_stack::resend::Limits;
 
 use super::{received, signed_up_at};
@@ -9,6 +12,28 @@ use crate::world::World;
 
 fn at(text: &str) -> DateTime<Utc> {
     text.parse().expect("an instant")
+}
+
+/// How far Paris is ahead of UTC: by the directive, summer is from 1 h UTC of March's last Sunday to 1 h UTC of
+/// October's.
+fn ahead(at: DateTime<Utc>) -> TimeDelta {
+    let change = |month| {
+        let last = NaiveDate::from_ymd_opt(at.year(), month, 31).expect("both have 31 days");
+        let since_sunday = last.weekday().days_since(Weekday::Sun);
+        (last - Days::new(since_sunday.into())).and_time(NaiveTime::MIN).and_utc() + TimeDelta::hours(1)
+    };
+    TimeDelta::hours(if (change(3)..change(10)).contains(&at) { 2 } else { 1 })
+}
+
+/// The date in Paris.
+fn paris_date(at: DateTime<Utc>) -> NaiveDate {
+    (at + ahead(at)).date_naive()
+}
+
+/// The first instant of a Paris day.
+fn paris_start(day: NaiveDate) -> DateTime<Utc> {
+    let midnight = day.and_time(NaiveTime::MIN).and_utc();
+    midnight - ahead(midnight - TimeDelta::hours(2))
 }
 
 #[tokio::test(flavor = "multi_thread")]
