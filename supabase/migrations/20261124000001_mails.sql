@@ -350,8 +350,8 @@ begin
 end $$;
 
 -- Why a planned mail is not sent after all: what may have changed since it was planned.
-create function public.mail_second_thoughts(p_kind text, p public.mail_people, p_prices jsonb) returns text
-language sql stable set search_path = '' as $$
+create function public.mail_second_thoughts(p_kind text, p public.mail_people, p_prices jsonb, p_now timestamptz)
+returns text language sql stable set search_path = '' as $$
     select case
         when p.user_id is null then 'user_deleted'
         when public.mail_refusal(p, p_kind) is not null then public.mail_refusal(p, p_kind)
@@ -362,17 +362,19 @@ language sql stable set search_path = '' as $$
             select case when l.plan is null then 'unknown_price'
                 when p_kind = 'marketing_day3' and l.plan <> 'free' then 'paid_plan'
                 when p_kind = 'monthly_reminder' and l.plan <> 'premium' then 'not_premium' end
-            from public.mail_plans(p_prices, now()) l where l.user_id = p.user_id) end;
+            from public.mail_plans(p_prices, p_now) l where l.user_id = p.user_id) end;
 $$;
 
 -- Claims up to p_limit mails of the first lane that has any, and tells all that is needed to send them. Where one of
 -- them belongs to a sealed batch, the whole batch comes with it, and nothing else.
--- Null: only messages without an item were seen so far, ask again.
+-- Null: only messages without an item were seen so far, ask again. p_now: null but where a test plays another day.
 --   {mails: [{delivery_id, kind, user_id, batch_id, digest, address, facts, attempts, reason, expired,
 --             age_seconds}], sealed batches in the order of their payload}
-create function public.mail_claim(p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb)
-returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
+create function public.mail_claim(
+    p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
+    moment constant timestamptz := coalesce(p_now, clock_timestamp());
     lane text;
     claimed jsonb;
     items bigint[];
@@ -430,8 +432,8 @@ begin
                     from public.ca_records r
                     where r.user_id = d.user_id and r.year = left(d.facts ->> 'month', 4)::integer
                         and r.month = right(d.facts ->> 'month', 2)::integer) else '{}' end end,
-            'reason', case d.status when 'planned' then public.mail_second_thoughts(d.kind, p, p_prices) end,
-            'expired', coalesce(d.expires_at <= clock_timestamp(), false),
+            'reason', case d.status when 'planned' then public.mail_second_thoughts(d.kind, p, p_prices, moment) end,
+            'expired', coalesce(d.expires_at <= moment, false),
             'age_seconds', extract(epoch from clock_timestamp() - b.sealed_at)::bigint)
             order by d.position, d.delivery_id), '[]')
         from (
@@ -505,8 +507,9 @@ end $$;
 -- another address, is left out. A repeated call gives the first one's answer.
 -- p_mails: [{delivery_id, address, facts, digest}] in the order of the payload.
 --   [delivery_id]: those that are in the batch
-create function public.mail_seal(p_claim uuid, p_batch_id uuid, p_kind text, p_mails jsonb, p_prices jsonb)
-returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
+create function public.mail_seal(
+    p_claim uuid, p_batch_id uuid, p_kind text, p_mails jsonb, p_prices jsonb, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     held bigint[];
     unwanted jsonb;
@@ -519,7 +522,8 @@ begin
         into unwanted
         from public.email_deliveries d
         left join lateral (select * from public.mail_people m where m.user_id = d.user_id offset 0) p on true
-        cross join lateral (select public.mail_second_thoughts(d.kind, p, p_prices) as reason) t
+        cross join lateral (select public.mail_second_thoughts(d.kind, p, p_prices,
+            coalesce(p_now, clock_timestamp())) as reason) t
         where d.delivery_id = any (held) and t.reason is not null;
         if unwanted is not null then
             perform public.mail_write(p_claim, unwanted);
@@ -1042,10 +1046,10 @@ revoke all on function
     public.mail_ledger_lock(),
     public.mail_hold(uuid, bigint[], integer),
     public.mail_extend(uuid, bigint[], integer),
-    public.mail_second_thoughts(text, public.mail_people, jsonb),
-    public.mail_claim(uuid, integer, integer, jsonb),
+    public.mail_second_thoughts(text, public.mail_people, jsonb, timestamptz),
+    public.mail_claim(uuid, integer, integer, jsonb, timestamptz),
     public.mail_write(uuid, jsonb),
-    public.mail_seal(uuid, uuid, text, jsonb, jsonb),
+    public.mail_seal(uuid, uuid, text, jsonb, jsonb, timestamptz),
     public.mail_settle(uuid, jsonb),
     public.mail_give_back(uuid, bigint[], integer, jsonb, uuid),
     public.mail_split(uuid, uuid, jsonb),
@@ -1059,9 +1063,9 @@ revoke all on function
 from public, anon, authenticated, service_role;
 grant execute on function
     public.jobs_plan_mails(uuid, text, text, text, text, text, timestamptz, jsonb, uuid, boolean, jsonb, date, timestamptz),
-    public.mail_claim(uuid, integer, integer, jsonb),
+    public.mail_claim(uuid, integer, integer, jsonb, timestamptz),
     public.mail_extend(uuid, bigint[], integer),
-    public.mail_seal(uuid, uuid, text, jsonb, jsonb),
+    public.mail_seal(uuid, uuid, text, jsonb, jsonb, timestamptz),
     public.mail_settle(uuid, jsonb),
     public.mail_give_back(uuid, bigint[], integer, jsonb, uuid),
     public.mail_split(uuid, uuid, jsonb),

@@ -91,11 +91,12 @@ pub struct Dev {
 }
 
 impl Dev {
-    /// Serves the functions of `checkout` with the npm set `Vercel` that is installed in `parts`. They see `env`.
+    /// Serves the functions of `checkout` with the npm set `Vercel` that is installed in `parts`. They see `env` of
+    /// the address at which they are.
     pub async fn start(
         parts: &Path,
         checkout: &Path,
-        env: &[(impl AsRef<OsStr>, impl AsRef<OsStr>)],
+        env: impl Fn(String) -> Vec<(&'static str, String)>,
     ) -> Result<Self> {
         let mut failure = None;
         for _ in 0..ports::ATTEMPTS {
@@ -112,7 +113,7 @@ impl Dev {
             for (name, value) in surroundings(scratch.path())? {
                 command = command.env(name, value);
             }
-            for (name, value) in env {
+            for (name, value) in env(format!("http://127.0.0.1:{port}")) {
                 command = command.env(name, value);
             }
             let mut child = command.start()?;

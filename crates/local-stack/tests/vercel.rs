@@ -73,7 +73,7 @@ async fn functions_see_what_they_are_given_and_the_checkout_stays_as_it_is() -> 
     let root = directory.path().canonicalize()?;
     checkout(&root)?;
     let parts = tokio::task::spawn_blocking(|| npm::install(Set::Vercel)).await??;
-    let dev = Dev::start(&parts, &root, &[("COLOUR", "blue")]).await?;
+    let dev = Dev::start(&parts, &root, |_| vec![("COLOUR", "blue".into())]).await?;
     let scratch = dev.log().parent().context("no scratch directory")?.to_owned();
 
     let client = support::http_client();

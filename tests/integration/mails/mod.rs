@@ -10,6 +10,7 @@ mod reminders;
 mod thresholds;
 mod unsubscribe;
 mod webhooks;
+mod year;
 
 use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};

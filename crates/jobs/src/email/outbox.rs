@@ -1,6 +1,7 @@
 //! The outbox in the database (`supabase/migrations/…_mails.sql`): claiming, sealing, settling. Every call may be
 //! repeated; what another claim holds by now is not written.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -105,11 +106,13 @@ pub(super) struct Outbox {
     supabase: Supabase,
     /// `null` where the prices are not configured: then plans are not looked at again.
     prices: Value,
+    /// `None`: the database's own clock.
+    clock: Option<DateTime<Utc>>,
 }
 
 impl Outbox {
-    pub(super) fn new(supabase: Supabase, prices: Value) -> Self {
-        Self { supabase, prices }
+    pub(super) fn new(supabase: Supabase, prices: Value, clock: Option<DateTime<Utc>>) -> Self {
+        Self { supabase, prices, clock }
     }
 
     /// Claims mails of the most urgent kind that waits.
@@ -119,7 +122,10 @@ impl Outbox {
             mails: Vec<Claimed>,
         }
         let id = Uuid::new_v4();
-        let arguments = json!({"p_claim": id, "p_limit": limit, "p_seconds": VISIBILITY_SECONDS, "p_prices": self.prices});
+        let arguments = json!({
+            "p_claim": id, "p_limit": limit, "p_seconds": VISIBILITY_SECONDS, "p_prices": self.prices,
+            "p_now": self.clock,
+        });
         let answer: Option<Answer> = self.supabase.rpc("mail_claim", &arguments, deadline).await?;
         Ok(match answer {
             None => Claim::Again,
@@ -139,6 +145,7 @@ impl Outbox {
     ) -> Result<Vec<i64>, SupabaseError> {
         let arguments = json!({
             "p_claim": claim, "p_batch_id": batch, "p_kind": kind.as_str(), "p_mails": mails, "p_prices": self.prices,
+            "p_now": self.clock,
         });
         self.supabase.rpc("mail_seal", &arguments, deadline).await
     }

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
@@ -116,12 +117,13 @@ impl Batch {
 }
 
 impl Post {
-    /// Nothing is sent yet.
+    /// Nothing is sent yet. `clock`: another time than the database's, in tests.
     pub fn new(
         http: &reqwest::Client,
         supabase: Supabase,
         config: Arc<MailConfig>,
         prices: Option<&Prices>,
+        clock: Option<DateTime<Utc>>,
     ) -> Self {
         let look = Look {
             app_url: config.app_url.clone(),
@@ -131,7 +133,7 @@ impl Post {
         let prices = serde_json::to_value(prices).unwrap_or(Value::Null);
         Self {
             look,
-            outbox: Outbox::new(supabase, prices),
+            outbox: Outbox::new(supabase, prices, clock),
             sender: Sender::new(http.clone(), config.clone()),
             pace: Pace::default(),
             config,

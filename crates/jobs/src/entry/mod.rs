@@ -116,7 +116,8 @@ impl App {
             let post = match (&supabase, &self.config.mail) {
                 (Ok(supabase), Ok(config)) => {
                     let prices = self.config.prices.as_ref().ok();
-                    Ok(Arc::new(Post::new(&http, supabase.clone(), config.clone(), prices)))
+                    let clock = self.config.clock;
+                    Ok(Arc::new(Post::new(&http, supabase.clone(), config.clone(), prices, clock)))
                 }
                 (Err(faults), _) | (_, Err(faults)) => Err(faults.clone()),
             };

@@ -21,6 +21,24 @@ pub(super) enum Caller {
     Operator,
 }
 
+impl Caller {
+    fn method(self) -> Method {
+        match self {
+            Self::Cron(_) => Method::GET,
+            Self::Operator => Method::POST,
+        }
+    }
+}
+
+impl std::fmt::Display for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cron(schedule) => write!(f, "Vercel Cron `{schedule}`"),
+            Self::Operator => f.write_str("an operator"),
+        }
+    }
+}
+
 /// What came back.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -52,19 +70,31 @@ impl Client {
 
     /// Makes the call, and prints it with its answer.
     pub(super) async fn call(&self, caller: Caller, target: &str) -> Result<Answer> {
-        let url = format!("{}{target}", self.base);
+        println!("\n━━ {} {target}\n   as {caller}", caller.method());
+        let answer = self.make(caller, target).await?;
+        println!("{answer}");
+        Ok(answer)
+    }
+
+    /// Makes the call, and prints it in a line.
+    pub(super) async fn call_briefly(&self, caller: Caller, target: &str) -> Result<Answer> {
+        let answer = self.make(caller, target).await?;
+        println!(
+            "   {:<4} {target}  {} in {:.2} s",
+            caller.method(),
+            answer.status,
+            answer.took.as_secs_f32()
+        );
+        Ok(answer)
+    }
+
+    async fn make(&self, caller: Caller, target: &str) -> Result<Answer> {
+        let request = self.http.request(caller.method(), format!("{}{target}", self.base));
         let request = match caller {
             Caller::Cron(schedule) => {
-                println!("\n━━ GET {target}\n   as Vercel Cron `{schedule}`");
-                self.http
-                    .request(Method::GET, url)
-                    .header("user-agent", "vercel-cron/1.0")
-                    .header("x-vercel-cron-schedule", schedule)
+                request.header("user-agent", "vercel-cron/1.0").header("x-vercel-cron-schedule", schedule)
             }
-            Caller::Operator => {
-                println!("\n━━ POST {target}\n   as an operator");
-                self.http.request(Method::POST, url).header("user-agent", "curl/8.14.1")
-            }
+            Caller::Operator => request.header("user-agent", "curl/8.14.1"),
         };
         let started = Instant::now();
         let response =
@@ -72,9 +102,7 @@ impl Client {
         let status = response.status().as_u16();
         let text = response.text().await.context("the answer breaks off")?;
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        let answer = Answer { status, body, text, took: started.elapsed() };
-        println!("{answer}");
-        Ok(answer)
+        Ok(Answer { status, body, text, took: started.elapsed() })
     }
 }
 

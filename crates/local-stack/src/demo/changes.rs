@@ -15,6 +15,9 @@ const COUNTS: &str = "
     select 'ca_records' as what, count(*) from public.ca_records
     union all select 'integration_transactions', count(*) from public.integration_transactions
     union all select 'integration_state', count(*) from public.integration_state
+    union all select 'email_deliveries ' || kind || ' ' || status, count(*) from public.email_deliveries
+        group by kind, status
+    union all select 'threshold_alerts', count(*) from public.threshold_alerts
     union all select 'job_runs', count(*) from public.job_runs
     union all select 'job_items ' || status, count(*) from public.job_items group by status
     union all select 'sync_logs', count(*) from public.sync_logs";
@@ -47,14 +50,14 @@ impl Snapshot {
 
     /// Prints what is different from `before`.
     pub(super) fn print_changes(&self, before: &Self, names: &BTreeMap<Uuid, String>) {
-        println!("   {:<28}{:>8}{:>8}", "rows", "before", "after");
+        println!("   {:<39}{:>8}{:>8}", "rows", "before", "after");
         let mut whats: Vec<&String> = self.counts.keys().chain(before.counts.keys()).collect();
         whats.sort_unstable();
         whats.dedup();
         for what in whats {
             let (was, is) = (before.count(what), self.count(what));
             let change = if is == was { "=".into() } else { format!("{:+}", is - was) };
-            println!("   {what:<28}{was:>8}{is:>8}  {change}");
+            println!("   {what:<39}{was:>8}{is:>8}  {change}");
         }
         if self.imported == before.imported {
             println!("   imported turnover (ca_records auto_sync): unchanged");

@@ -2,6 +2,7 @@
 
 mod call;
 mod changes;
+mod inbox;
 mod round;
 mod verdict;
 
@@ -15,11 +16,11 @@ use self::round::Round;
 use crate::{
     Environment, Stack,
     npm::{self, Set},
-    resend::Resend,
+    resend::{Resend, webhooks},
     seed::{
         TokenKey,
         calendar::Calendar,
-        people::{People, Town},
+        people::{PRICE_PREMIUM, PRICE_PRO, People, Town},
     },
     shopify, stripe,
     vercel::{self, Dev},
@@ -92,9 +93,10 @@ impl Demo {
         let environment = step("PostgREST and the Supabase gateway", stack.environment()).await?;
         let resend = step("Resend", stack.resend()).await?;
         let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start().await?);
-        let (key, calendar) = (TokenKey::generate()?, Calendar::new(Utc::now()));
+        let (key, today) = (TokenKey::generate()?, Calendar::new(Utc::now()));
+        let calendar = today.not_before_the_second();
         let town = Town { db: &environment.db, stripe: &stripe, shopify: &shopify, key: &key, calendar };
-        let people = step("eight users, with Stripe and Shopify", town.settle()).await?;
+        let people = step("ten users, with Stripe and Shopify", town.settle()).await?;
 
         let secret = Uuid::new_v4().simple().to_string();
         let mut env = vec![
@@ -107,11 +109,25 @@ impl Demo {
             ("ENCRYPTION_KEY", key.as_str().into()),
             ("COMPANY_FROM_EMAIL", "Comptalyze <bonjour@comptalyze.exemple.fr>".into()),
             ("SENDER_IDENTITY", "Comptalyze, 1 rue de la Paix, 75002 Paris".into()),
+            ("RESEND_WEBHOOK_SECRET", webhooks::signing_secret()),
             ("NEXT_PUBLIC_BASE_URL", "http://localhost:3000".into()),
+            ("STRIPE_PRICE_PRO", PRICE_PRO.into()),
+            ("STRIPE_PRICE_PREMIUM", PRICE_PREMIUM.into()),
         ];
         env.extend(environment.env_vars());
         env.extend(resend.env_vars());
-        let dev = step("vercel dev --local", Dev::start(&parts, &checkout, &env)).await?;
+        if calendar.now() > today.now() {
+            println!(
+                "    today is the 1st: the functions' clock stands at noon of the 2nd, when reminders are due"
+            );
+            env.push(("JOBS_NOW", calendar.now().to_rfc3339()));
+        }
+        let at = |own: String| {
+            let mut env = env.clone();
+            env.push(("JOBS_BASE_URL", own));
+            env
+        };
+        let dev = step("vercel dev --local", Dev::start(&parts, &checkout, at)).await?;
         Ok(Self { dev, secret, calendar, people, environment, resend, stripe, shopify, _stack: stack })
     }
 

@@ -8,16 +8,25 @@ use super::{
     Demo,
     call::{Answer, Caller, Client},
     changes::Snapshot,
+    inbox::{self, Inbox},
     verdict::{MonthResult, Problems, Went},
 };
-use crate::seed::calendar::{self, month_of};
+use crate::seed::{
+    calendar::{self, month_of},
+    people::Mail,
+};
 
 const DAILY: &str = "/api/cron/daily-orchestrator";
 const MONTHLY: &str = "/api/cron/monthly-orchestrator";
+const REMINDERS: &str = "/api/cron/send-reminders";
+const OFFERS: &str = "/api/cron/daily-tasks";
+const THRESHOLDS: &str = "/api/manual/check-thresholds";
 const SYNC: &str = "/api/manual/sync-integrations";
 const MONTH: &str = "/api/manual/monthly-sync";
 const DAILY_CRON: Caller = Caller::Cron("0 */6 * * *");
 const MONTHLY_CRON: Caller = Caller::Cron("0 7 * * *");
+const REMINDERS_CRON: Caller = Caller::Cron("0 7 2 * *");
+const OFFERS_CRON: Caller = Caller::Cron("0 9 * * *");
 
 /// What the integrations in trouble leave over, and how many they are.
 #[derive(Clone, Copy)]
@@ -57,26 +66,41 @@ impl<'a> Round<'a> {
         self.replays(expected).await?;
         self.operator().await?;
         self.figures();
+        self.mails();
+        self.again().await?;
         Ok(self.problems.found)
     }
 
     /// Whatever is due now.
     async fn crons_now(&mut self, Expected { integrations, users, failed }: Expected) -> Result<()> {
-        let now = Utc::now();
+        let now = self.demo.calendar.now();
         let daily = self.call(DAILY_CRON, DAILY).await?;
         let went = Went::RanOrSkipped { worked: integrations, failed };
         self.problems.part(&daily, "syncIntegrations", "synced", went);
-        self.problems.part(&daily, "marketingEmails", "sent", Went::Well);
+        let offers = self.demo.people.count(Mail::Offer);
+        self.problems.part(
+            &daily,
+            "marketingEmails",
+            "sent",
+            Went::RanOrSkipped { worked: offers, failed: 0 },
+        );
         self.synced(&daily, now);
 
         let monthly = self.call(MONTHLY_CRON, MONTHLY).await?;
         let went = Went::RanOrSkipped { worked: users, failed };
         self.problems.part(&monthly, "monthlySync", "synced", went);
-        self.problems.part(&monthly, "reminders", "sent", Went::Well);
+        let reminders = self.demo.people.count(Mail::Reminder);
+        self.problems.part(
+            &monthly,
+            "reminders",
+            "sent",
+            Went::RanOrSkipped { worked: reminders, failed: 0 },
+        );
         Ok(())
     }
 
-    /// The last sync hour and the last day of the previous month, as if their crons had been missed.
+    /// What is replayed, as if its crons had been missed: the last sync hour, the last day of the previous month,
+    /// this month's 2nd, yesterday's offers.
     async fn replays(&mut self, Expected { integrations, users, failed }: Expected) -> Result<()> {
         let calendar = self.demo.calendar;
         let at = calendar.missed_sync();
@@ -90,13 +114,24 @@ impl<'a> Round<'a> {
         self.problems.part(&monthly, "monthlySync", "synced", Went::Ran { worked: users, failed });
         self.problems.part(&monthly, "reminders", "sent", Went::Well);
         let month = calendar.previous_month();
+        self.problems.mails(&monthly, "monthlySync", "recaps", self.demo.people.recaps(month).count());
         let results = self.stored_results(month).await?;
         self.check_month(&results, month);
+
+        let reminders = self.call(REMINDERS_CRON, &replay(REMINDERS, calendar.missed_reminders())).await?;
+        self.problems.sent(&reminders.body, self.demo.people.count(Mail::Reminder));
+        let offers = self.call(OFFERS_CRON, &replay(OFFERS, calendar.missed_offers())).await?;
+        self.problems.part(&offers, "upgradeEmails", "sent", Went::Well);
         Ok(())
     }
 
-    /// A sync, the same again, and the current month.
+    /// Thresholds, a sync, both again, and the current month.
     async fn operator(&mut self) -> Result<()> {
+        let typed = self.call(Caller::Operator, THRESHOLDS).await?;
+        self.problems.sent(&typed.body, self.demo.people.count(Mail::Alert) - 1);
+        let again = self.call(Caller::Operator, THRESHOLDS).await?;
+        self.problems.sent(&again.body, 0);
+
         let before = self.last.count("integration_transactions");
         let first = self.call(Caller::Operator, SYNC).await?;
         let new = self.last.count("integration_transactions") - before;
@@ -128,6 +163,47 @@ impl<'a> Round<'a> {
         }
     }
 
+    /// What has arrived, against what the seed says.
+    fn mails(&mut self) {
+        let Demo { people, resend, calendar, .. } = self.demo;
+        self.problems.about("mails");
+        let inbox = Inbox::read(resend);
+        println!("\n━━ {} mails in the inbox, {}", inbox.len(), resend.inbox_url());
+        inbox::print(resend);
+        let expected = Inbox::expected(&people.mails(*calendar), people);
+        for difference in inbox.differences(&expected) {
+            self.problems.add(difference);
+        }
+    }
+
+    /// Everything that sends mails, once more: nobody gets another one.
+    async fn again(&mut self) -> Result<()> {
+        let Demo { resend, calendar, .. } = self.demo;
+        let before = Inbox::read(resend);
+        println!("\n━━ the same again");
+        for (caller, target) in [
+            (DAILY_CRON, DAILY.to_owned()),
+            (MONTHLY_CRON, MONTHLY.to_owned()),
+            (MONTHLY_CRON, replay(MONTHLY, calendar.missed_month_end())),
+            (REMINDERS_CRON, replay(REMINDERS, calendar.missed_reminders())),
+            (OFFERS_CRON, replay(OFFERS, calendar.missed_offers())),
+            (Caller::Operator, THRESHOLDS.to_owned()),
+            (Caller::Operator, format!("{MONTH}?force=true")),
+            (Caller::Operator, SYNC.to_owned()),
+        ] {
+            self.problems.about(&format!("{target}, again"));
+            let answer = self.client.call_briefly(caller, &target).await?;
+            self.problems.status(&answer);
+        }
+        let after = Inbox::read(resend);
+        println!("   {} mails in the inbox: {} more", after.len(), after.len() - before.len());
+        self.problems.about("a second round");
+        for difference in after.differences(&before) {
+            self.problems.add(difference);
+        }
+        Ok(())
+    }
+
     /// Calls, and shows what has changed.
     async fn call(&mut self, caller: Caller, target: &str) -> Result<Answer> {
         self.problems.about(target);
@@ -142,10 +218,11 @@ impl<'a> Round<'a> {
         Ok(answer)
     }
 
-    /// Remembers the first sync that ran.
+    /// Remembers the first sync that ran: with it, whoever crossed a threshold by what it imported was told.
     fn synced(&mut self, answer: &Answer, as_of: DateTime<Utc>) {
-        if answer.body["results"]["syncIntegrations"]["skipped"] != true {
-            self.first_month.get_or_insert(month_of(as_of));
+        if answer.body["results"]["syncIntegrations"]["skipped"] != true && self.first_month.is_none() {
+            self.first_month = Some(month_of(as_of));
+            self.problems.mails(answer, "syncIntegrations", "alerts", 1);
         }
     }
 

@@ -65,6 +65,19 @@ impl Problems {
         }
     }
 
+    /// The mails that a task on data has sent besides.
+    pub(super) fn mails(&mut self, answer: &Answer, name: &str, lane: &str, sent: usize) {
+        let mails = &answer.body["results"][name][lane];
+        self.equal(&format!("{name}.{lane}.sent"), &mails["sent"], &Value::from(sent));
+        self.equal(&format!("{name}.{lane}.errors"), &mails["errors"], &Value::from(0));
+    }
+
+    /// A route that only sends mails.
+    pub(super) fn sent(&mut self, body: &Value, sent: usize) {
+        self.equal("sent", &body["sent"], &Value::from(sent));
+        self.equal("errors", &body["errors"], &Value::from(0));
+    }
+
     /// A sync by hand: one failure for each integration in trouble, nothing left. `records`: what it must have
     /// found new, where that is known.
     pub(super) fn sync(&mut self, answer: &Answer, people: &People, records: Option<u64>) {

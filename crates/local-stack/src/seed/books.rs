@@ -80,6 +80,11 @@ impl Books {
         sums
     }
 
+    /// Whether anything of a user's moved in a month, turnover or not.
+    pub fn moved(&self, user: Uuid, month: NaiveDate) -> bool {
+        self.movements.iter().any(|m| m.user == user && m.month == month)
+    }
+
     /// What the users' records hold from `first` on.
     pub fn turnover(&self, first: NaiveDate) -> Turnover {
         let mut sums = Turnover::new();

@@ -32,6 +32,28 @@ impl Calendar {
         Self { now }
     }
 
+    /// Now.
+    pub fn now(self) -> DateTime<Utc> {
+        self.now
+    }
+
+    /// Noon so many days ago.
+    pub fn days_ago(self, days: u64) -> DateTime<Utc> {
+        paris(self.now.with_timezone(&Paris).date_naive() - Days::new(days), 12, 0)
+    }
+
+    /// Noon of the month's 2nd: on its first day the reminders are still to come, everything else is the same.
+    #[must_use]
+    pub fn not_before_the_second(self) -> Self {
+        let second = self.current_month() + Days::new(1);
+        if self.now < paris(second, 0, 0) { Self { now: paris(second, 12, 0) } } else { self }
+    }
+
+    /// Whether the current month's recap is due.
+    pub fn is_last_day(self) -> bool {
+        month_of(self.now + TimeDelta::days(1)) > self.current_month()
+    }
+
     /// The first day of the current month.
     pub fn current_month(self) -> NaiveDate {
         month_of(self.now)
@@ -66,6 +88,17 @@ impl Calendar {
         let over = self.now - TimeDelta::hours(1);
         let into = TimeDelta::seconds(i64::from(over.num_seconds_from_midnight() % (6 * 3600)));
         (over - into).with_nanosecond(0).unwrap_or(over)
+    }
+
+    /// The morning of this month's 2nd.
+    pub fn missed_reminders(self) -> DateTime<Utc> {
+        let second = paris(self.current_month() + Days::new(1), 9, 0).min(self.now);
+        second.with_nanosecond(0).unwrap_or(self.now)
+    }
+
+    /// Noon of yesterday: offers were due by then.
+    pub fn missed_offers(self) -> DateTime<Utc> {
+        self.days_ago(1)
     }
 
     /// Late on the last day of the previous month.
@@ -103,6 +136,24 @@ mod tests {
         ] {
             assert_eq!(Calendar::new(at(now)).missed_sync(), at(missed), "{now}");
         }
+    }
+
+    #[test]
+    fn the_first_is_played_as_the_second() {
+        for (now, played) in [
+            ("2026-10-31T23:30:00Z", "2026-11-02T11:00:00Z"), // the 1st in Paris
+            ("2026-11-01T22:59:59Z", "2026-11-02T11:00:00Z"),
+            ("2026-11-01T23:00:00Z", "2026-11-01T23:00:00Z"),
+            ("2026-11-24T08:00:00Z", "2026-11-24T08:00:00Z"),
+        ] {
+            let calendar = Calendar::new(at(now)).not_before_the_second();
+            assert_eq!(calendar.now(), at(played), "{now}");
+            let missed = calendar.missed_reminders();
+            assert!(missed <= calendar.now() && missed.with_timezone(&Paris).day() == 2, "{now}: {missed}");
+        }
+        assert!(Calendar::new(at("2026-11-29T23:00:00Z")).is_last_day());
+        assert!(!Calendar::new(at("2026-11-29T22:59:59Z")).is_last_day());
+        assert!(!Calendar::new(at("2026-11-30T23:00:00Z")).is_last_day());
     }
 
     #[test]

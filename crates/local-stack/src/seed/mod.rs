@@ -59,6 +59,20 @@ pub async fn user(db: &Database, person: &Person) -> Result<Uuid> {
     .with_context(|| format!("cannot make the user {}", person.name))
 }
 
+/// Pays for a plan, by the price of its subscription.
+pub async fn subscription(db: &Database, user: Uuid, price: &str) -> Result<()> {
+    let insert = "insert into public.subscriptions (user_id, status, price_id) values ($1, 'active', $2)";
+    sqlx::query(insert).bind(user).bind(price).execute(db.pool()).await.context("cannot subscribe a user")?;
+    Ok(())
+}
+
+/// Has asked for the monthly reminder.
+pub async fn wants_reminders(db: &Database, user: Uuid) -> Result<()> {
+    let insert = "insert into public.email_preferences (user_id, monthly_reminder) values ($1, true)";
+    sqlx::query(insert).bind(user).execute(db.pool()).await.context("cannot keep a preference")?;
+    Ok(())
+}
+
 /// A connected Stripe account; `token` is the account's own OAuth token.
 pub async fn stripe_integration(
     db: &Database,

@@ -1,16 +1,16 @@
 //! The people of the demonstration: what each of them shows, and what it must come to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use chrono::{TimeDelta, Utc};
+use chrono::{NaiveDate, TimeDelta};
 use uuid::Uuid;
 
 use super::{
     Person, TokenKey,
     books::{Books, ShopBooks, Source, StripeBooks},
     calendar::Calendar,
-    shopify_integration, stripe_integration, typed_turnover, user,
+    shopify_integration, stripe_integration, subscription, typed_turnover, user, wants_reminders,
 };
 use crate::{database::Database, shopify, stripe};
 
@@ -18,10 +18,24 @@ const GOODS: &str = "Vente de marchandises";
 const SERVICES: &str = "Prestation de services";
 const LIBERAL: &str = "Activité libérale";
 
+/// Stripe's prices of the two plans that are paid for.
+pub const PRICE_PRO: &str = "price_1ComptalyzePro";
+pub const PRICE_PREMIUM: &str = "price_1ComptalyzePremium";
+
+/// A kind of mail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mail {
+    Offer,
+    Reminder,
+    Recap,
+    Alert,
+}
+
 /// Everybody, once seeded.
 #[derive(Clone, Debug, Default)]
 pub struct People {
     pub names: BTreeMap<Uuid, String>,
+    pub addresses: BTreeMap<Uuid, String>,
     /// In the order in which they came, with what each of them shows.
     pub list: Vec<(Uuid, &'static str)>,
     pub books: Books,
@@ -29,12 +43,33 @@ pub struct People {
     pub integrations: usize,
     /// Whose only integration does not work.
     pub in_trouble: Vec<Uuid>,
+    /// Who gets an offer, a reminder or an alert.
+    mails: Vec<(Uuid, Mail)>,
+    connected: BTreeSet<Uuid>,
 }
 
 impl People {
     /// Users with at least one integration.
     pub fn connected(&self) -> usize {
-        self.names.len() - 1
+        self.connected.len()
+    }
+
+    /// Who gets a month's recap.
+    pub fn recaps(&self, month: NaiveDate) -> impl Iterator<Item = Uuid> {
+        self.connected.iter().copied().filter(move |user| self.books.moved(*user, month))
+    }
+
+    /// How many get an offer, a reminder or an alert.
+    pub fn count(&self, mail: Mail) -> usize {
+        self.mails.iter().filter(|(_, planned)| *planned == mail).count()
+    }
+
+    /// Everything that everybody gets, once everything was called.
+    pub fn mails(&self, calendar: Calendar) -> Vec<(Uuid, Mail)> {
+        let mut months = vec![calendar.previous_month()];
+        months.extend(calendar.is_last_day().then(|| calendar.current_month()));
+        let recaps = months.into_iter().flat_map(|month| self.recaps(month)).map(|user| (user, Mail::Recap));
+        self.mails.iter().copied().chain(recaps).collect()
     }
 }
 
@@ -58,6 +93,8 @@ impl Town<'_> {
         self.elodie(&mut people).await?;
         self.nicolas(&mut people).await?;
         self.claire(&mut people).await?;
+        self.ines(&mut people).await?;
+        self.marc(&mut people).await?;
         self.hugo(&mut people).await?;
         Ok(people)
     }
@@ -65,6 +102,7 @@ impl Town<'_> {
     async fn person(&self, people: &mut People, person: Person, shows: &'static str) -> Result<Uuid> {
         let id = user(self.db, &person).await?;
         people.names.insert(id, person.name);
+        people.addresses.insert(id, person.email);
         people.list.push((id, shows));
         Ok(id)
     }
@@ -80,6 +118,7 @@ impl Town<'_> {
         self.stripe.add_account(account, &token);
         stripe_integration(self.db, self.key, user, account, &token).await?;
         people.integrations += 1;
+        people.connected.insert(user);
         Ok(StripeBooks { stripe: self.stripe, books: &mut people.books, user, account })
     }
 
@@ -94,6 +133,7 @@ impl Town<'_> {
         self.shopify.add_shop(domain, "EUR", &token);
         shopify_integration(self.db, self.key, user, domain, &token, None).await?;
         people.integrations += 1;
+        people.connected.insert(user);
         people.books.activity(user, Source::Shopify, GOODS);
         Ok(ShopBooks { shopify: self.shopify, books: &mut people.books, user, domain })
     }
@@ -177,6 +217,7 @@ impl Town<'_> {
         let (access, refresh) = (&tokens.access_token, Some(tokens.refresh_token.as_str()));
         shopify_integration(self.db, self.key, user, DOMAIN, access, refresh).await?;
         people.integrations += 1;
+        people.connected.insert(user);
         people.books.activity(user, Source::Shopify, GOODS);
         let mut books = ShopBooks { shopify: self.shopify, books: &mut people.books, user, domain: DOMAIN };
         books.sale(calendar.previous(18, 11, 15), 129_000);
@@ -210,11 +251,17 @@ impl Town<'_> {
         Ok(())
     }
 
-    /// Types turnover by hand, too: it stays beside what is imported, and says which activity hers is.
+    /// Types turnover by hand, too: it stays beside what is imported, and says which activity hers is. Pays for
+    /// Premium and wants to be reminded.
     async fn claire(&self, people: &mut People) -> Result<()> {
         let calendar = self.calendar;
         let person = Person::new("Claire Fontaine", "claire.fontaine@exemple.fr");
-        let user = self.person(people, person, "Stripe, beside turnover that she types herself").await?;
+        let user = self
+            .person(people, person, "Premium: a reminder; Stripe, beside turnover that she types")
+            .await?;
+        subscription(self.db, user, PRICE_PREMIUM).await?;
+        wants_reminders(self.db, user).await?;
+        people.mails.push((user, Mail::Reminder));
         for (month, cents) in [(calendar.previous_month(), 120_000), (calendar.current_month(), 85_050)] {
             typed_turnover(self.db, user, month, LIBERAL, cents).await?;
         }
@@ -227,11 +274,37 @@ impl Town<'_> {
         Ok(())
     }
 
+    /// Has had so much paid this month that a step of the VAT threshold is crossed by what is imported.
+    async fn ines(&self, people: &mut People) -> Result<()> {
+        let calendar = self.calendar;
+        let person = Person::new("Inès Garcia", "ines.garcia@exemple.fr");
+        let user =
+            self.person(people, person, "Stripe: 35 400 € this month, an alert after the sync").await?;
+        people.books.activity(user, Source::Stripe, SERVICES);
+        people.mails.push((user, Mail::Alert));
+        let mut books = self.stripe(people, user, "acct_1InesGarcia").await?;
+        // Over by the last missed sync, wherever in the month we are.
+        books.payment(calendar.current(15), 1_180_000);
+        books.payment(calendar.current(35), 1_180_000);
+        books.payment(calendar.current(55), 1_180_000);
+        Ok(())
+    }
+
+    /// Has typed so much that several ceilings are crossed: one mail tells them all.
+    async fn marc(&self, people: &mut People) -> Result<()> {
+        let person = Person::new("Marc Dubois", "marc.dubois@exemple.fr");
+        let user = self.person(people, person, "types 78 000 €: one alert for several thresholds").await?;
+        typed_turnover(self.db, user, self.calendar.current_month(), SERVICES, 7_800_000).await?;
+        people.mails.push((user, Mail::Alert));
+        Ok(())
+    }
+
     /// Signed up three days ago and has connected nothing.
     async fn hugo(&self, people: &mut People) -> Result<()> {
-        let person =
-            Person::new("Hugo Lambert", "hugo.lambert@exemple.fr").signed_up(Utc::now() - TimeDelta::days(3));
-        self.person(people, person, "signed up three days ago, nothing connected").await?;
+        let signed_up = self.calendar.days_ago(3);
+        let person = Person::new("Hugo Lambert", "hugo.lambert@exemple.fr").signed_up(signed_up);
+        let user = self.person(people, person, "free, signed up three days ago: the J+3 mail").await?;
+        people.mails.push((user, Mail::Offer));
         Ok(())
     }
 }
