@@ -1,5 +1,6 @@
 //! The mails, end to end: planned, sealed, sent, settled, each exactly once.
 
+mod many;
 mod year;
 
 use anyhow::Result;
