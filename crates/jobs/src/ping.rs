@@ -58,7 +58,7 @@ mod tests {
     #[tokio::test]
     async fn each_signal_has_its_address_and_its_reason() {
         let server = TestServer::start([Reply::new(200), Reply::new(200), Reply::new(500)]).await;
-        let (client, end) = (http::client().unwrap(), Instant::now() + Duration::from_secs(60));
+        let (client, end) = (http::client().unwrap(), Instant::now() + Duration::from_mins(1));
         let deadline = Deadline::new(end, end);
         let address: Url = server.url("/5f0c0e52/").parse().unwrap();
         ping(&client, &address, Signal::Start, "", &deadline).await;
@@ -71,7 +71,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_waits_for_a_monitor_that_is_not_there() {
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + Duration::from_mins(1);
         let address = "http://127.0.0.1:9/x".parse().unwrap();
         ping(&http::client().unwrap(), &address, Signal::Success, "", &Deadline::new(end, end)).await;
     }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::{Method, Response, StatusCode, header};
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 const CRONS: [&str; 4] = ["daily-orchestrator", "monthly-orchestrator", "send-reminders", "daily-tasks"];
 const MANUAL: [&str; 3] = ["check-thresholds", "monthly-sync", "sync-integrations"];
@@ -189,17 +189,17 @@ fn is(seen: Result<Seen, String>, expected: u16) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn seen(status: u16, text: &str) -> Result<Seen, String> {
+    fn seen(status: u16, text: &str) -> Seen {
         let status = StatusCode::from_u16(status).expect("a status");
         let location = status.is_redirection().then(|| "https://www.example.fr/".to_owned());
-        Ok(Seen { status, location, html: false, text: text.to_owned() })
+        Seen { status, location, html: false, text: text.to_owned() }
     }
 
     #[test]
     fn a_redirect_is_never_well_and_an_error_is_repeated() {
-        assert_eq!(is(seen(401, "{}"), 401), Ok(()));
-        assert!(is(seen(308, ""), 308).unwrap_err().contains("https://www.example.fr/"));
-        let told = is(seen(500, r#"{"error":"CRON_SECRET manque"}"#), 200).unwrap_err();
+        assert_eq!(is(Ok(seen(401, "{}")), 401), Ok(()));
+        assert!(is(Ok(seen(308, "")), 308).unwrap_err().contains("https://www.example.fr/"));
+        let told = is(Ok(seen(500, r#"{"error":"CRON_SECRET manque"}"#)), 200).unwrap_err();
         assert!(told.contains("500 au lieu de 200") && told.contains("CRON_SECRET manque"), "{told}");
         assert_eq!(is(Err("pas de connexion".into()), 200), Err("pas de connexion".into()));
     }

@@ -3,6 +3,7 @@
 mod delivery;
 mod dry_run;
 mod given;
+mod many;
 mod offers;
 mod plans;
 mod recaps;

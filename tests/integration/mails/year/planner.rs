@@ -53,6 +53,7 @@ impl Rng {
 
 /// What the database knows of somebody's plan and wishes.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "so many things are said of an account, each by itself")]
 struct Account {
     confirmed: bool,
     subscription: Option<(&'static str, &'static str)>,
