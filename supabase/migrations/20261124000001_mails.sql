@@ -30,9 +30,11 @@ create table public.email_batches (
 create table public.email_deliveries (
     delivery_id bigint generated always as identity primary key,
     dedupe_key text not null unique,
-    kind text not null check (kind in ('threshold_alert', 'monthly_reminder', 'monthly_recap', 'marketing_day3')),
+    kind text not null check (kind in ('threshold_alert', 'integration_trouble', 'operator_digest',
+        'monthly_reminder', 'monthly_recap', 'marketing_day3')),
     user_id uuid references auth.users (id) on delete set null,
-    recipient uuid not null,                     -- the user, also when they are gone: signed into the mail's links
+    recipient uuid,                              -- the user, also when they are gone: signed into the mail's links;
+                                                 -- null: the operator, whose address is among the facts
     run_id uuid not null,                        -- outlives its run
     item_id bigint,                              -- since it was claimed
     facts jsonb not null default '{}',           -- what the mail says; complete and final once sealed
@@ -110,7 +112,8 @@ $$;
 -- The queue of a kind of mail.
 create function public.mail_lane(p_kind text) returns text
 language sql immutable as $$
-    select case p_kind when 'threshold_alert' then 'alerts' when 'monthly_reminder' then 'reminders'
+    select case p_kind when 'threshold_alert' then 'alerts' when 'integration_trouble' then 'alerts'
+        when 'operator_digest' then 'alerts' when 'monthly_reminder' then 'reminders'
         when 'monthly_recap' then 'recaps' when 'marketing_day3' then 'marketing' end;
 $$;
 
@@ -146,6 +149,7 @@ create function public.mail_refusal(p public.mail_people, p_kind text) returns t
 language sql stable as $$
     select coalesce(p.unreachable, case when not case p_kind
         when 'threshold_alert' then p.wants_alerts
+        when 'integration_trouble' then true
         when 'monthly_reminder' then p.wants_reminder
         when 'monthly_recap' then p.wants_recap
         when 'marketing_day3' then p.wants_marketing end then 'refused_by_user' end);
@@ -424,7 +428,8 @@ begin
         select coalesce(jsonb_agg(jsonb_build_object(
             'delivery_id', d.delivery_id, 'kind', d.kind, 'user_id', d.recipient,
             'batch_id', d.batch_id, 'digest', d.digest, 'attempts', coalesce(i.attempts, 0),
-            'address', case d.status when 'sealed' then d.address else p.address end,
+            'address', case when d.status = 'sealed' then d.address
+                when d.kind = 'operator_digest' then d.facts ->> 'to' else p.address end,
             'facts', case d.status when 'sealed' then d.facts else d.facts
                 || jsonb_build_object('kind', d.kind, 'first_name', p.first_name)
                 || case d.kind when 'monthly_reminder' then (
@@ -432,7 +437,8 @@ begin
                     from public.ca_records r
                     where r.user_id = d.user_id and r.year = left(d.facts ->> 'month', 4)::integer
                         and r.month = right(d.facts ->> 'month', 2)::integer) else '{}' end end,
-            'reason', case d.status when 'planned' then public.mail_second_thoughts(d.kind, p, p_prices, moment) end,
+            'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
+                then public.mail_second_thoughts(d.kind, p, p_prices, moment) end,
             'expired', coalesce(d.expires_at <= moment, false),
             'age_seconds', extract(epoch from clock_timestamp() - b.sealed_at)::bigint)
             order by d.position, d.delivery_id), '[]')
@@ -524,7 +530,7 @@ begin
         left join lateral (select * from public.mail_people m where m.user_id = d.user_id offset 0) p on true
         cross join lateral (select public.mail_second_thoughts(d.kind, p, p_prices,
             coalesce(p_now, clock_timestamp())) as reason) t
-        where d.delivery_id = any (held) and t.reason is not null;
+        where d.delivery_id = any (held) and d.kind <> 'operator_digest' and t.reason is not null;
         if unwanted is not null then
             perform public.mail_write(p_claim, unwanted);
         end if;
@@ -532,9 +538,10 @@ begin
         update public.email_deliveries d
         set status = 'sealed', batch_id = p_batch_id, position = m.position, address = m.mail ->> 'address',
             facts = m.mail -> 'facts', digest = m.mail ->> 'digest', sealed_at = clock_timestamp()
-        from jsonb_array_elements(p_mails) with ordinality as m (mail, position), auth.users u
+        from jsonb_array_elements(p_mails) with ordinality as m (mail, position)
         where d.delivery_id = (m.mail ->> 'delivery_id')::bigint and d.delivery_id = any (held)
-            and d.status = 'planned' and u.id = d.user_id and u.email = m.mail ->> 'address';
+            and d.status = 'planned' and m.mail ->> 'address' = case d.kind when 'operator_digest' then d.facts ->> 'to'
+                else (select u.email from auth.users u where u.id = d.user_id) end;
     end if;
     return (select coalesce(jsonb_agg(d.delivery_id order by d.position), '[]')
         from public.email_deliveries d where d.batch_id = p_batch_id and d.status = 'sealed');
@@ -873,11 +880,61 @@ begin
     end if;
 end $$;
 
+-- How often in a row a user's integration was refused, and when they were told last.
+alter table public.integration_state
+    add column refusals integer not null default 0,
+    add column trouble_mails integer not null default 0,
+    add column trouble_mailed_at timestamptz;
+
+-- Tells a user whose integration was refused three times in a row to connect it again; once more after 30 days, where
+-- it still is. Refused: what connecting again mends. Call in the settlement's transaction.
+create function public.mail_plan_trouble(p_item_id bigint, p_user_id uuid, p_parts jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+    i public.job_items;
+    s public.integration_state;
+    p public.mail_people;
+    part record;
+begin
+    select * into i from public.job_items where item_id = p_item_id;
+    for part in
+        select e ->> 'provider' as provider, e -> 'error' ->> 'code' as code, e -> 'error' ->> 'message' as message
+        from jsonb_array_elements(p_parts) e
+    loop
+        if part.code is null then
+            update public.integration_state k set refusals = 0, trouble_mails = 0
+            where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
+            continue;
+        end if;
+        continue when part.code not in ('token_rejected', 'access_revoked', 'refresh_rejected', 'token_expired',
+            'not_connected', 'account_mismatch', 'bad_shop_domain', 'unknown_account')
+            -- Stripe's would be our own key's.
+            and not (part.code = 'missing_scope' and part.provider = 'shopify');
+        update public.integration_state k set refusals = k.refusals + 1
+        where k.user_id = p_user_id and k.provider = part.provider returning * into s;
+        select * into p from public.mail_people m where m.user_id = p_user_id;
+        continue when s.refusals < 3 or s.trouble_mails >= 2
+            or s.trouble_mailed_at > clock_timestamp() - interval '30 days'
+            or public.mail_refusal(p, 'integration_trouble') is not null;
+        insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
+        values ('integration_trouble/' || p_user_id || '/' || part.provider || '/' || i.item_id, 'integration_trouble',
+            p_user_id, p_user_id, i.run_id, jsonb_build_object('provider', part.provider, 'reason', part.message,
+                'read_until', s.last_success_to),
+            clock_timestamp() + interval '7 days')
+        on conflict (dedupe_key) do nothing;
+        update public.integration_state k
+        set trouble_mails = k.trouble_mails + 1, trouble_mailed_at = clock_timestamp()
+        where k.user_id = p_user_id and k.provider = part.provider;
+        perform public.mail_queue(i.run_id, p_user_id);
+    end loop;
+end $$;
+
 -- Settling figures stays what it was; what follows from them is planned in the same transaction.
 alter function public.integration_settle(bigint, uuid, uuid, integer, boolean, jsonb, jsonb, date, timestamptz)
     rename to integration_settle_figures;
 
--- integration_settle_figures, then the month's recap, and a mark where totals changed: thresholds are to be checked.
+-- integration_settle_figures, then what follows: "connect again", the month's recap, and a mark where totals changed:
+-- thresholds are to be checked.
 create function public.integration_settle(
     p_item_id bigint, p_lease_id uuid, p_user_id uuid, p_chunk integer, p_final boolean, p_parts jsonb,
     p_cursor jsonb, p_month date, p_as_of timestamptz
@@ -888,6 +945,11 @@ declare
 begin
     if settled ->> 'state' <> 'settled' then
         return settled;
+    end if;
+    -- A repeated call finds what an earlier transaction settled: nothing follows from it again.
+    if exists (select from public.job_items i
+        where i.item_id = p_item_id and i.settled_at >= transaction_timestamp()) then
+        perform public.mail_plan_trouble(p_item_id, p_user_id, p_parts);
     end if;
     -- Written in this transaction, whose clock began before.
     if exists (select from public.auto_sync_totals t
@@ -1058,6 +1120,7 @@ revoke all on function
     public.threshold_books(uuid, integer, uuid, boolean, jsonb),
     public.jobs_plan_alerts(uuid, boolean, text, text, text, text, timestamptz, jsonb, jsonb, jsonb, jsonb),
     public.mail_plan_recap(bigint, uuid, date, timestamptz, jsonb),
+    public.mail_plan_trouble(bigint, uuid, jsonb),
     public.integration_settle_figures(bigint, uuid, uuid, integer, boolean, jsonb, jsonb, date, timestamptz),
     public.integration_settle(bigint, uuid, uuid, integer, boolean, jsonb, jsonb, date, timestamptz)
 from public, anon, authenticated, service_role;

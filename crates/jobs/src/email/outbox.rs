@@ -21,8 +21,8 @@ const VISIBILITY_SECONDS: u32 = 60;
 pub(super) struct Claimed {
     pub(super) delivery_id: i64,
     pub(super) kind: Kind,
-    /// Also of a user that is gone since: the links of a sealed mail do not change.
-    pub(super) user_id: Uuid,
+    /// Also of a user that is gone since: the links of a sealed mail do not change. `None`: the operator.
+    pub(super) user_id: Option<Uuid>,
     /// Set: sealed by an earlier claim, which is gone; its request may have been accepted.
     pub(super) batch_id: Option<Uuid>,
     /// Of the mail as it was rendered then.

@@ -337,8 +337,9 @@ impl Post {
         let facts: Facts =
             serde_json::from_value(mail.facts.clone()).map_err(|error| broken(&error.to_string()))?;
         let address = mail.address.as_deref().ok_or_else(|| broken("no address"))?;
-        let link =
-            links::unsubscribe(&self.config.jobs_url, &self.config.link_key, mail.user_id, facts.kind());
+        let link = mail.user_id.and_then(|user| {
+            links::unsubscribe(&self.config.jobs_url, &self.config.link_key, user, facts.kind())
+        });
         let rendered =
             render(&facts, &self.look, link.as_deref()).map_err(|error| broken(&error.to_string()))?;
         Ok(sender::compose(&self.config.from, address, &rendered, link.as_deref()))
