@@ -537,7 +537,8 @@ begin
 end $$;
 
 -- Settles mails: sent, skipped, expired, refused (the address), failed, unknown. What another claim holds by now is
--- left to it. p_outcomes: [{delivery_id, status, reason, code, provider_id}]. Answers how many were written.
+-- left to it. p_outcomes: [{delivery_id, status, reason, code, provider_id}]. Answers how many were written, by this
+-- call or by an earlier one that it repeats.
 create function public.mail_settle(p_claim uuid, p_outcomes jsonb) returns integer
 language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
@@ -548,7 +549,11 @@ begin
         array(select (o ->> 'delivery_id')::bigint from jsonb_array_elements(p_outcomes) o), 60);
     perform public.mail_write(p_claim, (select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
         where (o ->> 'delivery_id')::bigint = any (held)));
-    return cardinality(held);
+    return (select count(*)
+        from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
+        join public.email_deliveries d on d.delivery_id = o.delivery_id and d.status = o.status
+        left join public.job_items i on i.item_id = d.item_id
+        where i.item_id is null or i.lease_id = p_claim);
 end $$;
 
 -- Gives mails back. With an error it is an attempt, the fifth ends them: as unknown where they were sealed, as failed
