@@ -298,6 +298,7 @@ begin
         insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
         select c.dedupe_key, p_kind, c.user_id, c.user_id, p_run_id, c.facts, c.expires_at
         from c where c.reason is null
+        order by c.user_id                    -- two plans at once wait for each other in one order
         on conflict (dedupe_key) do nothing   -- another run was faster
         returning 1
     )
