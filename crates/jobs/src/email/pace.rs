@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use tokio::{sync::Mutex, time::Instant};
 
-use super::sender::Allowance;
+use super::sender::{Allowance, UNSAID_INTERVAL};
 use crate::deadline::{Deadline, OutOfTime};
 
-/// Until the service has said more: what its strictest page says.
-const UNSAID_INTERVAL: Duration = Duration::from_millis(500);
 /// How long what the service says of its quotas is believed: others send on the same account.
 const BELIEVED: Duration = Duration::from_mins(1);
 
