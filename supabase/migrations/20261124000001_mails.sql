@@ -56,8 +56,9 @@ create index email_deliveries_planned on public.email_deliveries (run_id, user_i
 create index email_deliveries_batch on public.email_deliveries (batch_id) where status = 'sealed';
 create index email_deliveries_user on public.email_deliveries (user_id);
 create index email_deliveries_provider on public.email_deliveries (provider_id) where provider_id is not null;
-create index email_deliveries_personal on public.email_deliveries (settled_at) where address is not null;
-create index email_deliveries_gone on public.email_deliveries (delivery_id) where user_id is null and address is not null;
+create index email_deliveries_personal on public.email_deliveries (settled_at) where address is not null or facts <> '{}';
+create index email_deliveries_gone on public.email_deliveries (delivery_id)
+    where user_id is null and (address is not null or facts <> '{}' or status in ('planned', 'sealed'));
 
 -- Addresses that no mail goes to, as hashes.
 create table public.email_suppressions (
@@ -301,6 +302,7 @@ begin
         insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
         select c.dedupe_key, p_kind, c.user_id, c.user_id, p_run_id, c.facts, c.expires_at
         from c where c.reason is null
+        order by c.user_id                    -- two plans at once wait for each other in one order
         on conflict (dedupe_key) do nothing   -- another run was faster
         returning 1
     )
@@ -548,7 +550,8 @@ begin
 end $$;
 
 -- Settles mails: sent, skipped, expired, refused (the address), failed, unknown. What another claim holds by now is
--- left to it. p_outcomes: [{delivery_id, status, reason, code, provider_id}]. Answers how many were written.
+-- left to it. p_outcomes: [{delivery_id, status, reason, code, provider_id}]. Answers how many were written, by this
+-- call or by an earlier one that it repeats.
 create function public.mail_settle(p_claim uuid, p_outcomes jsonb) returns integer
 language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
@@ -559,7 +562,11 @@ begin
         array(select (o ->> 'delivery_id')::bigint from jsonb_array_elements(p_outcomes) o), 60);
     perform public.mail_write(p_claim, (select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
         where (o ->> 'delivery_id')::bigint = any (held)));
-    return cardinality(held);
+    return (select count(*)
+        from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
+        join public.email_deliveries d on d.delivery_id = o.delivery_id and d.status = o.status
+        left join public.job_items i on i.item_id = d.item_id
+        where i.item_id is null or i.lease_id = p_claim);
 end $$;
 
 -- Gives mails back. With an error it is an attempt, the fifth ends them: as unknown where they were sealed, as failed
@@ -1069,6 +1076,7 @@ declare
     runs integer;
     events integer;
     blanked integer;
+    of_old integer;
 begin
     delete from public.sync_logs where id in (
         select id from public.sync_logs where synced_at < old order by synced_at limit 20000);
@@ -1083,14 +1091,36 @@ begin
     delete from public.email_events where event_id in (
         select event_id from public.email_events where received_at < old limit 20000);
     get diagnostics events = row_count;
-    -- What is personal of those who are gone, at once; of the others after 13 months.
+    -- What is personal of those who are gone: at once, but for a batch that may be sent again as sealed. Their items
+    -- went with them, so nobody else ends what was still open.
+    with gone as (
+        select d.delivery_id, d.status from public.email_deliveries d
+        where d.user_id is null and (d.address is not null or d.facts <> '{}' or d.status in ('planned', 'sealed'))
+            and (d.status <> 'sealed' or exists (select from public.email_batches b
+                where b.batch_id = d.batch_id and b.sealed_at < clock_timestamp() - interval '24 hours'))
+        limit 20000 for update skip locked
+    ), ended as (
+        update public.email_deliveries d
+        set address = null, facts = '{}',
+            status = case g.status when 'planned' then 'skipped' when 'sealed' then 'unknown' else g.status end,
+            reason = case when g.status in ('planned', 'sealed') then 'user_deleted' else d.reason end,
+            settled_at = coalesce(d.settled_at, clock_timestamp())
+        from gone g where d.delivery_id = g.delivery_id
+        returning d.delivery_id, d.batch_id
+    ), batches as (
+        update public.email_batches b set state = 'settled', ended_at = clock_timestamp()
+        where b.state = 'sealed' and b.batch_id in (select e.batch_id from ended e)
+            and not exists (select from public.email_deliveries d where d.batch_id = b.batch_id and d.status = 'sealed'
+                and d.delivery_id not in (select e.delivery_id from ended e))
+    )
+    select count(*) into blanked from ended;
+    -- Of the others after 13 months.
     update public.email_deliveries set address = null, facts = '{}' where delivery_id in (
-        (select delivery_id from public.email_deliveries
-        where user_id is null and address is not null and status <> 'sealed' limit 20000)
-        union
-        (select delivery_id from public.email_deliveries
-        where address is not null and settled_at < clock_timestamp() - interval '13 months' limit 20000));
-    get diagnostics blanked = row_count;
+        select delivery_id from public.email_deliveries
+        where (address is not null or facts <> '{}') and settled_at < clock_timestamp() - interval '13 months'
+        limit 20000);
+    get diagnostics of_old = row_count;
+    blanked := blanked + of_old;
     return jsonb_build_object('logs', logs, 'items', items, 'runs', runs, 'events', events, 'blanked', blanked);
 end $$;
 

@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use tokio::{sync::Mutex, time::Instant};
 
-use super::sender::Allowance;
+use super::sender::{Allowance, UNSAID_INTERVAL};
 use crate::deadline::{Deadline, OutOfTime};
 
-/// Until the service has said more: what its strictest page says.
-const UNSAID_INTERVAL: Duration = Duration::from_millis(500);
 /// How long what the service says of its quotas is believed: others send on the same account.
 const BELIEVED: Duration = Duration::from_mins(1);
 
@@ -48,12 +46,7 @@ impl Pace {
 
     /// What the service has said lately.
     pub(super) async fn allowance(&self) -> Option<Allowance> {
-        let state = self.0.lock().await;
-        state
-            .allowance
-            .as_ref()
-            .filter(|(said, _)| said.elapsed() < BELIEVED)
-            .map(|(_, allowance)| allowance.clone())
+        self.0.lock().await.believed().cloned()
     }
 
     /// Whether the service is to be asked: at most once in a while, for not every key may ask.
@@ -73,7 +66,7 @@ impl Pace {
     /// Takes up to `wanted` mails off the quota; answers how many there were.
     pub(super) async fn take(&self, wanted: usize) -> usize {
         let mut state = self.0.lock().await;
-        let Some((_, Allowance { left: Some(left), .. })) = &mut state.allowance else { return wanted };
+        let Some(Allowance { left: Some(left), .. }) = state.believed() else { return wanted };
         let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(wanted);
         *left -= taken as u64;
         taken
@@ -81,13 +74,18 @@ impl Pace {
 
     /// Gives back what was taken and not used.
     pub(super) async fn put_back(&self, unused: usize) {
-        if let Some((_, Allowance { left: Some(left), .. })) = &mut self.0.lock().await.allowance {
+        if let Some(Allowance { left: Some(left), .. }) = self.0.lock().await.believed() {
             *left += unused as u64;
         }
     }
 }
 
 impl State {
+    fn believed(&mut self) -> Option<&mut Allowance> {
+        let (_, allowance) = self.allowance.as_mut().filter(|(said, _)| said.elapsed() < BELIEVED)?;
+        Some(allowance)
+    }
+
     fn interval(&self) -> Duration {
         self.allowance.as_ref().map_or(UNSAID_INTERVAL, |(_, allowance)| allowance.interval)
     }
@@ -138,6 +136,7 @@ mod tests {
         assert_eq!(pace.take(100).await, 10);
         tokio::time::advance(BELIEVED).await;
         assert_eq!(pace.allowance().await, None, "not believed for ever");
+        assert_eq!(pace.take(100).await, 100, "what was left then keeps nothing back");
         assert_eq!((pace.asks().await, pace.asks().await), (true, false));
         tokio::time::advance(BELIEVED).await;
         assert!(pace.asks().await);

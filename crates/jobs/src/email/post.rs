@@ -17,7 +17,7 @@ use super::{
     outbox::{Claim, Claimed, Outbox, Outcome, Sealed, Status},
     pace::Pace,
     render,
-    sender::{self, KEY_REMEMBERED, LARGEST_BATCH, Sender, Sent},
+    sender::{self, Allowance, KEY_REMEMBERED, LARGEST_BATCH, Sender, Sent},
 };
 use crate::{
     config::{MailConfig, Prices},
@@ -425,32 +425,29 @@ impl Post {
     }
 
     /// A 429 may be a quota: what is left is asked for, and a batch larger than that is given back. Where the service
-    /// does not tell, `likely` is what its answer looked like.
+    /// does not tell and its answer looked like a quota (`likely`), half the batch is tried next, until it fits.
     async fn out_of_quota(
         &self,
         batch: &Batch,
         likely: bool,
         deadline: &Deadline,
     ) -> Result<Option<PostReport>, SupabaseError> {
+        let size = batch.letters.len() as u64;
         let said = self.sender.allowance(&deadline.reserving(RESERVE)).await;
-        let (left, exhausted) = match &said {
-            Some(allowance) => (allowance.left, allowance.exhausted()),
-            None => (likely.then_some(0), sender::exhausted(None)),
+        let Some(allowance) = said.or_else(|| likely.then(|| Allowance::guessed(size / 2))) else {
+            return Ok(None);
         };
-        let left = left.filter(|left| *left < batch.letters.len() as u64);
-        let report = match left {
-            Some(_) => Some(self.give_back(batch, Duration::ZERO, None, deadline).await?),
-            None => None,
-        };
-        // After giving back: what the service says counts nothing of this batch.
-        if let Some(allowance) = said {
+        let Some(left) = allowance.left.filter(|left| *left < size) else {
             self.pace.learn(allowance).await;
-        }
-        let (Some(left), Some(mut report)) = (left, report) else { return Ok(None) };
+            return Ok(None);
+        };
+        let mut report = self.give_back(batch, Duration::ZERO, None, deadline).await?;
         // Where some mails are left, a smaller batch takes them; a sealed one cannot become smaller.
         if left == 0 || batch.doubtful {
-            report.blocked = Some(exhausted);
+            report.blocked = Some(allowance.exhausted());
         }
+        // After giving back: what the service says counts nothing of this batch.
+        self.pace.learn(allowance).await;
         Ok(Some(report))
     }
 

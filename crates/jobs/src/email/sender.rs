@@ -24,6 +24,8 @@ use crate::{config::MailConfig, deadline::Deadline, queue::Failure, schedule::pa
 /// The most mails in one request.
 pub(super) const LARGEST_BATCH: usize = 100;
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two requests, until the service has said more: what its strictest page says.
+pub(super) const UNSAID_INTERVAL: Duration = Duration::from_millis(500);
 /// What a rate limit that says nothing is waited for.
 const UNSAID_WAIT: Duration = Duration::from_secs(1);
 /// An idempotency key is remembered for 24 hours; an hour less, for clocks.
@@ -90,6 +92,11 @@ impl Allowance {
         }
     }
 
+    /// Where the service does not tell, for not every key may ask.
+    pub(super) fn guessed(left: u64) -> Self {
+        Self { left: Some(left), quota: None, interval: UNSAID_INTERVAL }
+    }
+
     /// What an operator reads when nothing is left.
     pub(super) fn exhausted(&self) -> Failure {
         exhausted(self.quota)
@@ -97,7 +104,7 @@ impl Allowance {
 }
 
 /// What an operator reads when a quota is used up, `None` where nobody says which.
-pub(super) fn exhausted(quota: Option<(Quota, Option<DateTime<Utc>>)>) -> Failure {
+fn exhausted(quota: Option<(Quota, Option<DateTime<Utc>>)>) -> Failure {
     let (code, name) = match quota {
         Some((Quota::Daily, _)) => ("daily_quota", "Le quota quotidien"),
         Some((Quota::Monthly, _)) => ("monthly_quota", "Le quota mensuel"),

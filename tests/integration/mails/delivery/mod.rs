@@ -8,6 +8,7 @@ mod lost_answers;
 mod old_batches;
 mod overlaps;
 mod payloads;
+mod plans_at_once;
 mod quotas;
 mod rates;
 mod refused_keys;

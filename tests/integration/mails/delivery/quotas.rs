@@ -134,17 +134,25 @@ async fn alerts_go_first_although_the_quota_is_slow_to_tell() -> Result<()> {
     Ok(())
 }
 
-/// A key that may only send cannot ask: a refusal is taken for what it looks like.
+/// A key that may only send cannot ask: smaller batches are tried until one fits.
 #[tokio::test(flavor = "multi_thread")]
 async fn where_nobody_tells_what_is_left() -> Result<()> {
-    let world = waiting(30, 10).await?;
-    world.resend.set_limits(Limits { daily: Some(35), ..Limits::default() });
+    let world = waiting(90, 10).await?;
+    world.resend.set_limits(Limits { daily: Some(60), ..Limits::default() });
     world.resend.faults().add(Rule::on("/usage", restricted_api_key()));
     let part = drain(&world).await?;
-    assert_eq!((left(&world), &part["remaining"]), ((10, 0), &json!(30)), "{part}");
+    assert_eq!(requests(&world).iter().map(size).collect::<Vec<_>>(), [10, 90, 45], "{part}");
+    assert_eq!((left(&world), &part["remaining"]), ((10, 45), &json!(45)), "{part}");
+    assert!(blocking(&part, "quota"), "{part}");
+    // Down to the last one, which is left over.
+    let part = drain(&world).await?;
+    assert_eq!(requests(&world).iter().skip(3).map(size).collect::<Vec<_>>(), [45, 22, 11, 5], "{part}");
+    assert_eq!((left(&world), &part["remaining"]), ((10, 50), &json!(40)), "{part}");
+    let part = drain(&world).await?;
+    assert_eq!(requests(&world).last().map(size), Some(1), "{part}");
     assert!(blocking(&part, "quota"), "{part}");
     world.resend.new_day();
-    the_rest_leaves(&world, 30, 10).await?;
+    the_rest_leaves(&world, 90, 10).await?;
     Ok(())
 }
 

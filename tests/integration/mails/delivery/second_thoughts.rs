@@ -7,8 +7,8 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    BATCH, address, all, assert_each_once, come_back, drain, key, noted, plan, requests, signed_up, states,
-    until, world_of,
+    BATCH, add, address, all, assert_each_once, come_back, drain, key, noted, plan, requests, rpc, signed_up,
+    states, until, world_of,
 };
 use crate::world::World;
 
@@ -134,7 +134,7 @@ async fn a_mail_that_came_too_late_expires() -> Result<()> {
     plan(&world).await?;
     world
         .run(
-            "update public.email_deliveries set expires_at = now() - interval '1 second' where user_id = \
+            "update public.email_deliveries set expires_at = '2020-01-01' where user_id = \
              (select id from auth.users where email = 'user-1@example.test')",
         )
         .await?;
@@ -146,5 +146,64 @@ async fn a_mail_that_came_too_late_expires() -> Result<()> {
     );
     assert_each_once(&world, [address(0), address(2)]);
     assert_eq!(noted(&world).await?, 2, "it was not sent");
+    Ok(())
+}
+
+/// Who is gone takes what is personal with them, wherever their mail had come to, and nothing stays open for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_those_who_are_gone_nothing_personal_stays() -> Result<()> {
+    let world = world_of(3).await?;
+    let run = plan(&world).await?;
+    // A batch of one, sealed, with an outcome that nobody knows; then mails that never were claimed.
+    let alerted = add(&world, run, "threshold_alert", "alerted@example.test").await?;
+    world.resend.faults().add(Rule::on(BATCH, Fault::CutAfter).times(2).body("alerted@"));
+    drain(&world).await?;
+    add(&world, run, "monthly_recap", "waiting@example.test").await?;
+    add(&world, run, "threshold_alert", "refused@example.test").await?;
+    world.run("select public.mail_unsubscribe(id, 'threshold_alert') from auth.users where email = 'refused@example.test'").await?;
+    let known = || {
+        world.value::<i64>(
+            "select count(*) from public.email_deliveries where address is not null or facts <> '{}'",
+        )
+    };
+    sqlx::query(
+        "delete from auth.users where id = $1 or email in ('waiting@example.test', 'user-0@example.test')",
+    )
+    .bind(alerted)
+    .execute(world.pool())
+    .await?;
+    // The refused alert is settled without an address.
+    drain(&world).await?;
+    world.run("delete from auth.users where email = 'refused@example.test'").await?;
+    rpc(&world, "jobs_prune", &json!({})).await?;
+    assert_eq!(
+        known().await?,
+        3,
+        "the sealed one is kept while it may be sent again, and the two who are there"
+    );
+    world.run("update public.email_batches set sealed_at = sealed_at - interval '24 hours'").await?;
+    rpc(&world, "jobs_prune", &json!({})).await?;
+    assert_eq!(known().await?, 2);
+    let expected = [("sent", 3), ("skipped", 2), ("unknown", 1)].map(|(state, n)| (state.to_owned(), n));
+    assert_eq!(states(&world).await?, expected.into());
+    let open: i64 = world.value("select count(*) from public.email_batches where state = 'sealed'").await?;
+    assert_eq!(open, 0);
+    Ok(())
+}
+
+/// What is personal of a mail that never was sealed goes after 13 months, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_thirteen_months_nothing_personal_stays() -> Result<()> {
+    let world = world_of(1).await?;
+    let run = plan(&world).await?;
+    add(&world, run, "threshold_alert", "refused@example.test").await?;
+    world.run("select public.mail_unsubscribe(id, 'threshold_alert') from auth.users where email = 'refused@example.test'").await?;
+    drain(&world).await?;
+    world.run("update public.email_deliveries set settled_at = settled_at - interval '14 months'").await?;
+    rpc(&world, "jobs_prune", &json!({})).await?;
+    let kept: i64 = world
+        .value("select count(*) from public.email_deliveries where address is not null or facts <> '{}'")
+        .await?;
+    assert_eq!(kept, 0);
     Ok(())
 }
