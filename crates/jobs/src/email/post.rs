@@ -398,15 +398,22 @@ impl Post {
                 Sent::OutOfTime => return self.out_of_time(&batch, deadline).await,
                 Sent::NotMade(failure) => {
                     tries += 1;
-                    (Duration::from_secs(1), Some(failure))
+                    (Duration::from_secs(1), Some((failure, false)))
                 }
                 Sent::Unknown(failure) => {
                     (batch.doubtful, tries) = (true, tries + 1);
-                    (Duration::from_secs(1), Some(failure))
+                    (Duration::from_secs(1), Some((failure, true)))
                 }
             };
-            if let Some(failure) = failure {
+            if let Some((failure, made)) = failure {
                 tracing::warn!(batch = %batch.id, code = failure.code, tries, "a batch's outcome is not known");
+                if tries >= TRIES && !made {
+                    // Nobody's mail would leave now, and none is to blame: no attempt, or a day without the mail
+                    // service would end every mail for good.
+                    let mut report = self.give_back(&batch, Duration::ZERO, None, deadline).await?;
+                    report.blocked = Some(failure);
+                    return Ok(report);
+                }
                 if tries >= TRIES {
                     let delay = pause_after(batch.attempts);
                     return self.give_back(&batch, delay, Some(&failure), deadline).await;
