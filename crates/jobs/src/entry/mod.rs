@@ -43,7 +43,7 @@ use crate::{
     orchestrator,
     queue::Queue,
     supabase::Supabase,
-    tasks::{Call, Context, Trigger},
+    tasks::{Call, Context, Trigger, operator_digest},
 };
 
 /// From here to the platform's 300 seconds: the last answers, the log row, the report.
@@ -345,6 +345,7 @@ async fn run(route: Route, context: &Context, call: &Call) -> Answer {
     if written && call.trigger == Trigger::Cron && !call.dry_run {
         orchestrator::prune(context).await;
     }
+    operator_digest::tell(context, call).await;
     answer
 }
 

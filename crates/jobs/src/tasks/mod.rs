@@ -8,6 +8,7 @@ mod mails;
 pub mod marketing_day3;
 pub mod monthly_reminders;
 pub mod monthly_sync;
+pub mod operator_digest;
 mod run;
 pub mod sync_integrations;
 
