@@ -75,7 +75,7 @@ pub async fn run(people: u32) -> Result<()> {
         println!(
             "at {rate} requests a second: {sent} mails in {:.1} s, {speed:.0} a second; {} wait",
             took.as_secs_f32(),
-            answer["results"]["upgradeEmails"]["remaining"]
+            answer["results"]["upgradeEmails"]["remaining"].as_u64().unwrap_or(0)
         );
     }
     Ok(())
