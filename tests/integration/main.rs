@@ -4,6 +4,7 @@
 mod deployment;
 mod mails;
 mod promises;
+mod status;
 mod sync;
 mod trigger;
 mod trouble;

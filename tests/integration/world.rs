@@ -20,7 +20,7 @@ pub(crate) const SECRET: &str = "test-cron-secret-0123456789";
 pub(crate) const ENCRYPTION_KEY: &str = "0123456789abcdef0123456789abcdef";
 
 /// The functions by the last part of their path.
-const FUNCTIONS: [(&str, &str); 10] = [
+const FUNCTIONS: [(&str, &str); 11] = [
     ("daily-orchestrator", env!("CARGO_BIN_EXE_cron-daily-orchestrator")),
     ("monthly-orchestrator", env!("CARGO_BIN_EXE_cron-monthly-orchestrator")),
     ("send-reminders", env!("CARGO_BIN_EXE_cron-send-reminders")),
@@ -31,6 +31,7 @@ const FUNCTIONS: [(&str, &str); 10] = [
     ("sync-integrations", env!("CARGO_BIN_EXE_manual-sync-integrations")),
     ("unsubscribe", env!("CARGO_BIN_EXE_unsubscribe")),
     ("resend", env!("CARGO_BIN_EXE_webhooks-resend")),
+    ("status", env!("CARGO_BIN_EXE_status")),
 ];
 
 /// One test's world.
@@ -249,7 +250,7 @@ impl Function {
     async fn start(name: &str, vars: &HashMap<String, String>) -> Result<Self> {
         let (_, binary) = FUNCTIONS.iter().find(|(known, _)| *known == name).context("no such function")?;
         let folder = match name {
-            "unsubscribe" => "",
+            "unsubscribe" | "status" => "",
             "resend" => "webhooks/",
             _ if binary.contains("/manual-") => "manual/",
             _ => "cron/",

@@ -80,6 +80,12 @@ pub struct Tuning {
     pub schedule: Settings,
 }
 
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { concurrency: 32, budget_seconds: 270, replay_max_days: 35, schedule: Settings::default() }
+    }
+}
+
 /// What the sync of integrations and the monthly sync need.
 #[derive(Clone)]
 pub struct IntegrationsConfig {

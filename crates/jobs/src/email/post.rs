@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::{
-    Facts, Look, links,
+    Domain, Facts, Look, links,
     outbox::{Claim, Claimed, Outbox, Outcome, Sealed, Status},
     pace::Pace,
     render,
@@ -138,6 +138,11 @@ impl Post {
             pace: Pace::default(),
             config,
         }
+    }
+
+    /// What the mail service says of the domain that mails come from.
+    pub async fn domain(&self, timeout: Duration) -> Domain {
+        self.sender.domain(timeout).await
     }
 
     /// Sends until nothing waits, the budget is over, or nothing may be sent any more.

@@ -156,7 +156,11 @@ impl Sender {
         Self { http, config }
     }
 
-    fn resend(&self) -> Resend {
+    pub(super) fn from(&self) -> &str {
+        &self.config.from
+    }
+
+    pub(super) fn resend(&self) -> Resend {
         let key = self.config.api_key.expose_secret();
         let config = ConfigBuilder::new(key).base_url(self.config.api_base.clone()).client(self.http.clone());
         Resend::with_config(config.build())

@@ -1,6 +1,8 @@
 //! What goes back over HTTP: JSON whose keys keep their order and whose amounts stay as the database wrote
 //! them, never cached.
 
+use std::borrow::Cow;
+
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::value::RawValue;
 
@@ -47,7 +49,7 @@ impl Serialize for Fields {
 #[derive(Debug)]
 pub(super) struct Answer {
     status: u16,
-    headers: Vec<(&'static str, &'static str)>,
+    headers: Vec<(&'static str, Cow<'static, str>)>,
     body: String,
     content_type: &'static str,
     /// What [`error`](Self::error) was given.
@@ -67,10 +69,17 @@ impl Answer {
         }
     }
 
+    /// A value that says everything by itself.
+    pub(super) fn object(status: u16, value: &impl Serialize) -> Self {
+        let body = serde_json::to_string(value).unwrap_or_default();
+        Self { body, ..Self::json(status, &Fields::new()) }
+    }
+
     /// A page of ours: no script, nothing from elsewhere, forms to ourselves only.
     pub(super) fn page(status: u16, html: String) -> Self {
         const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
-        let headers = vec![("content-security-policy", POLICY), ("referrer-policy", "no-referrer")];
+        let headers =
+            vec![("content-security-policy", POLICY.into()), ("referrer-policy", "no-referrer".into())];
         Self { status, headers, body: html, content_type: "text/html; charset=utf-8", complaint: None }
     }
 
@@ -79,12 +88,17 @@ impl Answer {
         Self { complaint, ..Self::json(status, &Fields::new().with("error", message)) }
     }
 
+    /// After a form: the page to look at now.
+    pub(super) fn see_other(location: impl Into<Cow<'static, str>>) -> Self {
+        Self::empty(303).with_header("location", location)
+    }
+
     pub(super) fn empty(status: u16) -> Self {
         Self::json(status, &Fields::new())
     }
 
-    pub(super) fn with_header(mut self, name: &'static str, value: &'static str) -> Self {
-        self.headers.push((name, value));
+    pub(super) fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        self.headers.push((name, value.into()));
         self
     }
 
@@ -111,7 +125,7 @@ impl Answer {
             builder = builder.header("content-type", self.content_type);
         }
         for (name, value) in self.headers {
-            builder = builder.header(name, value);
+            builder = builder.header(name, value.as_ref());
         }
         builder.body(vercel_runtime::ResponseBody::from(self.body)).expect("statuses and headers are ours")
     }

@@ -10,6 +10,7 @@ mod log;
 mod request;
 mod route;
 mod shape;
+mod status;
 mod unsubscribe;
 mod webhook;
 
@@ -21,6 +22,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt, Limited};
+use reqwest::header;
 use serde_json::json;
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
@@ -193,6 +195,23 @@ async fn respond(
                 signatures: header("svix-signature"),
             };
             return take_webhook(&app, request.method.as_str(), &signed, body, begun).await;
+        }
+        Kind::Page => {
+            let header = |name: header::HeaderName| {
+                let values = request.headers.get_all(name).iter();
+                values.filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join("; ")
+            };
+            let visit = status::Visit {
+                method: request.method.as_str(),
+                query: request.uri.query().unwrap_or_default(),
+                authorization: request
+                    .headers
+                    .contains_key(header::AUTHORIZATION)
+                    .then(|| header(header::AUTHORIZATION)),
+                cookies: header(header::COOKIE),
+                accept: header(header::ACCEPT),
+            };
+            return status::answer(&app, &visit, body, state, now, begun).await;
         }
         Kind::Cron | Kind::Manual | Kind::Drain => {}
     }

@@ -66,16 +66,12 @@ pub(super) fn admit(
 
     let by_query = trigger == Trigger::Manual || route.kind() == Kind::Cron;
     let given = match incoming.authorization {
-        Some(header) => header
-            .get(..BEARER.len())
-            .filter(|scheme| scheme.eq_ignore_ascii_case(BEARER))
-            .map(|_| &header[BEARER.len()..]),
+        Some(header) => bearer(header),
         None if by_query && route.kind() != Kind::Drain => secret_in_query,
         None => None,
     };
     if !secret::matches(expected, given.unwrap_or_default()) {
-        let answer = Answer::error(401, "Non autorisé : secret absent ou incorrect.");
-        return Admission::Refuse(answer.with_header("www-authenticate", "Bearer"));
+        return Admission::Refuse(unauthorized());
     }
 
     if route.kind() == Kind::Drain {
@@ -88,6 +84,16 @@ pub(super) fn admit(
         Ok(call) => Admission::Run(Box::new(call)),
         Err(complaint) => Admission::Refuse(bad_request(&complaint)),
     }
+}
+
+/// What an `Authorization` header bears.
+pub(super) fn bearer(header: &str) -> Option<&str> {
+    let (scheme, secret) = header.split_at_checked(BEARER.len())?;
+    scheme.eq_ignore_ascii_case(BEARER).then_some(secret)
+}
+
+pub(super) fn unauthorized() -> Answer {
+    Answer::error(401, "Non autorisé : secret absent ou incorrect.").with_header("www-authenticate", "Bearer")
 }
 
 fn call(

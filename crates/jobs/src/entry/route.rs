@@ -27,6 +27,8 @@ pub enum Route {
     Unsubscribe,
     /// `POST /api/webhooks/resend`
     WebhooksResend,
+    /// `/api/status`
+    Status,
 }
 
 /// How a route is called.
@@ -42,6 +44,8 @@ pub(super) enum Kind {
     Link,
     /// By the mail service, signed.
     Webhook,
+    /// By an operator, in a browser or with the Bearer.
+    Page,
 }
 
 /// A query parameter.
@@ -93,7 +97,7 @@ impl fmt::Display for Parameter {
 
 impl Route {
     /// Every function.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::DailyOrchestrator,
         Self::MonthlyOrchestrator,
         Self::SendReminders,
@@ -104,6 +108,7 @@ impl Route {
         Self::SyncIntegrations,
         Self::Unsubscribe,
         Self::WebhooksResend,
+        Self::Status,
     ];
 
     /// Its path on the deployment.
@@ -119,6 +124,7 @@ impl Route {
             Self::SyncIntegrations => "/api/manual/sync-integrations",
             Self::Unsubscribe => crate::email::links::PATH,
             Self::WebhooksResend => "/api/webhooks/resend",
+            Self::Status => "/api/status",
         }
     }
 
@@ -131,13 +137,14 @@ impl Route {
             Self::DrainQueue => Kind::Drain,
             Self::Unsubscribe => Kind::Link,
             Self::WebhooksResend => Kind::Webhook,
+            Self::Status => Kind::Page,
         }
     }
 
     pub(super) const fn via(self) -> Via {
         match self.kind() {
             Kind::Cron | Kind::Drain => Via::CronRoute,
-            Kind::Manual | Kind::Link | Kind::Webhook => Via::ManualRoute,
+            Kind::Manual | Kind::Link | Kind::Webhook | Kind::Page => Via::ManualRoute,
         }
     }
 
@@ -145,7 +152,7 @@ impl Route {
     pub(super) const fn log_type(self) -> &'static str {
         match self.kind() {
             Kind::Cron => "cron",
-            Kind::Manual => "manual",
+            Kind::Manual | Kind::Page => "manual",
             Kind::Drain => "drain",
             Kind::Link | Kind::Webhook => "webhook",
         }
@@ -155,7 +162,7 @@ impl Route {
     pub(super) const fn allow(self) -> &'static str {
         match self.kind() {
             Kind::Cron => "GET",
-            Kind::Manual | Kind::Link => "GET, POST",
+            Kind::Manual | Kind::Link | Kind::Page => "GET, POST",
             Kind::Drain | Kind::Webhook => "POST",
         }
     }
@@ -170,7 +177,7 @@ impl Route {
         match self {
             Self::MonthlySync => &[DryRun, At, UserId, Force, Month],
             Self::SyncIntegrations => &[DryRun, At, UserId, Days],
-            Self::DrainQueue | Self::Unsubscribe | Self::WebhooksResend => &[],
+            Self::DrainQueue | Self::Unsubscribe | Self::WebhooksResend | Self::Status => &[],
             _ => &[DryRun, At, UserId],
         }
     }
@@ -199,6 +206,6 @@ mod tests {
             assert_eq!((route.via(), route.tasks()), (via, tasks), "{path}");
         }
         let without: Vec<_> = Route::ALL.into_iter().filter(|route| route.tasks().is_empty()).collect();
-        assert_eq!(without, [Route::DrainQueue, Route::Unsubscribe, Route::WebhooksResend]);
+        assert_eq!(without, [Route::DrainQueue, Route::Unsubscribe, Route::WebhooksResend, Route::Status]);
     }
 }

@@ -20,8 +20,9 @@ pub use self::worker::SyncWorker;
 use crate::{
     config::IntegrationsConfig,
     crypto::tokens::TokenKey,
+    deadline::Deadline,
     providers::{
-        Provider,
+        Provider, ProviderError,
         shopify::ShopifyClient,
         stripe::{Pacer, StripeClient},
     },
@@ -75,5 +76,10 @@ impl Clients {
             ),
             token_key: config.token_key.clone(),
         }
+    }
+
+    /// Whether Stripe takes our own key, asked once.
+    pub async fn check_stripe(&self, deadline: &Deadline) -> Result<(), ProviderError> {
+        self.stripe.check_key(deadline).await
     }
 }

@@ -77,6 +77,17 @@ impl Gate {
         }
     }
 
+    /// The first instant at which the slot that opened at `opens` is over.
+    pub(super) fn closing(self, opens: DateTime<Utc>, settings: Settings) -> DateTime<Utc> {
+        match self {
+            Self::SyncHours => opens + TimeDelta::hours(1),
+            Self::SixHourPeriods | Self::IsoWeeks => self.next_opening(opens, settings),
+            Self::DailyFromHour | Self::SecondOfMonth | Self::LastDayOfMonth => {
+                paris::start_of(paris::date(opens) + Days::new(1))
+            }
+        }
+    }
+
     /// The rule, for a sentence that begins "dû …".
     pub(super) fn rule(self, settings: Settings) -> String {
         match self {

@@ -7,6 +7,7 @@
 mod gate;
 mod month;
 mod monthly_sync;
+mod occasions;
 pub mod paris;
 mod replay;
 #[cfg(test)]
@@ -22,6 +23,9 @@ use serde::{Deserialize, Serialize};
 pub use self::gate::Gate;
 pub use self::month::{Month, ParseMonthError};
 pub use self::monthly_sync::{FutureMonth, MonthlySync, NoRecap, monthly_sync_month, recap_due};
+pub use self::occasions::{
+    Missed, NoReplay, Occasion, find as find_occasion, missed, moment, occasions, replay as replay_of, rule,
+};
 pub use self::replay::{AtError, parse_at};
 pub use self::window::{DEFAULT_DAYS, Days, InvalidDays, Window};
 

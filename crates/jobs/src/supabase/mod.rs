@@ -21,6 +21,42 @@ use crate::{
     retry::RetryPolicy,
 };
 
+/// Every function that this version calls: the migrations are applied where all of them exist.
+pub const FUNCTIONS: [&str; 32] = [
+    "integration_context",
+    "integration_prove",
+    "integration_refresh_begin",
+    "integration_refresh_end",
+    "integration_refresh_store",
+    "integration_settle",
+    "jobs_claim",
+    "jobs_close_runs",
+    "jobs_give_back",
+    "jobs_heartbeat",
+    "jobs_hold_chain",
+    "jobs_lanes",
+    "jobs_log",
+    "jobs_plan_alerts",
+    "jobs_plan_mails",
+    "jobs_plan_sync",
+    "jobs_prune",
+    "jobs_release",
+    "jobs_report",
+    "jobs_retry",
+    "jobs_sign_in",
+    "jobs_signed_in",
+    "jobs_status",
+    "mail_claim",
+    "mail_extend",
+    "mail_feedback",
+    "mail_give_back",
+    "mail_seal",
+    "mail_settle",
+    "mail_split",
+    "mail_unsubscribe",
+    "threshold_books",
+];
+
 /// Our functions set their own `statement_timeout` of at most 28 s: wait a little longer than they work.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(32);
 

@@ -6,11 +6,11 @@
 //!
 //! * [`Resend::start`] hands every mail on to the npm emulator, which shows them as a page and knows the rest
 //!   of the API (`GET /emails/{id}`…). For tests that look at mails, and for people.
-//! * [`Resend::bare`] keeps the mails itself and knows nothing but sending and `/usage`. It starts at once
+//! * [`Resend::bare`] keeps the mails itself and knows nothing but sending, `/usage` and `/domains`. It starts at once
 //!   and takes 100,000 mails in seconds: for tests of how sending behaves, and for benchmarks. With
 //!   [`drop_contents`](Resend::drop_contents) it does not keep their texts either.
 //!
-//! Not here: domains that must be verified, scheduling, and sending webhooks; [`webhooks`] makes them.
+//! Not here: mails refused for their domain (`/domains` tells the states of some), scheduling, and sending webhooks; [`webhooks`] makes them.
 
 mod emulator;
 mod idempotency;
@@ -109,6 +109,11 @@ impl Resend {
     /// The daily quota begins anew, the month goes on.
     pub fn new_day(&self) {
         self.service.books().meter.new_day();
+    }
+
+    /// What `/domains` says of a domain from now on: `verified`, `pending`, `failed` …
+    pub fn set_domain(&self, name: &str, state: &str) {
+        self.service.books().domains.insert(name.to_owned(), state.to_owned());
     }
 
     /// Refuses this address from now on, as if it were not one, whatever its case.

@@ -2,7 +2,7 @@
 //! whether the mails are valid, whether the quota allows them; then they are kept.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -47,7 +47,12 @@ pub(super) struct Books {
     /// How long a request that sends takes.
     pub(super) work: Duration,
     pub(super) contents_dropped: bool,
+    /// Of domains whose state a test has chosen.
+    pub(super) domains: BTreeMap<String, String>,
 }
+
+/// Whose mails the account may send: the tests' and the demonstration's.
+const VERIFIED: [&str; 2] = ["comptalyze.example", "comptalyze.exemple.fr"];
 
 pub(super) fn router(service: Arc<Service>) -> Router {
     Router::new().fallback(answer).with_state(service)
@@ -76,6 +81,7 @@ async fn handle(service: &Arc<Service>, request: Request<Body>) -> Result<Respon
             let work = tokio::spawn(async move { service.send(&path, &parts.headers, &body).await });
             work.await.map_err(|e| unexpected(e.into()))?.map(|answer| Json(answer).into_response())
         }
+        (&Method::GET, "/domains") => Ok(Json(service.books().domains()).into_response()),
         (&Method::GET, "/usage") => Ok(Json(service.books().meter.usage()).into_response()),
         _ => match &service.emulator {
             Some(emulator) => emulator.pass_on(request).await.map_err(unexpected),
@@ -87,6 +93,24 @@ async fn handle(service: &Arc<Service>, request: Request<Body>) -> Result<Respon
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn unexpected(error: anyhow::Error) -> Refusal {
     Refusal::application_error(&error)
+}
+
+impl Books {
+    /// "List domains", as the service answers it.
+    fn domains(&self) -> Value {
+        let mut states = BTreeMap::from(VERIFIED.map(|name| (name, "verified")));
+        states.extend(self.domains.iter().map(|(name, state)| (name.as_str(), state.as_str())));
+        let data: Vec<Value> = states
+            .into_iter()
+            .map(|(name, status)| {
+                json!({
+                    "id": Uuid::new_v4(), "name": name, "status": status, "created_at": "2026-01-01 00:00:00+00",
+                    "region": "eu-west-1", "capabilities": {"sending": "enabled", "receiving": "disabled"},
+                })
+            })
+            .collect();
+        json!({"object": "list", "has_more": false, "data": data})
+    }
 }
 
 impl Service {

@@ -1,4 +1,4 @@
-//! The two requests we make of Stripe.
+//! The two requests we make of Stripe, and one that only asks whether our key is good for them.
 
 use std::time::Duration;
 
@@ -87,6 +87,18 @@ impl StripeClient {
             })
             .await?;
         balance::page(&answer.body, cursor).map_err(|reason| refused(reason, &answer))
+    }
+
+    /// Whether the platform's key may read movements: the request of every sync, of the platform itself, once.
+    pub async fn check_key(&self, deadline: &Deadline) -> Result<(), ProviderError> {
+        let asked = self.clone().with_retries(RetryPolicy { retries: 0, ..RetryPolicy::PROVIDER });
+        let query = [("limit", "1")];
+        asked
+            .get("/v1/balance_transactions", &self.secret_key, Key::Platform, deadline, |request| {
+                request.query(&query)
+            })
+            .await
+            .map(drop)
     }
 
     async fn get(

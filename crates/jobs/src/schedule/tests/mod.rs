@@ -2,6 +2,7 @@
 
 mod gates;
 mod months;
+mod occasions;
 mod parameters;
 
 use chrono::{DateTime, TimeDelta, Utc};

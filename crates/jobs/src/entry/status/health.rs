@@ -1,0 +1,290 @@
+//! Each dependency now: good, to be put right, or not known, each with what to do.
+//!
+//! Stripe and Resend are asked once, side by side and not for long; Supabase has been asked by then.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::facts::{Facts, RefusedCredentials};
+use crate::{
+    config::{Config, Faults, SupabaseKey},
+    deadline::Deadline,
+    email::Domain,
+    providers::{ErrorKind, ProviderError, RefusedReason},
+    schedule::paris,
+    supabase::SupabaseError,
+};
+
+/// For each of the live checks.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How something is.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub(super) enum State {
+    #[serde(rename = "bon")]
+    Good,
+    #[serde(rename = "inconnu")]
+    Unknown,
+    #[serde(rename = "à corriger")]
+    Bad,
+}
+
+impl State {
+    pub(super) const fn french(self) -> &'static str {
+        match self {
+            Self::Good => "bon",
+            Self::Unknown => "inconnu",
+            Self::Bad => "à corriger",
+        }
+    }
+
+    pub(super) const fn class(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Unknown => "unknown",
+            Self::Bad => "bad",
+        }
+    }
+}
+
+/// One dependency.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Check {
+    pub(super) name: &'static str,
+    pub(super) state: State,
+    pub(super) message: String,
+    /// What to do.
+    #[serde(rename = "todo", skip_serializing_if = "Option::is_none")]
+    pub(super) remedy: Option<String>,
+    /// Several faults, one each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) faults: Vec<String>,
+}
+
+impl Check {
+    fn new(name: &'static str, state: State, message: impl Into<String>) -> Self {
+        Self { name, state, message: message.into(), remedy: None, faults: Vec::new() }
+    }
+
+    fn and(self, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
+}
+
+/// What the live checks brought; `None` where nothing could be asked.
+pub(super) struct Live {
+    pub(super) stripe: Option<Result<(), ProviderError>>,
+    pub(super) domain: Option<Domain>,
+}
+
+/// A deadline of its own for each check.
+pub(super) fn deadline() -> Deadline {
+    let end = Instant::now() + TIMEOUT;
+    Deadline::new(end, end)
+}
+
+/// Everything, in the order in which an operator would look.
+/// `facts`: nothing where the configuration does not say whom to ask.
+pub(super) fn checks(
+    config: &Config,
+    facts: Option<&Result<Facts, SupabaseError>>,
+    live: &Live,
+) -> Vec<Check> {
+    vec![
+        configuration(config),
+        key(config),
+        database(facts),
+        migrations(facts),
+        resend(config, live.domain.as_ref()),
+        stripe(config, live.stripe.as_ref()),
+        shopify(config, facts.and_then(|facts| facts.as_ref().ok())),
+    ]
+}
+
+fn configuration(config: &Config) -> Check {
+    let parts = [
+        config.supabase.as_ref().err(),
+        config.tuning.as_ref().err(),
+        config.integrations.as_ref().err(),
+        config.mail.as_ref().err(),
+        config.prices.as_ref().err(),
+        config.link_key.as_ref().err(),
+        config.webhook_secret.as_ref().err(),
+    ];
+    let faults = Faults::all(parts.into_iter().flatten());
+    let faults: Vec<String> = faults.iter().map(str::to_owned).collect();
+    let name = "Configuration";
+    if faults.is_empty() {
+        return Check::new(
+            name,
+            State::Good,
+            "Toutes les variables nécessaires sont définies et bien formées.",
+        );
+    }
+    let message = match faults.len() {
+        1 => "1 variable à corriger.".to_owned(),
+        n => format!("{n} variables à corriger."),
+    };
+    let mut check = Check::new(name, State::Bad, message)
+        .and("Vercel, Project Settings, Environment Variables, puis redéployer : une variable changée ne vaut qu’au déploiement suivant.");
+    check.faults = faults;
+    check
+}
+
+fn key(config: &Config) -> Check {
+    let name = "Clé Supabase";
+    match &config.supabase {
+        Ok(supabase) => match &supabase.key {
+            SupabaseKey::Secret(_) => Check::new(name, State::Good, "Clé secrète (sb_secret_…)."),
+            SupabaseKey::LegacyJwt(_) => Check::new(name, State::Good, "Ancienne clé service_role (JWT).")
+                .and("Elle marche ; Supabase conseille de passer à une clé secrète sb_secret_…"),
+        },
+        Err(_) => Check::new(name, State::Unknown, "Aucune clé utilisable : voir Configuration."),
+    }
+}
+
+fn database(facts: Option<&Result<Facts, SupabaseError>>) -> Check {
+    let name = "Base de données Supabase";
+    match facts {
+        None => Check::new(name, State::Unknown, "Pas interrogée : voir Configuration."),
+        Some(Ok(_) | Err(SupabaseError::MissingMigration { .. })) => {
+            Check::new(name, State::Good, "Elle répond.")
+        }
+        Some(Err(error)) => Check::new(name, State::Bad, error.user_message()).and(
+            "Sans elle, rien n’est planifié ni envoyé ; rien n’est perdu non plus : les exécutions manquées se rejouent ici.",
+        ),
+    }
+}
+
+fn migrations(facts: Option<&Result<Facts, SupabaseError>>) -> Check {
+    let name = "Migrations";
+    let apply = "Appliquer les fichiers de supabase/migrations (supabase db push).";
+    match facts {
+        Some(Ok(facts)) if facts.missing.is_empty() => {
+            Check::new(name, State::Good, "Toutes les fonctions de cette version existent.")
+        }
+        Some(Ok(facts)) => {
+            let mut check =
+                Check::new(name, State::Bad, "Des fonctions de cette version manquent.").and(apply);
+            check.faults.clone_from(&facts.missing);
+            check
+        }
+        Some(Err(error @ (SupabaseError::MissingMigration { .. } | SupabaseError::Shape { .. }))) => {
+            Check::new(name, State::Bad, error.user_message()).and(apply)
+        }
+        _ => Check::new(name, State::Unknown, "La base de données n’a pas pu être interrogée."),
+    }
+}
+
+fn resend(config: &Config, domain: Option<&Domain>) -> Check {
+    let name = "Resend";
+    if config.mail.is_err() {
+        return Check::new(name, State::Unknown, "Pas interrogé : voir Configuration.");
+    }
+    match domain {
+        Some(Domain::Verified) => {
+            Check::new(name, State::Good, "La clé est acceptée et le domaine de COMPANY_FROM_EMAIL est vérifié.")
+        }
+        Some(Domain::NotVerified(status)) => Check::new(
+            name,
+            State::Bad,
+            format!("Le domaine de COMPANY_FROM_EMAIL n’est pas vérifié (état chez Resend : {status})."),
+        )
+        .and("Resend, Domains : ajouter les enregistrements DNS indiqués, puis Verify."),
+        Some(Domain::Missing) => {
+            Check::new(name, State::Bad, "Ce compte Resend n’a pas le domaine de COMPANY_FROM_EMAIL.")
+                .and("Ajouter le domaine chez Resend, ou corriger COMPANY_FROM_EMAIL ou RESEND_API_KEY.")
+        }
+        Some(Domain::NotTold) => Check::new(
+            name,
+            State::Unknown,
+            "La clé ne peut qu’envoyer : l’état du domaine ne peut pas être demandé. Ce n’est pas une faute.",
+        )
+        .and("Le voir chez Resend, Domains. Un domaine refusé se voit aussi dans la file : les mails y restent."),
+        Some(Domain::KeyRefused) => {
+            Check::new(name, State::Bad, "La clé est refusée.").and("Vérifier RESEND_API_KEY.")
+        }
+        Some(Domain::Unreachable) | None => {
+            Check::new(name, State::Unknown, "Resend n’a pas répondu comme attendu.")
+                .and("Recharger la page ; si cela dure : resend-status.com, et RESEND_BASE_URL si elle est définie.")
+        }
+    }
+}
+
+fn stripe(config: &Config, asked: Option<&Result<(), ProviderError>>) -> Check {
+    let name = "Stripe";
+    let Ok(integrations) = &config.integrations else {
+        return Check::new(name, State::Unknown, "Pas interrogé : voir Configuration.");
+    };
+    match asked {
+        Some(Ok(())) => {
+            let secret = integrations.stripe_secret_key.expose_secret();
+            if secret.starts_with("sk_test_") || secret.starts_with("rk_test_") {
+                Check::new(name, State::Good, "La clé est acceptée ; c’est une clé de test.")
+            } else {
+                Check::new(name, State::Good, "La clé est acceptée.")
+            }
+        }
+        Some(Err(error)) => match error.kind {
+            ErrorKind::OwnCredentials => Check::new(name, State::Bad, "La clé est refusée.")
+                .and("Vérifier STRIPE_SECRET_KEY (Stripe, Developers, API keys)."),
+            ErrorKind::Refused(RefusedReason::MissingScope) => {
+                Check::new(name, State::Bad, "La clé restreinte ne peut pas lire les mouvements.").and(
+                    "Lui donner la lecture de Balance transactions, ou mettre une clé sk_… dans STRIPE_SECRET_KEY.",
+                )
+            }
+            ErrorKind::Transient(_) | ErrorKind::OutOfTime => {
+                Check::new(name, State::Unknown, "Stripe n’a pas répondu comme attendu.")
+                    .and("Recharger la page ; si cela dure : status.stripe.com.")
+            }
+            _ => Check::new(name, State::Unknown, error.user_message())
+                .and("Vérifier STRIPE_SECRET_KEY, et STRIPE_API_BASE si elle est définie."),
+        },
+        None => Check::new(name, State::Unknown, "Pas interrogé."),
+    }
+}
+
+fn shopify(config: &Config, facts: Option<&Facts>) -> Check {
+    let name = "Shopify";
+    if config.integrations.is_err() {
+        return Check::new(name, State::Unknown, "Pas jugé : voir Configuration.");
+    }
+    let Some(facts) = facts else {
+        return Check::new(name, State::Unknown, "La base de données n’a pas pu être interrogée.");
+    };
+    let refused =
+        facts.integrations.refused_credentials.iter().filter(|refused| refused.message.contains("Shopify"));
+    if let Some(RefusedCredentials { at, .. }) = refused.max_by_key(|refused| refused.at) {
+        let message =
+            format!("Shopify a refusé les identifiants de l’application le {}.", paris::french_minute(*at));
+        return Check::new(name, State::Bad, message)
+            .and("Vérifier SHOPIFY_CLIENT_ID et SHOPIFY_CLIENT_SECRET (Shopify, tableau de bord de l’application).");
+    }
+    if facts.integrations.shopify_renewed == Some(true) {
+        return Check::new(
+            name,
+            State::Good,
+            "Les identifiants ont servi à renouveler un jeton encore valable.",
+        );
+    }
+    Check::new(
+        name,
+        State::Unknown,
+        "Les identifiants sont définis ; aucun refus depuis 24 heures. Shopify ne les juge qu’au renouvellement d’un jeton.",
+    )
+}
+
+/// How long ago something was, roughly.
+pub(super) fn ago(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let minutes = (now - at).num_minutes().max(0);
+    match minutes {
+        0 => "à l’instant".to_owned(),
+        1..=59 => format!("il y a {minutes} min"),
+        60..=2879 => format!("il y a {} h", minutes / 60),
+        _ => format!("il y a {} jours", minutes / 1440),
+    }
+}

@@ -1,0 +1,347 @@
+//! `/api/status`: how everything is, for the operator, and what they may have done about it.
+//!
+//! The Bearer sees it as JSON or as a page. A browser gets there with a form: the secret, once, for a signed cookie of
+//! thirty minutes. `GET` changes nothing. Every action is a `POST`; from a browser it carries the session's token.
+
+mod action;
+mod chart;
+mod facts;
+mod health;
+mod page;
+mod session;
+mod view;
+
+use chrono::{DateTime, Utc};
+use http_body_util::{BodyExt, Limited};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::Instant;
+use uuid::Uuid;
+use vercel_runtime::{AppState, Error};
+
+use self::{
+    action::{Action, NOTICES},
+    health::Live,
+    page::Session as Shown,
+    session::{Keys, Session},
+    view::Status,
+};
+use super::{App, BODY_TIMEOUT, answer::Answer, request, route::Route};
+use crate::{crypto::secret, deadline::Deadline};
+
+/// Tries with a wrong secret, of everybody together …
+const MOST_TRIES: u32 = 10;
+/// … in this long.
+const TRIES_SECONDS: u32 = 15 * 60;
+/// Our forms are small.
+const LARGEST_FORM: usize = 4 * 1024;
+
+/// A request, as far as it matters here.
+pub(super) struct Visit<'a> {
+    pub(super) method: &'a str,
+    pub(super) query: &'a str,
+    pub(super) authorization: Option<String>,
+    pub(super) cookies: String,
+    pub(super) accept: String,
+}
+
+impl Visit<'_> {
+    /// Browsers name HTML among others; whoever wants JSON names it alone.
+    fn wants_json(&self) -> bool {
+        self.accept.contains("application/json") && !self.accept.contains("text/html")
+    }
+
+    /// An error in the form that the caller reads.
+    fn refuse(&self, status: u16, message: &str) -> Answer {
+        if self.wants_json() { Answer::error(status, message) } else { page::message(status, message) }
+    }
+}
+
+/// Who asks.
+enum Caller {
+    Bearer,
+    Browser(Session),
+    Nobody,
+}
+
+/// Answers a request.
+pub(super) async fn answer<B>(
+    app: &App,
+    visit: &Visit<'_>,
+    body: B,
+    state: AppState,
+    now: DateTime<Utc>,
+    begun: Instant,
+) -> Answer
+where
+    B: BodyExt,
+    B::Error: Into<Error>,
+{
+    let answered = respond(app, visit, body, &state, now, begun).await;
+    answered.with_header("vary", "Accept, Authorization, Cookie")
+}
+
+async fn respond<B>(
+    app: &App,
+    visit: &Visit<'_>,
+    body: B,
+    state: &AppState,
+    now: DateTime<Utc>,
+    begun: Instant,
+) -> Answer
+where
+    B: BodyExt,
+    B::Error: Into<Error>,
+{
+    match visit.method {
+        "GET" | "POST" => {}
+        "HEAD" | "OPTIONS" => return Answer::empty(204).with_header("allow", Route::Status.allow()),
+        _ => {
+            return Answer::error(405, "Méthode non autorisée.").with_header("allow", Route::Status.allow());
+        }
+    }
+    let notice = match notice(visit) {
+        Ok(notice) => notice,
+        Err(complaint) => return visit.refuse(400, &complaint),
+    };
+    let keys = app.config.cron_secret.as_ref().map(Keys::new);
+    if keys.is_none() {
+        tracing::error!("CRON_SECRET is not set: nobody is let in");
+    }
+    let caller = match &visit.authorization {
+        Some(header) => {
+            if !secret::matches(app.config.cron_secret.as_ref(), request::bearer(header).unwrap_or_default())
+            {
+                return request::unauthorized();
+            }
+            Caller::Bearer
+        }
+        None => match keys.as_ref().and_then(|keys| keys.read(&visit.cookies, now)) {
+            Some(session) => Caller::Browser(session),
+            None => Caller::Nobody,
+        },
+    };
+    if visit.method == "GET" {
+        let token = match (&caller, &keys) {
+            (Caller::Nobody, _) if visit.wants_json() => return request::unauthorized(),
+            (Caller::Nobody, _) => return page::sign_in(200, None),
+            (Caller::Browser(session), Some(keys)) => Some(keys.form_token(session)),
+            _ => None,
+        };
+        return show(app, visit, token, notice, now).await;
+    }
+
+    let Some(form) = Form::read(body).await else {
+        return visit.refuse(400, "Formulaire illisible ou trop grand.");
+    };
+    match (caller, &keys) {
+        (Caller::Bearer, _) => act(app, visit, &form, state, now, begun).await,
+        (Caller::Browser(session), Some(keys)) if form.value("secret").is_none() => {
+            if !keys.is_own_form(&session, form.value("csrf").unwrap_or_default()) {
+                return visit
+                    .refuse(403, "Ce formulaire n’est plus valable : rouvrez la page et recommencez.");
+            }
+            act(app, visit, &form, state, now, begun).await
+        }
+        (_, keys) => match form.value("secret") {
+            Some(given) => sign_in(app, keys.as_ref(), given, now, begun).await,
+            None if visit.wants_json() => request::unauthorized(),
+            None => page::sign_in(401, Some("La session est terminée : connectez-vous à nouveau.")),
+        },
+    }
+}
+
+/// What the page is to say, after an action. Never a secret: that would be in logs by now.
+fn notice(visit: &Visit) -> Result<Option<&'static str>, String> {
+    let mut notice = None;
+    for (name, value) in form_urlencoded::parse(visit.query.as_bytes()) {
+        notice = match name.as_ref() {
+            "secret" => {
+                return Err("Le secret ne se met jamais dans l’adresse : elle reste dans les journaux. Changez CRON_SECRET s’il vient d’y être écrit.".into());
+            }
+            "fait" if visit.method == "GET" => {
+                NOTICES.iter().find(|(known, _)| *known == value).map(|(_, text)| *text)
+            }
+            // The name is the caller's: cut, and escaped like every text.
+            name => {
+                return Err(format!("Paramètre inconnu : {}.", name.chars().take(40).collect::<String>()));
+            }
+        };
+    }
+    Ok(notice)
+}
+
+/// A form's fields.
+struct Form(Vec<(String, String)>);
+
+impl Form {
+    async fn read<B>(body: B) -> Option<Self>
+    where
+        B: BodyExt,
+        B::Error: Into<Error>,
+    {
+        let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, LARGEST_FORM).collect());
+        let bytes = body.await.ok()?.ok()?.to_bytes();
+        Some(Self(form_urlencoded::parse(&bytes).into_owned().collect()))
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+#[derive(Deserialize)]
+struct Try {
+    allowed: bool,
+    retry_after: Option<u64>,
+}
+
+/// The secret from the form: counted before it is looked at, however many come at once.
+async fn sign_in(app: &App, keys: Option<&Keys>, given: &str, now: DateTime<Utc>, begun: Instant) -> Answer {
+    let broken = || {
+        page::sign_in(
+            503,
+            Some(
+                "Les essais ne peuvent pas être comptés, car la base de données ne répond pas comme attendu. Demandez cette page avec l’en-tête Authorization : elle dit ce qui manque.",
+            ),
+        )
+    };
+    let Ok(context) = app.context(now, begun) else { return broken() };
+    let id = Uuid::new_v4();
+    let arguments = json!({"p_try": id, "p_most": MOST_TRIES, "p_seconds": TRIES_SECONDS});
+    let counted: Try = match context.supabase.rpc("jobs_sign_in", &arguments, &context.deadline).await {
+        Ok(counted) => counted,
+        Err(_) => return broken(),
+    };
+    if !counted.allowed {
+        let seconds = counted.retry_after.unwrap_or(TRIES_SECONDS.into());
+        let message = format!(
+            "Trop d’essais. Réessayez dans {}, ou demandez cette page avec l’en-tête Authorization.",
+            view::counted(seconds.div_ceil(60), "minute", "minutes")
+        );
+        return page::sign_in(429, Some(&message)).with_header("retry-after", seconds.to_string());
+    }
+    if !secret::matches(app.config.cron_secret.as_ref(), given.trim()) {
+        tracing::warn!("a wrong secret was typed into the sign-in form");
+        return page::sign_in(401, Some("Ce n’est pas le bon secret."));
+    }
+    // Where this fails, the right secret has used up one try.
+    let _: Result<(), _> =
+        context.supabase.rpc("jobs_signed_in", &json!({"p_try": id}), &context.deadline).await;
+    match keys.and_then(|keys| keys.open(now)) {
+        Some(session) => Answer::see_other(Route::Status.path()).with_header("set-cookie", session.cookie()),
+        None => page::sign_in(500, Some("La session n’a pas pu être ouverte.")),
+    }
+}
+
+/// Does what a form or a caller asks for.
+async fn act(
+    app: &App,
+    visit: &Visit<'_>,
+    form: &Form,
+    state: &AppState,
+    now: DateTime<Utc>,
+    begun: Instant,
+) -> Answer {
+    let bearer = visit.authorization.is_some();
+    let asked = match action::read(|name| form.value(name).map(str::to_owned)) {
+        Ok(Action::SignOut) => {
+            return Answer::see_other(Route::Status.path()).with_header("set-cookie", session::no_cookie());
+        }
+        Ok(asked) => asked,
+        Err(refused) => return visit.refuse(refused.status, &refused.message),
+    };
+    let context = match app.context(now, begun) {
+        Ok(context) => context,
+        Err(answer) => {
+            return visit.refuse(
+                answer.status(),
+                answer.complaint().unwrap_or("Erreur interne ; voir les journaux."),
+            );
+        }
+    };
+    let begun = match asked {
+        Action::Replay { task, slot } => action::replay(context, state, task, &slot),
+        Action::Retry { lane } => action::retry(context, state, lane).await,
+        Action::SignOut => return Answer::empty(204),
+    };
+    match begun {
+        Ok(begun) if bearer => Answer::json(202, &begun.fields),
+        Ok(begun) => Answer::see_other(format!("{}?fait={}", Route::Status.path(), begun.notice)),
+        Err(refused) => visit.refuse(refused.status, &refused.message),
+    }
+}
+
+/// Looks at everything at once and tells it.
+async fn show(
+    app: &App,
+    visit: &Visit<'_>,
+    token: Option<String>,
+    notice: Option<&str>,
+    now: DateTime<Utc>,
+) -> Answer {
+    let parts = match app.parts() {
+        Ok(parts) => parts,
+        Err(message) => return visit.refuse(500, &message),
+    };
+    let tuning = app.config.tuning.as_ref().copied().unwrap_or_default();
+    let deadline = health::deadline();
+    let facts = async {
+        let supabase = parts.supabase.as_ref().ok()?;
+        // Longer than a live check: this is the page.
+        let end = Instant::now() + 4 * health::TIMEOUT;
+        Some(facts::ask(supabase, now, view::slot_days(&tuning), &Deadline::new(end, end)).await)
+    };
+    let stripe = async { Some(parts.integrations.as_ref().ok()?.check_stripe(&deadline).await) };
+    let domain = async { Some(parts.post.as_ref().ok()?.domain(health::TIMEOUT).await) };
+    let (facts, stripe, domain) = tokio::join!(facts, stripe, domain);
+    let health = health::checks(&app.config, facts.as_ref(), &Live { stripe, domain });
+    let status = Status::new(now, &tuning, health, facts.and_then(Result::ok));
+    if visit.wants_json() {
+        return Answer::object(200, &status);
+    }
+    page::status(&status, &Shown { token: token.as_deref() }, notice)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn visit<'a>(query: &'a str, accept: &str) -> Visit<'a> {
+        Visit { method: "GET", query, authorization: None, cookies: String::new(), accept: accept.to_owned() }
+    }
+
+    #[rstest]
+    #[case("", Ok(None))]
+    #[case("fait=rejeu", Ok(Some("Le rejeu est lancé.")))]
+    // Only our own words are shown.
+    #[case("fait=%3Cscript%3E", Ok(None))]
+    #[case("secret=abc", Err("dans l’adresse"))]
+    #[case("fait=rejeu&secret=", Err("dans l’adresse"))]
+    #[case("page=2", Err("page"))]
+    fn the_address(#[case] query: &str, #[case] expected: Result<Option<&str>, &str>) {
+        match (notice(&visit(query, "")), expected) {
+            (Ok(said), Ok(expected)) => {
+                assert!(said.unwrap_or_default().starts_with(expected.unwrap_or_default()), "{said:?}");
+                assert_eq!(said.is_some(), expected.is_some());
+            }
+            (Err(said), Err(expected)) => {
+                assert!(said.contains(expected) && !said.contains("abc"), "{said}");
+            }
+            (said, expected) => panic!("{said:?} instead of {expected:?}"),
+        }
+    }
+
+    #[rstest]
+    #[case("application/json", true)]
+    #[case("application/json, */*;q=0.5", true)]
+    #[case("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false)]
+    #[case("text/html, application/json", false)]
+    #[case("*/*", false)]
+    #[case("", false)]
+    fn who_wants_json(#[case] accept: &str, #[case] json: bool) {
+        assert_eq!(visit("", accept).wants_json(), json);
+    }
+}

@@ -1,0 +1,302 @@
+//! What the page shows and the JSON says: one value, made of facts, health and the table of gates. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Serialize;
+
+use super::{
+    facts::{Facts, Integrations, Lane, Mails, Run, Single},
+    health::{Check, State},
+};
+use crate::{
+    config::Tuning,
+    schedule::{self, Missed, Settings, Task, occasions, paris},
+};
+
+/// A lane whose oldest item waits longer than this stands still: every cron works on all lanes.
+const STANDS_STILL: TimeDelta = TimeDelta::hours(13);
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Status {
+    pub(super) generated_at: DateTime<Utc>,
+    pub(super) version: &'static str,
+    pub(super) state: State,
+    pub(super) attention: Vec<Attention>,
+    pub(super) health: Vec<Check>,
+    /// Nothing where the database did not answer.
+    #[serde(flatten)]
+    pub(super) known: Option<Known>,
+    pub(super) calendar: Vec<MonthDates>,
+}
+
+/// Something to act on, or to know.
+#[derive(Debug, Serialize)]
+pub(super) struct Attention {
+    /// To be put right, or only to know.
+    pub(super) state: State,
+    /// Where on the page it is told in full.
+    pub(super) section: &'static str,
+    pub(super) message: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Known {
+    /// From when on crons were looked for; nothing where none has ever come by.
+    pub(super) missed_since: Option<DateTime<Utc>>,
+    pub(super) missed: Vec<MissedSlot>,
+    pub(super) tasks: Vec<TaskView>,
+    pub(super) queue: Vec<Lane>,
+    pub(super) mails: Mails,
+    pub(super) integrations: Integrations,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct MissedSlot {
+    pub(super) task: Task,
+    pub(super) slot: String,
+    pub(super) due_at: DateTime<Utc>,
+    /// A later run did what this one would have done.
+    pub(super) made_up: bool,
+    /// The instant that a replay works for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) replay_at: Option<DateTime<Utc>>,
+    /// Why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) no_replay: Option<String>,
+}
+
+impl From<Missed> for MissedSlot {
+    fn from(missed: Missed) -> Self {
+        Self {
+            task: missed.occasion.task,
+            slot: missed.occasion.slot.to_string(),
+            due_at: missed.occasion.opens,
+            made_up: missed.made_up,
+            replay_at: missed.replay.ok(),
+            no_replay: missed.replay.err().map(|why| why.to_string()),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TaskView {
+    pub(super) task: Task,
+    pub(super) name: &'static str,
+    pub(super) rule: String,
+    pub(super) next_slot: String,
+    pub(super) next_at: DateTime<Utc>,
+    pub(super) runs: Vec<Run>,
+    /// Runs for single users of the last day.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) single: Option<Single>,
+}
+
+/// A month's due dates of the tasks that are due once a month.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct MonthDates {
+    pub(super) month: String,
+    pub(super) reminders_at: Option<DateTime<Utc>>,
+    pub(super) monthly_sync_at: Option<DateTime<Utc>>,
+}
+
+/// What a task is called on the page.
+pub(super) const fn name(task: Task) -> &'static str {
+    match task {
+        Task::MarketingDay3 => "Mail J+3",
+        Task::SyncIntegrations => "Synchronisation Stripe et Shopify",
+        Task::MonthlyReminders => "Rappels mensuels",
+        Task::MonthlySync => "Synchronisation du mois et récapitulatifs",
+        Task::CheckThresholds => "Alertes de seuil",
+    }
+}
+
+/// How far back missed crons are looked for.
+pub(super) fn slot_days(tuning: &Tuning) -> u16 {
+    tuning.replay_max_days.clamp(14, 60)
+}
+
+impl Status {
+    pub(super) fn new(now: DateTime<Utc>, tuning: &Tuning, health: Vec<Check>, facts: Option<Facts>) -> Self {
+        let known = facts.map(|facts| Known::new(now, tuning, facts));
+        let attention = attention(now, &health, known.as_ref());
+        let worst = attention.iter().map(|attention| attention.state).max();
+        let state = match (worst, &known) {
+            (Some(State::Bad), _) => State::Bad,
+            (_, None) => State::Unknown,
+            _ => State::Good,
+        };
+        let calendar = calendar(now, tuning.schedule);
+        Self {
+            generated_at: now,
+            version: env!("CARGO_PKG_VERSION"),
+            state,
+            attention,
+            health,
+            known,
+            calendar,
+        }
+    }
+}
+
+impl Known {
+    fn new(now: DateTime<Utc>, tuning: &Tuning, facts: Facts) -> Self {
+        let (missed_since, missed) = missed(now, tuning, &facts);
+        let mut runs: BTreeMap<String, Vec<Run>> = BTreeMap::new();
+        for run in facts.runs.runs {
+            runs.entry(run.task.clone()).or_default().push(run);
+        }
+        let mut single: BTreeMap<String, Single> =
+            facts.runs.single.into_iter().map(|single| (single.task.clone(), single)).collect();
+        let tasks = Task::ALL.map(|task| {
+            let next = occasions(task, now, tuning.schedule).next();
+            TaskView {
+                task,
+                name: name(task),
+                rule: schedule::rule(task, tuning.schedule),
+                next_slot: next.as_ref().map(|next| next.slot.to_string()).unwrap_or_default(),
+                next_at: next.map_or(now, |next| next.opens),
+                runs: runs.remove(task.as_str()).unwrap_or_default(),
+                single: single.remove(task.as_str()),
+            }
+        });
+        let mut queue = facts.queue;
+        queue.sort_by_key(|lane| LANES.iter().position(|known| *known == lane.lane));
+        Self {
+            missed_since,
+            missed,
+            tasks: tasks.into(),
+            queue,
+            mails: facts.mails,
+            integrations: facts.integrations,
+        }
+    }
+}
+
+/// The lanes, mails first, as they are worked on.
+pub(super) const LANES: [&str; 7] =
+    ["alerts", "reminders", "recaps", "marketing", "stripe", "shopify", "months"];
+
+/// Slots that nobody claimed, since this deployment's crons have come by at all.
+fn missed(now: DateTime<Utc>, tuning: &Tuning, facts: &Facts) -> (Option<DateTime<Utc>>, Vec<MissedSlot>) {
+    let Some(&first) = facts.first_claims.values().min() else { return (None, Vec::new()) };
+    let horizon = now - TimeDelta::days(slot_days(tuning).into());
+    let mut all = Vec::new();
+    for task in Task::ALL {
+        let first = match task {
+            // Not every deployment has a cron for it.
+            Task::CheckThresholds => match facts.first_claims.get(task.as_str()) {
+                Some(own) => *own,
+                None => continue,
+            },
+            _ => first,
+        };
+        let claimed: BTreeSet<String> = facts
+            .slots
+            .iter()
+            .filter(|claimed| claimed.task == task.as_str())
+            .map(|claimed| claimed.slot.clone())
+            .collect();
+        let since = first.max(horizon);
+        let missed = schedule::missed(task, since, now, &claimed, tuning.replay_max_days, tuning.schedule);
+        all.extend(missed.into_iter().map(MissedSlot::from));
+    }
+    all.sort_by_key(|missed| std::cmp::Reverse(missed.due_at));
+    (Some(first.max(horizon)), all)
+}
+
+fn calendar(now: DateTime<Utc>, settings: Settings) -> Vec<MonthDates> {
+    let this = paris::month(now);
+    let dates = |task| -> BTreeMap<schedule::Month, DateTime<Utc>> {
+        occasions(task, now, settings).take(13).map(|due| (paris::month(due.opens), due.opens)).collect()
+    };
+    let (reminders, syncs) = (dates(Task::MonthlyReminders), dates(Task::MonthlySync));
+    std::iter::successors(Some(this), |month| Some(month.next()))
+        .map(|month| MonthDates {
+            month: month.french(),
+            reminders_at: reminders.get(&month).copied(),
+            monthly_sync_at: syncs.get(&month).copied(),
+        })
+        .filter(|month| month.reminders_at.is_some() || month.monthly_sync_at.is_some())
+        .take(12)
+        .collect()
+}
+
+/// `1 mail`, `2 mails`.
+pub(super) fn counted(n: u64, one: &str, several: &str) -> String {
+    if n <= 1 { format!("{n}\u{a0}{one}") } else { format!("{n}\u{a0}{several}") }
+}
+
+/// What the operator should look at first.
+fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&Known>) -> Vec<Attention> {
+    let mut all = Vec::new();
+    let mut add = |state, section, message| all.push(Attention { state, section, message });
+    for check in health.iter().filter(|check| check.state == State::Bad) {
+        add(State::Bad, "sante", format!("{}\u{a0}: {}", check.name, check.message));
+    }
+    let Some(known) = known else { return all };
+
+    if known.missed_since.is_none() {
+        add(
+            State::Bad,
+            "manquees",
+            "Aucun cron n’est encore passé\u{a0}: vérifier Settings, Cron Jobs chez Vercel.".into(),
+        );
+    }
+    let open = known.missed.iter().filter(|missed| !missed.made_up).count() as u64;
+    if open > 0 {
+        add(State::Bad, "manquees", counted(open, "exécution manquée", "exécutions manquées"));
+    }
+    for task in &known.tasks {
+        let Some(last) = task.runs.first() else { continue };
+        match last.status.as_str() {
+            "error" => {
+                let message = format!("{}\u{a0}: la dernière exécution a échoué", task.name);
+                add(State::Bad, "taches", message);
+            }
+            "partial" => {
+                add(
+                    State::Unknown,
+                    "taches",
+                    format!("{}\u{a0}: la dernière exécution n’a réussi qu’en partie", task.name),
+                );
+            }
+            _ => {}
+        }
+    }
+    let mails = |lane: &&Lane| matches!(lane.lane.as_str(), "alerts" | "reminders" | "recaps" | "marketing");
+    let failed: u64 = known.queue.iter().filter(mails).map(|lane| lane.failed).sum();
+    if failed > 0 {
+        add(State::Bad, "file", format!("{} à relancer", counted(failed, "mail en échec", "mails en échec")));
+    }
+    let unknown: u64 = known.queue.iter().map(|lane| lane.unknown).sum();
+    if unknown > 0 {
+        add(State::Unknown, "file", counted(unknown, "mail d’issue inconnue", "mails d’issue inconnue"));
+    }
+    for lane in &known.queue {
+        if lane.oldest.is_some_and(|oldest| now - oldest > STANDS_STILL) {
+            add(
+                State::Bad,
+                "file",
+                format!("La file «\u{a0}{}\u{a0}» n’avance pas", super::page::lane(&lane.lane)),
+            );
+        }
+    }
+    let late: u64 =
+        known.integrations.states.iter().filter(|state| state.state == "late").map(|state| state.count).sum();
+    if late > 0 {
+        let message = counted(late, "intégration sans synchronisation", "intégrations sans synchronisation");
+        add(State::Bad, "integrations", format!("{message} depuis plus de 36\u{a0}h"));
+    }
+    let broken = known.integrations.broken_total;
+    if broken > 0 {
+        add(State::Unknown, "integrations", counted(broken, "intégration en panne", "intégrations en panne"));
+    }
+    all.sort_by_key(|attention| std::cmp::Reverse(attention.state));
+    all
+}
