@@ -157,7 +157,11 @@ impl Doctor {
         for check in checks {
             let text = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
             let verdict = match check["state"].as_str() {
-                Some("fault") => Err(format!("{} {}", text("detail"), text("advice"))),
+                Some("à corriger") => {
+                    let faults = check["faults"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                    let said = [text("message"), text("todo")].into_iter().chain(faults.map(str::to_owned));
+                    Err(said.filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" "))
+                }
                 _ => Ok(()),
             };
             self.note(&format!("état : {}", text("name")), verdict);

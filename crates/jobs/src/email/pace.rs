@@ -10,6 +10,13 @@ use crate::deadline::{Deadline, OutOfTime};
 /// How long what the service says of its quotas is believed: others send on the same account.
 const BELIEVED: Duration = Duration::from_mins(1);
 
+/// One request may be made.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct Turn {
+    taken: Instant,
+    following: Instant,
+}
+
 /// Shared by all drains of a process.
 #[derive(Default)]
 pub(super) struct Pace(Mutex<State>);
@@ -23,18 +30,27 @@ struct State {
 
 impl Pace {
     /// Waits for the next turn; refuses at once where it would come too late.
-    pub(super) async fn turn(&self, deadline: &Deadline) -> Result<(), OutOfTime> {
-        let wait = {
+    pub(super) async fn turn(&self, deadline: &Deadline) -> Result<Turn, OutOfTime> {
+        let (turn, wait) = {
             let mut state = self.0.lock().await;
             let now = Instant::now();
-            let turn = state.next_turn.unwrap_or(now).max(now);
-            if !deadline.allows(turn - now) {
+            let taken = state.next_turn.unwrap_or(now).max(now);
+            if !deadline.allows(taken - now) {
                 return Err(OutOfTime);
             }
-            state.next_turn = Some(turn + state.interval());
-            turn - now
+            let following = taken + state.interval();
+            state.next_turn = Some(following);
+            (Turn { taken, following }, taken - now)
         };
-        deadline.sleep(wait).await
+        deadline.sleep(wait).await.map(|()| turn)
+    }
+
+    /// Gives back a turn that nothing was done with, unless somebody has taken the next one.
+    pub(super) async fn leave(&self, turn: Turn) {
+        let mut state = self.0.lock().await;
+        if state.next_turn == Some(turn.following) {
+            state.next_turn = Some(turn.taken);
+        }
     }
 
     /// Nobody's turn comes before this is over: the service has said so.
@@ -123,7 +139,23 @@ mod tests {
         pace.hold_back(Duration::from_secs(30)).await;
         assert_eq!(pace.turn(&deadline(10)).await, Err(OutOfTime));
         assert_eq!(begun, Instant::now());
-        assert_eq!(pace.turn(&deadline(60)).await, Ok(()), "a refused turn is nobody's");
+        assert!(pace.turn(&deadline(60)).await.is_ok(), "a refused turn is nobody's");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_is_left_is_the_next_ones() {
+        let (pace, deadline, begun) = (Pace::default(), deadline(60), Instant::now());
+        let first = pace.turn(&deadline).await.unwrap();
+        pace.leave(first).await;
+        let second = pace.turn(&deadline).await.unwrap();
+        assert_eq!(begun, Instant::now(), "nobody waits for a turn that was left");
+        let third = pace.turn(&deadline).await.unwrap();
+        pace.leave(second).await;
+        assert_eq!(
+            pace.turn(&deadline).await.unwrap().taken,
+            third.following,
+            "somebody has taken the next one"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -156,10 +156,13 @@ impl Post {
             {
                 book(&mut report, &mut fault, done);
             }
-            if !deadline.may_start_work() || self.pace.turn(&deadline).await.is_err() {
-                report.out_of_time = true;
-                break;
-            }
+            let turn = match self.pace.turn(&deadline).await {
+                Ok(turn) if deadline.may_start_work() => turn,
+                _ => {
+                    report.out_of_time = true;
+                    break;
+                }
+            };
             // After the turn, which may have been long: what is blocked by now is not asked for again.
             while let Some(done) = working.try_join_next() {
                 book(&mut report, &mut fault, done);
@@ -178,8 +181,11 @@ impl Post {
                 None => LARGEST_BATCH,
             };
             match self.outbox.claim(limit, &deadline).await {
-                Ok(Claim::Empty) => break,
-                Ok(Claim::Again) => {}
+                Ok(Claim::Empty) => {
+                    self.pace.leave(turn).await;
+                    break;
+                }
+                Ok(Claim::Again) => self.pace.leave(turn).await,
                 Ok(Claim::Mails { id, mails }) => {
                     // Here and not beside each other: what is claimed later, and less urgent, takes what is left then.
                     let room = self.room(&mails, &deadline).await;

@@ -199,7 +199,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn troubles(value: Value) -> Troubles {
+    fn troubles(value: &Value) -> Troubles {
         let mut all = json!({"slots": [], "failed": [], "stuck": [], "calls": [], "routes": {}});
         for (key, part) in value.as_object().unwrap() {
             all[key] = part.clone();
@@ -208,20 +208,31 @@ mod tests {
     }
 
     fn titles(value: Value, now: &str) -> Vec<String> {
-        let points = points(&troubles(value), at(now), 35, Settings::default());
+        let points = points(&troubles(&value), at(now), 35, Settings::default());
         points.into_iter().map(|point| format!("{} x{}", point.title, point.count)).collect()
     }
 
     #[test]
     fn a_day_without_trouble_has_no_points() {
         assert_eq!(titles(json!({}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
-        let taken: Vec<Value> = ["2026-11-22T18Z", "2026-11-23T00Z", "2026-11-23T06Z", "2026-11-23T12Z",
-            "2026-11-23T18Z", "2026-11-24T00Z", "2026-11-24T06Z", "2026-11-24T12Z"]
+        let taken: Vec<Value> = [
+            "2026-11-22T18Z",
+            "2026-11-23T00Z",
+            "2026-11-23T06Z",
+            "2026-11-23T12Z",
+            "2026-11-23T18Z",
+            "2026-11-24T00Z",
+            "2026-11-24T06Z",
+            "2026-11-24T12Z",
+        ]
         .map(|slot| json!({"task": "sync_integrations", "slot": slot}))
         .to_vec();
         let routes = json!({"/api/cron/daily-orchestrator": "2026-11-24T12:00:00Z",
             "/api/cron/monthly-orchestrator": "2026-11-24T07:00:00Z"});
-        assert_eq!(titles(json!({"slots": taken, "routes": routes}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
+        assert_eq!(
+            titles(json!({"slots": taken, "routes": routes}), "2026-11-24T12:05:00Z"),
+            Vec::<String>::new()
+        );
     }
 
     #[test]

@@ -182,7 +182,6 @@ pub(super) fn parameters(call: &Call) -> Value {
 
 /// What a round of draining left behind.
 #[derive(Debug, Default)]
-#[expect(clippy::struct_field_names, reason = "settled items are what it counts")]
 pub struct Settled {
     report: Option<RunReport>,
     pub ended: u64,
