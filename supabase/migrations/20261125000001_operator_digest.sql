@@ -5,8 +5,6 @@
 begin;
 set local lock_timeout = '5s';
 
-create index job_items_failed on public.job_items (settled_at) where status = 'failed';
-
 -- Troubles since the last digest (at least a day back), and what is needed to find missed crons.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    calls: [{route, message, count}], routes: {route: last call}}

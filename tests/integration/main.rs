@@ -6,6 +6,7 @@ mod mails;
 mod promises;
 mod status;
 mod sync;
+mod told;
 mod trigger;
 mod trouble;
 mod world;

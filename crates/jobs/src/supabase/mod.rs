@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 32] = [
+pub const FUNCTIONS: [&str; 34] = [
     "integration_context",
     "integration_prove",
     "integration_refresh_begin",
@@ -37,6 +37,7 @@ pub const FUNCTIONS: [&str; 32] = [
     "jobs_lanes",
     "jobs_log",
     "jobs_plan_alerts",
+    "jobs_plan_digest",
     "jobs_plan_mails",
     "jobs_plan_sync",
     "jobs_prune",
@@ -46,6 +47,7 @@ pub const FUNCTIONS: [&str; 32] = [
     "jobs_sign_in",
     "jobs_signed_in",
     "jobs_status",
+    "jobs_troubles",
     "mail_claim",
     "mail_extend",
     "mail_feedback",

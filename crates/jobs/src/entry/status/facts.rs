@@ -218,7 +218,7 @@ pub(super) async fn ask(
     deadline: &Deadline,
 ) -> Result<Facts, SupabaseError> {
     let arguments = json!({
-        "p_functions": FUNCTIONS, "p_tasks": Task::ALL, "p_runs": RUNS, "p_days": MAIL_DAYS, "p_broken": BROKEN,
+        "p_functions": FUNCTIONS.as_slice(), "p_tasks": Task::ALL, "p_runs": RUNS, "p_days": MAIL_DAYS, "p_broken": BROKEN,
         // Of a slot that opened earlier, and was claimed later, nobody asks.
         "p_since": now - TimeDelta::days(i64::from(slot_days) + 8),
     });

@@ -1,0 +1,88 @@
+//! One mail a day to the operator, when and only when there is something to look at.
+
+use anyhow::Result;
+use chrono::{TimeDelta, Utc};
+
+use crate::{mails::received, world::World};
+
+/// Digests that have left.
+fn digests(world: &World) -> Vec<String> {
+    let all = received(world).into_iter().filter(|(to, _)| to == "operator@example.test");
+    all.map(|(_, subject)| subject).collect()
+}
+
+/// A world whose clock shows noon of a day, Paris time.
+async fn world() -> Result<World> {
+    let mut world = World::new().await?;
+    world.set("OPERATOR_EMAIL", "operator@example.test");
+    crate::mails::midday(&mut world);
+    Ok(world)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_day_without_trouble_sends_none() -> Result<()> {
+    let world = world().await?;
+    world.stripe_user("acct_fine").await?;
+    world.cron("daily-orchestrator", "").await?;
+    world.cron("monthly-orchestrator", "").await?;
+    assert_eq!(digests(&world), Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_is_told_once_a_day() -> Result<()> {
+    let world = world().await?;
+    world.stripe_user("acct_bad").await?;
+    world.stripe.revoke("acct_bad");
+    world.post("sync-integrations", "").await?;
+    assert_eq!(digests(&world).len(), 0, "an operator who calls by hand reads the answer");
+    world.cron("monthly-orchestrator", "").await?;
+    assert_eq!(digests(&world).len(), 1);
+    let mails = world.resend.accepted();
+    let mail = &mails.last().expect("a mail").mail;
+    let text = mail.text.clone().unwrap_or_default();
+    assert!(text.contains("Échecs") && text.contains("Stripe") && text.contains("/api/status"), "{text}");
+    assert!(!text.contains("acct_bad") && !text.contains("@example.test"), "nobody is named: {text}");
+    for _ in 0..2 {
+        world.cron("daily-orchestrator", "").await?;
+        world.cron("monthly-orchestrator", "").await?;
+    }
+    assert_eq!(digests(&world).len(), 1, "once a day");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_orchestrator_notices_that_the_other_has_not_run() -> Result<()> {
+    let world = world().await?;
+    world.cron("monthly-orchestrator", "").await?;
+    world.cron("daily-orchestrator", "").await?;
+    assert_eq!(digests(&world), Vec::<String>::new());
+    // A day and a half ago, seen from the clock that the functions have.
+    let noon = world.var("JOBS_NOW").parse::<chrono::DateTime<Utc>>()?;
+    sqlx::query("update public.sync_logs set synced_at = $1 where metadata ->> 'route' like '%monthly%'")
+        .bind(noon - TimeDelta::hours(36))
+        .execute(world.pool())
+        .await?;
+    world.cron("daily-orchestrator", "").await?;
+    assert_eq!(digests(&world).len(), 1);
+    let mails = world.resend.accepted();
+    let text = mails.last().expect("a mail").mail.text.clone().unwrap_or_default();
+    assert!(text.contains("/api/cron/monthly-orchestrator n’est plus appelé"), "{text}");
+    Ok(())
+}
+
+/// Without an address nobody is told, and without the mails' variables nothing fails for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_digest_is_optional() -> Result<()> {
+    let mut world = world().await?;
+    world.stripe_user("acct_bad").await?;
+    world.stripe.revoke("acct_bad");
+    world.post("sync-integrations", "").await?;
+    world.unset("OPERATOR_EMAIL");
+    world.cron("monthly-orchestrator", "").await?;
+    assert_eq!(world.resend.accepted_count(), 0);
+    world.set("OPERATOR_EMAIL", "operator@example.test");
+    world.unset("RESEND_API_KEY");
+    world.cron("monthly-orchestrator", "").await?;
+    Ok(())
+}
