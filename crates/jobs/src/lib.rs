@@ -13,6 +13,7 @@ pub mod http;
 pub mod integrations;
 pub mod money;
 pub mod orchestrator;
+pub mod pace;
 pub mod ping;
 pub mod providers;
 pub mod queue;

@@ -15,13 +15,14 @@ use uuid::Uuid;
 use super::{
     Domain, Facts, Look, links,
     outbox::{Claim, Claimed, Outbox, Outcome, Sealed, Status},
-    pace::Pace,
+    quotas::Quotas,
     render,
     sender::{self, Allowance, KEY_REMEMBERED, LARGEST_BATCH, Sender, Sent},
 };
 use crate::{
     config::{MailConfig, Prices},
-    deadline::Deadline,
+    deadline::{Deadline, OutOfTime},
+    pace::{SharedPace, Turn},
     queue::{Failure, pause_after},
     supabase::{Supabase, SupabaseError},
 };
@@ -45,7 +46,9 @@ pub struct Post {
     look: Look,
     outbox: Outbox,
     sender: Sender,
-    pace: Pace,
+    /// Of all instances together.
+    pace: SharedPace,
+    quotas: Quotas,
 }
 
 /// What a drain did.
@@ -133,9 +136,10 @@ impl Post {
         let prices = serde_json::to_value(prices).unwrap_or(Value::Null);
         Self {
             look,
-            outbox: Outbox::new(supabase, prices, clock),
+            outbox: Outbox::new(supabase.clone(), prices, clock),
             sender: Sender::new(http.clone(), config.clone()),
-            pace: Pace::default(),
+            pace: SharedPace::new(supabase, "resend"),
+            quotas: Quotas::default(),
             config,
         }
     }
@@ -143,6 +147,10 @@ impl Post {
     /// What the mail service says of the domain that mails come from.
     pub async fn domain(&self, timeout: Duration) -> Domain {
         self.sender.domain(timeout).await
+    }
+
+    async fn turn(&self, deadline: &Deadline) -> Result<Turn, OutOfTime> {
+        self.pace.turn(self.quotas.interval().await, deadline).await
     }
 
     /// Sends until nothing waits, the budget is over, or nothing may be sent any more.
@@ -156,7 +164,7 @@ impl Post {
             {
                 book(&mut report, &mut fault, done);
             }
-            let turn = match self.pace.turn(&deadline).await {
+            let turn = match self.turn(&deadline).await {
                 Ok(turn) if deadline.may_start_work() => turn,
                 _ => {
                     report.out_of_time = true;
@@ -170,7 +178,7 @@ impl Post {
             if report.blocked.is_some() || fault.is_some() {
                 break;
             }
-            let limit = match self.pace.allowance().await {
+            let limit = match self.quotas.allowance().await {
                 Some(allowance) if allowance.left == Some(0) => {
                     report.blocked = Some(allowance.exhausted());
                     break;
@@ -206,12 +214,14 @@ impl Post {
         if mails.iter().any(|mail| mail.batch_id.is_some()) {
             return mails.len();
         }
-        if self.pace.asks().await
+        // A request like another: it takes a turn, too.
+        if self.quotas.asks().await
+            && self.turn(deadline).await.is_ok()
             && let Some(allowance) = self.sender.allowance(deadline).await
         {
-            self.pace.learn(allowance).await;
+            self.quotas.learn(allowance).await;
         }
-        self.pace.take(mails.len()).await
+        self.quotas.take(mails.len()).await
     }
 
     async fn work(
@@ -287,14 +297,14 @@ impl Post {
             self.outbox.settle(claim, &settled, deadline).await?;
             report.book(&settled);
         }
-        self.pace.put_back(room.saturating_sub(ready.len())).await;
+        self.quotas.put_back(room.saturating_sub(ready.len())).await;
         let Some(kind) = ready.first().map(|(mail, ..)| mail.kind) else { return Ok(report) };
         let beyond: Vec<i64> =
             ready.drain(room.min(ready.len())..).map(|(mail, ..)| mail.delivery_id).collect();
         if !beyond.is_empty() {
             self.outbox.give_back(claim, &beyond, Duration::ZERO, None, None, deadline).await?;
             report.given_back += beyond.len() as u64;
-            report.blocked = self.pace.allowance().await.map(|allowance| allowance.exhausted());
+            report.blocked = self.quotas.allowance().await.map(|allowance| allowance.exhausted());
         }
         if ready.is_empty() {
             return Ok(report);
@@ -311,7 +321,7 @@ impl Post {
             })
             .collect();
         let members = self.outbox.seal(claim, batch, kind, &sealed, deadline).await?;
-        self.pace.put_back(ready.len() - members.len().min(ready.len())).await;
+        self.quotas.put_back(ready.len() - members.len().min(ready.len())).await;
         // Who has refused meanwhile was settled with the seal; who has another address by now comes back with it.
         let left_out: Vec<i64> =
             ready.iter().map(|(mail, ..)| mail.delivery_id).filter(|id| !members.contains(id)).collect();
@@ -395,7 +405,7 @@ impl Post {
                         return Ok(report);
                     }
                     waits += 1;
-                    self.pace.hold_back(wait).await;
+                    self.pace.hold_back(wait, deadline).await;
                     if wait > LONGEST_WAIT || waits >= MOST_WAITS {
                         return self.give_back(&batch, wait, None, deadline).await;
                     }
@@ -433,7 +443,7 @@ impl Post {
                     return self.out_of_time(&batch, deadline).await;
                 }
             }
-            if self.pace.turn(&asking).await.is_err() {
+            if self.turn(&asking).await.is_err() {
                 return self.out_of_time(&batch, deadline).await;
             }
             if !self.outbox.extend(batch.claim, &batch.deliveries(), deadline).await? {
@@ -456,7 +466,7 @@ impl Post {
             return Ok(None);
         };
         let Some(left) = allowance.left.filter(|left| *left < size) else {
-            self.pace.learn(allowance).await;
+            self.quotas.learn(allowance).await;
             return Ok(None);
         };
         let mut report = self.give_back(batch, Duration::ZERO, None, deadline).await?;
@@ -465,7 +475,7 @@ impl Post {
             report.blocked = Some(allowance.exhausted());
         }
         // After giving back: what the service says counts nothing of this batch.
-        self.pace.learn(allowance).await;
+        self.quotas.learn(allowance).await;
         Ok(Some(report))
     }
 
@@ -487,7 +497,7 @@ impl Post {
         }
         let mut report = PostReport::default();
         for child in children {
-            let in_time = self.pace.turn(&deadline.reserving(RESERVE)).await.is_ok();
+            let in_time = self.turn(&deadline.reserving(RESERVE)).await.is_ok();
             if !in_time || !self.outbox.extend(child.claim, &child.deliveries(), deadline).await? {
                 report.add(self.give_back(&child, Duration::ZERO, None, deadline).await?);
                 report.out_of_time |= !in_time;
@@ -529,7 +539,7 @@ impl Post {
         deadline: &Deadline,
     ) -> Result<PostReport, SupabaseError> {
         let deliveries = batch.deliveries();
-        self.pace.put_back(if batch.doubtful { 0 } else { deliveries.len() }).await;
+        self.quotas.put_back(if batch.doubtful { 0 } else { deliveries.len() }).await;
         self.outbox.give_back(batch.claim, &deliveries, delay, failure, batch.release(), deadline).await?;
         Ok(PostReport { given_back: deliveries.len() as u64, ..PostReport::default() })
     }

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 34] = [
+pub const FUNCTIONS: [&str; 36] = [
     "integration_context",
     "integration_prove",
     "integration_refresh_begin",
@@ -34,7 +34,9 @@ pub const FUNCTIONS: [&str; 34] = [
     "jobs_give_back",
     "jobs_heartbeat",
     "jobs_hold_chain",
+    "jobs_hold_turns",
     "jobs_lanes",
+    "jobs_lease_turns",
     "jobs_log",
     "jobs_plan_alerts",
     "jobs_plan_digest",

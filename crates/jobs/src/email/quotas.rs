@@ -1,0 +1,94 @@
+//! One account of what the mail service still takes, for everything that this process sends.
+
+use std::time::Duration;
+
+use tokio::{sync::Mutex, time::Instant};
+
+use super::sender::{Allowance, UNSAID_INTERVAL};
+
+/// How long what the service says of its quotas is believed: others send on the same account.
+const BELIEVED: Duration = Duration::from_mins(1);
+
+/// Shared by all drains of a process.
+#[derive(Default)]
+pub(super) struct Quotas(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    allowance: Option<(Instant, Allowance)>,
+    asked: Option<Instant>,
+}
+
+impl Quotas {
+    /// Between two requests.
+    pub(super) async fn interval(&self) -> Duration {
+        self.0.lock().await.allowance.as_ref().map_or(UNSAID_INTERVAL, |(_, allowance)| allowance.interval)
+    }
+
+    /// What the service has said lately.
+    pub(super) async fn allowance(&self) -> Option<Allowance> {
+        self.0.lock().await.believed().cloned()
+    }
+
+    /// Whether the service is to be asked: at most once in a while, for not every key may ask.
+    pub(super) async fn asks(&self) -> bool {
+        let mut state = self.0.lock().await;
+        let lately = state.asked.is_some_and(|asked| asked.elapsed() < BELIEVED);
+        if !lately {
+            state.asked = Some(Instant::now());
+        }
+        !lately
+    }
+
+    pub(super) async fn learn(&self, allowance: Allowance) {
+        self.0.lock().await.allowance = Some((Instant::now(), allowance));
+    }
+
+    /// Takes up to `wanted` mails off the quota; answers how many there were.
+    pub(super) async fn take(&self, wanted: usize) -> usize {
+        let mut state = self.0.lock().await;
+        let Some(Allowance { left: Some(left), .. }) = state.believed() else { return wanted };
+        let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(wanted);
+        *left -= taken as u64;
+        taken
+    }
+
+    /// Gives back what was taken and not used.
+    pub(super) async fn put_back(&self, unused: usize) {
+        if let Some(Allowance { left: Some(left), .. }) = self.0.lock().await.believed() {
+            *left += unused as u64;
+        }
+    }
+}
+
+impl State {
+    fn believed(&mut self) -> Option<&mut Allowance> {
+        let (_, allowance) = self.allowance.as_mut().filter(|(said, _)| said.elapsed() < BELIEVED)?;
+        Some(allowance)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowance(left: Option<u64>) -> Allowance {
+        Allowance { left, quota: None, interval: Duration::from_millis(200) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quota_is_never_overdrawn() {
+        let quotas = Quotas::default();
+        assert_eq!(quotas.take(100).await, 100, "nobody has said anything");
+        quotas.learn(allowance(Some(130))).await;
+        assert_eq!((quotas.take(100).await, quotas.take(100).await, quotas.take(100).await), (100, 30, 0));
+        quotas.put_back(10).await;
+        assert_eq!(quotas.take(100).await, 10);
+        tokio::time::advance(BELIEVED).await;
+        assert_eq!(quotas.allowance().await, None, "not believed for ever");
+        assert_eq!(quotas.take(100).await, 100, "what was left then keeps nothing back");
+        assert_eq!((quotas.asks().await, quotas.asks().await), (true, false));
+        tokio::time::advance(BELIEVED).await;
+        assert!(quotas.asks().await);
+    }
+}
