@@ -14,7 +14,7 @@
 //! ```
 
 mod bucket;
-mod chrome;
+pub mod chrome;
 pub mod database;
 pub mod demo;
 pub mod faults;
@@ -32,6 +32,7 @@ pub mod resend;
 pub mod seed;
 pub mod shopify;
 mod stack;
+pub mod status_page;
 pub mod stripe;
 mod unprivileged;
 pub mod vendor_schemas;

@@ -1,9 +1,10 @@
-//! The local stack by hand: `cargo stack demo`, `cargo stack up`, `cargo stack mails`.
+//! The local stack by hand: `cargo stack demo`, `cargo stack up`, `cargo stack mails`, `cargo stack
+//! status-page`.
 
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
-use local_stack::{Stack, demo, mails};
+use local_stack::{Stack, demo, mails, status_page};
 
 const USAGE: &str = "\
 Usage: cargo stack COMMAND
@@ -14,7 +15,9 @@ Commands:
                  exit code 1 when an answer was not what it must be
   up             PostgreSQL, PostgREST, the gateway and Resend, until Ctrl-C
   mails [FOLDER] every mail in its variants as HTML, text and pictures, in FOLDER or target/mails; pictures need
-                 Chromium on the PATH or in the variable CHROME";
+                 Chromium on the PATH or in the variable CHROME
+  status-page [FOLDER]
+                 pictures of the status page, in FOLDER or target/status; needs Chromium too";
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
@@ -27,6 +30,10 @@ async fn main() -> Result<ExitCode> {
         }
         ["mails", folder] if !folder.starts_with('-') => {
             mails::write(Path::new(folder), mails::browser().as_deref()).map(|()| ExitCode::SUCCESS)
+        }
+        ["status-page"] => status_page::write(Path::new("target/status")).await.map(|()| ExitCode::SUCCESS),
+        ["status-page", folder] if !folder.starts_with('-') => {
+            status_page::write(Path::new(folder)).await.map(|()| ExitCode::SUCCESS)
         }
         ["up"] => up().await.map(|()| ExitCode::SUCCESS),
         ["help" | "--help" | "-h"] => {
