@@ -81,9 +81,13 @@ language sql stable set search_path = '' as $$
     )
     select f.item_id, f.run_id, f.lane, f.kind, f.subject, f.user_id, f.payload, f.result ->> 'mail'
     from failed f
-    where not exists (select from public.job_items n
-            where n.user_id = f.user_id and n.kind = f.kind and n.subject = f.subject and n.item_id > f.item_id
-                and n.status <> 'failed' and (n.kind <> 'sync_month' or n.payload -> 'month' = f.payload -> 'month'))
+    -- For each of them its user's items (limit: a loop, for a join would read all items there are).
+    left join lateral (
+        select true as made_up from public.job_items n
+        where n.user_id = f.user_id and n.kind = f.kind and n.subject = f.subject and n.item_id > f.item_id
+            and n.status <> 'failed' and (n.kind <> 'sync_month' or n.payload -> 'month' = f.payload -> 'month')
+        limit 1) later on true
+    where later.made_up is null
         -- Disconnected since: nothing to make up for.
         and (f.kind <> 'sync_integration' or exists (select from public.integration_tokens t
             where t.id = f.subject and t.is_active));
@@ -102,6 +106,8 @@ language sql stable set search_path = '' as $$
         cross join lateral (
             select * from public.job_runs j where j.task = t.task and not (j.parameters ? 'user_id')
             order by j.started_at desc limit p_runs) r
+    ), ids as materialized (   -- as an array, so that items are looked up and not all of them read
+        select array_agg(l.run_id) as ids from latest l
     ), lanes as (
         select i.run_id, i.lane, count(*) as planned,
             count(*) filter (where i.status = 'queued') as queued,
@@ -111,12 +117,12 @@ language sql stable set search_path = '' as $$
             count(*) filter (where i.status = 'skipped') as skipped,
             count(*) filter (where i.status = 'superseded') as superseded,
             coalesce(sum((i.result ->> 'records')::bigint), 0) as records
-        from public.job_items i where i.run_id in (select l.run_id from latest l) group by 1, 2
+        from public.job_items i where i.run_id = any ((select ids from ids)::uuid[]) group by 1, 2
     ), troubled as (
         select i.*, row_number() over (partition by i.run_id order by i.item_id) as n,
             count(*) over (partition by i.run_id) as troubles
         from public.job_items i
-        where i.run_id in (select l.run_id from latest l)
+        where i.run_id = any ((select ids from ids)::uuid[])
             and (i.status in ('failed', 'partial') or (i.status = 'queued' and i.error is not null))
     )
     select jsonb_build_object(
@@ -230,7 +236,8 @@ $$;
 -- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since.
 create function public.jobs_status(
     p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz
-) returns jsonb language plpgsql stable security definer set search_path = '' set statement_timeout = '20s' as $$
+) returns jsonb language plpgsql stable security definer
+set search_path = '' set statement_timeout = '20s' set jit = off as $$    -- compiling takes longer than asking
 begin
     return jsonb_build_object(
         'missing', (select coalesce(jsonb_agg(f order by f), '[]') from unnest(p_functions) f

@@ -13,9 +13,8 @@
 //! # }
 //! ```
 
-pub mod bench;
 mod bucket;
-mod chrome;
+pub mod chrome;
 pub mod database;
 pub mod demo;
 pub mod doctor;
@@ -34,6 +33,7 @@ pub mod resend;
 pub mod seed;
 pub mod shopify;
 mod stack;
+pub mod status_page;
 pub mod stripe;
 mod unprivileged;
 pub mod vendor_schemas;

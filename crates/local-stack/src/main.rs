@@ -1,9 +1,9 @@
-//! The local stack by hand: `cargo stack demo`, `cargo stack up`, `cargo stack mails`, `cargo stack bench`.
+//! The local stack by hand: `cargo stack demo`, `cargo stack up`, `cargo stack mails` and so on.
 
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
-use local_stack::{Stack, bench, demo, mails};
+use local_stack::{Stack, demo, mails, status_page};
 
 const USAGE: &str = "\
 Usage: cargo stack COMMAND
@@ -16,8 +16,8 @@ Commands:
   up             PostgreSQL, PostgREST, the gateway and Resend, until Ctrl-C
   mails [FOLDER] every mail in its variants as HTML, text and pictures, in FOLDER or target/mails; pictures need
                  Chromium on the PATH or in the variable CHROME
-  bench [PEOPLE] how long it takes to plan mails to 100000 PEOPLE, and how many leave in a second: a release build
-                 of the function against PostgreSQL, PostgREST and a mail service without a network";
+  status-page [FOLDER]
+                 pictures of the status page, in FOLDER or target/status; needs Chromium too";
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
@@ -32,9 +32,9 @@ async fn main() -> Result<ExitCode> {
             mails::write(Path::new(folder), mails::browser().as_deref()).map(|()| ExitCode::SUCCESS)
         }
         ["doctor", address] => doctor(address).await.map(code),
-        ["bench"] => bench::run(100_000).await.map(|()| ExitCode::SUCCESS),
-        ["bench", people] if people.parse::<u32>().is_ok() => {
-            bench::run(people.parse()?).await.map(|()| ExitCode::SUCCESS)
+        ["status-page"] => status_page::write(Path::new("target/status")).await.map(|()| ExitCode::SUCCESS),
+        ["status-page", folder] if !folder.starts_with('-') => {
+            status_page::write(Path::new(folder)).await.map(|()| ExitCode::SUCCESS)
         }
         ["up"] => up().await.map(|()| ExitCode::SUCCESS),
         ["help" | "--help" | "-h"] => {

@@ -1,6 +1,7 @@
 //! The status page: who is let in, what it shows, what it may have done.
 
 mod actions;
+mod browser;
 mod doors;
 mod facts;
 

@@ -101,20 +101,20 @@ fn rendered(status: u16, page: &impl Template) -> Answer {
 }
 
 fn states(known: &Known, provider: Provider) -> States {
-    const STATES: [(&str, &str, &str); 5] = [
-        ("good", "good", "à jour"),
-        ("new", "unknown", "jamais synchronisées"),
-        ("late", "bad", "en retard de plus de 36\u{a0}h"),
-        ("failing", "bad", "en panne"),
-        ("inactive", "quiet", "désactivées"),
+    const STATES: [(&str, &str, [&str; 2]); 5] = [
+        ("good", "good", ["à jour"; 2]),
+        ("new", "unknown", ["jamais synchronisée", "jamais synchronisées"]),
+        ("late", "bad", ["en retard de plus de 36\u{a0}h"; 2]),
+        ("failing", "bad", ["en panne"; 2]),
+        ("inactive", "quiet", ["désactivée", "désactivées"]),
     ];
     STATES
         .into_iter()
-        .filter_map(|(state, class, name)| {
+        .filter_map(|(state, class, [one, several])| {
             let states = known.integrations.states.iter();
             let found =
                 states.into_iter().find(|found| found.provider == provider && found.state == state)?;
-            Some((class, name, found.count))
+            Some((class, if found.count == 1 { one } else { several }, found.count))
         })
         .collect()
 }
@@ -376,6 +376,10 @@ impl Lane {
         self.oldest.map_or_else(|| "—".to_owned(), |oldest| ago(oldest, *now))
     }
 
+    fn is_empty(&self) -> bool {
+        self.waiting + self.failed + self.unknown == 0
+    }
+
     fn may_retry(&self) -> bool {
         self.waiting > self.in_flight || self.failed > 0
     }
@@ -423,8 +427,16 @@ impl Broken {
 }
 
 impl MonthDates {
+    /// `mer. 2`: the month is the row's.
     fn date(at: Option<&DateTime<Utc>>) -> String {
-        at.map_or_else(|| "—".to_owned(), |at| paris::french(paris::date(*at)))
+        const DAYS: [&str; 7] = ["lun.", "mar.", "mer.", "jeu.", "ven.", "sam.", "dim."];
+        at.map_or_else(
+            || "—".to_owned(),
+            |at| {
+                let date = paris::date(*at);
+                format!("{}\u{a0}{}", DAYS[date.weekday().num_days_from_monday() as usize], date.day())
+            },
+        )
     }
 }
 
