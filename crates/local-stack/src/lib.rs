@@ -13,6 +13,7 @@
 //! # }
 //! ```
 
+pub mod bench;
 mod bucket;
 mod chrome;
 pub mod database;

@@ -1,9 +1,9 @@
-//! The local stack by hand: `cargo stack demo`, `cargo stack up`, `cargo stack mails`.
+//! The local stack by hand: `cargo stack demo`, `cargo stack up`, `cargo stack mails`, and the benchmark.
 
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
-use local_stack::{Stack, demo, mails};
+use local_stack::{Stack, bench, demo, mails};
 
 const USAGE: &str = "\
 Usage: cargo stack COMMAND
@@ -14,7 +14,11 @@ Commands:
                  exit code 1 when an answer was not what it must be
   up             PostgreSQL, PostgREST, the gateway and Resend, until Ctrl-C
   mails [FOLDER] every mail in its variants as HTML, text and pictures, in FOLDER or target/mails; pictures need
-                 Chromium on the PATH or in the variable CHROME";
+                 Chromium on the PATH or in the variable CHROME
+  bench [WORKLOAD…] [--runs N] [--json FILE]
+                 how fast the functions are, as they are deployed; to be run optimised, too:
+                 cargo run --release --bin local-stack -- bench
+                 Workloads: w1 w1p w2 w3 w4-10k w4-100k w4-300k w5 routes; all of them without one";
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
@@ -28,6 +32,7 @@ async fn main() -> Result<ExitCode> {
         ["mails", folder] if !folder.starts_with('-') => {
             mails::write(Path::new(folder), mails::browser().as_deref()).map(|()| ExitCode::SUCCESS)
         }
+        ["bench", ref rest @ ..] => bench::run(rest).await.map(|()| ExitCode::SUCCESS),
         ["up"] => up().await.map(|()| ExitCode::SUCCESS),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
