@@ -138,6 +138,27 @@ impl Database {
         Ok(Self { url: cluster.url(&name), port: cluster.port(), pool: pool(cluster.options(&name)), name })
     }
 
+    /// Copies this database, which nothing else may be connected to. It is no good for anything but copies from
+    /// then on.
+    pub async fn copy(&self, cluster: &Cluster) -> Result<Self> {
+        self.pool.close().await;
+        let name = format!("test_{}", Uuid::new_v4().simple());
+        let mut server = cluster.connect("postgres").await?;
+        // By file: a database of a gigabyte would go through the log otherwise.
+        let create = format!("create database {name} template {} strategy file_copy", self.name);
+        run(&mut server, &create).await?;
+        server.close().await.context("cannot close a connection")?;
+        Ok(Self { url: cluster.url(&name), port: cluster.port(), pool: pool(cluster.options(&name)), name })
+    }
+
+    /// Removes it, with whatever is connected.
+    pub async fn remove(self, cluster: &Cluster) -> Result<()> {
+        self.pool.close().await;
+        let mut server = cluster.connect("postgres").await?;
+        run(&mut server, &format!("drop database {} with (force)", self.name)).await?;
+        server.close().await.context("cannot close a connection")
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

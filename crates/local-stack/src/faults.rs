@@ -5,6 +5,7 @@
 //! slow answers, refusals, connections cut before or after the work was done.
 
 use std::{
+    collections::HashMap,
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -13,8 +14,8 @@ use std::{
 
 use axum::{
     Router,
-    body::Body,
-    http::{HeaderMap, Method, Request, Response, StatusCode, header},
+    body::{Body, Bytes},
+    http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts},
 };
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -109,6 +110,15 @@ struct State {
     seen: Vec<Seen>,
     bodies_dropped: bool,
     round_trip: Duration,
+    /// Answers by their requests, where they are remembered.
+    memory: Option<HashMap<String, Remembered>>,
+}
+
+#[derive(Clone)]
+struct Remembered {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
 }
 
 /// The faults of one server, and the requests it has seen. Clones share both.
@@ -153,6 +163,37 @@ impl Faults {
     /// Forgets the requests so far.
     pub fn forget(&self) {
         self.state().seen.clear();
+    }
+
+    /// From now on a request that was made before gets the answer that it got then, without any work: for
+    /// benchmarks, in which the server must not be what is measured. Only for servers whose answers do not
+    /// depend on when they are asked.
+    pub fn remember_answers(&self) {
+        self.state().memory.get_or_insert_default();
+    }
+
+    /// How the answer to this request is remembered; `None` where answers are not.
+    fn memory_key(&self, parts: &Parts, target: &str, body: &[u8]) -> Option<String> {
+        self.state().memory.as_ref()?;
+        let mut key = format!("{} {target}", parts.method);
+        for name in ["authorization", "stripe-account", "x-shopify-access-token"] {
+            let value = parts.headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default();
+            key.push('\n');
+            key.push_str(&String::from_utf8_lossy(value));
+        }
+        key.push('\n');
+        key.push_str(&String::from_utf8_lossy(body));
+        Some(key)
+    }
+
+    fn remembered(&self, key: &str) -> Option<Remembered> {
+        self.state().memory.as_ref()?.get(key).cloned()
+    }
+
+    fn remember(&self, key: String, answer: Remembered) {
+        if let Some(memory) = &mut self.state().memory {
+            memory.insert(key, answer);
+        }
     }
 
     /// Records the request and says what is to happen to it, and after which round trip.
@@ -249,7 +290,7 @@ async fn answer(
     let target = parts.uri.path_and_query().map_or_else(|| "/".into(), ToString::to_string);
     let (fault, round_trip) = faults.meet(Seen {
         method: parts.method.clone(),
-        target,
+        target: target.clone(),
         headers: parts.headers.clone(),
         body: String::from_utf8_lossy(&body).into_owned(),
         at: Instant::now(),
@@ -274,6 +315,13 @@ async fn answer(
         }
         Some(Fault::CutAfter) | None => {}
     }
+    let key = faults.memory_key(&parts, &target, &body);
+    if let Some(Remembered { status, headers, body }) = key.as_deref().and_then(|key| faults.remembered(key))
+    {
+        let mut response = Response::new(Body::from(body));
+        (*response.status_mut(), *response.headers_mut()) = (status, headers);
+        return Ok(response);
+    }
     let response = tower::ServiceExt::oneshot(router, Request::from_parts(parts, Body::from(body)))
         .await
         .map_err(io::Error::other)?;
@@ -282,5 +330,12 @@ async fn answer(
         let _ = axum::body::to_bytes(response.into_body(), usize::MAX).await;
         return Err(cut());
     }
-    Ok(response)
+    let Some(key) = key else { return Ok(response) };
+    let (parts, body) = response.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX).await.map_err(io::Error::other)?;
+    if parts.status.is_success() {
+        let answer = Remembered { status: parts.status, headers: parts.headers.clone(), body: body.clone() };
+        faults.remember(key, answer);
+    }
+    Ok(Response::from_parts(parts, Body::from(body)))
 }

@@ -54,6 +54,11 @@ impl Function {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// The process id of its parent, which watches over it.
+    pub fn watchdog_id(&self) -> u32 {
+        self.child.watchdog_id()
+    }
+
     /// Stops it in the middle of whatever it does, and waits until it is gone.
     pub async fn kill(&mut self) -> Result<()> {
         self.child.stop();

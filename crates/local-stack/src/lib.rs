@@ -13,6 +13,7 @@
 //! # }
 //! ```
 
+pub mod bench;
 mod bucket;
 pub mod chrome;
 pub mod database;

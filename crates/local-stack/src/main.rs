@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
-use local_stack::{Stack, demo, mails, status_page};
+use local_stack::{Stack, bench, demo, mails, status_page};
 
 const USAGE: &str = "\
 Usage: cargo stack COMMAND
@@ -17,7 +17,11 @@ Commands:
   mails [FOLDER] every mail in its variants as HTML, text and pictures, in FOLDER or target/mails; pictures need
                  Chromium on the PATH or in the variable CHROME
   status-page [FOLDER]
-                 pictures of the status page, in FOLDER or target/status; needs Chromium too";
+                 pictures of the status page, in FOLDER or target/status; needs Chromium too
+  bench [WORKLOAD…] [--runs N] [--json FILE]
+                 how fast the functions are, as they are deployed; to be run optimised, too:
+                 cargo run --release --bin local-stack -- bench
+                 Workloads: w1 w1p w2 w3 w4-10k w4-100k w4-300k w5 routes; all of them without one";
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
@@ -36,6 +40,7 @@ async fn main() -> Result<ExitCode> {
         ["status-page", folder] if !folder.starts_with('-') => {
             status_page::write(Path::new(folder)).await.map(|()| ExitCode::SUCCESS)
         }
+        ["bench", ref rest @ ..] => bench::run(rest).await.map(|()| ExitCode::SUCCESS),
         ["up"] => up().await.map(|()| ExitCode::SUCCESS),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

@@ -188,6 +188,11 @@ impl Child {
         drop(self.lifeline.take());
     }
 
+    /// The process id of what watches over the child: its parent.
+    pub fn watchdog_id(&self) -> u32 {
+        self.watchdog.id()
+    }
+
     /// Sends the child a signal; it goes on living if it likes to.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         let lifeline = self.lifeline.as_mut().context("the child is being stopped")?;

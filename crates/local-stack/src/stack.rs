@@ -53,7 +53,11 @@ impl Stack {
 
     /// The same over a copy of another template, for instance the one without our migrations.
     pub async fn environment_from(&self, template: Template) -> Result<Environment> {
-        let db = self.database(template).await?;
+        self.environment_over(self.database(template).await?).await
+    }
+
+    /// The same over a database that is there already.
+    pub async fn environment_over(&self, db: Database) -> Result<Environment> {
         let keys = Keys::generate()?;
         let postgrest = PostgRest::start(&self.parts, &db, &keys, self.cluster.scratch()).await?;
         let gateway = Gateway::start(&keys, postgrest.port()).await?;

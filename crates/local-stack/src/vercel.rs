@@ -65,23 +65,24 @@ fn cargo() -> Result<PathBuf> {
 
 /// Builds every function as `vercel dev` does at its first request, with cargo's progress on the terminal.
 pub async fn build(checkout: &Path) -> Result<()> {
-    // All packages' binaries: cargo unifies features over what is selected, and `--bin NAME` selects as much.
     cargo_build(checkout, &["--bins"]).await
 }
 
-/// Builds one function as it is deployed.
-pub async fn build_release(checkout: &Path, function: &str) -> Result<()> {
-    cargo_build(checkout, &["--release", "--bin", function]).await
+/// Builds these functions as they are deployed: optimised, into `target/release`.
+pub async fn build_release(checkout: &Path, binaries: &[&str]) -> Result<()> {
+    let named = binaries.iter().flat_map(|name| ["--bin", name]);
+    cargo_build(checkout, &["--release"].into_iter().chain(named).collect::<Vec<_>>()).await
 }
 
-async fn cargo_build(checkout: &Path, what: &[&str]) -> Result<()> {
+async fn cargo_build(checkout: &Path, arguments: &[&str]) -> Result<()> {
     let mut command = tokio::process::Command::new(cargo()?);
     for (name, _) in env::vars_os().filter(|(name, _)| begins_with(name, CARGOS_OWN)) {
         command.env_remove(name);
     }
     let status = command
+        // All packages' binaries: cargo unifies features over what is selected, and `--bin NAME` selects as much.
         .arg("build")
-        .args(what)
+        .args(arguments)
         .current_dir(checkout)
         .stdin(Stdio::null())
         .kill_on_drop(true)

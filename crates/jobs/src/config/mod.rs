@@ -7,7 +7,7 @@
 mod mail;
 mod operator;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, num::NonZeroU32, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
@@ -95,6 +95,8 @@ pub struct IntegrationsConfig {
     pub token_key: Arc<TokenKey>,
     /// Without a slash at the end.
     pub stripe_api_base: String,
+    /// Requests of one process.
+    pub stripe_per_second: NonZeroU32,
     pub shopify_base: ApiBase,
 }
 
@@ -312,6 +314,7 @@ fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
         }
         key.ok()
     });
+    let stripe_per_second = env.number("STRIPE_REQUESTS_PER_SECOND", 1..=1000, 20, &mut faults);
     let stripe_base = env.get("STRIPE_API_BASE").unwrap_or_else(|| "https://api.stripe.com".to_owned());
     let stripe_base = Environment::url("STRIPE_API_BASE", &stripe_base, &mut faults);
     let shopify_base = match env.get("SHOPIFY_API_BASE") {
@@ -331,6 +334,7 @@ fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
             shopify_client_secret: SecretString::from(client_secret?),
             token_key: Arc::new(key?),
             stripe_api_base: stripe_base?.as_str().trim_end_matches('/').to_owned(),
+            stripe_per_second: NonZeroU32::new(u32::try_from(stripe_per_second).ok()?)?,
             shopify_base: shopify_base?,
         })
     })();
@@ -429,6 +433,7 @@ mod tests {
     #[case("STRIPE_API_BASE", "value")]
     #[case("JOB_CONCURRENCY", "0")]
     #[case("JOB_BUDGET_SECONDS", "value")]
+    #[case("STRIPE_REQUESTS_PER_SECOND", "0")]
     #[case("REPLAY_MAX_DAYS", "-1")]
     #[case("MARKETING_FROM_HOUR", "11")]
     #[case("MARKETING_FROM_HOUR", "24")]

@@ -66,7 +66,7 @@ impl Clients {
                 http.clone(),
                 &config.stripe_api_base,
                 config.stripe_secret_key.clone(),
-                Pacer::new(),
+                Pacer::new(config.stripe_per_second),
             ),
             shopify: ShopifyClient::new(
                 http.clone(),

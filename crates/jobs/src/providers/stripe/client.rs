@@ -136,6 +136,8 @@ fn refused(reason: RefusedReason, answer: &Answer) -> ProviderError {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use serde_json::json;
     use tokio::time::Instant;
 
@@ -149,8 +151,13 @@ mod tests {
 
     fn client(server: &TestServer) -> StripeClient {
         let policy = RetryPolicy { first_pause: Duration::from_millis(1), ..RetryPolicy::PROVIDER };
-        StripeClient::new(http::client().unwrap(), &server.url("/"), "sk_test_platform".into(), Pacer::new())
-            .with_retries(policy)
+        StripeClient::new(
+            http::client().unwrap(),
+            &server.url("/"),
+            "sk_test_platform".into(),
+            Pacer::new(NonZeroU32::new(20).unwrap()),
+        )
+        .with_retries(policy)
     }
 
     fn window() -> Window {
@@ -278,7 +285,7 @@ mod tests {
             http::client().unwrap(),
             super::super::DEFAULT_API_BASE,
             "sk_test".into(),
-            Pacer::new(),
+            Pacer::new(NonZeroU32::new(20).unwrap()),
         );
         let (account, token, end) = ("acct_1".parse().unwrap(), SecretString::from("sk_row"), Instant::now());
         let deadline = Deadline::new(end, end);

@@ -1,7 +1,8 @@
 //! One pace for everything we ask of Stripe.
 //!
 //! Whether requests count against the platform or the connected account is not documented ("Rate limits"), so
-//! all of them share one bucket, well below the 25 requests a second of an endpoint and of a sandbox.
+//! all of them share one bucket: 20 requests a second unless `STRIPE_REQUESTS_PER_SECOND` says otherwise, well
+//! below the 25 of an endpoint and of a sandbox.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -11,8 +12,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
 use crate::deadline::{Deadline, OutOfTime};
 
-const PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
-/// With the refill, at most 25 requests in any one second.
+/// With 20 a second, at most 25 requests in any one second.
 const BURST: NonZeroU32 = NonZeroU32::new(5).expect("not zero");
 
 /// Clones share the bucket: one value a process.
@@ -23,9 +23,9 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// 20 requests a second.
-    pub fn new() -> Self {
-        let quota = Quota::per_second(PER_SECOND).allow_burst(BURST);
+    /// So many requests a second.
+    pub fn new(per_second: NonZeroU32) -> Self {
+        let quota = Quota::per_second(per_second).allow_burst(BURST);
         let clock = DefaultClock::default();
         Self { limiter: Arc::new(RateLimiter::direct_with_clock(quota, clock.clone())), clock }
     }
@@ -39,12 +39,6 @@ impl Pacer {
     }
 }
 
-impl Default for Pacer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -55,7 +49,7 @@ mod tests {
 
     #[tokio::test]
     async fn clones_share_one_bucket_and_respect_the_deadline() {
-        let (pacer, now) = (Pacer::new(), Instant::now());
+        let (pacer, now) = (Pacer::new(NonZeroU32::new(20).unwrap()), Instant::now());
         let far = Deadline::new(now + Duration::from_mins(1), now + Duration::from_mins(1));
         for _ in 0..BURST.get() {
             pacer.turn(&far).await.unwrap();

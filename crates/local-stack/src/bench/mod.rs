@@ -1,0 +1,139 @@
+//! How fast the functions are: each workload several times on fresh databases, against the bound that the network
+//! sets.
+//!
+//! Everything is on this machine: the function, PostgreSQL and PostgREST, and in this process the stand-ins, which
+//! answer after the round trip of the real network. The bound of a run is computed from its own requests: the
+//! largest, over the lanes, of (requests × round trip ÷ concurrency), (requests ÷ rate) and (the longest chain of
+//! dependent requests × round trip). What the processors had to do is told beside it, for the bound knows nothing
+//! of it: of the function, of the stand-ins, of the database, and of whoever else is on the machine.
+//!
+//! Not in a wall: the start of the process, which `routes` measures.
+
+mod measure;
+mod report;
+mod routes;
+mod seed;
+mod workloads;
+mod world;
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use self::{report::Report, world::World};
+
+/// All workloads, in the order in which they are run.
+const WORKLOADS: [&str; 9] = ["routes", "w1", "w2", "w3", "w4-10k", "w4-100k", "w4-300k", "w5", "w1p"];
+/// Starts of each route.
+const STARTS: usize = 20;
+
+/// Runs what `arguments` name, prints the table, and writes it as JSON where they say so.
+pub async fn run(arguments: &[&str]) -> Result<()> {
+    let options = Options::read(arguments)?;
+    if cfg!(debug_assertions) {
+        println!(
+            "! The stand-ins of a debug build are slow: cargo run --release --bin local-stack -- bench {}",
+            arguments.join(" ")
+        );
+    }
+    let world = World::start(&options.binaries()).await?;
+    let mut report = Report {
+        processors: std::thread::available_parallelism().map_or(0, Into::into),
+        ..Report::default()
+    };
+    let wants = |name: &str| options.workloads.iter().any(|wanted| wanted == name);
+    let runs = options.runs;
+    if wants("routes") {
+        println!("· routes");
+        report.routes = routes::measure(world.binaries(), STARTS).await?;
+    }
+    if wants("w1") || wants("w2") {
+        let synced = world.sync(runs).await?;
+        report.runs.extend(synced.into_iter().filter(|run| wants(run.workload)));
+    }
+    if wants("w3") {
+        report.runs.extend(world.marketing(runs).await?);
+    }
+    for (name, users) in [("w4-10k", 10_000), ("w4-100k", 100_000), ("w4-300k", 300_000)] {
+        if wants(name) {
+            report.runs.extend(world.thresholds(name, users, runs).await?);
+        }
+    }
+    if wants("w5") {
+        report.runs.extend(world.month(runs).await?);
+    }
+    if wants("w1p") {
+        // Two minutes of waiting for turns: one is enough.
+        report.runs.extend(world.paced_sync(1).await?);
+    }
+    println!("\n{}", report.table());
+    if let Some(file) = options.json {
+        fs::write(&file, serde_json::to_string_pretty(&report)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        println!("Written to {}.", file.display());
+    }
+    Ok(())
+}
+
+struct Options {
+    workloads: Vec<String>,
+    runs: usize,
+    json: Option<PathBuf>,
+}
+
+impl Options {
+    /// The functions that are called.
+    fn binaries(&self) -> Vec<&'static str> {
+        let mut binaries: Vec<&str> = Vec::new();
+        for workload in &self.workloads {
+            match workload.as_str() {
+                "routes" => binaries.extend(routes::binaries()),
+                "w1" | "w2" => binaries.extend(["manual-sync-integrations", "cron-daily-orchestrator"]),
+                "w1p" => binaries.push("manual-sync-integrations"),
+                "w3" => binaries.push("cron-daily-tasks"),
+                "w5" => binaries.push("manual-monthly-sync"),
+                _ => binaries.push("manual-check-thresholds"),
+            }
+        }
+        binaries.sort_unstable();
+        binaries.dedup();
+        binaries
+    }
+
+    fn read(arguments: &[&str]) -> Result<Self> {
+        let mut options = Self { workloads: Vec::new(), runs: 3, json: None };
+        let mut arguments = arguments.iter();
+        while let Some(&argument) = arguments.next() {
+            match argument {
+                "--runs" => {
+                    let runs = arguments.next().context("--runs takes a number")?;
+                    options.runs = runs.parse().context("--runs takes a number")?;
+                    ensure!(options.runs > 0, "at least one run");
+                }
+                "--json" => options.json = Some(arguments.next().context("--json takes a file")?.into()),
+                name if WORKLOADS.contains(&name) => options.workloads.push(name.into()),
+                name => bail!("`{name}` is no workload; there are {}", WORKLOADS.join(", ")),
+            }
+        }
+        if options.workloads.is_empty() {
+            options.workloads = WORKLOADS.map(Into::into).into();
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_workloads_and_two_options() {
+        let options = Options::read(&["w1", "--runs", "5", "w3", "--json", "a.json"]).expect("reads");
+        assert_eq!((options.workloads, options.runs), (vec!["w1".into(), "w3".into()], 5));
+        assert_eq!(options.json, Some("a.json".into()));
+        assert_eq!(Options::read(&[]).expect("reads").workloads.len(), WORKLOADS.len());
+        for wrong in [&["w9"][..], &["--runs"], &["--runs", "0"], &["--json"]] {
+            assert!(Options::read(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The workloads: who is seeded, what is called, what must have come of it.
+
+use std::collections::HashMap;
+
+use anyhow::{Result, ensure};
+use chrono::{DateTime, Months, TimeDelta, Utc};
+use reqwest::Method;
+
+use super::{
+    report::{Lane, Run},
+    seed::{self, Integrations},
+    world::{CONCURRENCY, Call, Called, DATABASE_TRIP, MAIL_TRIP, PROVIDER_TRIP, Vendors, World},
+};
+use crate::{
+    Environment,
+    database::{Database, Template},
+    faults::Seen,
+    seed::calendar::{self, Calendar},
+};
+
+/// Batches of mails that are under way at once.
+const MAILS_AT_ONCE: usize = 8;
+/// What the mail service allows where nothing is limited here: the product keeps to what it says.
+const NOMINAL_MAILS: u32 = 10;
+/// Far above what 32 workers can ask.
+const NO_LIMIT: &[(&str, &str)] = &[("STRIPE_REQUESTS_PER_SECOND", "1000")];
+
+/// Integrations in W1 and W2, users in W5.
+const INTEGRATIONS: usize = 1_000;
+/// Just above two full pages of 100.
+const THREE_PAGES_OF_STRIPE: usize = 201;
+/// Just above two full pages of 200.
+const THREE_PAGES_OF_SHOPIFY: usize = 401;
+/// A month of W5: one page.
+const ONE_PAGE: usize = 60;
+
+impl World {
+    /// A database that was seeded once; runs get copies.
+    async fn seeded(&self, seed: impl AsyncFnOnce(&Database) -> Result<()>) -> Result<Database> {
+        let db = self.stack.database(Template::Migrated).await?;
+        seed(&db).await?;
+        seed::settle(&db).await?;
+        Ok(db)
+    }
+
+    /// Calls over a copy of `seeded`, `runs` times.
+    async fn repeat(
+        &self,
+        seeded: &Database,
+        runs: usize,
+        mut one: impl AsyncFnMut(&Environment) -> Result<Vec<Run>>,
+    ) -> Result<Vec<Run>> {
+        let mut all = Vec::new();
+        for _ in 0..runs {
+            let db = seeded.copy(self.stack.cluster()).await?;
+            let environment = self.stack.environment_over(db).await?;
+            for run in one(&environment).await? {
+                println!(
+                    "    {} {:.2} s (bound {:.2} s), load {:.1}",
+                    run.workload, run.wall, run.lower_bound, run.load
+                );
+                all.push(run);
+            }
+            let db = environment.db.clone();
+            drop(environment);
+            db.remove(self.stack.cluster()).await?;
+        }
+        Ok(all)
+    }
+
+    /// W1 and, on the same databases, W2: a sync of 1,000 integrations, and another one that finds nothing new.
+    pub(super) async fn sync(&self, runs: usize) -> Result<Vec<Run>> {
+        let second = Calendar::new(Utc::now()).missed_sync();
+        let first = second - TimeDelta::hours(6);
+        let integrations = Integrations::named(INTEGRATIONS);
+        let vendors = Vendors::start(None).await?;
+        let movements = open_books(&vendors, &integrations, first);
+        for (shop, _) in &integrations.shops {
+            vendors.shopify.set_bucket(shop, 1e9, 1e9);
+        }
+        vendors.stripe.faults().remember_answers();
+        vendors.shopify.faults().remember_answers();
+        let seeded = self.connected(&integrations, first - TimeDelta::days(90)).await?;
+        // One more for the stand-ins, which remember their answers.
+        println!("· w1, w2 (the first run is not counted)");
+        let all = self.repeat(&seeded, runs + 1, async |environment| {
+            let called = self.call(environment, &vendors, sync_at(first, NO_LIMIT)).await?;
+            ensure!(
+                called.answer["totalSynced"] == movements,
+                "not all were synced: {}",
+                called.answer["totalSynced"]
+            );
+            ensure!(stored(environment).await? == movements, "not all movements were stored");
+            let w1 = synced("w1", &called, None);
+
+            let mark = mark(environment).await?;
+            let target = format!("/api/cron/daily-orchestrator?at={}", rfc3339(second));
+            let cron =
+                Call { binary: "cron-daily-orchestrator", method: Method::GET, target, vars: NO_LIMIT };
+            let called = self.call(environment, &vendors, cron).await?;
+            let counted = &called.answer["results"]["syncIntegrations"];
+            ensure!(counted["synced"] == INTEGRATIONS && counted["errors"] == 0, "{}", called.answer);
+            let mut w2 = synced("w2", &called, None);
+            w2.notes.push(format!(
+                "{} rows of movements or turnover rewritten",
+                rewritten(environment, mark).await?
+            ));
+            Ok(vec![w1, w2])
+        });
+        Ok(all.await?.split_off(2))
+    }
+
+    /// W1p: the same first sync at the pace that the providers ask for.
+    pub(super) async fn paced_sync(&self, runs: usize) -> Result<Vec<Run>> {
+        let at = Calendar::new(Utc::now()).missed_sync();
+        let integrations = Integrations::named(INTEGRATIONS);
+        let vendors = Vendors::start(None).await?;
+        let movements = open_books(&vendors, &integrations, at);
+        vendors.stripe.set_rate_limit(Some(25.0));
+        let seeded = self.connected(&integrations, at - TimeDelta::days(90)).await?;
+        println!("· w1p");
+        self.repeat(&seeded, runs, async |environment| {
+            let called = self.call(environment, &vendors, sync_at(at, &[])).await?;
+            ensure!(
+                called.answer["totalSynced"] == movements,
+                "not all were synced: {}",
+                called.answer["totalSynced"]
+            );
+            ensure!(stored(environment).await? == movements, "not all movements were stored");
+            Ok(vec![synced("w1p", &called, Some(20))])
+        })
+        .await
+    }
+
+    async fn connected(&self, integrations: &Integrations, since: DateTime<Utc>) -> Result<Database> {
+        self.seeded(async |db| {
+            seed::people(db, i32::try_from(INTEGRATIONS)?, 0).await?;
+            integrations.connect(db, &self.key, since).await
+        })
+        .await
+    }
+
+    /// W3: the J+3 mail to 5,000 of 100,000 users.
+    pub(super) async fn marketing(&self, runs: usize) -> Result<Vec<Run>> {
+        const RECIPIENTS: usize = 5_000;
+        let seeded =
+            self.seeded(async |db| seed::people(db, 100_000, i32::try_from(RECIPIENTS)?).await).await?;
+        println!("· w3");
+        self.repeat(&seeded, runs, async |environment| {
+            let vendors = Vendors::start(Some(5)).await?;
+            let cron = Call {
+                binary: "cron-daily-tasks",
+                method: Method::GET,
+                target: "/api/cron/daily-tasks".into(),
+                vars: &[],
+            };
+            let called = self.call(environment, &vendors, cron).await?;
+            ensure!(vendors.resend.accepted_count() == RECIPIENTS, "{}", called.answer);
+            let drained = called.wall - called.planned;
+            let mut run = mailed("w3", RECIPIENTS, &called, 5);
+            run.notes
+                .push(format!("drained in {drained:.2} s, {:.2} × the bound", drained / run.lower_bound));
+            Ok(vec![run])
+        })
+        .await
+    }
+
+    /// W4: thresholds of so many users with 24 records each, one in a hundred of whom crosses some.
+    pub(super) async fn thresholds(&self, name: &'static str, users: usize, runs: usize) -> Result<Vec<Run>> {
+        let seeded = self.seeded(async |db| {
+            seed::people(db, i32::try_from(users)?, 0).await?;
+            seed::records(db).await
+        });
+        let seeded = seeded.await?;
+        println!("· {name}");
+        let all = self.repeat(&seeded, runs, async |environment| {
+            let vendors = Vendors::start(None).await?;
+            let post = Call {
+                binary: "manual-check-thresholds",
+                method: Method::POST,
+                target: "/api/manual/check-thresholds".into(),
+                vars: &[],
+            };
+            let called = self.call(environment, &vendors, post).await?;
+            ensure!(vendors.resend.accepted_count() == users / 100, "{}", called.answer);
+            let checked = called.planned;
+            let mut run = mailed(name, users, &called, NOMINAL_MAILS);
+            run.notes.push(format!("checked and planned in {checked:.2} s; the rest are its mails"));
+            Ok(vec![run])
+        });
+        let all = all.await?;
+        seeded.remove(self.stack.cluster()).await?;
+        Ok(all)
+    }
+
+    /// W5: last month of 1,000 users with one integration each, and its recap.
+    pub(super) async fn month(&self, runs: usize) -> Result<Vec<Run>> {
+        let calendar = Calendar::new(Utc::now());
+        let month = calendar.previous_month();
+        let integrations = Integrations::named(INTEGRATIONS);
+        let vendors = Vendors::start(None).await?;
+        for (account, token) in &integrations.accounts {
+            vendors.stripe.add_account(account, token);
+            vendors.stripe.payments(
+                account,
+                calendar.previous(2, 9, 0),
+                TimeDelta::hours(10),
+                ONE_PAGE,
+                "eur",
+            );
+        }
+        for (shop, token) in &integrations.shops {
+            vendors.shopify.add_shop(shop, "EUR", token);
+            vendors.shopify.tenders(shop, calendar.previous(2, 9, 0), TimeDelta::hours(10), ONE_PAGE);
+            vendors.shopify.set_bucket(shop, 1e9, 1e9);
+        }
+        vendors.stripe.faults().remember_answers();
+        vendors.shopify.faults().remember_answers();
+        let connected = month.and_time(chrono::NaiveTime::MIN).and_utc() - Months::new(3);
+        let seeded = self.connected(&integrations, connected).await?;
+        println!("· w5 (the first run is not counted)");
+        let all = self.repeat(&seeded, runs + 1, async |environment| {
+            vendors.resend.clear().await?;
+            let post = Call {
+                binary: "manual-monthly-sync",
+                method: Method::POST,
+                target: format!("/api/manual/monthly-sync?month={}", calendar::name(month)),
+                vars: NO_LIMIT,
+            };
+            let called = self.call(environment, &vendors, post).await?;
+            ensure!(called.answer["totalUsers"] == INTEGRATIONS, "{}", called.answer["totalUsers"]);
+            let mails = vendors.resend.accepted_count();
+            ensure!(mails == INTEGRATIONS, "{mails} recaps, not {INTEGRATIONS}");
+            // One lane for both providers.
+            let requests = called.stripe.len() + called.shopify.len();
+            let chain = longest(&called.stripe, account_of).max(longest(&called.shopify, shop_of));
+            let months =
+                Lane::new("months", requests, PROVIDER_TRIP, CONCURRENCY).chain(chain, PROVIDER_TRIP);
+            let lanes = vec![months, mail_lane(&called, NOMINAL_MAILS), database_lane(&called)];
+            Ok(vec![run("w5", INTEGRATIONS, &called, lanes)])
+        });
+        Ok(all.await?.split_off(1))
+    }
+}
+
+/// Three pages for each integration, over the 29 days before `end`. How many movements that makes.
+fn open_books(vendors: &Vendors, integrations: &Integrations, end: DateTime<Utc>) -> i64 {
+    let from = end - TimeDelta::days(29);
+    let every = |count: usize| TimeDelta::minutes(29 * 24 * 60 / i64::try_from(count).unwrap_or(i64::MAX));
+    for (account, token) in &integrations.accounts {
+        vendors.stripe.add_account(account, token);
+        vendors.stripe.payments(account, from, every(THREE_PAGES_OF_STRIPE), THREE_PAGES_OF_STRIPE, "eur");
+    }
+    for (shop, token) in &integrations.shops {
+        vendors.shopify.add_shop(shop, "EUR", token);
+        vendors.shopify.tenders(shop, from, every(THREE_PAGES_OF_SHOPIFY), THREE_PAGES_OF_SHOPIFY);
+    }
+    let count =
+        |integrations: usize, movements: usize| i64::try_from(integrations * movements).unwrap_or(i64::MAX);
+    count(integrations.accounts.len(), THREE_PAGES_OF_STRIPE)
+        + count(integrations.shops.len(), THREE_PAGES_OF_SHOPIFY)
+}
+
+fn sync_at<'a>(at: DateTime<Utc>, vars: &'a [(&'a str, &'a str)]) -> Call<'a> {
+    let target = format!("/api/manual/sync-integrations?at={}", rfc3339(at));
+    Call { binary: "manual-sync-integrations", method: Method::POST, target, vars }
+}
+
+fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
+}
+
+fn synced(workload: &'static str, called: &Called, stripe_rate: Option<usize>) -> Run {
+    let stripe = Lane::new("stripe", called.stripe.len(), PROVIDER_TRIP, CONCURRENCY)
+        .rate(stripe_rate)
+        .chain(longest(&called.stripe, account_of), PROVIDER_TRIP);
+    let shopify = Lane::new("shopify", called.shopify.len(), PROVIDER_TRIP, CONCURRENCY)
+        .chain(longest(&called.shopify, shop_of), PROVIDER_TRIP);
+    let lanes = vec![stripe, shopify, database_lane(called)];
+    let per_item = super::report::float(called.database.len()) / super::report::float(INTEGRATIONS);
+    let mut run = run(workload, INTEGRATIONS, called, lanes);
+    run.notes.push(format!("{per_item:.2} database requests per integration"));
+    run
+}
+
+fn mailed(workload: &'static str, items: usize, called: &Called, rate: u32) -> Run {
+    let lanes = vec![mail_lane(called, rate), database_lane(called)];
+    run(workload, items, called, lanes)
+}
+
+fn mail_lane(called: &Called, rate: u32) -> Lane {
+    let rate = usize::try_from(rate).ok();
+    Lane::new("mails", called.resend.len(), MAIL_TRIP, MAILS_AT_ONCE).rate(rate)
+}
+
+/// What all lanes together may ask at once.
+fn database_lane(called: &Called) -> Lane {
+    Lane::new("database", called.database.len(), DATABASE_TRIP, 3 * CONCURRENCY)
+}
+
+fn run(workload: &'static str, items: usize, called: &Called, lanes: Vec<Lane>) -> Run {
+    let &Called { wall, planned, usage, peak_rss, load, .. } = called;
+    let upstream = called.stripe.len() + called.shopify.len() + called.resend.len();
+    let notes = vec![functions_called(&called.database)];
+    let run = Run {
+        workload,
+        items,
+        wall,
+        planned,
+        upstream_requests: upstream,
+        database_requests: called.database.len(),
+        lanes,
+        lower_bound: 0.0,
+        ratio: 0.0,
+        peak_rss,
+        cpu: 0.0,
+        stand_in_cpu: 0.0,
+        database_cpu: 0.0,
+        other_cpu: 0.0,
+        load,
+        notes,
+    };
+    run.cost(usage).bounded()
+}
+
+/// How often each database function was called.
+fn functions_called(database: &[Seen]) -> String {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for seen in database {
+        *counts.entry(seen.target.rsplit('/').next().unwrap_or_default()).or_default() += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}
+
+/// The most requests that one account or shop got, which wait for each other.
+fn longest(requests: &[Seen], whose: impl Fn(&Seen) -> String) -> usize {
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for seen in requests {
+        *counts.entry(whose(seen)).or_default() += 1;
+    }
+    counts.into_values().max().unwrap_or_default()
+}
+
+/// By the account's id, or the token that was made from it.
+fn account_of(seen: &Seen) -> String {
+    let text = |name: &str| seen.headers.get(name).and_then(|value| value.to_str().ok());
+    let named = text("stripe-account").or_else(|| text("authorization")).unwrap_or_default();
+    named.trim_start_matches("Bearer sk_").to_owned()
+}
+
+fn shop_of(seen: &Seen) -> String {
+    seen.target.split('/').nth(1).unwrap_or_default().to_owned()
+}
+
+async fn stored(environment: &Environment) -> Result<i64> {
+    let count = sqlx::query_scalar("select count(*) from public.integration_transactions");
+    Ok(count.fetch_one(environment.db.pool()).await?)
+}
+
+/// The next transaction's number: what is written from now on bears a higher one, or this.
+async fn mark(environment: &Environment) -> Result<i64> {
+    let mark = sqlx::query_scalar("select pg_current_xact_id()::text::bigint");
+    Ok(mark.fetch_one(environment.db.pool()).await?)
+}
+
+/// Rows of movements, totals and records that were written since.
+async fn rewritten(environment: &Environment, mark: i64) -> Result<i64> {
+    let count = sqlx::query_scalar(
+        "select (select count(*) from public.integration_transactions where xmin::text::bigint > $1)
+             + (select count(*) from public.auto_sync_totals where xmin::text::bigint > $1)
+             + (select count(*) from public.ca_records where xmin::text::bigint > $1)",
+    );
+    Ok(count.bind(mark).fetch_one(environment.db.pool()).await?)
+}
