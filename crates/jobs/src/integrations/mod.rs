@@ -60,13 +60,14 @@ pub struct Clients {
 impl Clients {
     /// Nothing is sent yet.
     pub fn new(http: &reqwest::Client, supabase: Supabase, config: &IntegrationsConfig) -> Self {
+        let pacer = Pacer::new(config.stripe_per_second, supabase.clone());
         Self {
             supabase,
             stripe: StripeClient::new(
                 http.clone(),
                 &config.stripe_api_base,
                 config.stripe_secret_key.clone(),
-                Pacer::new(config.stripe_per_second),
+                pacer,
             ),
             shopify: ShopifyClient::new(
                 http.clone(),

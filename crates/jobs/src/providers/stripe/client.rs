@@ -23,7 +23,7 @@ struct Account {
 }
 
 /// Reads connected accounts with the platform's key. Clones share the connections and the pace.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct StripeClient {
     http: Client,
     api_base: String,
@@ -155,7 +155,7 @@ mod tests {
             http::client().unwrap(),
             &server.url("/"),
             "sk_test_platform".into(),
-            Pacer::new(NonZeroU32::new(20).unwrap()),
+            Pacer::alone(NonZeroU32::new(20).unwrap()),
         )
         .with_retries(policy)
     }
@@ -285,7 +285,7 @@ mod tests {
             http::client().unwrap(),
             super::super::DEFAULT_API_BASE,
             "sk_test".into(),
-            Pacer::new(NonZeroU32::new(20).unwrap()),
+            Pacer::alone(NonZeroU32::new(20).unwrap()),
         );
         let (account, token, end) = ("acct_1".parse().unwrap(), SecretString::from("sk_row"), Instant::now());
         let deadline = Deadline::new(end, end);
