@@ -137,10 +137,10 @@ language sql stable set search_path = '' as $$
             'troubles', (select coalesce(max(t.troubles), 0) from troubled t where t.run_id = r.run_id),
             'troubled', (select coalesce(jsonb_agg(jsonb_build_object(
                     'user_id', t.user_id, 'address', public.jobs_mask_address(u.email), 'lane', t.lane,
-                    'status', t.status, 'code', t.error ->> 'code',
-                    'message', public.jobs_mask_text(coalesce(t.error ->> 'message',
-                        'Compté en partie : ' || (select string_agg(k, ', ' order by k) from jsonb_object_keys(t.result) k
-                            where k in ('uncounted_currencies', 'left_alone', 'unknown_movements')), '')))
+                    'status', t.status, 'message', public.jobs_mask_text(t.error ->> 'message'),
+                    -- What was counted in part has no error, but a reason.
+                    'code', coalesce(t.error ->> 'code', (select min(k) from jsonb_object_keys(t.result) k
+                        where k in ('uncounted_currencies', 'left_alone', 'unknown_movements'))))
                     order by t.item_id), '[]')
                 from troubled t left join auth.users u on u.id = t.user_id
                 where t.run_id = r.run_id and t.n <= 10))

@@ -67,12 +67,17 @@ pub(super) struct Check {
 
 impl Check {
     fn new(name: &'static str, state: State, message: impl Into<String>) -> Self {
-        Self { name, state, message: message.into(), remedy: None, faults: Vec::new() }
+        Self { name, state, message: french(&message.into()), remedy: None, faults: Vec::new() }
     }
 
     fn and(self, remedy: impl Into<String>) -> Self {
-        Self { remedy: Some(remedy.into()), ..self }
+        Self { remedy: Some(french(&remedy.into())), ..self }
     }
+}
+
+/// No line begins with a colon or a semicolon.
+fn french(text: &str) -> String {
+    text.replace(" :", "\u{a0}:").replace(" ;", "\u{a0};")
 }
 
 /// What the live checks brought; `None` where nothing could be asked.

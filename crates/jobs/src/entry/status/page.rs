@@ -37,6 +37,8 @@ struct StatusPage<'a> {
     kinds: Vec<(Cow<'static, str>, MailCounts)>,
     total: MailCounts,
     providers: Vec<(Provider, States)>,
+    /// By provider and reason, in the order of the worst of each.
+    broken: Vec<(Provider, &'a str, Vec<&'a Broken>)>,
 }
 
 #[derive(Template)]
@@ -68,7 +70,15 @@ pub(super) fn status(status: &Status, session: &Session, notice: Option<&str>) -
         .into_iter()
         .map(|provider| (provider, known.map(|known| states(known, provider)).unwrap_or_default()))
         .collect();
+    let mut broken: Vec<(Provider, &str, Vec<&Broken>)> = Vec::new();
+    for one in known.iter().flat_map(|known| &known.integrations.broken) {
+        match broken.iter_mut().find(|(provider, what, _)| (*provider, *what) == (one.provider, one.what())) {
+            Some((.., all)) => all.push(one),
+            None => broken.push((one.provider, one.what(), vec![one])),
+        }
+    }
     let page = StatusPage {
+        broken,
         status,
         known,
         token: session.token,
