@@ -2,6 +2,7 @@
 //! against the local stack.
 
 mod deployment;
+mod leaks;
 mod mails;
 mod promises;
 mod status;

@@ -207,14 +207,14 @@ mod tests {
         serde_json::from_value(all).unwrap()
     }
 
-    fn titles(value: Value, now: &str) -> Vec<String> {
-        let points = points(&troubles(&value), at(now), 35, Settings::default());
+    fn titles(value: &Value, now: &str) -> Vec<String> {
+        let points = points(&troubles(value), at(now), 35, Settings::default());
         points.into_iter().map(|point| format!("{} x{}", point.title, point.count)).collect()
     }
 
     #[test]
     fn a_day_without_trouble_has_no_points() {
-        assert_eq!(titles(json!({}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
+        assert_eq!(titles(&json!({}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
         let taken: Vec<Value> = [
             "2026-11-22T18Z",
             "2026-11-23T00Z",
@@ -230,7 +230,7 @@ mod tests {
         let routes = json!({"/api/cron/daily-orchestrator": "2026-11-24T12:00:00Z",
             "/api/cron/monthly-orchestrator": "2026-11-24T07:00:00Z"});
         assert_eq!(
-            titles(json!({"slots": taken, "routes": routes}), "2026-11-24T12:05:00Z"),
+            titles(&json!({"slots": taken, "routes": routes}), "2026-11-24T12:05:00Z"),
             Vec::<String>::new()
         );
     }
@@ -240,7 +240,7 @@ mod tests {
         let routes = json!({"/api/cron/daily-orchestrator": "2026-11-24T12:00:00Z",
             "/api/cron/monthly-orchestrator": "2026-11-23T07:00:00Z"});
         assert_eq!(
-            titles(json!({"routes": routes}), "2026-11-24T12:05:00Z"),
+            titles(&json!({"routes": routes}), "2026-11-24T12:05:00Z"),
             ["/api/cron/monthly-orchestrator n’est plus appelé x1"]
         );
     }
@@ -249,8 +249,8 @@ mod tests {
     fn what_a_later_run_has_made_up_for_is_not_told() {
         let slots = json!([{"task": "sync_integrations", "slot": "2026-11-24T06Z"}]);
         // Missed before, and the run of 6 h read it all; the one of 12 h is not over yet.
-        assert_eq!(titles(json!({"slots": slots}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
-        let told = titles(json!({"slots": slots}), "2026-11-24T19:30:00Z");
+        assert_eq!(titles(&json!({"slots": slots}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
+        let told = titles(&json!({"slots": slots}), "2026-11-24T19:30:00Z");
         assert_eq!(told, ["Passage manqué : synchronisation des intégrations x2"]);
     }
 
@@ -262,7 +262,7 @@ mod tests {
             "calls": [{"route": "/api/cron/daily-orchestrator", "message": "La base…", "count": 2}],
         });
         assert_eq!(
-            titles(value, "2026-11-24T12:05:00Z"),
+            titles(&value, "2026-11-24T12:05:00Z"),
             [
                 "Échecs : courriel J+3 (unknown_outcome) x12",
                 "En attente depuis plus de douze heures : alertes x3",
