@@ -1,6 +1,7 @@
 //! The functions live in `api/`; see `crates/jobs` for the library they share. Here they run as real processes
 //! against the local stack.
 
+mod audit;
 mod deployment;
 mod leaks;
 mod mails;
