@@ -1,7 +1,9 @@
 //! The functions live in `api/`; see `crates/jobs` for the library they share. Here they run as real processes
 //! against the local stack.
 
+mod audit;
 mod deployment;
+mod leaks;
 mod mails;
 mod promises;
 mod status;

@@ -16,6 +16,8 @@ use serde_json::Value;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use crate::leaks::Watch;
+
 pub(crate) const SECRET: &str = "test-cron-secret-0123456789";
 pub(crate) const ENCRYPTION_KEY: &str = "0123456789abcdef0123456789abcdef";
 
@@ -240,10 +242,20 @@ pub(crate) fn encrypt(token: &str) -> String {
     key.encrypt(&token.to_owned().into()).expect("randomness")
 }
 
-/// A running function, called under its own path.
+/// A running function, called under its own path. Whatever it answers and writes is looked through for what is
+/// nobody's business: the test in which it says too much fails.
 pub(crate) struct Function {
     path: String,
     process: functions::Function,
+    watch: Watch,
+}
+
+impl Drop for Function {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.watch.log(&self.log());
+        }
+    }
 }
 
 impl Function {
@@ -255,9 +267,10 @@ impl Function {
             _ if binary.contains("/manual-") => "manual/",
             _ => "cron/",
         };
+        let watch = Watch::new(vars);
         let vars: Vec<(&String, &String)> = vars.iter().collect();
         let process = functions::Function::start(Path::new(binary), &vars).await?;
-        Ok(Self { path: format!("/api/{folder}{name}"), process })
+        Ok(Self { path: format!("/api/{folder}{name}"), process, watch })
     }
 
     /// Its address, without a query.
@@ -290,8 +303,18 @@ impl Function {
         if let Some(authorization) = authorization {
             request = request.header("authorization", authorization);
         }
-        let response = request.send().await?;
+        self.send(request).await
+    }
+
+    /// Sends it any other request.
+    pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer> {
+        let (client, request) = request.build_split();
+        let request = request?;
+        self.watch.asks(request.url().query().unwrap_or_default());
+        let response = client.execute(request).await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        Ok(Answer { status, headers, text: response.text().await? })
+        let text = response.text().await?;
+        self.watch.answer(&headers, &text);
+        Ok(Answer { status, headers, text })
     }
 }

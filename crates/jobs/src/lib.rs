@@ -6,6 +6,8 @@
 
 pub mod config;
 pub mod crypto;
+#[cfg(test)]
+mod damage;
 pub mod deadline;
 pub mod email;
 pub mod entry;

@@ -11,7 +11,7 @@ use super::given::{
     about, mail_to, plain, recipients, says, says_not, second_of_next_month, unsubscribe_query,
 };
 use super::signed_up_at;
-use crate::world::{Function, World};
+use crate::world::{Answer, Function, World};
 
 struct Page {
     status: StatusCode,
@@ -25,9 +25,8 @@ async fn visit(function: &Function, method: Method, query: &str, body: Option<(&
     if let Some((content_type, body)) = body {
         request = request.header("content-type", content_type).body(body.to_owned());
     }
-    let response = request.send().await?;
-    let (status, headers) = (response.status(), response.headers().clone());
-    Ok(Page { status, headers, text: plain(&response.text().await?) })
+    let Answer { status, headers, text } = function.send(request).await?;
+    Ok(Page { status, headers, text: plain(&text) })
 }
 
 const ONE_CLICK: (&str, &str) = ("application/x-www-form-urlencoded", "List-Unsubscribe=One-Click");

@@ -11,10 +11,7 @@ use super::{midday, signed_up_at};
 use crate::world::{Answer, Function, World};
 
 async fn post(function: &Function, headers: HeaderMap, body: &str) -> Result<Answer> {
-    let request = jobs::http::client()?.post(function.url()).headers(headers).body(body.to_owned());
-    let response = request.send().await?;
-    let (status, headers) = (response.status(), response.headers().clone());
-    Ok(Answer { status, headers, text: response.text().await? })
+    function.send(jobs::http::client()?.post(function.url()).headers(headers).body(body.to_owned())).await
 }
 
 /// Signed as Resend does, now.

@@ -52,29 +52,26 @@ impl<'a> Browser<'a> {
         if let Some(cookie) = &self.cookie {
             request = request.header("cookie", cookie);
         }
-        let response = request.send().await?;
-        if let Some(set) = response.headers().get("set-cookie") {
+        let answer = self.function.send(request).await?;
+        if let Some(set) = answer.headers.get("set-cookie") {
             self.cookie = set.to_str()?.split(';').next().map(str::to_owned);
         }
-        let (status, headers) = (response.status(), response.headers().clone());
-        Ok(Answer { status, headers, text: response.text().await? })
+        Ok(answer)
     }
 }
 
 /// The JSON of the Bearer.
 async fn json(function: &Function) -> Result<Value> {
     let request = jobs::http::client()?.get(function.url()).bearer_auth(SECRET);
-    let response = request.header("accept", "application/json").send().await?;
-    anyhow::ensure!(response.status() == 200, "{}", response.text().await?);
-    Ok(response.json().await?)
+    let answer = function.send(request.header("accept", "application/json")).await?;
+    anyhow::ensure!(answer.status == 200, "{}", answer.text);
+    Ok(answer.json())
 }
 
 /// A caller's POST with the Bearer.
 async fn post(function: &Function, fields: &[(&str, &str)]) -> Result<Answer> {
     let request = jobs::http::client()?.post(function.url()).bearer_auth(SECRET).form(fields);
-    let response = request.header("accept", "application/json").send().await?;
-    let (status, headers) = (response.status(), response.headers().clone());
-    Ok(Answer { status, headers, text: response.text().await? })
+    function.send(request.header("accept", "application/json")).await
 }
 
 /// Waits until a query answers true: work goes on after the answer.

@@ -105,8 +105,8 @@ async fn parameters_in_the_body_are_refused_rather_than_ignored() -> Result<()> 
     let function = world.function(SYNC).await?;
     let post = async |body: &'static str| {
         let request = jobs::http::client()?.post(function.url()).bearer_auth(SECRET).body(body);
-        let response = request.send().await?;
-        anyhow::Ok((response.status().as_u16(), response.text().await?))
+        let answer = function.send(request).await?;
+        anyhow::Ok((answer.status.as_u16(), answer.text))
     };
     for body in ["dry_run=true", r#"{"user_id":"2f0b3c9e-0000-4000-8000-000000000000"}"#, "[1]", "x"] {
         let (status, text) = post(body).await?;

@@ -369,7 +369,10 @@ impl fmt::Debug for SupabaseKey {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::{
+        cell::RefCell,
+        collections::{BTreeSet, HashMap},
+    };
 
     use rstest::rstest;
 
@@ -477,6 +480,47 @@ mod tests {
         assert_eq!(read(&vars).cron_secret.unwrap().expose_secret(), "secret-value");
         vars.insert("CRON_SECRET", " \n ".to_owned());
         assert!(read(&vars).cron_secret.is_none());
+    }
+
+    /// Every name that is asked for, whatever is set.
+    fn names() -> BTreeSet<String> {
+        let asked = RefCell::new(BTreeSet::new());
+        // Other names come up where one is missing, or a deployment is in production.
+        for environment in [HashMap::new(), HashMap::from([("VERCEL_ENV", "production")])] {
+            let _ = Config::read(&|name| {
+                asked.borrow_mut().insert(name.to_owned());
+                environment.get(name).map(|value| (*value).to_owned())
+            });
+        }
+        asked.into_inner()
+    }
+
+    fn is_name(text: &str) -> bool {
+        text.contains('_')
+            && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+    }
+
+    /// `NAME=` at the beginning of a line, commented out or not.
+    #[test]
+    fn the_example_names_every_variable_and_nothing_else() {
+        let example = include_str!("../../../../.env.example");
+        let lines = example.lines().map(|line| line.strip_prefix('#').unwrap_or(line));
+        let named = lines.filter_map(|line| line.split_once('=')).map(|(name, _)| name.to_owned());
+        let named: Vec<String> = named.filter(|name| is_name(name)).collect();
+        let distinct: BTreeSet<String> = named.iter().cloned().collect();
+        assert_eq!(distinct.len(), named.len(), "each once");
+        assert_eq!(distinct, names());
+    }
+
+    /// The first column of the table of variables.
+    #[test]
+    fn the_readme_names_every_variable_and_nothing_else() {
+        let readme = include_str!("../../../../README.md");
+        let (_, table) = readme.split_once("### 3. The variables").unwrap();
+        let (table, _) = table.split_once("### 4.").unwrap();
+        let cells = table.lines().filter_map(|row| row.strip_prefix("| ")?.split(" | ").next());
+        let named = cells.flat_map(|cell| cell.split('`')).filter(|text| is_name(text)).map(str::to_owned);
+        assert_eq!(named.collect::<BTreeSet<_>>(), names());
     }
 
     #[test]

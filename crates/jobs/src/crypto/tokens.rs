@@ -182,6 +182,22 @@ mod tests {
             prop_assert_eq!(decrypt(&first), Ok(plain));
         }
 
+        /// A stored token with a character changed: it decrypts to something else or not at all, and its error says
+        /// nothing of it.
+        #[test]
+        fn a_changed_token_tells_nothing(place: prop::sample::Index, by in "[0-9a-fA-F:]|\\PC") {
+            let good = key(KEY).encrypt(&SecretString::from("shpat_0123456789abcdef")).unwrap();
+            let at = place.index(good.len());
+            let changed = format!("{}{by}{}", &good[..at], &good[at + 1..]);
+            match decrypt(&changed) {
+                Ok(plain) => prop_assert_eq!(plain == "shpat_0123456789abcdef", changed.to_lowercase() == good),
+                Err(error) => {
+                    let said = format!("{error} {error:?}");
+                    prop_assert!(!said.contains("shpat"));
+                }
+            }
+        }
+
         #[test]
         fn no_token_panics(token in "[0-9a-f]{32}:[0-9a-f]{0,130}|\\PC*") {
             let _ = decrypt(&token);

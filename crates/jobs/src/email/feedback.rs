@@ -73,9 +73,11 @@ fn bare(address: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use rstest::rstest;
 
     use super::*;
+    use crate::damage::damaged;
 
     #[rstest]
     #[case(r#"{"type":"email.bounced","data":{"to":["a@b.fr"],"bounce":{"type":"Permanent","subType":"General","message":"x"}}}"#, Some("bounced"))]
@@ -89,6 +91,27 @@ mod tests {
     fn permanent_bounces_and_complaints_suppress(#[case] body: &str, #[case] suppresses: Option<&str>) {
         let event: Event = serde_json::from_str(body).unwrap();
         assert_eq!(event.suppresses(), suppresses);
+    }
+
+    proptest! {
+        /// Whatever Resend may send: only a bounce that is permanent or a complaint keeps mails away.
+        #[test]
+        fn only_bounces_and_complaints_suppress(event in damaged(serde_json::json!({
+            "type": "email.bounced", "created_at": "2026-11-24T10:00:00.000Z",
+            "data": {"email_id": "x", "to": ["a@b.fr"], "bounce": {"type": "Permanent", "message": "x"}},
+        }))) {
+            if let Ok(event) = serde_json::from_value::<Event>(event.clone()) {
+                let sound = event.suppresses().is_none()
+                    || event.suppresses() == Some("bounced") && event.kind == "email.bounced";
+                prop_assert!(sound, "{:?}", event);
+            }
+        }
+
+        #[test]
+        fn no_body_panics(body: Vec<u8>, address in "\\PC{0,40}") {
+            let _ = serde_json::from_slice::<Event>(&body);
+            prop_assert!(address.contains(bare(&address)));
+        }
     }
 
     #[test]

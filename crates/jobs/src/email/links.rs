@@ -101,6 +101,17 @@ mod tests {
     }
 
     proptest! {
+        /// One character changed, left out or added: nothing, or the same person and kind.
+        #[test]
+        fn a_changed_token_opens_nothing_else(place: prop::sample::Index, by in prop::option::of("\\PC"), add: bool) {
+            let good = token(&key(), USER, Kind::MonthlyRecap);
+            let at = place.index(good.len());
+            let rest = if add { &good[at..] } else { &good[at + 1..] };
+            let changed = format!("{}{}{rest}", &good[..at], by.unwrap_or_default());
+            let read = read(&key(), &changed);
+            prop_assert!(read.is_none() || read == Some((USER, Kind::MonthlyRecap)), "{}", changed);
+        }
+
         #[test]
         fn nothing_else_is_read(token in "\\PC{0,120}|1\\.[0-9a-f-]{36}\\.monthly_recap\\.[A-Za-z0-9_-]{0,60}") {
             prop_assert_eq!(read(&key(), &token), None);

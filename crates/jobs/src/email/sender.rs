@@ -6,7 +6,7 @@
 //! order changes from process to process: mails are written down as JSON with sorted keys, so that a retry has the
 //! same payload byte for byte.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use chrono::{DateTime, Utc};
 use reqwest::{Method, header::HeaderMap};
@@ -208,18 +208,23 @@ fn accepted(answer: Value, mails: usize) -> Sent {
         return Sent::Unknown(failure("bad_answer", "La réponse de Resend est inattendue."));
     };
     let mut outcomes: Vec<Option<Result<String, Failure>>> = vec![None; mails];
+    let mut sound = true;
     for error in &answer.errors {
-        if let Some(outcome) = usize::try_from(error.index).ok().and_then(|index| outcomes.get_mut(index)) {
-            *outcome = Some(Err(refused(&error.message)));
+        match usize::try_from(error.index).ok().and_then(|index| outcomes.get_mut(index)) {
+            Some(outcome) => *outcome = Some(Err(refused(&error.message))),
+            // Some mail is refused, and nobody can tell which.
+            None => sound = false,
         }
     }
-    let mut ids = answer.data.iter().map(|mail| mail.id.to_string());
+    let ids: Vec<String> = answer.data.iter().map(|mail| mail.id.to_string()).collect();
+    sound &= ids.iter().collect::<HashSet<_>>().len() == ids.len() && ids.iter().all(|id| !id.is_empty());
+    let mut ids = ids.into_iter();
     for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
         *outcome = ids.next().map(Ok);
     }
     let all: Option<Vec<_>> = outcomes.into_iter().collect();
     match (all, ids.next()) {
-        (Some(all), None) => Sent::Accepted(all),
+        (Some(all), None) if sound => Sent::Accepted(all),
         _ => Sent::Unknown(failure(
             "bad_answer",
             "La réponse de Resend ne rend pas compte de tous les courriels.",
@@ -282,5 +287,111 @@ fn classify(error: &Error) -> Sent {
         }
         Error::Http(_) => Sent::Unknown(failure("network", "La connexion à Resend a été coupée.")),
         _ => Sent::Unknown(failure("bad_answer", "La réponse de Resend est inattendue.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+    use crate::damage::damaged;
+
+    /// An answer with these ids, and refusals of these mails.
+    fn answer(ids: &[&str], refused: &[i64]) -> Value {
+        let ids: Vec<_> = ids.iter().map(|id| json!({"id": id})).collect();
+        let errors: Vec<_> =
+            refused.iter().map(|index| json!({"index": index, "message": "to a@b.fr"})).collect();
+        json!({"data": ids, "errors": errors})
+    }
+
+    /// What became of each of three mails: the id, `-` where it is refused; `None`: nobody can tell.
+    fn of_three(answer: Value) -> Option<String> {
+        match accepted(answer, 3) {
+            Sent::Accepted(outcomes) => Some(
+                outcomes
+                    .into_iter()
+                    .map(|one| one.unwrap_or_else(|_| "-".into()))
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            ),
+            Sent::Unknown(_) => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[rstest]
+    #[case::all(&["a", "b", "c"], &[], Some("a b c"))]
+    #[case::one_refused(&["a", "c"], &[1], Some("a - c"))]
+    #[case::twice_refused(&["a", "c"], &[1, 1], Some("a - c"))]
+    #[case::all_refused(&[], &[2, 0, 1], Some("- - -"))]
+    #[case::too_few(&["a", "b"], &[], None)]
+    #[case::too_many(&["a", "b", "c", "d"], &[], None)]
+    #[case::more_than_are_left(&["a", "b", "c"], &[1], None)]
+    #[case::fewer_than_are_left(&["a"], &[1], None)]
+    #[case::a_mail_that_is_none(&["a", "b", "c"], &[3], None)]
+    #[case::below_the_first(&["a", "b", "c"], &[-1], None)]
+    #[case::counted_from_one(&["a", "b"], &[3], None)]
+    #[case::one_right_one_wrong(&["a", "b"], &[0, 7], None)]
+    #[case::one_id_twice(&["a", "a", "b"], &[], None)]
+    #[case::an_empty_id(&["a", "", "b"], &[], None)]
+    #[case::nothing(&[], &[], None)]
+    fn every_mail_is_accounted_for(
+        #[case] ids: &[&str],
+        #[case] refused: &[i64],
+        #[case] expected: Option<&str>,
+    ) {
+        assert_eq!(of_three(answer(ids, refused)).as_deref(), expected);
+    }
+
+    proptest! {
+        /// Whatever the answer: nobody can tell, or each mail has an outcome of its own and each id of the answer is
+        /// one mail's.
+        #[test]
+        fn a_damaged_answer_sends_nothing_wrongly(answer in damaged(answer(&["a", "b"], &[1]))) {
+            match accepted(answer.clone(), 3) {
+                Sent::Accepted(outcomes) => {
+                    prop_assert_eq!(outcomes.len(), 3);
+                    let told = answer["data"].as_array().unwrap();
+                    let told: Vec<_> = told.iter().map(|mail| mail["id"].as_str().unwrap()).collect();
+                    let sent: Vec<_> = outcomes.iter().filter_map(|one| one.as_ref().ok()).collect();
+                    prop_assert_eq!(sent, told);
+                    let errors = answer["errors"].as_array();
+                    for index in errors.into_iter().flatten().map(|error| error["index"].as_i64().unwrap()) {
+                        prop_assert!(outcomes[usize::try_from(index).unwrap()].is_err());
+                    }
+                }
+                Sent::Unknown(failure) => prop_assert_eq!(failure.code, "bad_answer"),
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+
+        /// What the service says of a mail may hold its address.
+        #[test]
+        fn a_refusal_repeats_no_address(before in "\\PC{0,30}", after in "\\PC{0,30}") {
+            let message = refused(&format!("{before}camille@example.test{after}")).message;
+            prop_assert!(!message.contains("camille@") && message.chars().count() < 260, "{}", message);
+        }
+
+        /// Whatever it says of the quotas: no panic, and a pace.
+        #[test]
+        fn damaged_quotas_do_not_panic(usage in damaged(json!({
+            "emails": {
+                "daily": {"used": 1, "limit": 100, "sent": 1, "received": 0, "resets_at": "2026-11-25T00:00:00Z"},
+                "monthly": {"used": 1, "sent": 1, "received": 0, "resets_at": "2026-12-01T00:00:00Z"},
+            },
+            "contacts": {"used": 0, "limit": 1000}, "segments": {"used": 0}, "broadcasts": {"used": 0},
+            "ai_credits": {"used": 0}, "domains": {"used": 1},
+            "automation_runs": {"used": 0, "limit": 10, "resets_at": "2026-12-01T00:00:00Z"},
+            "rate_limit": {"limit": 10, "duration": "1000ms"},
+        }))) {
+            if let Ok(usage) = serde_json::from_value::<Usage>(usage) {
+                let allowance = Allowance::of(&usage);
+                let _ = allowance.exhausted();
+                prop_assert_eq!(allowance.left.is_some(), allowance.quota.is_some());
+            }
+        }
     }
 }

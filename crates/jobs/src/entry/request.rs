@@ -215,6 +215,7 @@ fn instructions(route: Route) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use rstest::rstest;
 
     use super::*;
@@ -332,6 +333,58 @@ mod tests {
     fn a_name_is_answered_escaped_and_cut() {
         let answer = complaint(Route::SyncIntegrations, &format!("%22%3Cb%3E{}=1", "x".repeat(500)));
         assert!(answer.len() < 300 && answer.contains("\\\"<b>"), "{answer}");
+    }
+
+    /// Queries that an attacker, a typing error or a later version may send.
+    fn queries() -> impl Strategy<Value = String> {
+        let name = prop_oneof![
+            3 => prop::sample::select(vec!["dry_run", "at", "user_id", "force", "month", "days", "secret"]).prop_map(str::to_owned),
+            1 => "[a-zA-Z_%0-9\\[\\]]{0,12}",
+            1 => "\\PC{0,6}",
+        ];
+        let value = prop_oneof![
+            3 => prop::sample::select(vec![
+                "true", "false", "2026-10", "2026-11-22T09:00:00Z", "2026-11-22T09:00:00%2B01:00", "7",
+                "5f0c0e52-8a4e-4c4b-9b0c-2f6d1a7e0001", "-1", "99999999999999999999", "9999-12", "0000-01",
+                "%2B262142-12-31T23:59:59Z", "-262143-01-01T00:00:00Z",
+            ]).prop_map(str::to_owned),
+            1 => "[0-9T:Z%-]{0,24}",
+            1 => "\\PC{0,12}",
+        ];
+        let pair = (name, value).prop_map(|(name, value)| format!("{name}={value}"));
+        prop_oneof![
+            4 => prop::collection::vec(pair, 0..4).prop_map(|pairs| pairs.join("&")),
+            1 => "\\PC{0,60}",
+        ]
+    }
+
+    proptest! {
+        /// Nothing runs that holds a parameter its route does not know, or one twice; and nothing without the secret.
+        #[test]
+        fn no_query_panics_or_runs_unknown(
+            route in prop::sample::select(Route::ALL.to_vec()),
+            method in prop::sample::select(vec!["GET", "POST", "PUT", "HEAD", "BREW"]),
+            query in queries(),
+            authorization in prop_oneof![Just(Some("Bearer s3cret-value".to_owned())), prop::option::of("\\PC{0,24}")],
+        ) {
+            let secret = SecretString::from(SECRET.to_owned());
+            let incoming = Incoming { method, query: &query, authorization: authorization.as_deref() };
+            let admission = admit(route, &incoming, Some(&secret), 35, NOW.parse().unwrap());
+            let pairs: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
+            let known = |name: &str| route.parameters().iter().any(|parameter| parameter.name() == name);
+            match admission {
+                Admission::Refuse(answer) => prop_assert!([200, 204, 400, 401, 405].contains(&answer.status())),
+                Admission::Drain => prop_assert!(pairs.is_empty() && route.kind() == Kind::Drain),
+                Admission::Run(call) => {
+                    let names: Vec<_> = pairs.iter().map(|(name, _)| name.as_ref()).filter(|name| *name != "secret").collect();
+                    prop_assert!(names.iter().all(|name| known(name)), "{}", query);
+                    let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+                    prop_assert_eq!(distinct.len(), names.len());
+                    prop_assert!(authorization.as_deref() == Some("Bearer s3cret-value") || query.contains(SECRET));
+                    prop_assert!(call.dry_run || call.at <= NOW.parse::<DateTime<Utc>>().unwrap());
+                }
+            }
+        }
     }
 
     #[test]

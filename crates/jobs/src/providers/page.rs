@@ -99,6 +99,8 @@ impl CursorGuard {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::money::Currency;
     use crate::providers::MovementKind;
@@ -134,6 +136,20 @@ mod tests {
         assert_eq!(error.code(), "endless_pages");
         assert!(CursorGuard::new(Provider::Stripe, Some("x")).advance("x").is_err());
         assert!(CursorGuard::new(Provider::Stripe, None).advance("x").is_ok());
+    }
+
+    proptest! {
+        /// However a list leads back into itself, a walk through it ends within one round.
+        #[test]
+        fn a_walk_that_loops_ends(length in 1_usize..30, back in any::<prop::sample::Index>(), started: bool) {
+            let next = |at: usize| if at + 1 < length { at + 1 } else { back.index(length) };
+            let mut guard = CursorGuard::new(Provider::Stripe, started.then_some("0"));
+            let (mut at, mut steps) = (0, 0);
+            while guard.advance(&next(at).to_string()).is_ok() {
+                (at, steps) = (next(at), steps + 1);
+                prop_assert!(steps <= length, "still going");
+            }
+        }
     }
 
     #[test]

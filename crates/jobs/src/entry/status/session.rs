@@ -177,6 +177,21 @@ mod tests {
     }
 
     proptest! {
+        /// One character of a good cookie changed, and of a form's token.
+        #[test]
+        fn a_changed_one_is_not_believed(place: prop::sample::Index, by in "\\PC") {
+            let keys = keys("secret");
+            let session = keys.open(now()).unwrap();
+            let change = |good: &str| {
+                let at = place.index(good.len());
+                format!("{}{by}{}", &good[..at], &good[at + 1..])
+            };
+            let (cookie, form) = (change(&session.0), change(&keys.form_token(&session)));
+            let header = format!("{COOKIE}={cookie}");
+            prop_assert!(cookie == session.0 || keys.read(&header, now()).is_none());
+            prop_assert!(form == keys.form_token(&session) || !keys.is_own_form(&session, &form));
+        }
+
         #[test]
         fn no_other_cookie_is_read(value in "\\PC{0,120}|1\\.[0-9]{10}\\.[0-9a-f]{32}\\.[A-Za-z0-9_-]{43}") {
             prop_assert_eq!(keys("secret").read(&format!("{COOKIE}={value}"), now()), None);

@@ -53,8 +53,9 @@ fn data(body: &mut Value, cost: Option<Cost>) -> Result<Value, ErrorKind> {
     if has_warnings(&body["extensions"]["search"]) {
         return Err(ErrorKind::Refused(RefusedReason::SearchIgnored));
     }
-    match body["data"].take() {
-        data @ Value::Object(_) => Ok(data),
+    // Not by index: a body that is no object would panic.
+    match body.get_mut("data").map(Value::take) {
+        Some(data @ Value::Object(_)) => Ok(data),
         _ => Err(ErrorKind::Refused(RefusedReason::InvalidAnswer("data"))),
     }
 }
@@ -96,12 +97,14 @@ fn has_warnings(search: &Value) -> bool {
 mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
     use reqwest::StatusCode;
     use reqwest::header::HeaderMap;
     use rstest::rstest;
     use serde_json::json;
 
     use super::*;
+    use crate::damage::damaged;
 
     fn answer(status: u16, body: &str) -> Answer {
         let headers = HeaderMap::from_iter([("x-request-id".parse().unwrap(), "9a-1".parse().unwrap())]);
@@ -152,6 +155,10 @@ mod tests {
     #[case("{}", "invalid_answer")]
     #[case("", "invalid_answer")]
     #[case("<html>", "invalid_answer")]
+    #[case("[]", "invalid_answer")]
+    #[case("true", "invalid_answer")]
+    #[case("7", "invalid_answer")]
+    #[case(r#""Throttled""#, "invalid_answer")]
     #[case(
         r#"{"data":{},"extensions":{"search":[{"warnings":[{"code":"invalid_field"}]}]}}"#,
         "search_ignored"
@@ -170,6 +177,38 @@ mod tests {
     #[case(r#"{"data":{"a":1},"extensions":{"search":[{"warnings":[]}]}}"#)]
     fn good_answers(#[case] body: &str) {
         assert_eq!(read(&answer(200, body)).0.unwrap(), json!({"a": 1}));
+    }
+
+    proptest! {
+        /// Whatever comes with whatever status: data only from a 200 without errors and without a dropped search term.
+        #[test]
+        fn a_damaged_answer_is_refused_or_has_no_error(
+            status in 100_u16..1000,
+            body in damaged(json!({
+                "data": {"shop": {"currencyCode": "EUR"}},
+                "errors": [{"message": "shpat_x", "extensions": {"code": "THROTTLED"}}],
+                "extensions": {
+                    "search": [{"warnings": [{"code": "invalid_field"}]}],
+                    "cost": {"requestedQueryCost": 602, "throttleStatus":
+                        {"maximumAvailable": 2000.0, "currentlyAvailable": 1988, "restoreRate": 100}},
+                },
+            })),
+            good: bool,
+        ) {
+            let status = if good { 200 } else { status };
+            match read(&answer(status, &body.to_string())).0 {
+                Ok(data) => {
+                    prop_assert_eq!((status, &data), (200, &body["data"]));
+                    let errors = &body["errors"];
+                    prop_assert!(errors.is_null() || *errors == json!([]), "{}", body);
+                }
+                Err(error) => {
+                    let said = format!("{error} {error:?} {}", error.user_message());
+                    prop_assert!(!said.contains("shpat_"), "{}", said);
+                    prop_assert!(error.retry_after().is_none_or(|wait| wait <= crate::http::LONGEST_RETRY_AFTER));
+                }
+            }
+        }
     }
 
     fn throttled(requested: u32) -> ProviderError {

@@ -116,10 +116,12 @@ impl Buckets {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use rstest::rstest;
     use serde_json::json;
 
     use super::*;
+    use crate::damage::damaged;
 
     fn cost(requested: f64, available: f64) -> Cost {
         Cost { requested, maximum: 2000.0, available, restore_rate: 100.0 }
@@ -148,6 +150,27 @@ mod tests {
     #[case(json!(null), false)]
     fn reading(#[case] body: Value, #[case] readable: bool) {
         assert_eq!(Cost::read(&body).is_some(), readable);
+    }
+
+    proptest! {
+        /// Whatever a shop says of its bucket: a wait is a moment at least and an hour at most.
+        #[test]
+        fn no_cost_waits_for_nothing_or_for_ever(
+            cost in damaged(json!({"requestedQueryCost": 602, "throttleStatus":
+                {"maximumAvailable": 2000.0, "currentlyAvailable": 1988, "restoreRate": 100}})),
+            points in any::<u32>(),
+        ) {
+            let Some(cost) = Cost::read(&cost) else { return Ok(()) };
+            prop_assert!(cost.wait() <= LONGEST_RETRY_AFTER);
+            let Cost { maximum, available, restore_rate, .. } = cost;
+            let at = Instant::now();
+            let mut bucket = Bucket { maximum, available, restore_rate, at };
+            for seconds in [0, 1, 3_600] {
+                if let Err(wait) = bucket.take(f64::from(points), at + Duration::from_secs(seconds)) {
+                    prop_assert!(wait >= Duration::from_millis(1) && wait <= LONGEST_RETRY_AFTER);
+                }
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -177,10 +177,12 @@ fn instant(text: &str) -> Option<DateTime<Utc>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use rstest::rstest;
     use serde_json::json;
 
     use super::*;
+    use crate::damage::damaged;
     use crate::providers::Exclusion;
 
     fn november() -> Window {
@@ -279,6 +281,39 @@ mod tests {
     #[case(json!({"shop": {"currencyCode": "EUR"}, "shopifyPaymentsAccount": {"disputes": null}}))]
     fn another_shape_is_an_error(#[case] data: Value) {
         assert!(DisputePage::read(data).is_err());
+    }
+
+    proptest! {
+        /// Whatever is wrong with a page: refused as a whole, or money lost within the window and nothing else.
+        #[test]
+        fn a_damaged_page_is_refused_or_sound(
+            data in damaged(json!({
+                "shop": {"currencyCode": "EUR"},
+                "shopifyPaymentsAccount": {"disputes": {
+                    "nodes": [
+                        dispute("CHARGEBACK", "LOST", Some("2026-11-05")),
+                        dispute("CHARGEBACK", "WON", Some("2026-11-05")),
+                    ],
+                    "pageInfo": {"hasNextPage": true, "endCursor": "b"},
+                }},
+            })),
+            after in prop::option::of("[ab]"),
+        ) {
+            let Ok(disputes) = DisputePage::read(data) else { return Ok(()) };
+            let _ = disputes.orders_to_ask(november());
+            if let Ok(page) = disputes.settle(november(), after.as_deref(), &Orders::default()) {
+                for loss in page.movements {
+                    prop_assert!(loss.amount_minor <= 0 && november().contains(loss.occurred_at));
+                    prop_assert!(loss.external_id.starts_with("gid://shopify/"));
+                }
+                prop_assert!(page.next.is_none() || page.next != after);
+            }
+        }
+
+        #[test]
+        fn no_date_panics(text in "\\PC{0,30}|[+-]?[0-9]{1,7}-[0-9]{2}-[0-9]{2}(T[0-9:.]{8,12}Z)?") {
+            let _ = instant(&text);
+        }
     }
 
     #[test]

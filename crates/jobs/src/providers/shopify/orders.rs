@@ -138,10 +138,12 @@ pub(super) fn to_ask<'a>(priced: impl Iterator<Item = Priced<'a>>, shop: &Shop) 
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use rstest::rstest;
     use serde_json::json;
 
     use super::*;
+    use crate::damage::damaged;
     use crate::money::Currency;
 
     const T1: &str = "2026-11-01T10:00:00Z";
@@ -246,6 +248,49 @@ mod tests {
     #[test]
     fn an_order_that_is_gone_stays_unresolved() {
         assert_eq!(settle(&Orders::default(), 10_800, T1), None);
+    }
+
+    proptest! {
+        /// Whatever is wrong with what orders tell: a payment becomes what one of their transactions names, with its
+        /// own sign, or stays what it was.
+        #[test]
+        fn damaged_orders_convert_as_told_or_not_at_all(data in damaged(json!({"nodes": [
+            {"id": "gid://shopify/Order/1", "transactions": [
+                transaction("SALE", "108.00", "100.00", T1), transaction("REFUND", "108.00", "98.50", T2),
+            ]},
+            null,
+        ]}))) {
+            let mut orders = Orders::default();
+            if orders.add(data.clone(), 25).is_ok() {
+                for minor in [10_800, -10_800] {
+                    match orders.settle(&priced_at(minor, &order()), &Shop { currency_code: Currency::EUR }) {
+                        (amount, Some(_)) => prop_assert_eq!(amount.minor(), minor),
+                        (amount, None) => {
+                            let told = amount.to_decimal().abs();
+                            let names = |entry: &Value| {
+                                let text = entry["amountSet"]["shopMoney"]["amount"].as_str();
+                                text.and_then(|text| text.parse::<rust_decimal::Decimal>().ok()).is_some_and(|d| d.abs() == told)
+                            };
+                            let mut nodes = data["nodes"].as_array().into_iter().flatten();
+                            prop_assert!(nodes.any(|node| node["transactions"].as_array().is_some_and(|all| all.iter().any(names))));
+                            prop_assert!(amount.minor() == 0 || (amount.minor() < 0) == (minor < 0));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn order() -> Order {
+        Order { id: "gid://shopify/Order/1".into(), currency_code: Currency::EUR }
+    }
+
+    fn priced_at(minor: i64, order: &Order) -> Priced<'_> {
+        Priced {
+            amount: MinorAmount::new(minor, "USD".parse().unwrap()),
+            order: Some(order),
+            at: T1.parse().ok(),
+        }
     }
 
     #[rstest]

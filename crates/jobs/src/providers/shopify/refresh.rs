@@ -78,12 +78,14 @@ fn pair(body: &[u8]) -> Option<TokenPair> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use reqwest::StatusCode;
     use reqwest::header::HeaderMap;
     use rstest::rstest;
     use secrecy::ExposeSecret;
 
     use super::*;
+    use crate::damage::damaged;
 
     fn parse(status: u16, body: &str) -> Result<TokenPair, ProviderError> {
         let status = StatusCode::from_u16(status).unwrap();
@@ -102,6 +104,28 @@ mod tests {
         assert_eq!(pair.refresh_token_expires_in.as_secs(), 7_776_000);
         assert_eq!(pair.scope, "read_orders");
         assert!(!format!("{pair:?}").contains("shp"), "debug hides the tokens");
+    }
+
+    proptest! {
+        /// Whatever is wrong with it: a pair of two tokens, or an error that repeats neither.
+        #[test]
+        fn a_damaged_pair_is_refused_or_whole(
+            status in 100_u16..1000,
+            body in damaged(serde_json::from_str(PAIR).unwrap()),
+            good: bool,
+        ) {
+            match parse(if good { 200 } else { status }, &body.to_string()) {
+                Ok(pair) => {
+                    prop_assert_eq!(Some(pair.access_token.expose_secret()), body["access_token"].as_str());
+                    prop_assert_eq!(Some(pair.refresh_token.expose_secret()), body["refresh_token"].as_str());
+                    prop_assert!(!pair.access_token.expose_secret().trim().is_empty());
+                }
+                Err(error) => {
+                    let said = format!("{error} {error:?} {}", error.user_message());
+                    prop_assert!(!said.contains("_new"));
+                }
+            }
+        }
     }
 
     #[rstest]

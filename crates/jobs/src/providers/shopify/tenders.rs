@@ -112,6 +112,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::damage::damaged;
 
     fn tender(number: u32, amount: &str, currency: &str) -> Value {
         json!({
@@ -228,6 +229,37 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever is wrong with a page: it is refused as a whole, or every tender of it is there once, with its
+        /// amount, or noted as without a date.
+        #[test]
+        fn a_damaged_page_is_refused_or_whole(
+            data in damaged({
+                let mut data = data(&[tender(1, "12.00", "EUR"), tender(2, "-2.50", "USD"), with("order", Value::Null)]);
+                data["tenderTransactions"]["nodes"][2]["id"] = json!("gid://shopify/TenderTransaction/3");
+                data["tenderTransactions"]["pageInfo"] = json!({"hasNextPage": true, "endCursor": "b"});
+                data
+            }),
+            after in prop::option::of("[ab]"),
+        ) {
+            let Ok(tenders) = Tenders::read(data.clone()) else { return Ok(()) };
+            let (asked, page) = (tenders.orders_to_ask(), tenders.settle(after.as_deref(), &Orders::default()));
+            let Ok(page) = page else { return Ok(()) };
+            prop_assert!(asked.is_ok());
+            let nodes = data["tenderTransactions"]["nodes"].as_array().unwrap();
+            let real = nodes.iter().filter(|node| node["test"] == false);
+            let (dated, undated): (Vec<_>, Vec<_>) = real.partition(|node| node["processedAt"].is_string());
+            let ids: std::collections::BTreeSet<_> = dated.iter().map(|node| node["id"].as_str().unwrap()).collect();
+            prop_assert_eq!(page.movements.len(), ids.len());
+            prop_assert_eq!(page.ignored.values().sum::<u32>() as usize, undated.len());
+            for movement in &page.movements {
+                let node = dated.iter().find(|node| node["id"] == movement.external_id.as_str()).unwrap();
+                let amount = rust_decimal::Decimal::new(movement.amount_minor, movement.currency.exponent());
+                prop_assert_eq!(amount, node["amount"]["amount"].as_str().unwrap().parse().unwrap());
+            }
+            prop_assert_eq!(page.next.is_some(), data["tenderTransactions"]["pageInfo"]["hasNextPage"] == true);
+            prop_assert!(page.next.is_none() || page.next != after);
+        }
+
         #[test]
         fn no_cent_is_lost(cents in prop::collection::vec(-1_000_000_i64..1_000_000, 0..60)) {
             let nodes: Vec<_> = (0..).zip(&cents).map(|(number, cents)| {

@@ -69,11 +69,13 @@ fn classify(answer: &Answer, key: Key) -> ErrorKind {
 mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
     use reqwest::StatusCode;
     use reqwest::header::{HeaderMap, HeaderName};
     use rstest::rstest;
 
     use super::*;
+    use crate::damage::damaged;
     use crate::retry::{RetryDecision, Retryable};
 
     fn error(status: u16, headers: &[(&'static str, &str)], body: &str, key: Key) -> ProviderError {
@@ -136,6 +138,33 @@ mod tests {
         let error = error(429, &[("retry-after", "7")], "", Key::Platform);
         assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
         assert!(!error.counts_as_attempt());
+    }
+
+    proptest! {
+        /// Whatever comes with whatever status: only a 200 is an answer, and nothing of the body is repeated.
+        #[test]
+        fn no_refusal_panics_or_repeats_its_body(
+            status in 100_u16..1000,
+            body in damaged(serde_json::from_str(ACCOUNT_INVALID).unwrap()),
+            retry_after in "\\PC{0,12}|[0-9]{1,30}(\\.[0-9]{1,5})?|-1|1e999",
+            row: bool,
+        ) {
+            let key = if row { Key::Row } else { Key::Platform };
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = retry_after.parse() {
+                headers.insert("retry-after", value);
+            }
+            let status = StatusCode::from_u16(status).unwrap();
+            match check(Answer { status, headers, body: body.to_string().into_bytes() }, key) {
+                Ok(_) => prop_assert_eq!(status, 200),
+                Err(error) => {
+                    prop_assert_ne!(status, 200);
+                    let said = format!("{error} {error:?} {}", error.user_message());
+                    prop_assert!(!said.contains("sk_live") && !said.contains("script"), "{}", said);
+                    prop_assert!(error.retry_after().is_none_or(|wait| wait <= crate::http::LONGEST_RETRY_AFTER));
+                }
+            }
+        }
     }
 
     #[test]

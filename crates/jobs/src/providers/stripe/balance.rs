@@ -151,6 +151,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::damage::{anything, damaged};
 
     fn row(id: &str, category: &str, amount: i64) -> Value {
         json!({
@@ -307,10 +308,67 @@ mod tests {
         assert!(read(&differing, false).is_err());
     }
 
+    fn good() -> Value {
+        let rows = [
+            row("txn_4", "charge", 1200),
+            row("txn_3", "refund", -200),
+            row("txn_2", "payout", -1000),
+            row("txn_1", "brand_new", 7),
+        ];
+        json!({"object": "list", "data": rows, "has_more": true, "url": "/v1/balance_transactions"})
+    }
+
+    /// Numbers that are written as JSON allows and no type of ours holds.
+    #[rstest]
+    #[case("1e400")]
+    #[case("123456789012345678901234567890")]
+    #[case("-0.0")]
+    #[case("1.0")]
+    #[case("12e1")]
+    fn a_number_that_is_no_amount_stops_the_page(#[case] number: &str) {
+        let body = read_text(&row("txn_1", "charge", 4242)).replace("4242", number);
+        assert!(matches!(page(body.as_bytes(), None), Err(RefusedReason::InvalidAnswer(_))), "{number}");
+    }
+
+    fn read_text(row: &Value) -> String {
+        json!({"data": [row], "has_more": false}).to_string()
+    }
+
     proptest! {
         #[test]
         fn no_body_panics(body: Vec<u8>) {
             let _ = page(&body, None);
+        }
+
+        /// Whatever is wrong with a page: either it is refused as a whole, or every row of it that counts is there
+        /// once, with its amount, and there is a next page exactly where there is said to be one.
+        #[test]
+        fn a_damaged_page_is_refused_or_whole(body in damaged(good()), cursor in prop::option::of("txn_[1-5]")) {
+            let Ok(page) = page(body.to_string().as_bytes(), cursor.as_deref()) else { return Ok(()) };
+            let rows = body["data"].as_array().unwrap();
+            let counts = |row: &&Value| {
+                let category = row["reporting_category"].as_str().unwrap();
+                ["charge", "refund"].contains(&category) && holds_turnover(row["balance_type"].as_str(), MovementKind::Refund)
+                    && (category != "charge" || row["balance_type"].as_str().is_none_or(|name| name == "payments"))
+            };
+            let mut expected: Vec<_> = rows
+                .iter()
+                .filter(counts)
+                .map(|row| (row["id"].as_str().unwrap(), row["amount"].as_i64().unwrap()))
+                .collect();
+            expected.sort_unstable();
+            expected.dedup();
+            let mut read: Vec<_> =
+                page.movements.iter().map(|movement| (movement.external_id.as_str(), movement.amount_minor)).collect();
+            read.sort_unstable();
+            prop_assert_eq!(read, expected);
+            prop_assert_eq!(page.next.is_some(), body["has_more"] == true);
+            prop_assert!(page.next.is_none() || page.next != cursor);
+        }
+
+        #[test]
+        fn any_source_names_payments_only(source in anything()) {
+            prop_assert!(references(&source).iter().all(|text| is_payment_reference(text)));
         }
 
         #[test]

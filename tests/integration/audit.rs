@@ -1,0 +1,215 @@
+//! What can be read off the sources and the lock file: where secrets are compared, what the dependencies are.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+/// The sources of what is deployed, without their unit tests, which stand at the end: path and lines.
+fn deployed() -> Result<Vec<(String, Vec<String>)>> {
+    let mut files = Vec::new();
+    let mut folders = vec![root().join("crates/jobs/src"), root().join("api")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            let rust = path.extension().is_some_and(|extension| extension == "rs");
+            if path.is_dir() {
+                folders.push(path);
+            } else if rust && !["tests.rs", "test_server.rs", "damage.rs"].contains(&name.as_str()) {
+                let text = fs::read_to_string(&path)?;
+                let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]");
+                let lines =
+                    lines.map(|line| line.split("//").next().unwrap_or_default().to_owned()).collect();
+                files.push((path.strip_prefix(root())?.display().to_string(), lines));
+            }
+        }
+    }
+    ensure!(files.len() > 80, "only {} files", files.len());
+    Ok(files)
+}
+
+/// The files in which a line looks so.
+fn places(looks: impl Fn(&str) -> bool) -> Result<BTreeSet<String>> {
+    let files = deployed()?.into_iter();
+    Ok(files.filter(|(_, lines)| lines.iter().any(|line| looks(line))).map(|(path, _)| path).collect())
+}
+
+fn set(paths: &[&str]) -> BTreeSet<String> {
+    paths.iter().map(|path| (*path).to_owned()).collect()
+}
+
+/// One function hashes both sides and compares in constant time. Whoever compares a secret elsewhere, or with `==`,
+/// finds this test.
+#[test]
+fn secrets_are_compared_in_one_place() -> Result<()> {
+    let constant_time = places(|line| line.contains("ct_eq") || line.contains("subtle::"))?;
+    assert_eq!(constant_time, set(&["crates/jobs/src/crypto/secret.rs"]));
+    let callers = places(|line| line.contains("secret::matches(") || line.contains("secret::matches;"))?;
+    assert_eq!(
+        callers,
+        set(&["crates/jobs/src/entry/request.rs", "crates/jobs/src/entry/status/mod.rs"]),
+        "the bearer and the sign-in form; nothing else lets anybody in"
+    );
+    let compared = places(|line| {
+        let comparison = line.contains("==") || line.contains("!=") || line.contains(".eq(");
+        let secret = ["expose_secret", "cron_secret", "webhook_secret", "api_key"];
+        comparison && secret.iter().any(|name| line.contains(name))
+    })?;
+    assert_eq!(compared, set(&[]));
+    // Signatures are compared by the HMAC itself, in constant time.
+    let signatures = places(|line| line.contains("verify_slice("))?;
+    let signing = ["crypto/svix.rs", "email/links.rs", "entry/status/session.rs"];
+    assert_eq!(signatures, signing.iter().map(|path| format!("crates/jobs/src/{path}")).collect());
+    let finalized = places(|line| line.contains("finalize()") && line.contains("=="))?;
+    assert_eq!(finalized, set(&[]));
+    Ok(())
+}
+
+/// Who opens a secret, and why: into a header or a form of its own service, or to derive a key.
+#[test]
+fn secrets_are_opened_in_few_places() -> Result<()> {
+    let opened = places(|line| {
+        let opens = line.contains("expose_secret()") || line.contains("expose_secret_mut()");
+        opens || line.contains("ExposeSecret::expose_secret")
+    })?;
+    let expected = [
+        "crypto/keys.rs",
+        "crypto/secret.rs",
+        "crypto/svix.rs",
+        "crypto/tokens.rs",
+        "email/links.rs",
+        "email/sender.rs",
+        "entry/status/health.rs",
+        "entry/status/session.rs",
+        "orchestrator.rs",
+        "providers/shopify/client.rs",
+        "providers/stripe/client.rs",
+        "supabase/mod.rs",
+    ];
+    assert_eq!(opened, expected.iter().map(|path| format!("crates/jobs/src/{path}")).collect());
+    let logged = places(|line| line.contains("expose_secret") && line.contains("tracing::"))?;
+    assert_eq!(logged, set(&[]));
+    Ok(())
+}
+
+/// One HTTP client, which follows no redirect and takes no proxy from the environment; one reader of the
+/// environment; no SQL from text of ours.
+#[test]
+fn what_exists_once_exists_once() -> Result<()> {
+    let clients = places(|line| line.contains("Client::builder") || line.contains("Client::new()"))?;
+    assert_eq!(clients, set(&["crates/jobs/src/http.rs"]));
+    let environment = places(|line| line.contains("env::var"))?;
+    assert_eq!(environment, set(&["crates/jobs/src/config/mod.rs"]));
+    let unescaped = places(|line| line.contains("|safe") || line.contains("escape = \"none\""))?;
+    assert_eq!(unescaped, set(&[]));
+    Ok(())
+}
+
+/// Templates escape by their extension; whoever switches that off finds this test.
+#[test]
+fn no_template_lets_html_through() -> Result<()> {
+    let mut templates = 0;
+    for folder in ["email/templates", "entry/templates"] {
+        for entry in fs::read_dir(root().join("crates/jobs/src").join(folder))? {
+            let path = entry?.path();
+            let text = fs::read_to_string(&path)?;
+            templates += 1;
+            if path.extension().is_some_and(|extension| extension == "html") {
+                let through =
+                    text.contains("|safe") || text.contains("| safe") || text.contains("autoescape");
+                assert!(!through, "{}", path.display());
+            }
+        }
+    }
+    ensure!(templates > 10, "only {templates} templates");
+    Ok(())
+}
+
+/// All of these may be shipped in a closed product.
+const LICENCES: [&str; 15] = [
+    "0BSD",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "CC0-1.0",
+    "CDLA-Permissive-2.0",
+    "ISC",
+    "MIT",
+    "MIT-0",
+    "MPL-2.0",
+    "PostgreSQL",
+    "Unicode-3.0",
+    "Zlib",
+];
+
+/// Whether an SPDX expression can be met by them: every `AND` needs one of its `OR`s.
+fn allowed(expression: &str) -> bool {
+    // "A/B" is how OR was written once.
+    let expression = expression.replace('/', " OR ");
+    let term = |term: &str| LICENCES.contains(&term.trim().trim_matches(['(', ')']).trim());
+    // Without mixed nesting, which `AND` of parenthesised `OR`s is as well.
+    if expression.contains('(') || !expression.contains(" OR ") {
+        expression.split(" AND ").all(|part| part.split(" OR ").any(term))
+    } else {
+        expression.split(" OR ").any(|part| part.split(" AND ").all(term))
+    }
+}
+
+#[test]
+fn expressions_are_understood() {
+    for (expression, good) in [
+        ("MIT", true),
+        ("MIT/Apache-2.0", true),
+        ("GPL-3.0", false),
+        ("GPL-3.0 OR MIT", true),
+        ("MIT AND GPL-3.0", false),
+        ("Apache-2.0 AND ISC", true),
+        ("(MIT OR Apache-2.0) AND Unicode-3.0", true),
+        ("(GPL-2.0 OR LGPL-2.1) AND MIT", false),
+        ("Apache-2.0 WITH LLVM-exception OR Apache-2.0 OR MIT", true),
+        ("", false),
+    ] {
+        assert_eq!(allowed(expression), good, "{expression}");
+    }
+}
+
+/// Every crate comes from the registry, under a licence that we can keep.
+#[test]
+fn dependencies_are_the_registrys_and_freely_licensed() -> Result<()> {
+    let rustc = Command::new("rustc").arg("-vV").output()?;
+    let rustc = String::from_utf8(rustc.stdout)?;
+    let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).context("host")?;
+    // What this test was built of is here: nothing has to be fetched.
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform", host]);
+    let output = cargo.current_dir(root()).output()?;
+    let (metadata, complaint) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{complaint}");
+    let metadata: Value = serde_json::from_slice(metadata)?;
+    let packages = metadata["packages"].as_array().context("packages")?;
+    ensure!(packages.len() > 100, "only {} packages", packages.len());
+    for package in packages {
+        let name = package["name"].as_str().unwrap_or_default();
+        let ours = package["source"].is_null();
+        let source = package["source"].as_str().unwrap_or("path");
+        let registry = source == "registry+https://github.com/rust-lang/crates.io-index";
+        assert!(ours || registry, "{name} is from {source}");
+        let manifest = package["manifest_path"].as_str().unwrap_or_default();
+        assert!(!ours || Path::new(manifest).starts_with(root()), "{name} is from {manifest}");
+        let licence = package["license"].as_str().unwrap_or_default();
+        assert!(allowed(licence), "{name}: {licence:?}");
+    }
+    Ok(())
+}
