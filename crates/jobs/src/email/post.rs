@@ -330,7 +330,7 @@ impl Post {
     async fn deliver(&self, mut batch: Batch, deadline: &Deadline) -> Result<PostReport, SupabaseError> {
         let (mut tries, mut waits) = (0, 0);
         loop {
-            let payload: Vec<Value> = batch.letters.iter().map(|letter| letter.payload.clone()).collect();
+            let payload: Vec<&Value> = batch.letters.iter().map(|letter| &letter.payload).collect();
             let (wait, failure) = match self.sender.send(batch.id, &payload, deadline).await {
                 Sent::Accepted(outcomes) => {
                     let outcomes =
