@@ -371,7 +371,7 @@ impl Post {
         let (mut tries, mut waits) = (0, 0);
         let asking = deadline.reserving(RESERVE);
         loop {
-            let payload: Vec<Value> = batch.letters.iter().map(|letter| letter.payload.clone()).collect();
+            let payload: Vec<&Value> = batch.letters.iter().map(|letter| &letter.payload).collect();
             let (wait, failure) = match self.sender.send(batch.id, &payload, &asking).await {
                 Sent::Accepted(outcomes) => {
                     let outcomes =

@@ -167,7 +167,7 @@ impl Sender {
     }
 
     /// Sends a batch under its key. Made again with the same batch and mails, it sends nothing twice.
-    pub(super) async fn send(&self, batch: Uuid, mails: &[Value], deadline: &Deadline) -> Sent {
+    pub(super) async fn send(&self, batch: Uuid, mails: &[&Value], deadline: &Deadline) -> Sent {
         let Some(timeout) = deadline.request_timeout(TIMEOUT) else { return Sent::OutOfTime };
         let mut headers = HeaderMap::new();
         let key = format!("comptalyze-jobs/{batch}");

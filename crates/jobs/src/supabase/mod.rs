@@ -130,11 +130,12 @@ impl Supabase {
         }
     }
 
-    /// The builder's finished request, moved to the shared client.
+    /// The builder's finished request, moved to the shared client. The builder is not given the body: it would copy it,
+    /// and a settlement may be a megabyte.
     fn request(&self, function: &str, arguments: &str) -> Result<reqwest::RequestBuilder, SupabaseError> {
         let built = self
             .rest
-            .rpc(function, arguments)
+            .rpc(function, "")
             .build()
             .build()
             .map_err(|_| SupabaseError::Encoding("the request cannot be built".into()))?;
