@@ -3,6 +3,7 @@
 mod configuration;
 mod currencies;
 mod database;
+mod hostile;
 mod lost_answers;
 mod parameters;
 mod secret;

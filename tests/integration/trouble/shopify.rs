@@ -58,6 +58,26 @@ async fn a_domain_that_is_no_shops() -> Result<()> {
         "trouble.myshopify.com\n",
         ".myshopify.com",
         "",
+        "trouble.myshopify.com.",
+        "trouble.myshopify.com:443",
+        "trouble.myshopify.com@127.0.0.1",
+        "user:pass@trouble.myshopify.com",
+        "127.0.0.1:9100#.myshopify.com",
+        "169.254.169.254/latest/meta-data?.myshopify.com",
+        "[::1]",
+        "[::ffff:127.0.0.1].myshopify.com",
+        "0x7f000001",
+        "2130706433",
+        "trоuble.myshopify.com", // a Cyrillic letter
+        "trouble。myshopify。com",
+        "trouble.myshopify.com%00",
+        "%74rouble.myshopify.com",
+        "//127.0.0.1/.myshopify.com",
+        "..\\..\\.myshopify.com",
+        "trouble.myshopify.com\u{200b}",
+        "trouble.myshopify.com\tx",
+        "file:///etc/passwd",
+        "localhost",
     ] {
         sqlx::query("update public.integration_tokens set shop_domain = $1")
             .bind(domain)

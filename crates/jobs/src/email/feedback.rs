@@ -2,7 +2,7 @@
 //! that come later are no fault.
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::{
     deadline::Deadline,
@@ -11,12 +11,40 @@ use crate::{
 
 /// An event, as far as we look at it.
 #[derive(Debug, Deserialize)]
+#[serde(try_from = "Raw")]
 pub struct Event {
-    #[serde(rename = "type")]
     kind: String,
-    #[serde(default)]
     data: Data,
 }
+
+/// An event as it comes.
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default = "nothing")]
+    data: Value,
+}
+
+fn nothing() -> Value {
+    Value::Object(Map::new())
+}
+
+impl TryFrom<Raw> for Event {
+    type Error = serde_json::Error;
+
+    /// Only of what we act on does the rest have to be as documented: a refused event comes again and again.
+    fn try_from(Raw { kind, data }: Raw) -> Result<Self, serde_json::Error> {
+        let data = match serde_json::from_value(data) {
+            Err(error) if matches!(kind.as_str(), BOUNCED | COMPLAINED) => return Err(error),
+            data => data.unwrap_or_default(),
+        };
+        Ok(Self { kind, data })
+    }
+}
+
+const BOUNCED: &str = "email.bounced";
+const COMPLAINED: &str = "email.complained";
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -40,8 +68,8 @@ impl Event {
             kind.is_some_and(|kind| kind.eq_ignore_ascii_case("permanent"))
         };
         match self.kind.as_str() {
-            "email.bounced" if permanent() => Some("bounced"),
-            "email.complained" => Some("complained"),
+            BOUNCED if permanent() => Some("bounced"),
+            COMPLAINED => Some("complained"),
             _ => None,
         }
     }
@@ -88,9 +116,22 @@ mod tests {
     #[case(r#"{"type":"email.delivered","data":{"email_id":"x","to":["a@b.fr"],"new":{"deep":[1]}}}"#, None)]
     #[case(r#"{"type":"contact.created","data":{}}"#, None)]
     #[case(r#"{"type":"later.than.us"}"#, None)]
+    #[case(r#"{"type":"domain.updated","data":null}"#, None)]
+    #[case(r#"{"type":"contact.updated","data":{"to":"a@b.fr","bounce":7}}"#, None)]
+    #[case(r#"{"type":"later.than.us","data":[1]}"#, None)]
     fn permanent_bounces_and_complaints_suppress(#[case] body: &str, #[case] suppresses: Option<&str>) {
         let event: Event = serde_json::from_str(body).unwrap();
         assert_eq!(event.suppresses(), suppresses);
+    }
+
+    #[rstest]
+    #[case(r#"{"type":"email.bounced","data":{"to":"a@b.fr"}}"#)]
+    #[case(r#"{"type":"email.bounced","data":null}"#)]
+    #[case(r#"{"type":"email.complained","data":{"to":[7]}}"#)]
+    #[case(r#"{"type":7,"data":{}}"#)]
+    #[case(r#"{"data":{}}"#)]
+    fn what_we_would_act_on_has_to_be_whole(#[case] body: &str) {
+        assert!(serde_json::from_str::<Event>(body).is_err());
     }
 
     proptest! {

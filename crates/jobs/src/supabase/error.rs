@@ -28,7 +28,7 @@ pub enum SupabaseError {
     #[error("something else answered {status} in the database's place")]
     NotPostgrest { status: u16 },
     /// PostgREST's own word.
-    #[error("{function}: {status} {} {}{}", error.code, error.message, hint(error))]
+    #[error("{function}: {status} {} {}{}", error.code, without_value(&error.message), hint(error))]
     Api { function: &'static str, status: u16, error: ApiError },
     /// A function of ours is missing: the migrations were not applied.
     #[error("function {function} is missing in the database")]
@@ -50,11 +50,41 @@ pub enum SupabaseError {
     OutOfTime,
 }
 
+/// A text without what stands between its first and its last quotation mark.
+fn without_quoted(text: &str) -> String {
+    match (text.find('"'), text.rfind('"')) {
+        (Some(first), Some(last)) => format!("{}…{}", &text[..first], &text[last + 1..]),
+        _ => text.to_owned(),
+    }
+}
+
+/// PostgreSQL's message without the value that it quotes behind a colon: that is a row's, not ours.
+fn without_value(message: &str) -> String {
+    match message.split_once(": \"") {
+        Some((words, _)) => format!("{words}: …"),
+        None => message.to_owned(),
+    }
+}
+
 fn hint(error: &ApiError) -> String {
     error.hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default()
 }
 
 impl SupabaseError {
+    /// An answer that does not fit: what serde says of it, without what it quotes of the answer.
+    pub(super) fn shape(function: &'static str, error: &serde_json::Error) -> Self {
+        let text = error.to_string();
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let words = text.strip_suffix(&place).unwrap_or(&text);
+        let words = without_quoted(words);
+        // The variant is the answer's; those that are expected are ours, but so may a hostile one look.
+        let words = match words.split_once("unknown variant `") {
+            Some((before, _)) => format!("{before}unknown variant …, expected another"),
+            None => words,
+        };
+        Self::Shape { function, error: words + &place }
+    }
+
     /// Classifies an answer that is not a success.
     pub(super) fn from_answer(function: &'static str, status: u16, body: &[u8]) -> Self {
         let Ok(error) = serde_json::from_slice::<ApiError>(body) else {
@@ -140,9 +170,11 @@ impl Retryable for SupabaseError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use rstest::rstest;
 
     use super::*;
+    use crate::{damage::damaged, providers::Provider};
 
     fn classify(status: u16, body: &str) -> SupabaseError {
         SupabaseError::from_answer("jobs_claim", status, body.as_bytes())
@@ -169,6 +201,53 @@ mod tests {
         let error = classify(status, body);
         assert_eq!(error.is_configuration(), configuration, "{error:?}");
         assert_eq!(error.retry() != RetryDecision::No, passing, "{error:?}");
+    }
+
+    #[test]
+    fn what_the_database_quotes_of_a_row_is_not_repeated() {
+        for message in [
+            "invalid input syntax for type uuid: \"camille@example.test\"",
+            "invalid input syntax for type json: \"camille@example.test\" and \"more\"",
+            "unterminated: \"camille@example.test",
+        ] {
+            let body = serde_json::json!({"code": "22P02", "message": message, "details": "Key (email)=(camille@example.test)"});
+            let error = classify(400, &body.to_string());
+            assert!(!error.to_string().contains("camille"), "{error}");
+            assert!(error.to_string().contains(": …") && error.to_string().contains("22P02"), "{error}");
+        }
+        let kept = classify(400, r#"{"code":"23514","message":"violates check constraint \"positive\""}"#);
+        assert_eq!(kept.to_string(), "jobs_claim: 400 23514 violates check constraint \"positive\"");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_repeated() {
+        let shape = |json: &str| {
+            let error =
+                serde_json::from_str::<std::collections::BTreeMap<String, Provider>>(json).unwrap_err();
+            SupabaseError::shape("jobs_claim", &error).to_string()
+        };
+        let number = serde_json::from_str::<u64>(r#""shpat_a \"quoted\" secret""#).unwrap_err();
+        assert_eq!(
+            SupabaseError::shape("jobs_claim", &number).to_string(),
+            "jobs_claim: unexpected answer: invalid type: string …, expected u64 at line 1 column 27"
+        );
+        assert!(
+            shape(r#"{"a": "camille@example.test"}"#).contains("unknown variant …, expected"),
+            "{}",
+            shape(r#"{"a": "b"}"#)
+        );
+        assert!(!shape(r#"{"a": "x`, expected camille"}"#).contains("camille"));
+        assert!(shape(r#"{"a": 7}"#).contains("line 1 column"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_panics(status in 100_u16..1000, body in damaged(serde_json::json!(
+            {"code": "PGRST202", "message": "no", "hint": null, "details": null}
+        ))) {
+            let error = classify(status, &body.to_string());
+            let _ = (error.is_configuration(), error.retry(), error.to_string(), error.user_message());
+        }
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Supabase {
         // A function that returns nothing answers 204 with an empty body.
         let body = if body.is_empty() { b"null".as_slice() } else { &body };
         serde_json::from_slice(body).map_err(|error| match serde_json::from_slice::<IgnoredAny>(body) {
-            Ok(_) => SupabaseError::Shape { function, error: error.to_string() },
+            Ok(_) => SupabaseError::shape(function, &error),
             // No JSON at all: a page of somebody else's, with a 200.
             Err(_) => SupabaseError::NotPostgrest { status: 200 },
         })

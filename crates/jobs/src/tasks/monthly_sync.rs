@@ -51,7 +51,11 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
     if let Err(why) = recap {
         match &mut outcome {
             TaskOutcome::Ran(run) => run.no_recap = Some(why.to_string()),
-            TaskOutcome::DryRun { plan } => plan["note"] = why.to_string().into(),
+            TaskOutcome::DryRun { plan } => {
+                if let Some(plan) = plan.as_object_mut() {
+                    plan.insert("note".into(), why.to_string().into());
+                }
+            }
             TaskOutcome::NotDue { .. } | TaskOutcome::Failed(_) => {}
         }
     }
