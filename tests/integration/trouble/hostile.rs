@@ -9,7 +9,10 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::{SYNC, ask, earlier, heal, turnover};
-use crate::{mails, world::World};
+use crate::{
+    mails,
+    world::{SECRET, World},
+};
 
 /// Every service that we send a credential to tells us to go elsewhere with it.
 #[tokio::test(flavor = "multi_thread")]
@@ -48,6 +51,36 @@ async fn no_redirect_is_followed() -> Result<()> {
         assert!(!faults.seen().is_empty(), "each was asked");
     }
     assert!(elsewhere.faults().seen().is_empty(), "{:?}", elsewhere.faults().seen());
+    Ok(())
+}
+
+/// A parameter's name is the caller's: it comes back as text, in JSON and on a page.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_parameters_are_answered_as_text() -> Result<()> {
+    let world = World::new().await?;
+    let bearer = format!("Bearer {SECRET}");
+    let hostile = "%3Cscript%3Ealert(1)%3C/script%3E%22%27%0D%0Ax=1";
+    let function = world.function(SYNC).await?;
+    let answer = function.call(Method::POST, hostile, Some(&bearer)).await?;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.headers["x-content-type-options"]),
+        (400, &"nosniff".parse()?)
+    );
+    assert!(answer.headers["content-type"].to_str()?.starts_with("application/json"));
+    let error = answer.json()["error"].as_str().unwrap_or_default().to_owned();
+    assert!(
+        error.contains("<script>alert(1)</script>\"'\r\nx") && !answer.text.contains('\n'),
+        "{}",
+        answer.text
+    );
+    let page = world.function("status").await?;
+    for authorization in [None, Some(bearer.as_str())] {
+        let answer = page.call(Method::GET, hostile, authorization).await?;
+        assert_eq!(answer.status, 400, "{}", answer.text);
+        let html = answer.headers["content-type"].to_str()?.starts_with("text/html");
+        let escaped = answer.text.contains("&#60;script&#62;alert(1)") && !answer.text.contains("<script");
+        assert!(html && escaped, "{}", answer.text);
+    }
     Ok(())
 }
 
