@@ -2,6 +2,7 @@
 //! against the local stack.
 
 mod audit;
+mod chaos;
 mod deployment;
 mod leaks;
 mod mails;

@@ -291,6 +291,11 @@ impl Function {
         self.process.kill().await
     }
 
+    /// Asks it to stop, as the platform does, and waits until it has.
+    pub(crate) async fn terminate(&mut self) -> Result<std::process::ExitStatus> {
+        self.process.terminate().await
+    }
+
     pub(crate) async fn call(
         &self,
         method: Method,

@@ -1,6 +1,6 @@
 //! The mails, end to end: planned, sealed, sent, settled, each exactly once.
 
-mod delivery;
+pub(crate) mod delivery;
 mod dry_run;
 mod given;
 mod many;
@@ -15,6 +15,7 @@ mod year;
 
 use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
+use local_stack::resend::Accepted;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -47,6 +48,15 @@ pub(crate) fn received(world: &World) -> Vec<(String, String)> {
         .collect();
     mails.sort();
     mails
+}
+
+/// A mail's kind, by the link that stops it, which only alerts have not.
+pub(crate) fn kind(accepted: &Accepted) -> &'static str {
+    let link = accepted.mail.headers.get("List-Unsubscribe").map(String::as_str).unwrap_or_default();
+    ["marketing_day3", "monthly_reminder", "monthly_recap"]
+        .into_iter()
+        .find(|kind| link.contains(&format!(".{kind}.")))
+        .unwrap_or("threshold_alert")
 }
 
 /// Some instant of today at which the J+3 mail is due, whatever the hour is now.

@@ -5,7 +5,7 @@ mod catalogue;
 mod kills;
 mod long_lists;
 mod migrations;
-mod model;
+pub(crate) mod model;
 mod months;
 mod overlaps;
 mod records;
@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::world::World;
 
-fn at(text: &str) -> DateTime<Utc> {
+pub(crate) fn at(text: &str) -> DateTime<Utc> {
     text.parse().expect("an instant")
 }
 
@@ -41,7 +41,8 @@ fn months_ago(n: usize) -> Month {
 }
 
 /// What every settlement of a user takes first; `$1` is the user.
-const USER_LOCK: &str = "select pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || $1, 0))";
+pub(crate) const USER_LOCK: &str =
+    "select pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || $1, 0))";
 
 /// How many settlements wait for it.
 pub(crate) const WAITING: &str = "select count(*) from pg_locks l join pg_database d on d.oid = l.database \
@@ -101,14 +102,14 @@ async fn rpc_as(
 }
 
 /// What the imported rows of a user come to, in cents.
-async fn imported_cents(world: &World, user: Uuid) -> Result<i64> {
+pub(crate) async fn imported_cents(world: &World, user: Uuid) -> Result<i64> {
     let sql = "select coalesce(sum(amount_eur * 100), 0)::bigint from public.ca_records \
                where user_id = $1 and source = 'auto_sync'";
     sqlx::query_scalar(sql).bind(user).fetch_one(world.pool()).await.context(sql)
 }
 
 /// What the stand-in shows of an account's turnover, added up by hand.
-fn listed_cents(world: &World, account: &str) -> i64 {
+pub(crate) fn listed_cents(world: &World, account: &str) -> i64 {
     let turnover = ["charge", "refund", "dispute", "dispute_reversal", "refund_failure"];
     let listed = world.stripe.listed(account);
     let rows = listed.iter().filter(|row| turnover.contains(&row.reporting_category.as_str()));
@@ -116,7 +117,7 @@ fn listed_cents(world: &World, account: &str) -> i64 {
 }
 
 /// How many movements of a user are stored.
-async fn movements(world: &World, user: Uuid) -> Result<i64> {
+pub(crate) async fn movements(world: &World, user: Uuid) -> Result<i64> {
     let sql = "select count(*) from public.integration_transactions where user_id = $1";
     Ok(sqlx::query_scalar(sql).bind(user).fetch_one(world.pool()).await?)
 }

@@ -4,26 +4,16 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
-use local_stack::resend::Accepted;
 use uuid::Uuid;
 
 use super::{at, paris_date, paris_start, signed_up_at};
-use crate::world::World;
+use crate::{mails::kind, world::World};
 
 /// Somebody's address, and what they got.
 type Got = BTreeSet<(String, &'static str)>;
 
 fn address(name: &str) -> String {
     format!("{name}@example.test")
-}
-
-/// By the link that stops it, which only alerts have not.
-fn kind(accepted: &Accepted) -> &'static str {
-    let link = accepted.mail.headers.get("List-Unsubscribe").map(String::as_str).unwrap_or_default();
-    ["marketing_day3", "monthly_reminder", "monthly_recap"]
-        .into_iter()
-        .find(|kind| link.contains(&format!(".{kind}.")))
-        .unwrap_or("threshold_alert")
 }
 
 /// What is called at each hour (UTC) of a day.
