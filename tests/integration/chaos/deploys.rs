@@ -7,6 +7,7 @@ use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
 
 use super::{BATCH, Company, bearer, time_passes, until};
+use crate::mails::delivery::plan;
 
 /// Three batches of the old deployment: one accepted and its answers lost, one never arrived, one on its way.
 #[tokio::test(flavor = "multi_thread")]
@@ -14,9 +15,19 @@ async fn a_template_changes_in_the_middle_of_a_drain() -> Result<()> {
     const PEOPLE: usize = 250;
     let mut company = Company::new(0, PEOPLE).await?;
     let resend = company.world.resend.faults().clone();
-    resend.add(Rule::on(BATCH, Fault::CutAfter).times(2).body("newcomer-0@"));
-    resend.add(Rule::on(BATCH, Fault::CutBefore).times(2).body("newcomer-100@"));
-    resend.add(Rule::on(BATCH, Fault::Delay(Duration::from_secs(3))).times(1).body("newcomer-249@"));
+    // Who is in which batch: they are claimed in the order in which they were planned.
+    plan(&company.world).await?;
+    let planned: Vec<String> = sqlx::query_scalar(
+        "select u.email::text from pgmq.q_jobs_marketing m \
+         join public.job_items i on i.item_id = (m.message ->> 'item_id')::bigint \
+         join auth.users u on u.id = i.user_id order by m.msg_id",
+    )
+    .fetch_all(company.world.pool())
+    .await?;
+    let on = |n: usize, fault| Rule::on(BATCH, fault).body(&format!("\"{}\"", planned[n]));
+    resend.add(on(0, Fault::CutAfter).times(2));
+    resend.add(on(100, Fault::CutBefore).times(2));
+    resend.add(on(200, Fault::Delay(Duration::from_secs(3))).times(1));
     let old = company.world.function("daily-tasks").await?;
     company.world.set("SENDER_IDENTITY", "Comptalyze SAS, 2 rue d’Ailleurs, 69000 Lyon");
     let new = company.world.function("daily-orchestrator").await?;

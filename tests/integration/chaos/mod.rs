@@ -2,11 +2,11 @@
 //! and what must hold in the end, whatever happened: every movement once, every mail once, every run ended.
 
 mod deploys;
+mod everything;
 mod overlaps;
 mod restarts;
 mod terminated;
 mod twice;
-mod upstreams;
 
 use std::{collections::BTreeMap, time::Duration};
 

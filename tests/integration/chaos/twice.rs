@@ -89,9 +89,9 @@ async fn items_whose_time_is_over_while_they_are_worked_on() -> Result<()> {
 }
 
 /// Mails that are claimed, sealed, on their way, accepted and not noted: a second worker gets them as well.
-async fn mails(again: Again) -> Result<()> {
+async fn mails(again: Again, steps: &[&str]) -> Result<()> {
     const PEOPLE: usize = 110;
-    for step in ["mail_seal", BATCH, "mail_settle"] {
+    for &step in steps {
         let company = Company::new(0, PEOPLE).await?;
         let world = &company.world;
         let faults = if step == BATCH { world.resend.faults() } else { world.environment.gateway.faults() };
@@ -105,12 +105,12 @@ async fn mails(again: Again) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mails_that_are_delivered_twice() -> Result<()> {
-    mails(Again::Copied).await
+    mails(Again::Copied, &["mail_seal", BATCH]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mails_whose_time_is_over_while_they_are_sent() -> Result<()> {
-    mails(Again::Visible).await
+    mails(Again::Visible, &["mail_settle"]).await
 }
 
 /// The service itself is still at it: whoever asks under the same key is told to wait, and both learn the same.

@@ -1,6 +1,6 @@
 //! The mails, end to end: planned, sealed, sent, settled, each exactly once.
 
-mod delivery;
+pub(crate) mod delivery;
 mod dry_run;
 mod given;
 mod many;

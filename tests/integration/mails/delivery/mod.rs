@@ -47,7 +47,7 @@ fn address(n: usize) -> String {
 }
 
 /// Plans the J+3 mails of today's slot, and sends nothing: whoever calls the route next joins this run.
-async fn plan(world: &World) -> Result<Uuid> {
+pub(crate) async fn plan(world: &World) -> Result<Uuid> {
     let now: DateTime<Utc> = world.var("JOBS_NOW").parse()?;
     let run = Uuid::new_v4();
     let arguments = json!({
