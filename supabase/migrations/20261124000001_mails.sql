@@ -512,7 +512,7 @@ begin
 end $$;
 
 -- Seals a batch just before its first request: who gets it, what it says. Whoever has refused meanwhile, or has
--- another address, is left out. A repeated call gives the first one's answer.
+-- another address, is left out; where nobody is left there is no batch. A repeated call gives the first one's answer.
 -- p_mails: [{delivery_id, address, facts, digest}] in the order of the payload.
 --   [delivery_id]: those that are in the batch
 create function public.mail_seal(
@@ -544,6 +544,10 @@ begin
         where d.delivery_id = (m.mail ->> 'delivery_id')::bigint and d.delivery_id = any (held)
             and d.status = 'planned' and m.mail ->> 'address' = case d.kind when 'operator_digest' then d.facts ->> 'to'
                 else (select u.email from auth.users u where u.id = d.user_id) end;
+        -- A batch that nobody is in is none.
+        if not found then
+            delete from public.email_batches where batch_id = p_batch_id;
+        end if;
     end if;
     return (select coalesce(jsonb_agg(d.delivery_id order by d.position), '[]')
         from public.email_deliveries d where d.batch_id = p_batch_id and d.status = 'sealed');
