@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{
+    Value, json,
+    value::{RawValue, to_raw_value},
+};
 use uuid::Uuid;
 
 use super::{
@@ -150,8 +153,27 @@ struct HeldStep {
 struct Alert {
     user_id: Uuid,
     year: i32,
-    facts: Value,
+    /// Written out when they are found: thousands of alerts as a `Value` take ten times their space.
+    facts: Box<RawValue>,
     used_up: Vec<Held>,
+}
+
+/// What an alert's mail is about.
+#[derive(Serialize)]
+struct AlertFacts<'a> {
+    year: i32,
+    crossings: &'a [Crossing],
+    unknown_activities: &'a [String],
+}
+
+/// Of `jobs_plan_alerts`.
+#[derive(Serialize)]
+struct Arguments<'a> {
+    #[serde(flatten)]
+    run: &'a Value,
+    p_alerts: &'a [Alert],
+    p_due: &'a [Value],
+    p_outline: Value,
 }
 
 /// What a check has found.
@@ -203,10 +225,12 @@ impl Found {
             self.alerts.push(Alert {
                 user_id: person.user_id,
                 year,
-                facts: json!({
-                    "year": year, "crossings": assessment.crossings,
-                    "unknown_activities": assessment.unknown_activities,
-                }),
+                facts: to_raw_value(&AlertFacts {
+                    year,
+                    crossings: &assessment.crossings,
+                    unknown_activities: &assessment.unknown_activities,
+                })
+                .expect("plain data"),
                 used_up: assessment.used_up,
             });
         }
@@ -248,10 +272,7 @@ async fn find(context: &Context, scope: Scope, at: DateTime<Utc>) -> Result<Foun
 
 /// Writes the alerts down, all in one transaction with the run.
 async fn plan(context: &Context, found: &Found, run: &Value) -> Result<Planned, SupabaseError> {
-    let mut arguments = run.clone();
-    arguments["p_alerts"] = json!(found.alerts);
-    arguments["p_due"] = json!(found.due);
-    arguments["p_outline"] = found.outline();
+    let arguments = Arguments { run, p_alerts: &found.alerts, p_due: &found.due, p_outline: found.outline() };
     context.supabase.rpc("jobs_plan_alerts", &arguments, &context.deadline).await
 }
 
