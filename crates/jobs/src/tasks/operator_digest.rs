@@ -78,7 +78,8 @@ pub async fn tell(context: &Context, call: &Call) {
 async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskError> {
     let arguments = json!({"p_now": context.now});
     let troubles: Troubles = context.supabase.rpc("jobs_troubles", &arguments, &context.deadline).await?;
-    let points = points(&troubles, context.now, context.tuning.replay_max_days, context.tuning.schedule);
+    let points =
+        points(&troubles, call.route, context.now, context.tuning.replay_max_days, context.tuning.schedule);
     if points.is_empty() {
         return Ok(());
     }
@@ -96,16 +97,22 @@ async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskE
     Ok(())
 }
 
-/// What is worth a mail, in words.
-fn points(troubles: &Troubles, now: DateTime<Utc>, max_days: u16, settings: Settings) -> Vec<DigestPoint> {
+/// What is worth a mail, in words, seen from this route's call.
+fn points(
+    troubles: &Troubles,
+    route: &str,
+    now: DateTime<Utc>,
+    max_days: u16,
+    settings: Settings,
+) -> Vec<DigestPoint> {
     let mut points = Vec::new();
-    for (route, hours) in ORCHESTRATORS {
+    for (other, hours) in ORCHESTRATORS.into_iter().filter(|(other, _)| *other != route) {
         // One that has never been called is not deployed.
-        if let Some(last) = troubles.routes.get(route)
+        if let Some(last) = troubles.routes.get(other)
             && now - *last > TimeDelta::hours(hours)
         {
             points.push(point(
-                format!("{route} n’est plus appelé"),
+                format!("{other} n’est plus appelé"),
                 format!(
                     "Dernier appel par un cron le {}. Vérifiez les crons du déploiement sur Vercel.",
                     paris::french_minute(*last)
@@ -208,7 +215,8 @@ mod tests {
     }
 
     fn titles(value: &Value, now: &str) -> Vec<String> {
-        let points = points(&troubles(value), at(now), 35, Settings::default());
+        let points =
+            points(&troubles(value), "/api/cron/daily-orchestrator", at(now), 35, Settings::default());
         points.into_iter().map(|point| format!("{} x{}", point.title, point.count)).collect()
     }
 
