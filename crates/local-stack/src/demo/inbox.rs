@@ -76,10 +76,11 @@ fn word(mail: Mail) -> &'static str {
         Mail::Reminder => "reminder",
         Mail::Recap => "recap",
         Mail::Alert => "alert",
+        Mail::Reconnect => "reconnect",
     }
 }
 
-/// By the link that stops it, which only alerts have not.
+/// By the link that stops it. Alerts and "connect again" have none.
 fn kind(accepted: &Accepted) -> Mail {
     let link = accepted.mail.headers.get("List-Unsubscribe").map(String::as_str).unwrap_or_default();
     let of = |kind: &str| link.contains(&format!(".{kind}."));
@@ -89,6 +90,8 @@ fn kind(accepted: &Accepted) -> Mail {
         Mail::Reminder
     } else if of("monthly_recap") {
         Mail::Recap
+    } else if accepted.mail.subject.starts_with("Votre connexion à") {
+        Mail::Reconnect
     } else {
         Mail::Alert
     }

@@ -29,6 +29,8 @@ pub enum Mail {
     Reminder,
     Recap,
     Alert,
+    /// "Connect again", after three refusals.
+    Reconnect,
 }
 
 /// Everybody, once seeded.
@@ -248,6 +250,8 @@ impl Town<'_> {
         self.stripe(people, user, "acct_1NicolasRoux").await?;
         self.stripe.revoke("acct_1NicolasRoux");
         people.in_trouble.push(user);
+        // The round syncs three times and more.
+        people.mails.push((user, Mail::Reconnect));
         Ok(())
     }
 
