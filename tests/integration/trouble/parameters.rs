@@ -91,8 +91,8 @@ async fn looking_ahead_or_far_back_is_for_trying_only() -> Result<()> {
         assert_eq!(told.body["message"], "Essai : rien n’a été écrit", "{}", told.text);
         assert_eq!(told.body["dryRun"]["items"], 1, "{}", told.text);
     }
-    let told = ask(&world, Method::POST, SYNC, "dry_run=true&at=2101-01-01T00:00:00Z").await?;
-    assert_eq!((told.status, told.error().contains("2100")), (400, true), "{}", told.text);
+    let told = ask(&world, Method::POST, SYNC, "dry_run=true&at=2100-01-01T00:00:00Z").await?;
+    assert_eq!((told.status, told.error().contains("2099")), (400, true), "{}", told.text);
     assert_eq!(world.value::<i64>("select count(*) from public.job_runs").await?, 0);
     assert!(world.stripe.faults().seen().is_empty());
     Ok(())

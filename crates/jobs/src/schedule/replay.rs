@@ -21,7 +21,7 @@ pub enum AtError {
         max_days: u16,
     },
     /// Outside the years for which the calendar is tested, even for a dry run.
-    #[error("l’année doit être comprise entre 1970 et 2100")]
+    #[error("l’année doit être comprise entre 1970 et 2099")]
     OutOfCalendar,
 }
 
@@ -34,7 +34,7 @@ pub fn parse_at(
     max_days: u16,
 ) -> Result<DateTime<Utc>, AtError> {
     let at = DateTime::parse_from_rfc3339(text).map_err(|_| AtError::Malformed)?.to_utc();
-    if !(1970..=2100).contains(&at.year()) {
+    if !(1970..=2099).contains(&at.year()) {
         Err(AtError::OutOfCalendar)
     } else if dry_run {
         Ok(at)

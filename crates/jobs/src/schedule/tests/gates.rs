@@ -188,7 +188,7 @@ fn each_month_has_one_second_and_one_last_day() {
     let settings = Settings::default();
     let mut day = NaiveDate::from_ymd_opt(1970, 1, 1).unwrap();
     let (mut seconds, mut lasts) = (Vec::new(), Vec::new());
-    while day.year() <= 2100 {
+    while day.year() <= 2099 {
         for minute in ["00:30", "23:30"] {
             let local = format!("{day}T{minute}:00").parse::<chrono::NaiveDateTime>().unwrap();
             let at = local.and_local_timezone(chrono_tz::Europe::Paris).earliest().unwrap().to_utc();
@@ -197,7 +197,7 @@ fn each_month_has_one_second_and_one_last_day() {
         }
         day = day + Days::new(1);
     }
-    let months: Vec<String> = (1970..=2100)
+    let months: Vec<String> = (1970..=2099)
         .flat_map(|year| (1..=12).map(move |month| Month::new(year, month).unwrap().to_string()))
         .flat_map(|month| [month.clone(), month])
         .collect();
