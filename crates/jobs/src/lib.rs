@@ -5,6 +5,8 @@
 //! [`config`]; [`schedule`] and [`money`] are pure. `docs/ARCHITECTURE.md` draws the whole picture.
 
 pub mod config;
+#[cfg(test)]
+mod contrast;
 pub mod crypto;
 #[cfg(test)]
 mod damage;
