@@ -14,15 +14,18 @@ use super::{
 use crate::{
     deadline::Deadline,
     providers::{CursorGuard, Page, Provider, ProviderError, Window, shopify::Disputes},
+    queue::{Place, Progress},
 };
 
 /// Movements kept in memory before they are stored: a window of any size takes a bounded amount of it.
 const CHUNK: usize = 2_000;
+/// Movements after which others have their turn, where any wait: half a minute or less of pages.
+const PIECE: usize = 5 * CHUNK;
 
 /// Where a reading stood when it was last stored. The window is part of it: a cursor is only good within the
 /// window it was made for.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Place {
+pub(super) struct Standing {
     provider: Provider,
     /// A cursor is no good in another account or shop: there the reading begins anew.
     account: String,
@@ -47,6 +50,8 @@ pub(super) enum End {
     Read,
     /// Another worker has the item.
     Lost,
+    /// Everything so far is stored; others wait for the place.
+    SetAside(Progress),
 }
 
 /// One item's reading.
@@ -55,31 +60,34 @@ pub(super) struct Reader<'a> {
     pub(super) settlement: Settlement<'a>,
     /// The parts of the item so far; the last one is being read.
     pub(super) parts: Vec<Part>,
+    pub(super) place: Place,
+    /// Movements that were read and stored before the end.
+    pub(super) read: usize,
     pub(super) now: DateTime<Utc>,
     pub(super) deadline: Deadline,
 }
 
 impl Reader<'_> {
-    /// Reads one integration into a new last part, from where a lost worker stood if `place` says so.
+    /// Reads one integration into a new last part, from where a lost worker stood if `stood` says so.
     pub(super) async fn read(
         &mut self,
         integration: &mut Integration,
         window: Window,
         count_month: bool,
-        place: Option<Place>,
+        stood: Option<Standing>,
     ) -> Result<End, Trouble> {
         self.parts.push(Part::new(integration, window, count_month));
         let part = self.parts.len() - 1;
         let mut access = account::open(self.clients, integration, self.now, &self.deadline).await?;
         let account = access.account().to_owned();
-        let place = place.filter(|place| place.account == account);
+        let stood = stood.filter(|standing| standing.account == account);
         self.parts[part].account = Some(account);
 
         let (mut window, mut first, mut after) = (window, List::Movements, None);
-        if let Some(place) = place {
-            (window, first, after) = (place.window.into(), place.list, place.after);
-            self.parts[part].window = place.window;
-            self.parts[part].notes = place.notes;
+        if let Some(standing) = stood {
+            (window, first, after) = (standing.window.into(), standing.list, standing.after);
+            self.parts[part].window = standing.window;
+            self.parts[part].notes = standing.notes;
         }
         let lists: &[List] = match integration.provider {
             Provider::Stripe => &[List::Movements],
@@ -97,16 +105,22 @@ impl Reader<'_> {
                 if after.is_none() {
                     break;
                 }
-                let full = self.parts.iter().map(|part| part.movements.len()).sum::<usize>() >= CHUNK;
+                let held = self.parts.iter().map(|part| part.movements.len()).sum::<usize>();
                 let out_of_time = !self.deadline.may_start_work();
-                if full || out_of_time {
-                    let place = self.place(window, list, after.clone());
-                    if self.checkpoint(&place).await? != State::Stored {
-                        return Ok(End::Lost);
-                    }
+                if held < CHUNK && !out_of_time {
+                    continue;
+                }
+                let standing = self.standing(window, list, after.clone());
+                if self.checkpoint(&standing).await? != State::Stored {
+                    return Ok(End::Lost);
                 }
                 if out_of_time {
                     return Err(Trouble::out_of_time());
+                }
+                self.read += held;
+                // Only in the first part: what was read before a later one would be read again.
+                if self.read >= PIECE && part == 0 && self.place.is_wanted() {
+                    return Ok(End::SetAside(self.settlement.progress(json!(standing))));
                 }
             }
         }
@@ -114,9 +128,9 @@ impl Reader<'_> {
     }
 
     /// Where the last part's reading stands.
-    fn place(&self, window: Window, list: List, after: Option<String>) -> Place {
+    fn standing(&self, window: Window, list: List, after: Option<String>) -> Standing {
         let part = self.parts.last().expect("a part is being read");
-        Place {
+        Standing {
             provider: part.provider,
             account: part.account.clone().unwrap_or_default(),
             window: window.into(),
@@ -137,8 +151,8 @@ impl Reader<'_> {
         page.next
     }
 
-    async fn checkpoint(&mut self, place: &Place) -> Result<State, Trouble> {
-        let state = self.settlement.checkpoint(&self.parts, &json!(place), &self.deadline).await?;
+    async fn checkpoint(&mut self, standing: &Standing) -> Result<State, Trouble> {
+        let state = self.settlement.checkpoint(&self.parts, &json!(standing), &self.deadline).await?;
         for part in &mut self.parts {
             part.movements.clear();
         }
@@ -198,12 +212,12 @@ impl Reader<'_> {
     }
 }
 
-/// The stored place of a lost worker, where this version understands it.
-pub(super) fn place(cursor: Option<&Value>) -> Option<Place> {
+/// The stored standing of a lost worker, where this version understands it.
+pub(super) fn standing(cursor: Option<&Value>) -> Option<Standing> {
     serde_json::from_value(cursor?.clone()).ok()
 }
 
-impl Place {
+impl Standing {
     pub(super) fn provider(&self) -> Provider {
         self.provider
     }

@@ -9,7 +9,7 @@ use super::Integration;
 use crate::{
     deadline::Deadline,
     providers::{Movement, Provider, Window},
-    queue::{Claimed, Failure},
+    queue::{Claimed, Failure, Progress},
     supabase::{Supabase, SupabaseError},
 };
 
@@ -124,7 +124,14 @@ struct Settled {
 
 impl<'a> Settlement<'a> {
     pub(super) fn new(supabase: &'a Supabase, item: &'a Claimed, month: Option<NaiveDate>) -> Self {
-        Self { supabase, item, month, chunk: 0 }
+        // Going on under the same lease, numbers go on too: one used before would be taken for a repeated call.
+        let chunk = if item.progress.lease == Some(item.lease) { item.progress.chunk } else { 0 };
+        Self { supabase, item, month, chunk }
+    }
+
+    /// What is stored after a checkpoint.
+    pub(super) fn progress(&self, cursor: Value) -> Progress {
+        Progress { cursor: Some(cursor), lease: Some(self.item.lease), chunk: self.chunk }
     }
 
     /// Stores movements in the middle of the work; `cursor` comes back should this holder be lost.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     deadline::Deadline,
     providers::Window,
-    queue::{Claimed, Failure, Outcome, WorkItem, Worker},
+    queue::{Claimed, Failure, Outcome, Place, WorkItem, Worker},
     schedule::{self, Month},
     supabase::SupabaseError,
 };
@@ -96,9 +96,9 @@ impl Worker for SyncWorker {
         &job.item
     }
 
-    async fn work(&self, job: SyncJob, deadline: Deadline) -> Outcome {
+    async fn work(&self, job: SyncJob, place: Place, deadline: Deadline) -> Outcome {
         let SyncJob { item, integrations } = job;
-        match self.sync(&item, integrations, deadline).await {
+        match self.sync(&item, integrations, place, deadline).await {
             Ok(failed) => Outcome::Settled { failed },
             Err(outcome) => outcome,
         }
@@ -111,6 +111,7 @@ impl SyncWorker {
         &self,
         item: &Claimed,
         integrations: Vec<Integration>,
+        place: Place,
         deadline: Deadline,
     ) -> Result<bool, Outcome> {
         let Some(plan) = Plan::of(item) else {
@@ -124,16 +125,19 @@ impl SyncWorker {
             clients: &self.clients,
             settlement: Settlement::new(&self.clients.supabase, item, plan.month.map(Month::first_day)),
             parts: Vec::with_capacity(integrations.len()),
+            place,
+            read: 0,
             now: self.now,
             deadline,
         };
-        let mut place = read::place(item.progress.cursor.as_ref());
+        let mut stood = read::standing(item.progress.cursor.as_ref());
         for mut integration in integrations {
-            let resumed = place.take_if(|place| place.provider() == integration.provider);
+            let resumed = stood.take_if(|standing| standing.provider() == integration.provider);
             let window = (plan.window)(&integration);
             match reader.read(&mut integration, window, plan.count_month, resumed).await {
                 Ok(End::Read) => {}
                 Ok(End::Lost) => return Ok(false),
+                Ok(End::SetAside(progress)) => return Err(Outcome::SetAside(progress)),
                 Err(trouble) => {
                     // Nothing of a list that was not read to its end is settled: refunds may be missing.
                     let failure = trouble.settles(item)?;
@@ -144,7 +148,8 @@ impl SyncWorker {
                 }
             }
         }
-        let Reader { mut settlement, mut parts, .. } = reader;
+        let Reader { mut settlement, mut parts, mut place, .. } = reader;
+        place.leave();
         let mut state = settlement.finish(&parts, &deadline).await;
         if let Err(error) = state {
             // Given back, until the last attempt: then the refusal itself is settled, for the user and the log.

@@ -1,7 +1,11 @@
 //! Working a lane empty: many items at once, each held by a heartbeat until it is settled.
+//!
+//! Items begin in the order in which they were queued, as many at once as there are places. What is set aside keeps
+//! its lease and goes on when nothing else waits.
 
 use std::{
     collections::{HashMap, VecDeque},
+    mem,
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +16,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Claimed, Failure, Lane, Queue};
+use super::{Claimed, Failure, Lane, Place, Progress, Queue, place::Places};
 use crate::{deadline::Deadline, supabase::SupabaseError};
 
 /// Kept from the work for giving back what is not done, the report and the log.
@@ -21,6 +25,9 @@ const HEARTBEAT: Duration = Duration::from_secs(20);
 /// A blocked item of a lane that goes on comes back after this invocation, not within it.
 const BLOCKED: Duration = Duration::from_mins(15);
 
+/// Items that one invocation keeps aside: no more of them than it can soon go on with, for others may have time.
+const MOST_ASIDE: usize = 64;
+
 /// What came of working on an item.
 #[derive(Debug)]
 pub enum Outcome {
@@ -28,6 +35,8 @@ pub enum Outcome {
     Settled { failed: bool },
     /// Try again later; an attempt where there was a failure.
     GiveBack { delay: Duration, failure: Option<Failure> },
+    /// What was read so far is stored; the rest when nobody waits for the place any more.
+    SetAside(Progress),
     /// Our own key is refused: give the item back, untried, and with `lane` all others of its lane.
     Blocked { failure: Failure, lane: bool },
 }
@@ -47,8 +56,9 @@ pub trait Worker: Send + Sync + 'static {
     /// The item behind a job.
     fn item(job: &Self::Job) -> &Claimed;
 
-    /// Works on one item, to its settlement.
-    fn work(&self, job: Self::Job, deadline: Deadline) -> impl Future<Output = Outcome> + Send;
+    /// Works on one item, to its settlement or until it is set aside. `place` is to be left when the upstream has
+    /// answered everything.
+    fn work(&self, job: Self::Job, place: Place, deadline: Deadline) -> impl Future<Output = Outcome> + Send;
 }
 
 /// What a drain did.
@@ -78,7 +88,9 @@ pub async fn drain<W: Worker>(
         queue: queue.clone(),
         lane,
         deadline,
+        places: Places::new(concurrency),
         ready: VecDeque::new(),
+        aside: Vec::new(),
         running: JoinSet::new(),
         returning: JoinSet::new(),
         items: HashMap::new(),
@@ -86,7 +98,8 @@ pub async fn drain<W: Worker>(
     };
     let ended = drain.run(concurrency, &worker).await;
     // Also after an error: what was claimed and not begun is free again at once.
-    let left: Vec<_> = drain.ready.drain(..).map(|job| hold(W::item(&job))).collect();
+    let ready = drain.ready.iter().map(W::item);
+    let left: Vec<_> = ready.chain(&drain.aside).map(hold).collect();
     if !left.is_empty() {
         queue.release(lane, &left, Duration::ZERO, &deadline).await?;
     }
@@ -98,8 +111,11 @@ struct Drain<J> {
     queue: Queue,
     lane: Lane,
     deadline: Deadline,
+    places: Places,
     /// Claimed, not begun.
     ready: VecDeque<J>,
+    /// Begun, and waiting until nobody else does.
+    aside: Vec<Claimed>,
     running: JoinSet<Outcome>,
     /// Items on their way back into the queue.
     returning: JoinSet<()>,
@@ -124,12 +140,12 @@ impl<J: Send + 'static> Drain<J> {
         let mut empty = false;
         // A claim that failed ends the lane; what is under way is still worked to its end.
         let mut fault = None;
+        // Those that have left their place and are being written down come on top.
+        let most = concurrency + concurrency.div_ceil(2);
         loop {
             let open = fault.is_none() && !self.report.stopped && self.deadline.may_start_work();
-            while open && self.running.len() < concurrency {
-                let Some(job) = self.ready.pop_front() else { break };
-                self.begin(worker, job);
-            }
+            let others = !empty || !self.ready.is_empty();
+            self.places.are_wanted(others && self.aside.len() < MOST_ASIDE);
             // Claim ahead, so that no place stands empty for a round trip to the database.
             if open && !empty && claims.is_empty() && self.ready.len() <= concurrency / 2 {
                 let (queue, lane, worker, deadline) =
@@ -141,13 +157,34 @@ impl<J: Send + 'static> Drain<J> {
                     Ok((last, jobs))
                 });
             }
+            if open && empty && claims.is_empty() && self.ready.is_empty() && !self.aside.is_empty() {
+                let (items, worker, deadline) = (mem::take(&mut self.aside), worker.clone(), self.deadline);
+                claims.spawn(async move { Ok((true, worker.prepare(items, deadline).await?)) });
+            }
             let working = !self.running.is_empty() || !self.returning.is_empty() || !claims.is_empty();
             if !working && (self.ready.is_empty() || !open) {
-                let left = !empty || !self.ready.is_empty();
+                let left = !empty || !self.ready.is_empty() || !self.aside.is_empty();
                 self.report.out_of_time |= left && !self.deadline.may_start_work();
                 return fault.map_or(Ok(()), Err);
             }
+            let begins = open && !self.ready.is_empty() && self.running.len() < most;
             tokio::select! {
+                biased;
+                _ = heartbeat.tick() => {
+                    let ready = self.ready.iter().map(W::item);
+                    let held: Vec<_> = self.items.values().chain(ready).chain(&self.aside).map(hold).collect();
+                    if held.is_empty() {
+                        continue;
+                    }
+                    let (queue, lane, deadline) = (self.queue.clone(), self.lane, self.deadline);
+                    // A heartbeat that fails is logged where it fails; the fence protects what it would have.
+                    beats.spawn(async move { queue.heartbeat(lane, &held, &deadline).await.is_ok() });
+                }
+                place = self.places.next(), if begins => {
+                    if let Some(job) = self.ready.pop_front() {
+                        self.begin(worker, job, place);
+                    }
+                }
                 Some(done) = self.running.join_next_with_id() => self.end(done),
                 Some(_) = self.returning.join_next() => {}
                 Some(claimed) = claims.join_next() => {
@@ -160,24 +197,14 @@ impl<J: Send + 'static> Drain<J> {
                     }
                 }
                 Some(_) = beats.join_next() => {}
-                _ = heartbeat.tick() => {
-                    let held: Vec<_> =
-                        self.items.values().chain(self.ready.iter().map(W::item)).map(hold).collect();
-                    if held.is_empty() {
-                        continue;
-                    }
-                    let (queue, lane, deadline) = (self.queue.clone(), self.lane, self.deadline);
-                    // A heartbeat that fails is logged where it fails; the fence protects what it would have.
-                    beats.spawn(async move { queue.heartbeat(lane, &held, &deadline).await.is_ok() });
-                }
             }
         }
     }
 
-    fn begin<W: Worker<Job = J>>(&mut self, worker: &Arc<W>, job: J) {
+    fn begin<W: Worker<Job = J>>(&mut self, worker: &Arc<W>, job: J, place: Place) {
         let item = W::item(&job).clone();
         let (worker, deadline) = (worker.clone(), self.deadline.reserving(RESERVE));
-        let task = self.running.spawn(async move { worker.work(job, deadline).await });
+        let task = self.running.spawn(async move { worker.work(job, place, deadline).await });
         self.items.insert(task.id(), item);
     }
 
@@ -188,11 +215,16 @@ impl<J: Send + 'static> Drain<J> {
                 Failure { code: "internal".into(), message: "Erreur interne ; voir les journaux.".into() };
             (error.id(), Outcome::GiveBack { delay: Duration::from_mins(1), failure: Some(failure) })
         });
-        let Some(item) = self.items.remove(&id) else { return };
+        let Some(mut item) = self.items.remove(&id) else { return };
         let (delay, failure) = match outcome {
             Outcome::Settled { failed } => {
                 self.report.settled += 1;
                 self.report.failed += u64::from(failed);
+                return;
+            }
+            Outcome::SetAside(progress) => {
+                item.progress = progress;
+                self.aside.push(item);
                 return;
             }
             Outcome::GiveBack { delay, failure } => {

@@ -6,6 +6,7 @@
 //! time budget or a refused key of ours is none.
 
 mod drain;
+mod place;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,7 +15,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 use uuid::Uuid;
 
-pub use self::drain::{LaneReport, Outcome, Worker, drain};
+pub use self::{
+    drain::{LaneReport, Outcome, Worker, drain},
+    place::Place,
+};
 use crate::{
     deadline::Deadline,
     supabase::{Supabase, SupabaseError},
@@ -95,12 +99,16 @@ struct Row {
     as_of: DateTime<Utc>,
 }
 
-/// What a lost holder of the item had already stored.
+/// What of an item is stored already: by a holder who was lost, or by this one before it set the item aside.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Progress {
     /// The worker's own note of where it stood.
     pub cursor: Option<Value>,
+    /// Under which the last checkpoint was stored.
+    pub lease: Option<Uuid>,
+    /// Number of the last checkpoint of that lease.
+    pub chunk: u32,
 }
 
 /// An item that this process holds.

@@ -1,0 +1,76 @@
+//! A merchant with very many movements keeps nobody waiting.
+
+use anyhow::Result;
+use chrono::TimeDelta;
+use reqwest::Method;
+use uuid::Uuid;
+
+use super::{earlier, imported_cents, movements, plan, rpc, until};
+use crate::world::{SECRET, World};
+
+/// More than two pieces, in pages of 100.
+const MANY: usize = 24_000;
+/// Of a piece, and what is read on before it can be told that others wait.
+const PAGES_OF_A_PIECE: usize = 100 + 20;
+
+/// As many busy merchants as there are places, first in the queue: everybody else is served before they are read to
+/// their end, and nothing of what they set aside in between is lost or counted twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn busy_merchants_let_the_others_pass() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("JOB_CONCURRENCY", "2");
+    world.set("STRIPE_REQUESTS_PER_SECOND", "1000");
+    for n in 0..12 {
+        world.stripe_user(&format!("acct_{n}")).await?;
+    }
+    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    let order: Vec<(Uuid, String)> = sqlx::query_as(
+        "select i.user_id, t.stripe_account_id from public.job_items i \
+         join public.integration_tokens t on t.id = i.subject order by i.item_id",
+    )
+    .fetch_all(world.pool())
+    .await?;
+    let (busy, others) = order.split_at(2);
+    let mut sums = Vec::new();
+    for (n, (_, account)) in order.iter().enumerate() {
+        let count = if n < busy.len() { MANY } else { 3 };
+        sums.push(world.stripe.payments(account, earlier(90), TimeDelta::zero(), count, "eur"));
+    }
+
+    let function = world.function("drain-queue").await?;
+    function.call(Method::POST, "", Some(&format!("Bearer {SECRET}"))).await?;
+    until("everything is settled", async || {
+        Ok(world.value::<i64>("select count(*) from public.job_items where status = 'queued'").await? == 0)
+    })
+    .await?;
+
+    let whose: Vec<String> = world
+        .stripe
+        .faults()
+        .seen()
+        .iter()
+        .filter(|seen| seen.target.contains("balance_transactions"))
+        .filter_map(|seen| Some(seen.headers.get("stripe-account")?.to_str().ok()?.to_owned()))
+        .collect();
+    let is_busy = |account: &String| busy.iter().any(|(_, name)| name == account);
+    let served = whose.iter().rposition(|account| !is_busy(account)).unwrap_or_default();
+    let before = whose[..served].iter().filter(|account| is_busy(account)).count();
+    assert!(
+        before <= busy.len() * PAGES_OF_A_PIECE,
+        "{before} pages of the busy ones before the others' last"
+    );
+    assert_eq!(whose.len(), busy.len() * MANY / 100 + others.len(), "no page was read twice");
+    for ((user, account), sum) in order.iter().zip(sums) {
+        assert_eq!(imported_cents(&world, *user).await?, sum, "{account}");
+    }
+    for (user, _) in busy {
+        assert_eq!(movements(&world, *user).await?, i64::try_from(MANY)?);
+    }
+    let records: i64 = world
+        .value(
+            "select sum((result ->> 'records')::bigint)::bigint from public.job_items where status = 'done'",
+        )
+        .await?;
+    assert_eq!(records, i64::try_from(busy.len() * MANY + others.len() * 3)?);
+    Ok(())
+}
