@@ -32,7 +32,7 @@ struct Route {
     path: &'static str,
 }
 
-const ROUTES: [Route; 10] = [
+const ROUTES: [Route; 11] = [
     Route { binary: "cron-daily-orchestrator", method: "GET", path: "/api/cron/daily-orchestrator" },
     Route { binary: "cron-monthly-orchestrator", method: "GET", path: "/api/cron/monthly-orchestrator" },
     Route { binary: "cron-send-reminders", method: "GET", path: "/api/cron/send-reminders" },
@@ -42,6 +42,7 @@ const ROUTES: [Route; 10] = [
     Route { binary: "manual-monthly-sync", method: "POST", path: "/api/manual/monthly-sync?force=true" },
     Route { binary: "manual-sync-integrations", method: "POST", path: "/api/manual/sync-integrations" },
     Route { binary: "unsubscribe", method: "POST", path: "/api/unsubscribe" },
+    Route { binary: "status", method: "GET", path: "/api/status" },
     Route { binary: "webhooks-resend", method: "POST", path: "/api/webhooks/resend" },
 ];
 
@@ -150,7 +151,7 @@ impl Route {
     /// To the answer of a request without credentials.
     async fn refusal(&self, binary: &Path) -> Result<Duration> {
         let started = Started::new(binary, 1)?;
-        let mut stream = started.request(&self.http(self.path, "", "")).await?;
+        let mut stream = started.request(&self.http(self.path, "accept: application/json\r\n", "")).await?;
         let mut answer = [0; 512];
         let read = timeout(PATIENCE, stream.read(&mut answer)).await.context("no answer")??;
         let took = started.at.elapsed();
