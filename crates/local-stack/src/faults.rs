@@ -31,6 +31,8 @@ pub enum Fault {
     CutBefore,
     /// The connection closes without an answer, after the work was done.
     CutAfter,
+    /// The work is done at once; its answer starts this much later.
+    Late(Duration),
 }
 
 impl Fault {
@@ -110,6 +112,8 @@ struct State {
     seen: Vec<Seen>,
     bodies_dropped: bool,
     round_trip: Duration,
+    /// Answers that were late so far, or are still held back.
+    late: usize,
     /// Answers by their requests, where they are remembered.
     memory: Option<HashMap<String, Remembered>>,
 }
@@ -153,6 +157,11 @@ impl Faults {
     /// How many requests had `contains` in their path and query.
     pub fn count(&self, contains: &str) -> usize {
         self.state().seen.iter().filter(|s| s.target.contains(contains)).count()
+    }
+
+    /// How many answers have come late, or will: what they answer is done.
+    pub fn late(&self) -> usize {
+        self.state().late
     }
 
     /// From now on requests are recorded without their bodies; rules still see these.
@@ -313,7 +322,7 @@ async fn answer(
             }
             return Ok(response);
         }
-        Some(Fault::CutAfter) | None => {}
+        Some(Fault::CutAfter | Fault::Late(_)) | None => {}
     }
     let key = faults.memory_key(&parts, &target, &body);
     if let Some(Remembered { status, headers, body }) = key.as_deref().and_then(|key| faults.remembered(key))
@@ -329,6 +338,10 @@ async fn answer(
         // The work must have been done: read the answer to its end before dropping it.
         let _ = axum::body::to_bytes(response.into_body(), usize::MAX).await;
         return Err(cut());
+    }
+    if let Some(Fault::Late(delay)) = fault {
+        faults.state().late += 1;
+        tokio::time::sleep(delay).await;
     }
     let Some(key) = key else { return Ok(response) };
     let (parts, body) = response.into_parts();
