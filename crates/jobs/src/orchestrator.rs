@@ -14,8 +14,8 @@ use crate::{
     queue::Failure,
     schedule::{Decision, Task, gate},
     tasks::{
-        Call, Context, TaskError, TaskOutcome, Trigger, check_thresholds, drain_everything, marketing_day3,
-        month_of, monthly_reminders, monthly_sync, sync_integrations,
+        Call, Context, TaskError, TaskOutcome, Trigger, check_thresholds, drain_until_nothing_waits,
+        marketing_day3, month_of, monthly_reminders, monthly_sync, sync_integrations,
     },
 };
 
@@ -171,7 +171,7 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Dra
         let message = "Une autre exécution vide déjà la file.".to_owned();
         return Ok(Drained { settled: 0, errors: 0, message: Some(message) });
     }
-    let drained = drain_everything(context, None, DRAIN_PATH).await;
+    let drained = drain_until_nothing_waits(context, DRAIN_PATH).await;
     let left = matches!(&drained, Ok(drained) if drained.out_of_time);
     let next = if left && hop < MOST_HOPS { go_on(context, chain, hop + 1).await } else { Next::Nobody };
     let goes_on = next == Next::GoesOn;

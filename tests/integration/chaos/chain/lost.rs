@@ -4,14 +4,15 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use chrono::TimeDelta;
 use futures_util::future::try_join_all;
 use local_stack::faults::{Fault, Rule};
 
 use super::{
-    super::{drained, ended, until},
-    DRAIN, Deployment, call, held, rows,
+    super::{BATCH, drained, ended, until},
+    DRAIN, Deployment, ROUND_TRIP, call, held, rows,
 };
-use crate::promises::WAITING;
+use crate::promises::{WAITING, at};
 
 /// The platform kills an invocation, before and after the database did what it was asked: the chain's lease keeps
 /// others away until it is over, then whoever calls goes on.
@@ -102,4 +103,32 @@ async fn a_hop_whose_answer_was_lost_is_the_chain() -> Result<()> {
     deployment.quiet(2, 0).await?;
     deployment.company.check().await?;
     ended(world).await
+}
+
+/// A cron that leaves work behind while a chain is at its last mails is not let in: the chain looks again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_to_a_chain_at_its_end_is_not_left_alone() -> Result<()> {
+    let mut deployment = Deployment::with_work().await?;
+    deployment.company.world.stripe.faults().set_round_trip(Duration::ZERO);
+    deployment.company.world.set("JOB_BUDGET_SECONDS", "60");
+    let world = deployment.world();
+    let instances = deployment.instances(1).await?;
+    // The chain has done its data and sends.
+    world.resend.faults().add(Rule::on(BATCH, Fault::Delay(Duration::from_secs(6))).times(1));
+    call(&instances[0]).await?;
+    until("the last mails", async || Ok(world.resend.faults().count(BATCH) == 1)).await?;
+    for seller in &deployment.company.sellers {
+        let account = seller.account.as_deref().expect("Stripe");
+        world.stripe.payments(account, at("2026-11-01T11:00:00Z"), TimeDelta::zero(), 2, "eur");
+    }
+    deployment.company.world.set("JOB_BUDGET_SECONDS", "1");
+    let world = deployment.world();
+    world.stripe.faults().set_round_trip(ROUND_TRIP);
+    let answer = world.post("sync-integrations", "").await?;
+    assert!(answer["remaining"].as_u64() > Some(0), "{answer}");
+    world.stripe.faults().set_round_trip(Duration::ZERO);
+    let refused = |(.., message): &(_, _, _, Option<String>)| message.is_some();
+    until("a refused call", async || Ok(rows(world).await?.iter().any(refused))).await?;
+    deployment.quiet(1, 0).await?;
+    deployment.company.check().await
 }
