@@ -6,6 +6,7 @@ mod deploys;
 mod everything;
 mod overlaps;
 mod restarts;
+mod side_by_side;
 mod terminated;
 mod twice;
 
