@@ -4,6 +4,7 @@
 mod chain;
 mod deploys;
 mod everything;
+mod killed;
 mod overlaps;
 mod restarts;
 mod side_by_side;
