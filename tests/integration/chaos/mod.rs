@@ -10,6 +10,7 @@ mod restarts;
 mod side_by_side;
 mod terminated;
 mod twice;
+mod upstreams;
 
 use std::{collections::BTreeMap, time::Duration};
 
