@@ -4,16 +4,22 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use local_stack::faults::{Fault, Faults, Rule};
+use chrono::TimeDelta;
+use local_stack::{
+    faults::{Fault, Faults, Rule},
+    shopify::RefreshReuse,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{BATCH, Company, SECOND, bearer, crosses, ended, time_passes, until};
 use crate::{
-    promises::{imported_cents, listed_cents, movements},
+    promises::{at, imported_cents, listed_cents, movements},
     world::World,
 };
 
+/// Where Shopify renews a token.
+const REFRESH: &str = "/admin/oauth/access_token";
 const BEFORE: Fault = Fault::Delay(Duration::from_mins(5));
 const AFTER: Fault = Fault::Late(Duration::from_mins(5));
 
@@ -25,7 +31,7 @@ async fn killed_at(
 ) -> Result<()> {
     let faults: &Faults = match step {
         "/v1/account" | "balance_transactions" => world.stripe.faults(),
-        "graphql" => world.shopify.faults(),
+        "graphql" | REFRESH => world.shopify.faults(),
         BATCH => world.resend.faults(),
         _ => world.environment.gateway.faults(),
     };
@@ -105,6 +111,75 @@ async fn while_it_mails_and_reports() -> Result<()> {
         ("jobs_log", BEFORE),
     ])
     .await
+}
+
+/// A token that has ended is renewed: whoever was killed over it loses no token, and its lease passes.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_token_is_renewed() -> Result<()> {
+    const SHOP: &str = "expiring.myshopify.com";
+    let mut world = World::new().await?;
+    world.set("JOBS_NOW", SECOND);
+    let user = world.user("expiring@example.test").await?;
+    let tokens = world.shopify.add_expiring_shop(SHOP, "EUR");
+    world.connect_shopify(user, SHOP, &tokens.access_token, Some(&tokens.refresh_token)).await?;
+    world.shopify.set_refresh_reuse(RefreshReuse::UntilReplacementUsed);
+    world.post("sync-integrations", "").await?;
+    let mut cents = 0;
+    for (step, fault) in [
+        ("integration_refresh_begin", AFTER),
+        (REFRESH, BEFORE),
+        (REFRESH, AFTER),
+        ("integration_refresh_store", BEFORE),
+        ("integration_refresh_store", AFTER),
+        ("integration_refresh_end", BEFORE),
+    ] {
+        let what = format!("{step}, {fault:?}");
+        world.shopify.expire_access_tokens(SHOP);
+        world
+            .run("update public.integration_state set token_expires_at = now() - interval '1 minute'")
+            .await?;
+        cents += world.shopify.tenders(SHOP, at("2026-11-01T10:00:00Z"), TimeDelta::zero(), 1);
+        let sync = (Method::POST, "sync-integrations", "");
+        killed_at(&world, sync, (step, fault)).await.with_context(|| what.clone())?;
+        world.run("update public.integration_state set refresh_lease_until = now()").await?;
+        let answer = world.post("sync-integrations", "").await?;
+        assert_eq!((&answer["errors"], &answer["remaining"]), (&json!(0), &Value::Null), "{what}: {answer}");
+        assert_eq!(imported_cents(&world, user).await?, cents, "{what}");
+        ended(&world).await.context(what)?;
+    }
+    Ok(())
+}
+
+/// A failure is being noted: it is one attempt or none, and never an end.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_it_gives_back() -> Result<()> {
+    for (step, fault, counted) in [
+        ("jobs_give_back", BEFORE, 0),
+        ("jobs_give_back", AFTER, 1),
+        ("mail_give_back", BEFORE, 0),
+        ("mail_give_back", AFTER, 1),
+    ] {
+        let mut world = World::new().await?;
+        world.set("JOBS_NOW", SECOND);
+        let user = crosses(&world, "acct_back", 3).await?;
+        if step == "jobs_give_back" {
+            let refused = local_stack::stripe::server_error(false);
+            world.stripe.faults().add(Rule::on("balance_transactions", refused));
+        } else {
+            world.resend.faults().add(Rule::on(BATCH, Fault::CutBefore));
+        }
+        killed_at(&world, (Method::POST, "sync-integrations", ""), (step, fault)).await?;
+        let attempts: i64 = world.value("select sum(attempts)::bigint from public.job_items").await?;
+        assert_eq!(attempts, counted, "{step}");
+        world.stripe.faults().clear();
+        world.resend.faults().clear();
+        let answer = world.post("sync-integrations", "").await?;
+        assert_eq!((&answer["errors"], &answer["remaining"]), (&json!(0), &Value::Null), "{step}: {answer}");
+        assert_eq!(imported_cents(&world, user).await?, listed_cents(&world, "acct_back"));
+        assert_eq!(world.resend.accepted_count(), 1, "{step}");
+        ended(&world).await?;
+    }
+    Ok(())
 }
 
 /// Months, recaps, reminders, offers: each route is killed in the middle of its work, and its next call makes it good.

@@ -108,7 +108,7 @@ async fn in_every_route_that_is_due() -> Result<()> {
     let gateway = world.environment.gateway.faults();
     for (method, name, query, faults, step) in [
         (Method::POST, "monthly-sync", "force=true", world.shopify.faults(), "graphql"),
-        (Method::GET, "daily-orchestrator", "", gateway, "mail_seal"),
+        (Method::GET, "daily-orchestrator", "", gateway, "jobs_plan_mails"),
         (Method::GET, "monthly-orchestrator", "", world.resend.faults(), BATCH),
     ] {
         let function = world.function(name).await?;

@@ -35,8 +35,9 @@ async fn a_chain_that_was_killed_is_taken_up() -> Result<()> {
         instances[0].kill().await?;
         assert!(deployment.left().await? > 0, "{step}");
         let other = deployment.instances(1).await?;
+        let ended = rows(deployment.world()).await?.len();
         call(&other[0]).await?;
-        drained(&other[0]).await?;
+        until("a refusal", async || Ok(rows(deployment.world()).await?.len() > ended)).await?;
         assert!(other[0].log().contains("another chain"), "{step}: {}", other[0].log());
         deployment.taken_up(&other[0]).await
     }
@@ -44,6 +45,22 @@ async fn a_chain_that_was_killed_is_taken_up() -> Result<()> {
         .into_iter()
         .flat_map(|(step, body)| [(step, body, Fault::Delay(LONG)), (step, body, Fault::Late(LONG))]);
     try_join_all(table.map(|(step, body, fault)| killed(step, body, fault))).await.map(drop)
+}
+
+/// The platform asks an invocation to stop (SIGTERM): it ends what it has begun, and another instance goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hop_that_is_asked_to_stop_hands_over() -> Result<()> {
+    let deployment = Deployment::with_work().await?;
+    let mut instances = deployment.instances(1).await?;
+    let other = deployment.world().function("drain-queue").await?;
+    call(&instances[0]).await?;
+    until("the first hop", async || Ok(deployment.hops().len() == 1)).await?;
+    deployment.relay.pass_to([other.port()]);
+    let status = instances[0].terminate().await?;
+    assert!(status.success(), "{status}\n{}", instances[0].log());
+    deployment.quiet(1, 0).await?;
+    assert!(other.log().contains("queue drained"), "{}", other.log());
+    deployment.company.check().await
 }
 
 /// The call that should go on is lost on its way, or refused: it is said, and a later call takes the work up.
