@@ -78,7 +78,7 @@ async fn a_second_call_does_nothing_while_a_chain_works() -> Result<()> {
     let second = world.function("drain-queue").await?;
     let lock = deployment.settling_is_held_up().await?;
     call(&instances[0]).await?;
-    until("a hop that works", async || Ok(world.value::<i64>(WAITING).await? == 1)).await?;
+    until("a hop that works", async || Ok(world.value::<i64>(WAITING).await? >= 1)).await?;
     let claims = world.environment.gateway.faults().count("jobs_claim");
     for (hop, times) in [(0, 1), (7, 2)] {
         call_as_hop(&second, hop).await?;

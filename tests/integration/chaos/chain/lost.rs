@@ -112,7 +112,7 @@ async fn a_hop_whose_answer_was_lost_is_the_chain() -> Result<()> {
     let lock = deployment.settling_is_held_up().await?;
     until("the end of the first hop", async || Ok(rows(world).await?.iter().any(|(_, hop, ..)| *hop == 0)))
         .await?;
-    until("a hop that works", async || Ok(world.value::<i64>(WAITING).await? == 1)).await?;
+    until("a hop that works", async || Ok(world.value::<i64>(WAITING).await? >= 1)).await?;
     call(&second).await?;
     drained(&second).await?;
     assert!(second.log().contains("another chain"), "{}", second.log());
@@ -131,7 +131,7 @@ async fn what_is_left_to_a_chain_at_its_end_is_not_left_alone() -> Result<()> {
     let world = deployment.world();
     let instances = deployment.instances(1).await?;
     // The chain has done its data and sends.
-    world.resend.faults().add(Rule::on(BATCH, Fault::Delay(Duration::from_secs(6))).times(1));
+    world.resend.faults().add(Rule::on(BATCH, Fault::Held).times(1));
     call(&instances[0]).await?;
     until("the last mails", async || Ok(world.resend.faults().count(BATCH) == 1)).await?;
     for seller in &deployment.company.sellers {
@@ -146,6 +146,7 @@ async fn what_is_left_to_a_chain_at_its_end_is_not_left_alone() -> Result<()> {
     world.stripe.faults().set_round_trip(Duration::ZERO);
     let refused = |(.., message): &(_, _, _, Option<String>)| message.is_some();
     until("a refused call", async || Ok(rows(world).await?.iter().any(refused))).await?;
+    world.resend.faults().clear();
     deployment.quiet(1, 0).await?;
     deployment.company.check().await
 }
