@@ -278,6 +278,11 @@ impl Function {
         format!("{}{}", self.process.url(), self.path)
     }
 
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.process.port()
+    }
+
     /// What it has written, but for the runtime's own word that it listens.
     pub(crate) fn log(&self) -> String {
         self.process

@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
+    http::{NetworkFault, fetch},
     ping::{Signal, ping},
     queue::Failure,
     schedule::{Decision, Task, gate},
     tasks::{
-        Call, Context, TaskError, TaskOutcome, Trigger, check_thresholds, drain_everything, marketing_day3,
-        month_of, monthly_reminders, monthly_sync, sync_integrations,
+        Call, Context, TaskError, TaskOutcome, Trigger, check_thresholds, drain_until_nothing_waits,
+        marketing_day3, month_of, monthly_reminders, monthly_sync, sync_integrations,
     },
 };
 
@@ -170,10 +171,12 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Dra
         let message = "Une autre exécution vide déjà la file.".to_owned();
         return Ok(Drained { settled: 0, errors: 0, message: Some(message) });
     }
-    let drained = drain_everything(context, None, DRAIN_PATH).await;
+    let drained = drain_until_nothing_waits(context, DRAIN_PATH).await;
     let left = matches!(&drained, Ok(drained) if drained.out_of_time);
-    let goes_on = left && hop < MOST_HOPS && go_on(context, chain, hop + 1).await;
-    if !goes_on {
+    let next = if left && hop < MOST_HOPS { go_on(context, chain, hop + 1).await } else { Next::Nobody };
+    let goes_on = next == Next::GoesOn;
+    // Where nobody knows, the next one may have begun: it holds the chain, or the lease ends by itself.
+    if next == Next::Nobody {
         context.queue.hold_chain(chain, Duration::ZERO, &context.deadline).await?;
     }
     let drained = drained?;
@@ -193,19 +196,28 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Dra
     })
 }
 
+/// What came of asking for the next invocation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Next {
+    GoesOn,
+    /// Not asked, not reached, or refused: it did not begin.
+    Nobody,
+    /// The answer was lost or says nothing.
+    Unknown,
+}
+
 /// Asks this deployment to go on with what is queued. Only the configured address ever gets the secret; where
 /// none is known (a preview, a developer's machine) the next cron goes on.
-/// Says whether it will.
-async fn go_on(context: &Context, chain: Uuid, hop: u32) -> bool {
+async fn go_on(context: &Context, chain: Uuid, hop: u32) -> Next {
     let (Some(own), Some(secret)) = (&context.config.own_url, &context.config.cron_secret) else {
         tracing::info!("work is left for the next cron");
-        return false;
+        return Next::Nobody;
     };
     let (Ok(url), Some(timeout), Ok(bearer)) =
         (own.join(DRAIN_PATH), context.deadline.request_timeout(Duration::from_secs(10)), bearer(secret))
     else {
         tracing::error!(%chain, hop, "no time is left to ask drain-queue to go on");
-        return false;
+        return Next::Nobody;
     };
     let request = context
         .http
@@ -214,18 +226,18 @@ async fn go_on(context: &Context, chain: Uuid, hop: u32) -> bool {
         .header(CHAIN_HEADER, chain.to_string())
         .header(HOP_HEADER, hop);
     // Not repeated after a doubtful answer: the call may have begun a chain already.
-    match crate::http::fetch(request, timeout).await {
+    match fetch(request, timeout).await {
         Ok(answer) if answer.status.is_success() => {
             tracing::info!(%chain, hop, "the next invocation goes on");
-            true
+            Next::GoesOn
         }
         Ok(answer) => {
             tracing::error!(%chain, hop, status = answer.status.as_u16(), "drain-queue refused to go on");
-            false
+            if answer.status.is_server_error() { Next::Unknown } else { Next::Nobody }
         }
         Err(error) => {
             tracing::error!(%chain, hop, %error, "drain-queue did not answer");
-            false
+            if error == NetworkFault::Connect { Next::Nobody } else { Next::Unknown }
         }
     }
 }

@@ -18,7 +18,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts},
 };
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 /// What happens to a request.
 #[derive(Clone, Debug)]
@@ -31,6 +31,10 @@ pub enum Fault {
     CutBefore,
     /// The connection closes without an answer, after the work was done.
     CutAfter,
+    /// Nothing happens until the rules are cleared; then the work is done.
+    Held,
+    /// The work is done at once; its answer starts this much later.
+    Late(Duration),
 }
 
 impl Fault {
@@ -110,6 +114,10 @@ struct State {
     seen: Vec<Seen>,
     bodies_dropped: bool,
     round_trip: Duration,
+    /// Answers that were late so far, or are still held back.
+    late: usize,
+    /// How often the rules were cleared.
+    cleared: watch::Sender<usize>,
     /// Answers by their requests, where they are remembered.
     memory: Option<HashMap<String, Remembered>>,
 }
@@ -135,9 +143,11 @@ impl Faults {
         self.state().rules.push(rule);
     }
 
-    /// Takes all rules away; the record of requests stays.
+    /// Takes all rules away, and lets go what is held; the record of requests stays.
     pub fn clear(&self) {
-        self.state().rules.clear();
+        let mut state = self.state();
+        state.rules.clear();
+        state.cleared.send_modify(|times| *times += 1);
     }
 
     /// Every answer comes this much later: the network between us and the real service.
@@ -153,6 +163,11 @@ impl Faults {
     /// How many requests had `contains` in their path and query.
     pub fn count(&self, contains: &str) -> usize {
         self.state().seen.iter().filter(|s| s.target.contains(contains)).count()
+    }
+
+    /// How many answers have come late, or will: what they answer is done.
+    pub fn late(&self) -> usize {
+        self.state().late
     }
 
     /// From now on requests are recorded without their bodies; rules still see these.
@@ -196,8 +211,9 @@ impl Faults {
         }
     }
 
-    /// Records the request and says what is to happen to it, and after which round trip.
-    fn meet(&self, mut seen: Seen) -> (Option<Fault>, Duration) {
+    /// Records the request and says what is to happen to it, after which round trip, and what tells that the rules
+    /// were cleared since.
+    fn meet(&self, mut seen: Seen) -> (Option<Fault>, Duration, watch::Receiver<usize>) {
         let mut state = self.state();
         let mut fault = None;
         for rule in &mut state.rules {
@@ -221,7 +237,7 @@ impl Faults {
             seen.body = String::new();
         }
         state.seen.push(seen);
-        (fault, state.round_trip)
+        (fault, state.round_trip, state.cleared.subscribe())
     }
 }
 
@@ -288,7 +304,7 @@ async fn answer(
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(Body::new(body), usize::MAX).await.map_err(io::Error::other)?;
     let target = parts.uri.path_and_query().map_or_else(|| "/".into(), ToString::to_string);
-    let (fault, round_trip) = faults.meet(Seen {
+    let (fault, round_trip, mut cleared) = faults.meet(Seen {
         method: parts.method.clone(),
         target: target.clone(),
         headers: parts.headers.clone(),
@@ -301,6 +317,7 @@ async fn answer(
     let cut = || io::Error::new(io::ErrorKind::ConnectionAborted, "cut on purpose");
     match fault {
         Some(Fault::Delay(delay)) => tokio::time::sleep(delay).await,
+        Some(Fault::Held) => cleared.changed().await.map_err(io::Error::other)?,
         Some(Fault::CutBefore) => return Err(cut()),
         Some(Fault::Answer { status, headers, body }) => {
             let mut response = Response::new(Body::from(body));
@@ -313,7 +330,7 @@ async fn answer(
             }
             return Ok(response);
         }
-        Some(Fault::CutAfter) | None => {}
+        Some(Fault::CutAfter | Fault::Late(_)) | None => {}
     }
     let key = faults.memory_key(&parts, &target, &body);
     if let Some(Remembered { status, headers, body }) = key.as_deref().and_then(|key| faults.remembered(key))
@@ -329,6 +346,10 @@ async fn answer(
         // The work must have been done: read the answer to its end before dropping it.
         let _ = axum::body::to_bytes(response.into_body(), usize::MAX).await;
         return Err(cut());
+    }
+    if let Some(Fault::Late(delay)) = fault {
+        faults.state().late += 1;
+        tokio::time::sleep(delay).await;
     }
     let Some(key) = key else { return Ok(response) };
     let (parts, body) = response.into_parts();

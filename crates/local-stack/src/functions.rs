@@ -54,6 +54,11 @@ impl Function {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The process id of its parent, which watches over it.
     pub fn watchdog_id(&self) -> u32 {
         self.child.watchdog_id()

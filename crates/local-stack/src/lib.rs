@@ -30,6 +30,7 @@ pub mod postgres;
 pub mod postgrest;
 pub mod process;
 mod proxy;
+pub mod relay;
 pub mod resend;
 pub mod seed;
 pub mod shopify;

@@ -1,12 +1,16 @@
 //! Chaos: a whole company's work (shops, thresholds, recaps, reminders, offers) while everything around it fails,
 //! and what must hold in the end, whatever happened: every movement once, every mail once, every run ended.
 
+mod chain;
 mod deploys;
 mod everything;
+mod killed;
 mod overlaps;
 mod restarts;
+mod side_by_side;
 mod terminated;
 mod twice;
+mod upstreams;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -214,6 +218,20 @@ impl Company {
         assert_eq!(noted, i64::try_from(offers)?);
         ended(world).await
     }
+}
+
+/// Somebody whose payments cross a threshold: a sync with a mail at its end.
+async fn crosses(world: &World, name: &str, payments: usize) -> Result<Uuid> {
+    let user = world.stripe_user(name).await?;
+    sqlx::query(
+        "insert into public.ca_records (user_id, year, month, activity_type, amount_eur, source) \
+         values ($1, 2026, 3, 'Prestation de services', 29999, 'manual')",
+    )
+    .bind(user)
+    .execute(world.pool())
+    .await?;
+    world.stripe.payments(name, at("2026-11-01T10:00:00Z"), TimeDelta::zero(), payments, "eur");
+    Ok(user)
 }
 
 async fn drain(world: &World) -> Result<()> {

@@ -4,13 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use chrono::TimeDelta;
 use local_stack::faults::{Fault, Faults, Rule};
 use reqwest::Method;
 
-use super::{BATCH, Company, bearer, ended, slow, time_passes};
+use super::{BATCH, Company, bearer, crosses, ended, slow, time_passes};
 use crate::{
-    promises::{at, imported_cents, listed_cents, until},
+    promises::{imported_cents, listed_cents, until},
     world::{Function, World},
 };
 
@@ -38,20 +37,6 @@ async fn stopped_at(
     }
     faults.clear();
     Ok(())
-}
-
-/// Somebody whose payments cross a threshold: a sync with a mail at its end.
-async fn crosses(world: &World, name: &str, payments: usize) -> Result<uuid::Uuid> {
-    let user = world.stripe_user(name).await?;
-    sqlx::query(
-        "insert into public.ca_records (user_id, year, month, activity_type, amount_eur, source) \
-         values ($1, 2026, 3, 'Prestation de services', 29999, 'manual')",
-    )
-    .bind(user)
-    .execute(world.pool())
-    .await?;
-    world.stripe.payments(name, at("2026-11-01T10:00:00Z"), TimeDelta::zero(), payments, "eur");
-    Ok(user)
 }
 
 async fn each_of(steps: &[&str], payments: usize) -> Result<()> {
@@ -123,7 +108,7 @@ async fn in_every_route_that_is_due() -> Result<()> {
     let gateway = world.environment.gateway.faults();
     for (method, name, query, faults, step) in [
         (Method::POST, "monthly-sync", "force=true", world.shopify.faults(), "graphql"),
-        (Method::GET, "daily-orchestrator", "", gateway, "mail_seal"),
+        (Method::GET, "daily-orchestrator", "", gateway, "jobs_plan_mails"),
         (Method::GET, "monthly-orchestrator", "", world.resend.faults(), BATCH),
     ] {
         let function = world.function(name).await?;

@@ -197,3 +197,18 @@ async fn a_database_that_is_away_is_said_and_the_link_stays_good() -> Result<()>
     assert_eq!(preferences(&world).await?, json!([false, true, true, true]));
     Ok(())
 }
+
+/// Written down, and the database's answer lost: the reader is told that it is done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_of_the_database_stops_it_all_the_same() -> Result<()> {
+    let mut world = World::new().await?;
+    let (_, _, reminder) = with_mails(&mut world).await?;
+    let function = world.function("unsubscribe").await?;
+    let gateway = world.environment.gateway.faults();
+    gateway.add(Rule::on("mail_unsubscribe", Fault::CutAfter).times(1));
+    let page = visit(&function, Method::POST, &reminder, Some(ONE_CLICK)).await?;
+    assert_eq!((page.status.as_u16(), gateway.count("mail_unsubscribe")), (200, 2), "{}", page.text);
+    says(&page.text, &["C’est noté", "le rappel mensuel"]);
+    assert_eq!(preferences(&world).await?, json!([false, true, true, true]));
+    Ok(())
+}

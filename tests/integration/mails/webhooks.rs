@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 use chrono::{TimeDelta, Utc};
-use local_stack::resend::webhooks::{Bounce, bounced, complained, delivered, signing_secret, svix_headers};
+use local_stack::{
+    faults::{Fault, Rule},
+    resend::webhooks::{Bounce, bounced, complained, delivered, signing_secret, svix_headers},
+};
 use reqwest::{Method, header::HeaderMap};
 use serde_json::{Value, json};
 
@@ -101,6 +104,24 @@ async fn bounces_and_complaints_keep_mails_away() -> Result<()> {
     );
     let log = function.log();
     assert!(!log.contains("@example.test"), "{log}");
+    Ok(())
+}
+
+/// Noted, and the database's answer lost: once is enough, and Resend need not send it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_of_the_database_notes_once() -> Result<()> {
+    let mut world = World::new().await?;
+    let noon = midday(&mut world);
+    signed_up_at(&world, "gone@example.test", "Camille", noon - TimeDelta::days(4)).await?;
+    world.cron("daily-tasks", "").await?;
+    let gateway = world.environment.gateway.faults();
+    gateway.add(Rule::on("mail_feedback", Fault::CutAfter).times(1));
+    let function = world.function("resend").await?;
+    let mail = mail_to(&world, "gone@example.test").id;
+    let event = bounced(&mail, "gone@example.test", Bounce::Permanent, "NoEmail").to_string();
+    let answer = send(&world, &function, "msg_1", &event).await?;
+    assert_eq!((answer.status.as_u16(), &answer.json()["received"]), (200, &json!(true)), "{}", answer.text);
+    assert_eq!((gateway.count("mail_feedback"), suppressed(&world).await?), (2, 1));
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use chrono::{TimeDelta, Utc};
+use local_stack::faults::{Fault, Rule};
 use serde_json::json;
 
 use super::{Browser, eventually, json, post};
@@ -218,5 +219,38 @@ async fn refused_mails_leave_again_and_unknown_ones_never() -> Result<()> {
     }
     let to: Vec<String> = mails::received(&world).into_iter().map(|(to, _)| to).collect();
     assert_eq!(to, ["bounced@example.test", "right@example.test", "unknown@example.test"], "each once");
+    Ok(())
+}
+
+/// The retry is written down, and its answer lost: planned once, sent once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_retries_once() -> Result<()> {
+    let mut world = World::new().await?;
+    mails::midday(&mut world);
+    mails::signed_up(&world, "refused@example.test", "Camille", 4).await?;
+    world.resend.refuse_address("refused@example.test");
+    world.stripe_user("acct_bad").await?;
+    world.stripe.revoke("acct_bad");
+    world.cron("daily-orchestrator", "").await?;
+    world.post("sync-integrations", "").await?;
+    world
+        .run("update auth.users set email = 'right@example.test' where email = 'refused@example.test'")
+        .await?;
+    let function = world.function("status").await?;
+    let gateway = world.environment.gateway.faults();
+    for (lane, done) in [
+        ("marketing", "select count(*) = 1 from public.email_deliveries where status = 'sent'"),
+        (
+            "stripe",
+            "select count(*) = 1 from public.job_runs where parameters ->> 'retry' = 'stripe' and status <> 'running'",
+        ),
+    ] {
+        gateway.add(Rule::on("jobs_retry", Fault::CutAfter).times(1));
+        let answer = post(&function, &[("action", "retry"), ("lane", lane)]).await?;
+        assert_eq!(answer.status, 202, "{lane}: {}", answer.text);
+        eventually(&world, done).await?;
+    }
+    assert_eq!(gateway.count("jobs_retry"), 4);
+    assert_eq!(world.resend.accepted_count(), 1);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Who is let in, and how.
 
 use anyhow::Result;
+use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
 
 use super::{Browser, json, wrong};
@@ -116,6 +117,21 @@ async fn tries_are_limited_for_everybody_but_the_bearer() -> Result<()> {
         0,
         "old ones are forgotten"
     );
+    Ok(())
+}
+
+/// A try whose note was lost on its way back is one try.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_is_one_try() -> Result<()> {
+    let world = World::new().await?;
+    let function = world.function("status").await?;
+    let gateway = world.environment.gateway.faults();
+    gateway.add(Rule::on("jobs_sign_in", Fault::CutAfter).times(2));
+    gateway.add(Rule::on("jobs_signed_in", Fault::CutAfter).times(1));
+    let mut browser = Browser::new(&function)?;
+    assert_eq!(browser.form(&[("secret", "wrong-one")]).await?.status, 401);
+    assert_eq!(browser.form(&[("secret", SECRET)]).await?.status, 303);
+    assert_eq!(world.value::<i64>("select count(*) from public.job_sign_ins").await?, 1);
     Ok(())
 }
 

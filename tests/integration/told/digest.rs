@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
+use local_stack::faults::{Fault, Rule};
 
 use crate::{mails::received, world::World};
 
@@ -69,6 +70,25 @@ async fn trouble_is_told_once_a_day() -> Result<()> {
         world.cron("monthly-orchestrator", "").await?;
     }
     assert_eq!(digests(&world).len(), 1, "once a day");
+    Ok(())
+}
+
+/// Whatever answer is lost on its way, it is one mail.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_answers_make_no_second_digest() -> Result<()> {
+    let world = world().await?;
+    world.stripe_user("acct_bad").await?;
+    world.stripe.revoke("acct_bad");
+    world.post("sync-integrations", "").await?;
+    let gateway = world.environment.gateway.faults();
+    for name in ["jobs_troubles", "jobs_plan_digest", "mail_seal", "mail_settle"] {
+        gateway.add(Rule::on(name, Fault::CutAfter).times(1));
+    }
+    world.resend.faults().add(Rule::on("/emails", Fault::CutAfter).times(1));
+    world.cron("monthly-orchestrator", "").await?;
+    assert!(gateway.count("jobs_plan_digest") >= 2, "asked again");
+    world.cron("daily-orchestrator", "").await?;
+    assert_eq!(digests(&world).len(), 1);
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 pub use self::{
     monthly_sync::month_of,
-    run::{RunSummary, drain_everything},
+    run::{RunSummary, drain_until_nothing_waits},
 };
 use crate::{
     config::{Config, Faults, Tuning},

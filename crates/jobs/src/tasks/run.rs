@@ -272,7 +272,7 @@ async fn drain_lanes(context: &Context, clients: &Arc<Clients>) -> Result<Settle
 
 /// Works on the data, then on what follows from it: thresholds of those whose totals changed, and mails. Mails that
 /// are not configured are a fault of their part; the data is worked on all the same.
-pub async fn drain_everything(
+async fn drain_everything(
     context: &Context,
     run_id: Option<Uuid>,
     route: &str,
@@ -290,6 +290,20 @@ pub async fn drain_everything(
     }
     settled.add(post(context).await?);
     Ok(settled)
+}
+
+/// Works on everything until a look finds nothing: others leave work behind while a slow provider or the mails keep
+/// this invocation, and are told that a chain is at work already.
+pub async fn drain_until_nothing_waits(context: &Context, route: &str) -> Result<Settled, TaskError> {
+    let mut all = Settled::default();
+    loop {
+        let round = drain_everything(context, None, route).await?;
+        let moved = round.ended + round.failed > 0;
+        all.add(round);
+        if !moved || all.stopped || all.out_of_time {
+            return Ok(all);
+        }
+    }
 }
 
 /// What there is to do until a run is settled.

@@ -84,6 +84,27 @@ async fn processes_that_share_a_strict_limit() -> Result<()> {
     Ok(())
 }
 
+/// The leases of turns are lost on their way back, or refused: the pace is kept, and everything leaves.
+#[tokio::test(flavor = "multi_thread")]
+async fn turns_whose_lease_is_lost() -> Result<()> {
+    for fault in [Fault::CutAfter, Fault::json(503, &json!({"code": "PGRST001", "message": "no"}))] {
+        let world = world_of(USERS).await?;
+        let gateway = world.environment.gateway.faults();
+        for name in ["jobs_lease_turns", "jobs_hold_turns"] {
+            gateway.add(Rule::on(name, fault.clone()).times(4));
+        }
+        world.resend.faults().add(Rule::on(BATCH, rate_limited(1)).times(1));
+        let part = drain(&world).await?;
+        assert_eq!((&part["sent"], &part["errors"]), (&json!(USERS), &json!(0)), "{part}");
+        assert_all_sent(&world, USERS).await?;
+        assert!(gateway.count("jobs_lease_turns") >= 4 && gateway.count("jobs_hold_turns") >= 4);
+        let requests = requests(&world);
+        assert_eq!(requests.len(), 2);
+        assert!(requests[1].at - requests[0].at >= Duration::from_secs(1));
+    }
+    Ok(())
+}
+
 /// Another request with the key is under way, by whoever: it may be accepted, so only the same key may ask again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_under_way_elsewhere() -> Result<()> {
