@@ -137,6 +137,11 @@ async fn what_lasts_is_told_and_made_good_by_the_next_call() -> Result<()> {
         let body = answer.json();
         assert!(errors(&body) > 0, "{body}");
         assert!(!answer.text.contains("<html"), "{body}");
+        if let Some(sync) = body["results"].get("syncIntegrations") {
+            for words in ["Stripe ne répond", "Shopify ne répond"] {
+                assert!(sync.to_string().contains(words), "{words}: {sync}");
+            }
+        }
     }
     let told: String = world.value("select string_agg(error::text, ' ') from public.job_items").await?;
     for words in ["Stripe ne répond", "Shopify ne répond", "Resend"] {

@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::{
-    super::{Company, SECOND, bearer, until},
+    super::{BATCH, Company, SECOND, bearer, until},
     CHAIN, DRAIN, Deployment, HOP, SELLERS, call, call_as_hop, header, held, rows,
 };
 use crate::promises::WAITING;
@@ -58,6 +58,12 @@ async fn a_call_is_enough_whatever_waits() -> Result<()> {
     deployment.company.check().await?;
     let rows = rows(deployment.world()).await?;
     assert!(rows.len() > 3, "{rows:?}");
+    // What one hop has found out, the next one mails before it reads on.
+    let world = deployment.world();
+    let mailed =
+        world.resend.faults().seen().into_iter().find(|seen| seen.target.contains(BATCH)).map(|seen| seen.at);
+    let read = world.stripe.faults().seen().last().map(|seen| seen.at);
+    assert!(mailed.is_some() && mailed < read, "all data was read before the first alert");
     assert!(rows.iter().all(|(status, ..)| status == "success"), "{rows:?}");
     assert_eq!(
         rows.iter().map(|(_, hop, ..)| *hop).collect::<Vec<_>>(),
