@@ -1,7 +1,9 @@
--- Plans for 100,000 users and more: what they cost follows from the work at hand, not from
+-- Plans, reports and forgetting for 100,000 users and more: what they cost follows from the work at hand, not from
 -- the 90 days of finished work behind it.
 --
--- Locks: none. Forward only; safe to run twice.
+-- Locks: one index on job_runs, which is read once while writes to it wait (about a second per million runs). Of the
+-- application's tables none is touched. If a long transaction holds job_runs, lock_timeout makes this file fail: run
+-- it again. Forward only; safe to run twice.
 
 begin;
 set local lock_timeout = '5s';
@@ -311,10 +313,107 @@ begin
     return opened || jsonb_build_object('plan', outline);
 end $$;
 
+-- Report -----------------------------------------------------------------------------------------------------
+
+-- Whether anything of a run is still queued, and whether a living worker holds any of it: what a report would wait
+-- for. By indexes that hold nothing but queued items, as often as one likes.
+--   {queued, in_flight}
+create or replace function public.jobs_report_waits(p_run_id uuid) returns jsonb
+language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
+    select jsonb_build_object(
+        'queued', exists (select from public.job_items i where i.run_id = p_run_id and i.status = 'queued'),
+        'in_flight', exists (select from public.job_items i
+            where i.run_id = p_run_id and i.status = 'queued'
+                and i.lease_id is not null and i.leased_until > clock_timestamp()));
+$$;
+
+-- Forgetting -------------------------------------------------------------------------------------------------
+
+-- The oldest runs first, without a look at the others: every question about a single user leaves a run, too.
+create index if not exists job_runs_finished on public.job_runs (finished_at) where finished_at is not null;
+
+-- Forgets what is older than 90 days: logs, events, finished runs and their items. Ledgers stay, without what is
+-- personal after 13 months. The oldest first, at most 20,000 rows of a sort a call, so that it never takes long; left:
+-- there is more, call again. Waits for nobody: what is locked just now has time.
+--
+-- Rows go by where they were found (ctid): looking them up again would read the index of all logs, at random.
+--   {logs, items, runs, events, blanked, left}
+create or replace function public.jobs_prune() returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+declare
+    most constant integer := 20000;
+    old constant timestamptz := clock_timestamp() - interval '90 days';
+    logs integer;
+    items integer;
+    runs integer;
+    events integer;
+    blanked integer;
+    of_old integer;
+begin
+    delete from public.sync_logs where ctid = any (array(
+        select l.ctid from public.sync_logs l where l.synced_at < old order by l.synced_at limit most
+        for update skip locked));
+    get diagnostics logs = row_count;
+    delete from public.job_items where ctid = any (array(
+        select i.ctid
+        from (select run_id from public.job_runs where finished_at < old order by finished_at limit most) r
+        -- In the order of an index (here and below): else the whole table may seem quicker.
+        cross join lateral (select ctid from public.job_items where run_id = r.run_id order by kind, subject
+            limit most for update skip locked) i
+        limit most));
+    get diagnostics items = row_count;
+    delete from public.job_runs where ctid = any (array(
+        select r.ctid
+        from (select ctid, run_id from public.job_runs where finished_at < old order by finished_at limit most
+            for update skip locked) r
+        left join lateral (select true as one from public.job_items where run_id = r.run_id order by kind, subject
+            limit 1) i on true
+        where i.one is null));
+    get diagnostics runs = row_count;
+    delete from public.email_events where ctid = any (array(
+        select e.ctid from public.email_events e where e.received_at < old order by e.received_at limit most
+        for update skip locked));
+    get diagnostics events = row_count;
+    -- What is personal of those who are gone: at once, but for a batch that may be sent again as sealed. Their items
+    -- went with them, so nobody else ends what was still open.
+    with ended as (
+        update public.email_deliveries d
+        set address = null, facts = '{}',
+            status = case d.status when 'planned' then 'skipped' when 'sealed' then 'unknown' else d.status end,
+            reason = case when d.status in ('planned', 'sealed') then 'user_deleted' else d.reason end,
+            settled_at = coalesce(d.settled_at, clock_timestamp())
+        where d.delivery_id = any (array(
+            select g.delivery_id from public.email_deliveries g
+            where g.user_id is null and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
+                and (g.status <> 'sealed' or exists (select from public.email_batches b
+                    where b.batch_id = g.batch_id and b.sealed_at < clock_timestamp() - interval '24 hours'))
+            limit most for update of g skip locked))
+        returning d.delivery_id, d.batch_id
+    ), batches as (
+        update public.email_batches b set state = 'settled', ended_at = clock_timestamp()
+        where b.state = 'sealed' and b.batch_id in (select e.batch_id from ended e)
+            and not exists (select from public.email_deliveries d where d.batch_id = b.batch_id and d.status = 'sealed'
+                and d.delivery_id not in (select e.delivery_id from ended e))
+    )
+    select count(*) into blanked from ended;
+    -- Of the others after 13 months.
+    update public.email_deliveries set address = null, facts = '{}' where delivery_id = any (array(
+        select d.delivery_id from public.email_deliveries d
+        where (d.address is not null or d.facts <> '{}') and d.settled_at < clock_timestamp() - interval '13 months'
+        order by d.settled_at limit most for update skip locked));
+    get diagnostics of_old = row_count;
+    return jsonb_build_object('logs', logs, 'items', items, 'runs', runs, 'events', events,
+        'blanked', blanked + of_old, 'left', most in (logs, items, runs, events, blanked, of_old));
+end $$;
+
 -- Rights -----------------------------------------------------------------------------------------------------
 
 revoke all on function
-    public.jobs_send(uuid, text, text, integer, bigint[])
+    public.jobs_send(uuid, text, text, integer, bigint[]),
+    public.jobs_report_waits(uuid)
 from public, anon, authenticated, service_role;
+grant execute on function
+    public.jobs_report_waits(uuid)
+to service_role;
 
 commit;

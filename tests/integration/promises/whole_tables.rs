@@ -125,9 +125,9 @@ async fn a_single_items_work_reads_no_whole_table() -> Result<()> {
     Ok(())
 }
 
-/// Plans read what they work on, and none of the finished work of 90 days, nor the ledger of mails.
+/// Plans and forgetting read what they work on, and none of the finished work of 90 days, nor the ledger of mails.
 #[tokio::test(flavor = "multi_thread")]
-async fn planning_reads_no_history() -> Result<()> {
+async fn planning_and_forgetting_read_no_history() -> Result<()> {
     let world = World::new().await?;
     sqlx::raw_sql(HISTORY).execute(world.pool()).await?;
     sqlx::raw_sql(
@@ -160,6 +160,7 @@ async fn planning_reads_no_history() -> Result<()> {
             }),
         ));
     }
+    calls.push("select public.jobs_prune()".to_owned());
     for call in calls {
         let mut read = read_whole(&world, &call).await?;
         read.retain(|(table, _)| {
