@@ -180,6 +180,43 @@ begin
     return opened || jsonb_build_object('plan', outline);
 end $$;
 
+-- What a new item takes over from these that it supersedes; nothing of those that have nothing.
+create or replace function public.jobs_taken_over(p_items bigint[], p_payload jsonb, p_as_of timestamptz)
+returns table (subject uuid, attempts integer, error jsonb, progress jsonb, payload jsonb)
+language sql stable as $$
+    with old as materialized (
+        select i.subject, i.attempts, i.error, i.progress, d.days
+        from public.job_items i
+        cross join lateral (select case when i.payload ->> 'days' is not null then (i.payload ->> 'days')::integer
+            + (p_as_of at time zone 'Europe/Paris')::date - (
+                select (r.as_of at time zone 'Europe/Paris')::date from public.job_runs r where r.run_id = i.run_id)
+            end as days) d
+        where i.item_id = any (p_items)
+            and (i.attempts > 0 or i.progress ? 'records' or d.days > coalesce((p_payload ->> 'days')::integer, 0))
+    ), providers as (
+        select n.subject, jsonb_object_agg(n.provider, n.n) as by_provider from (
+            select o.subject, e.key as provider, sum(e.value::text::bigint) as n
+            from old o, jsonb_each(o.progress -> 'by_provider') e group by 1, 2) n
+        group by n.subject
+    ), months as (
+        select o.subject, jsonb_agg(distinct m) as months
+        from old o, jsonb_array_elements(o.progress -> 'months') m group by o.subject
+    ), summed as (
+        select o.subject, max(case when o.days > 366 then 366 else o.days end) as days,
+            -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
+            max(o.attempts) as attempts, (array_agg(o.error order by o.attempts desc))[1] as error,
+            bool_or(o.progress ? 'records') as stored, sum((o.progress ->> 'records')::bigint) as records
+        from old o group by o.subject
+    )
+    select s.subject, s.attempts, s.error,
+        -- Stored at a checkpoint: the new item's to account for, since to it these movements are not new.
+        case when s.stored then jsonb_build_object('records', s.records,
+            'by_provider', p.by_provider, 'months', coalesce(m.months, '[]')) else '{}' end,
+        case when s.days > coalesce((p_payload ->> 'days')::integer, 0)
+            then p_payload || jsonb_build_object('days', s.days) else p_payload end
+    from summed s left join providers p using (subject) left join months m using (subject);
+$$;
+
 -- Plans one item for each due integration (p_kind sync_integration) or for each user who has one (sync_month).
 -- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far
 -- back, accounts for what they had stored, and goes on counting their attempts.
@@ -197,6 +234,7 @@ set search_path = '' set statement_timeout = '28s' set enable_nestloop = off set
 declare
     opened jsonb;
     outline jsonb;
+    likely bigint[];
     needless bigint[];
     batch record;
 begin
@@ -221,16 +259,32 @@ begin
         return opened;
     end if;
 
+    -- What is likely to be superseded. Not locked yet: claims of it would wait until the new items are written.
+    with older as materialized (          -- by their ids: every question about a single user is a run, too
+        select r.run_id from public.job_runs r
+        where r.as_of <= p_as_of and r.run_id = any (array(
+            select distinct q.run_id from public.job_items q
+            where q.status = 'queued' and q.kind = p_kind and q.run_id <> p_run_id))
+    )
+    select array_agg(i.item_id) into likely
+    from public.job_items i join older using (run_id)
+    where i.status = 'queued' and i.kind = p_kind
+        and (p_user_id is null or i.user_id = p_user_id)
+        and coalesce(i.leased_until, '-infinity') < clock_timestamp()
+        and (p_kind <> 'sync_month' or i.payload = p_payload);
+
     -- Everything from one look at the integrations.
     with c as materialized (
         select * from public.integration_candidates(p_user_id, p_as_of)
     ), planned as (
-        insert into public.job_items (run_id, lane, kind, subject, user_id, payload)
-        select p_run_id, d.lane, p_kind, d.subject, d.user_id, p_payload
+        insert into public.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress)
+        select p_run_id, d.lane, p_kind, d.subject, d.user_id, coalesce(t.payload, p_payload),
+            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}')
         from (select distinct c.user_id,
                   case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject,
                   case p_kind when 'sync_month' then 'months' else c.provider end as lane
               from c where c.reason is null) d
+        left join public.jobs_taken_over(likely, p_payload, p_as_of) t using (subject)
         order by d.user_id, d.subject     -- as the index of all users' items has them: its pages are met once
         returning 1
     )
@@ -273,40 +327,23 @@ begin
                 for update of q skip locked))', 'q_jobs_' || batch.lane) using batch.items;
         end loop;
 
-        with old as materialized (   -- those that have anything to take over
-            select i.subject, i.attempts, i.error, i.progress, d.days
-            from public.job_items i
-            cross join lateral (select case when i.payload ->> 'days' is not null then (i.payload ->> 'days')::integer
-                + (p_as_of at time zone 'Europe/Paris')::date - (
-                    select (r.as_of at time zone 'Europe/Paris')::date from public.job_runs r where r.run_id = i.run_id)
-                end as days) d
-            where i.item_id = any (needless)
-                and (i.attempts > 0 or i.progress ? 'records' or d.days > coalesce((p_payload ->> 'days')::integer, 0))
-        ), providers as (
-            select n.subject, jsonb_object_agg(n.provider, n.n) as by_provider from (
-                select o.subject, e.key as provider, sum(e.value::text::bigint) as n
-                from old o, jsonb_each(o.progress -> 'by_provider') e group by 1, 2) n
-            group by n.subject
-        ), months as (
-            select o.subject, jsonb_agg(distinct m) as months
-            from old o, jsonb_array_elements(o.progress -> 'months') m group by o.subject
-        ), taken_over as (
-            select o.subject, max(case when o.days > 366 then 366 else o.days end) as days,
-                -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
-                max(o.attempts) as attempts, (array_agg(o.error order by o.attempts desc))[1] as error,
-                bool_or(o.progress ? 'records') as stored, sum((o.progress ->> 'records')::bigint) as records
-            from old o group by o.subject
-        )
-        update public.job_items n
-        set attempts = o.attempts, error = o.error,
-            -- Stored at a checkpoint: the new item's to account for, since to it these movements are not new.
-            progress = case when o.stored then jsonb_build_object('records', o.records,
-                'by_provider', p.by_provider, 'months', coalesce(m.months, '[]')) else '{}' end,
-            payload = case when o.days > coalesce((p_payload ->> 'days')::integer, 0)
-                then p_payload || jsonb_build_object('days', o.days) else p_payload end
-        from taken_over o left join providers p using (subject) left join months m using (subject)
-        where n.run_id = p_run_id and n.kind = p_kind and n.subject = o.subject;
     end if;
+
+    -- Most of it was written right at once: a row that is written twice in one transaction has its foreign keys checked
+    -- twice, too. Something was tried, stored or claimed since.
+    with now as materialized (
+        select * from public.jobs_taken_over(needless, p_payload, p_as_of)
+    ), differing as (
+        select n.item_id, coalesce(t.attempts, 0) as attempts, t.error, coalesce(t.progress, '{}') as progress,
+            coalesce(t.payload, p_payload) as payload
+        from public.job_items n left join now t using (subject)
+        where n.run_id = p_run_id and n.kind = p_kind
+            and (n.attempts, n.error, n.progress, n.payload) is distinct from
+                (coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}'), coalesce(t.payload, p_payload))
+    )
+    update public.job_items n
+    set attempts = d.attempts, error = d.error, progress = d.progress, payload = d.payload
+    from differing d where n.run_id = p_run_id and n.kind = p_kind and n.item_id = d.item_id;
 
     perform public.jobs_send_items(p_run_id);
     update public.job_runs set plan = outline where run_id = p_run_id;
@@ -410,6 +447,7 @@ end $$;
 
 revoke all on function
     public.jobs_send(uuid, text, text, integer, bigint[]),
+    public.jobs_taken_over(bigint[], jsonb, timestamptz),
     public.jobs_report_waits(uuid)
 from public, anon, authenticated, service_role;
 grant execute on function

@@ -184,3 +184,57 @@ async fn each_item_takes_over_its_own() -> Result<()> {
     }
     Ok(())
 }
+
+/// What happens to older items while the new ones are written is taken over, too; who is claimed keeps their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_during_a_plan_is_taken_over() -> Result<()> {
+    let world = World::new().await?;
+    for account in ["acct_a", "acct_b", "acct_c"] {
+        world.stripe_user(account).await?;
+    }
+    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    world.run("update public.job_items set attempts = 2, error = '{\"code\": \"m\"}'").await?;
+    // The new items' foreign keys wait for their users.
+    let mut held = world.pool().begin().await?;
+    sqlx::query("select from auth.users for update").execute(&mut *held).await?;
+    let meanwhile = async {
+        let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                       and datname = current_database() and query ilike '%jobs_plan_sync%'";
+        until("the plan waits", async || Ok(world.value::<i64>(waiting).await? == 1)).await?;
+        for (set, account) in
+            [("leased_until = now() + interval '1 hour'", "acct_a"), ("attempts = 3", "acct_b")]
+        {
+            let sql = format!(
+                "update public.job_items i set {set} from public.integration_tokens t \
+                 where t.id = i.subject and t.stripe_account_id = '{account}'"
+            );
+            sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.pool()).await?;
+        }
+        held.rollback().await?;
+        anyhow::Ok(())
+    };
+    let next = plan(Uuid::new_v4(), None, None);
+    let (planned, changed) = tokio::join!(rpc(&world, "jobs_plan_sync", &next), meanwhile);
+    changed?;
+    assert_eq!(planned?["plan"]["items"], 3);
+    let items: Value = world
+        .value(
+            "select jsonb_agg(jsonb_build_array(t.stripe_account_id, i.status, i.attempts)) \
+             from public.job_items i join public.integration_tokens t on t.id = i.subject",
+        )
+        .await?;
+    let mut items: Vec<Value> = serde_json::from_value(items)?;
+    items.sort_by_key(ToString::to_string);
+    assert_eq!(
+        json!(items),
+        json!([
+            ["acct_a", "queued", 0],
+            ["acct_a", "queued", 2],
+            ["acct_b", "queued", 3],
+            ["acct_b", "superseded", 3],
+            ["acct_c", "queued", 2],
+            ["acct_c", "superseded", 2],
+        ])
+    );
+    Ok(())
+}
