@@ -326,7 +326,6 @@ begin
                 where (q.message ->> ''item_id'')::bigint in (select unnest($1))
                 for update of q skip locked))', 'q_jobs_' || batch.lane) using batch.items;
         end loop;
-
     end if;
 
     -- Most of it was written right at once: a row that is written twice in one transaction has its foreign keys checked
