@@ -11,6 +11,7 @@ mod months;
 mod overlaps;
 mod records;
 mod repeats;
+mod scale;
 mod slots;
 mod vendors;
 mod whole_tables;

@@ -124,3 +124,56 @@ async fn a_single_items_work_reads_no_whole_table() -> Result<()> {
     assert_eq!(whole, []);
     Ok(())
 }
+
+/// Plans and forgetting read what they work on, and none of the finished work of 90 days, nor the ledger of mails.
+#[tokio::test(flavor = "multi_thread")]
+async fn planning_and_forgetting_read_no_history() -> Result<()> {
+    let world = World::new().await?;
+    sqlx::raw_sql(HISTORY).execute(world.pool()).await?;
+    sqlx::raw_sql(
+        "insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, settled_at)
+             select 'monthly_recap/' || id || '/' || n, 'monthly_recap', id, id, md5('r')::uuid, 'sent', now()
+             from auth.users, generate_series(1, 12) n;
+         insert into public.sync_logs (user_id, provider, sync_type, status, synced_at)
+             select id, 'stripe', 'cron', 'success', now() - n * interval '1 day'
+             from auth.users, generate_series(85, 96) n;
+         insert into public.job_runs (run_id, task, trigger, route, as_of, status, parameters, started_at, finished_at)
+             select gen_random_uuid(), 'check_thresholds', 'manual', '/', now(), 'success', '{}', now(), now()
+             from generate_series(1, 20000);
+         update public.job_runs set finished_at = now() - interval '100 days' where run_id = md5('r1')::uuid;
+         update auth.users set email = id || '@example.test', email_confirmed_at = now(), created_at = now() - interval '4 days';
+         insert into public.email_preferences (user_id, monthly_reminder) select id, true from auth.users;
+         analyze;",
+    )
+    .execute(world.pool())
+    .await?;
+    // The second one supersedes all that the first one planned.
+    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    let mut calls = vec![call("jobs_plan_sync", &plan(Uuid::new_v4(), None, None))];
+    for kind in ["marketing_day3", "monthly_reminder"] {
+        calls.push(call(
+            "jobs_plan_mails",
+            &json!({
+                "p_run_id": Uuid::new_v4(), "p_task": kind, "p_kind": kind, "p_slot": null, "p_trigger": "manual",
+                "p_route": "/", "p_as_of": chrono::Utc::now(), "p_parameters": {}, "p_user_id": null,
+                "p_dry_run": false, "p_prices": {"p": "premium"}, "p_month": "2026-10-01", "p_now": chrono::Utc::now(),
+            }),
+        ));
+    }
+    calls.push("select public.jobs_prune()".to_owned());
+    for call in calls {
+        let mut read = read_whole(&world, &call).await?;
+        read.retain(|(table, _)| {
+            matches!(table.as_str(), "job_items" | "job_runs" | "email_deliveries" | "sync_logs")
+        });
+        assert_eq!(read, [], "{call}");
+    }
+    let counts: (i64, i64) = sqlx::query_as(
+        "select (select count(*) from public.job_items where status = 'superseded'), \
+         (select count(*) from public.email_deliveries where status = 'planned')",
+    )
+    .fetch_one(world.pool())
+    .await?;
+    assert_eq!(counts, (6_000, 3_000), "nobody is Premium");
+    Ok(())
+}

@@ -361,10 +361,10 @@ async fn run(route: Route, context: &Context, call: &Call) -> Answer {
         &metadata,
     )
     .await;
+    operator_digest::tell(context, call).await;
     if written && call.trigger == Trigger::Cron && !call.dry_run {
         orchestrator::prune(context).await;
     }
-    operator_digest::tell(context, call).await;
     answer
 }
 

@@ -139,8 +139,6 @@ pub struct Failure {
 #[derive(Clone, Debug, Deserialize)]
 pub struct RunReport {
     pub counts: Counts,
-    /// Queued items that a living worker holds.
-    pub in_flight: u64,
     /// New or changed movements.
     pub records: u64,
     pub errors: Vec<CountedError>,
@@ -149,6 +147,15 @@ pub struct RunReport {
     pub results_total: u64,
     /// By lane.
     pub mails: BTreeMap<String, MailCounts>,
+}
+
+/// What a run's report would wait for.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Waits {
+    /// Any of its items is queued.
+    pub queued: bool,
+    /// A living worker holds one of them.
+    pub in_flight: bool,
 }
 
 /// Mails of a run in one lane.
@@ -300,7 +307,12 @@ impl Queue {
         Ok(())
     }
 
-    /// Closes the runs that have nothing queued any more, then tells how this one stands.
+    /// Whether a run has anything queued or held. Cheap, however large the run: to be asked again and again.
+    pub async fn report_waits(&self, run_id: Uuid, deadline: &Deadline) -> Result<Waits, SupabaseError> {
+        self.supabase.rpc("jobs_report_waits", &json!({"p_run_id": run_id}), deadline).await
+    }
+
+    /// Closes the runs that have nothing queued any more, then tells how this one stands: adds all its items up.
     pub async fn report(
         &self,
         run_id: Uuid,

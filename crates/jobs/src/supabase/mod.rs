@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 36] = [
+pub const FUNCTIONS: [&str; 37] = [
     "integration_context",
     "integration_prove",
     "integration_refresh_begin",
@@ -45,6 +45,7 @@ pub const FUNCTIONS: [&str; 36] = [
     "jobs_prune",
     "jobs_release",
     "jobs_report",
+    "jobs_report_waits",
     "jobs_retry",
     "jobs_sign_in",
     "jobs_signed_in",
