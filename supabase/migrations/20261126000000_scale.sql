@@ -354,7 +354,7 @@ end $$;
 -- Whether anything of a run is still queued, and whether a living worker holds any of it: what a report would wait
 -- for. By indexes that hold nothing but queued items, as often as one likes.
 --   {queued, in_flight}
-create or replace function public.jobs_report_waits(p_run_id uuid) returns jsonb
+create or replace function public.jobs_run_waits(p_run_id uuid) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
     select jsonb_build_object(
         'queued', exists (select from public.job_items i where i.run_id = p_run_id and i.status = 'queued'),
@@ -447,10 +447,10 @@ end $$;
 revoke all on function
     public.jobs_send(uuid, text, text, integer, bigint[]),
     public.jobs_taken_over(bigint[], jsonb, timestamptz),
-    public.jobs_report_waits(uuid)
+    public.jobs_run_waits(uuid)
 from public, anon, authenticated, service_role;
 grant execute on function
-    public.jobs_report_waits(uuid)
+    public.jobs_run_waits(uuid)
 to service_role;
 
 commit;

@@ -22,7 +22,7 @@ use crate::promises::model::Dice;
 const STALL: Fault = Fault::Delay(Duration::from_secs(10));
 /// What all routes call, but for planning: that has one fault, which its repetition survives. A plan that fails is
 /// a slot that nobody claimed, and there may be no second call for it.
-const CALLS: [&str; 12] = [
+const CALLS: [&str; 13] = [
     "jobs_claim",
     "integration_context",
     "integration_prove",
@@ -34,6 +34,7 @@ const CALLS: [&str; 12] = [
     "mail_seal",
     "mail_settle",
     "jobs_report",
+    "jobs_run_waits",
     "jobs_log",
 ];
 

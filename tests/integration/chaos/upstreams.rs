@@ -12,13 +12,14 @@ use serde_json::Value;
 use super::{BATCH, Company, time_passes};
 
 /// What a day and a month ask of the database, each once refused.
-const CALLS: [&str; 15] = [
+const CALLS: [&str; 16] = [
     "jobs_plan_sync",
     "jobs_plan_mails",
     "jobs_plan_alerts",
     "jobs_lease_turns",
     "jobs_claim",
     "jobs_report",
+    "jobs_run_waits",
     "jobs_log",
     "jobs_prune",
     "integration_context",

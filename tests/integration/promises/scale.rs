@@ -112,7 +112,7 @@ async fn waiting_adds_nothing_up() -> Result<()> {
     let joined = world.function("sync-integrations").await?;
     let (query, bearer) = (replay(hour), format!("Bearer {SECRET}"));
     let comes_free = async {
-        until("three looks", async || Ok(faults.count("jobs_report_waits") >= 3)).await?;
+        until("three looks", async || Ok(faults.count("jobs_run_waits") >= 3)).await?;
         world.run("update public.job_items set leased_until = now()").await?;
         pass_visibility(&world).await
     };

@@ -308,8 +308,8 @@ impl Queue {
     }
 
     /// Whether a run has anything queued or held. Cheap, however large the run: to be asked again and again.
-    pub async fn report_waits(&self, run_id: Uuid, deadline: &Deadline) -> Result<Waits, SupabaseError> {
-        self.supabase.rpc("jobs_report_waits", &json!({"p_run_id": run_id}), deadline).await
+    pub async fn run_waits(&self, run_id: Uuid, deadline: &Deadline) -> Result<Waits, SupabaseError> {
+        self.supabase.rpc("jobs_run_waits", &json!({"p_run_id": run_id}), deadline).await
     }
 
     /// Closes the runs that have nothing queued any more, then tells how this one stands: adds all its items up.

@@ -45,7 +45,7 @@ pub const FUNCTIONS: [&str; 37] = [
     "jobs_prune",
     "jobs_release",
     "jobs_report",
-    "jobs_report_waits",
+    "jobs_run_waits",
     "jobs_retry",
     "jobs_sign_in",
     "jobs_signed_in",

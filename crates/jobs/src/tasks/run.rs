@@ -340,7 +340,7 @@ pub(super) async fn wait_until_settled(
         if !may_wait {
             break;
         }
-        let waits = context.queue.report_waits(run_id, &context.deadline).await?;
+        let waits = context.queue.run_waits(run_id, &context.deadline).await?;
         // A claim that is about to commit hides its items from ours and does not show yet: look twice.
         let held = waits.in_flight || (waits.queued && !looked_again);
         looked_again = !waits.in_flight;

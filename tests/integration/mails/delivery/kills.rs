@@ -100,7 +100,7 @@ async fn the_next_cron_waits_for_what_a_dead_one_held() -> Result<()> {
     let second = world.function("daily-tasks").await?;
     let bearer = format!("Bearer {SECRET}");
     let pass = async {
-        until("a look at what is held", async || Ok(gateway.count("jobs_report") >= 1)).await?;
+        until("a look at what is held", async || Ok(gateway.count("jobs_run_waits") >= 1)).await?;
         come_back(&world).await
     };
     let (answer, passed) = tokio::join!(second.call(Method::GET, "", Some(&bearer)), pass);
