@@ -192,18 +192,18 @@ async fn what_is_worked_on_is_not_superseded() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_whose_items_were_taken_over_says_so() -> Result<()> {
     let mut world = World::new().await?;
-    world.set("JOB_CONCURRENCY", "1"); // one is worked on, one claimed ahead, the third is free
+    world.set("JOB_CONCURRENCY", "1"); // two are settled, one is claimed ahead, the fourth is free
     let mut held = world.pool().begin().await?;
-    for account in ["acct_a", "acct_b", "acct_c"] {
+    for account in ["acct_a", "acct_b", "acct_c", "acct_d"] {
         let user = world.stripe_user(account).await?;
         sqlx::query(super::USER_LOCK).bind(user.to_string()).execute(&mut *held).await?;
     }
     let first = world.function("sync-integrations").await?;
     let bearer = format!("Bearer {}", crate::world::SECRET);
     let other = async {
-        super::until("an item is settled, one is claimed ahead", async || {
+        super::until("two items are settled, one is claimed ahead", async || {
             let claimed = "select count(*) from public.job_items where lease_id is not null";
-            Ok(world.value::<i64>(super::WAITING).await? == 1 && world.value::<i64>(claimed).await? == 2)
+            Ok(world.value::<i64>(super::WAITING).await? == 2 && world.value::<i64>(claimed).await? == 3)
         })
         .await?;
         let mut later = plan(Uuid::new_v4(), None, None);
@@ -215,7 +215,7 @@ async fn a_run_whose_items_were_taken_over_says_so() -> Result<()> {
     let (answer, planned) = tokio::join!(first.call(Method::POST, "", Some(&bearer)), other);
     planned?;
     let answer = answer?.json();
-    assert_eq!((&answer["superseded"], &answer["resultsTotal"]), (&json!(1), &json!(2)), "{answer}");
+    assert_eq!((&answer["superseded"], &answer["resultsTotal"]), (&json!(1), &json!(3)), "{answer}");
     let status: String = world.value("select status from public.sync_logs where user_id is null").await?;
     assert_eq!(status, "partial");
     Ok(())

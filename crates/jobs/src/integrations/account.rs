@@ -38,6 +38,9 @@ impl Access {
     }
 }
 
+/// That a token opens an account, as its provider has just said; to be noted before anything of it is stored.
+pub(super) struct Proof(Value);
+
 /// Proves the integration's account, unless exactly this token was proven before. `integration` takes over a
 /// token that is renewed on the way.
 pub(super) async fn open(
@@ -45,7 +48,7 @@ pub(super) async fn open(
     integration: &mut Integration,
     now: DateTime<Utc>,
     deadline: &Deadline,
-) -> Result<Access, Trouble> {
+) -> Result<(Access, Option<Proof>), Trouble> {
     match integration.provider {
         Provider::Stripe => open_stripe(clients, integration, deadline).await,
         Provider::Shopify => open_shopify(clients, integration, now, deadline).await,
@@ -54,9 +57,9 @@ pub(super) async fn open(
 
 async fn open_stripe(
     clients: &Clients,
-    integration: &mut Integration,
+    integration: &Integration,
     deadline: &Deadline,
-) -> Result<Access, Trouble> {
+) -> Result<(Access, Option<Proof>), Trouble> {
     let account = integration.stripe_account_id.as_deref().and_then(|id| id.parse::<StripeAccountId>().ok());
     let Some(account) = account else {
         return Err(Trouble::last(
@@ -64,6 +67,7 @@ async fn open_stripe(
             "Aucun compte Stripe valable n’est indiqué : la connexion doit être refaite.",
         ));
     };
+    let mut proof = None;
     if integration.proven_account.as_deref() != Some(account.as_str()) {
         let token = clients.token_key.decrypt(&integration.access_token)?;
         let proven = clients.stripe.prove_account(&token, deadline).await?;
@@ -73,9 +77,9 @@ async fn open_stripe(
                 "Le compte Stripe indiqué n’est pas celui de la connexion : rien n’a été lu, la connexion doit être refaite.",
             ));
         }
-        prove(clients, integration, account.as_str(), deadline).await?;
+        proof = Some(Proof::of(integration, account.as_str()));
     }
-    Ok(Access::Stripe { account })
+    Ok((Access::Stripe { account }, proof))
 }
 
 async fn open_shopify(
@@ -83,7 +87,7 @@ async fn open_shopify(
     integration: &mut Integration,
     now: DateTime<Utc>,
     deadline: &Deadline,
-) -> Result<Access, Trouble> {
+) -> Result<(Access, Option<Proof>), Trouble> {
     let shop = integration.shop_domain.as_deref().and_then(|domain| domain.parse::<ShopDomain>().ok());
     let Some(shop) = shop else {
         return Err(Trouble::last(
@@ -95,6 +99,7 @@ async fn open_shopify(
         refresh(clients, integration, &shop, now, deadline).await?;
     }
     let mut token = clients.token_key.decrypt(&integration.access_token)?;
+    let mut proof = None;
     if integration.proven_account.as_deref() != Some(shop.as_str()) {
         // A shop's token works at that shop only: being let in there is the proof.
         match clients.shopify.shop(&shop, &token, deadline).await {
@@ -106,9 +111,9 @@ async fn open_shopify(
             }
             answer => answer,
         }?;
-        prove(clients, integration, shop.as_str(), deadline).await?;
+        proof = Some(Proof::of(integration, shop.as_str()));
     }
-    Ok(Access::Shopify { shop, token })
+    Ok((Access::Shopify { shop, token }, proof))
 }
 
 /// Whether a renewed token may help.
@@ -116,27 +121,25 @@ pub(super) fn is_rejected_token(error: &ProviderError) -> bool {
     error.kind == ErrorKind::Reconnect(ReconnectReason::TokenRejected)
 }
 
-async fn prove(
-    clients: &Clients,
-    integration: &mut Integration,
-    account: &str,
-    deadline: &Deadline,
-) -> Result<(), Trouble> {
-    #[derive(Deserialize)]
-    struct Proof {
-        proven: bool,
+impl Proof {
+    fn of(integration: &Integration, account: &str) -> Self {
+        Self(json!({
+            "p_integration_id": integration.id,
+            "p_access_token": integration.access_token,
+            "p_account": account,
+        }))
     }
-    let arguments = json!({
-        "p_integration_id": integration.id,
-        "p_access_token": integration.access_token,
-        "p_account": account,
-    });
-    let proof: Proof = clients.supabase.rpc("integration_prove", &arguments, deadline).await?;
-    if !proof.proven {
-        return Err(Trouble::busy()); // the user connected anew in this very moment
+
+    /// Writes it down, unless the row has changed since.
+    pub(super) async fn note(self, clients: &Clients, deadline: &Deadline) -> Result<(), Trouble> {
+        #[derive(Deserialize)]
+        struct Noted {
+            proven: bool,
+        }
+        let noted: Noted = clients.supabase.rpc("integration_prove", &self.0, deadline).await?;
+        // Otherwise the user connected anew in this very moment.
+        if noted.proven { Ok(()) } else { Err(Trouble::busy()) }
     }
-    integration.proven_account = Some(account.to_owned());
-    Ok(())
 }
 
 /// Renews the shop's token under its lease. The new pair is stored, encrypted, before anybody uses it.

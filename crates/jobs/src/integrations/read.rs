@@ -1,9 +1,9 @@
 //! Reading an integration's window to its end, page by page.
 
+use chrono::{DateTime, Utc};
+use futures_util::future::join;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-
-use chrono::{DateTime, Utc};
 
 use super::{
     Clients, Integration,
@@ -60,7 +60,7 @@ pub(super) struct Reader<'a> {
     pub(super) settlement: Settlement<'a>,
     /// The parts of the item so far; the last one is being read.
     pub(super) parts: Vec<Part>,
-    pub(super) place: Place,
+    pub(super) place: &'a mut Place,
     /// Movements that were read and stored before the end.
     pub(super) read: usize,
     pub(super) now: DateTime<Utc>,
@@ -78,10 +78,13 @@ impl Reader<'_> {
     ) -> Result<End, Trouble> {
         self.parts.push(Part::new(integration, window, count_month));
         let part = self.parts.len() - 1;
-        let mut access = account::open(self.clients, integration, self.now, &self.deadline).await?;
+        let (mut access, mut proof) =
+            account::open(self.clients, integration, self.now, &self.deadline).await?;
         let account = access.account().to_owned();
         let stood = stood.filter(|standing| standing.account == account);
-        self.parts[part].account = Some(account);
+        if proof.is_none() {
+            self.parts[part].account = Some(account.clone());
+        }
 
         let (mut window, mut first, mut after) = (window, List::Movements, None);
         if let Some(standing) = stood {
@@ -96,7 +99,18 @@ impl Reader<'_> {
         for &list in lists.iter().skip_while(|list| **list != first) {
             let mut guard = CursorGuard::new(integration.provider, after.as_deref());
             loop {
-                let page = self.page(integration, &mut access, window, list, after.as_deref()).await?;
+                let (clients, deadline) = (self.clients, self.deadline);
+                let page = self.page(integration, &mut access, window, list, after.as_deref());
+                // The first page is read while the proof is noted; nothing is stored before it is.
+                let page = match proof.take() {
+                    Some(proof) => {
+                        let (page, noted) = join(page, proof.note(clients, &deadline)).await;
+                        noted?;
+                        self.parts[part].account = Some(account.clone());
+                        page?
+                    }
+                    None => page.await?,
+                };
                 let next = self.take(page);
                 if let Some(next) = &next {
                     guard.advance(next)?;

@@ -96,7 +96,7 @@ impl Worker for SyncWorker {
         &job.item
     }
 
-    async fn work(&self, job: SyncJob, place: Place, deadline: Deadline) -> Outcome {
+    async fn work(&self, job: SyncJob, place: &mut Place, deadline: Deadline) -> Outcome {
         let SyncJob { item, integrations } = job;
         match self.sync(&item, integrations, place, deadline).await {
             Ok(failed) => Outcome::Settled { failed },
@@ -111,7 +111,7 @@ impl SyncWorker {
         &self,
         item: &Claimed,
         integrations: Vec<Integration>,
-        place: Place,
+        place: &mut Place,
         deadline: Deadline,
     ) -> Result<bool, Outcome> {
         let Some(plan) = Plan::of(item) else {
@@ -148,7 +148,7 @@ impl SyncWorker {
                 }
             }
         }
-        let Reader { mut settlement, mut parts, mut place, .. } = reader;
+        let Reader { mut settlement, mut parts, place, .. } = reader;
         place.leave();
         let mut state = settlement.finish(&parts, &deadline).await;
         if let Err(error) = state {

@@ -58,7 +58,12 @@ pub trait Worker: Send + Sync + 'static {
 
     /// Works on one item, to its settlement or until it is set aside. `place` is to be left when the upstream has
     /// answered everything.
-    fn work(&self, job: Self::Job, place: Place, deadline: Deadline) -> impl Future<Output = Outcome> + Send;
+    fn work(
+        &self,
+        job: Self::Job,
+        place: &mut Place,
+        deadline: Deadline,
+    ) -> impl Future<Output = Outcome> + Send;
 }
 
 /// What a drain did.
@@ -116,7 +121,8 @@ struct Drain<J> {
     ready: VecDeque<J>,
     /// Begun, and waiting until nobody else does.
     aside: Vec<Claimed>,
-    running: JoinSet<Outcome>,
+    /// Each with its place, which others get when the outcome is known: a refused key stops the lane before that.
+    running: JoinSet<(Outcome, Place)>,
     /// Items on their way back into the queue.
     returning: JoinSet<()>,
     items: HashMap<Id, Claimed>,
@@ -180,12 +186,12 @@ impl<J: Send + 'static> Drain<J> {
                     // A heartbeat that fails is logged where it fails; the fence protects what it would have.
                     beats.spawn(async move { queue.heartbeat(lane, &held, &deadline).await.is_ok() });
                 }
+                Some(done) = self.running.join_next_with_id() => self.end(done),
                 place = self.places.next(), if begins => {
                     if let Some(job) = self.ready.pop_front() {
                         self.begin(worker, job, place);
                     }
                 }
-                Some(done) = self.running.join_next_with_id() => self.end(done),
                 Some(_) = self.returning.join_next() => {}
                 Some(claimed) = claims.join_next() => {
                     match claimed.unwrap_or_else(|_| Err(SupabaseError::Encoding("the claim panicked".into()))) {
@@ -201,20 +207,26 @@ impl<J: Send + 'static> Drain<J> {
         }
     }
 
-    fn begin<W: Worker<Job = J>>(&mut self, worker: &Arc<W>, job: J, place: Place) {
+    fn begin<W: Worker<Job = J>>(&mut self, worker: &Arc<W>, job: J, mut place: Place) {
         let item = W::item(&job).clone();
         let (worker, deadline) = (worker.clone(), self.deadline.reserving(RESERVE));
-        let task = self.running.spawn(async move { worker.work(job, place, deadline).await });
+        let task = self.running.spawn(async move {
+            let outcome = worker.work(job, &mut place, deadline).await;
+            (outcome, place)
+        });
         self.items.insert(task.id(), item);
     }
 
     /// Books an outcome. A panic is a failure of the item like another: the others go on.
-    fn end(&mut self, done: Result<(Id, Outcome), tokio::task::JoinError>) {
-        let (id, outcome) = done.unwrap_or_else(|error| {
-            let failure =
-                Failure { code: "internal".into(), message: "Erreur interne ; voir les journaux.".into() };
-            (error.id(), Outcome::GiveBack { delay: Duration::from_mins(1), failure: Some(failure) })
-        });
+    fn end(&mut self, done: Result<(Id, (Outcome, Place)), tokio::task::JoinError>) {
+        let (id, outcome) = match done {
+            Ok((id, (outcome, _place))) => (id, outcome),
+            Err(error) => {
+                let message = "Erreur interne ; voir les journaux.".into();
+                let failure = Failure { code: "internal".into(), message };
+                (error.id(), Outcome::GiveBack { delay: Duration::from_mins(1), failure: Some(failure) })
+            }
+        };
         let Some(mut item) = self.items.remove(&id) else { return };
         let (delay, failure) = match outcome {
             Outcome::Settled { failed } => {
