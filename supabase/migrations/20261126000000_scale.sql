@@ -411,7 +411,7 @@ begin
         for update skip locked));
     get diagnostics events = row_count;
     -- What is personal of those who are gone: at once, but for a batch that may be sent again as sealed. Their items
-    -- went with them, so nobody else ends what was still open.
+    -- went with them, so nobody else ends what was still open. (The operator's digest never had a user.)
     with ended as (
         update public.email_deliveries d
         set address = null, facts = '{}',
@@ -420,7 +420,7 @@ begin
             settled_at = coalesce(d.settled_at, clock_timestamp())
         where d.delivery_id = any (array(
             select g.delivery_id from public.email_deliveries g
-            where g.user_id is null and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
+            where g.user_id is null and g.kind <> 'operator_digest' and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
                 and (g.status <> 'sealed' or exists (select from public.email_batches b
                     where b.batch_id = g.batch_id and b.sealed_at < clock_timestamp() - interval '24 hours'))
             limit most for update of g skip locked))
