@@ -151,7 +151,7 @@ impl<J: Send + 'static> Drain<J> {
         loop {
             let open = fault.is_none() && !self.report.stopped && self.deadline.may_start_work();
             let others = !empty || !self.ready.is_empty();
-            self.places.are_wanted(others && self.aside.len() < MOST_ASIDE);
+            self.places.set_wanted(others && self.aside.len() < MOST_ASIDE);
             // Claim ahead, so that no place stands empty for a round trip to the database.
             if open && !empty && claims.is_empty() && self.ready.len() <= concurrency / 2 {
                 let (queue, lane, worker, deadline) =

@@ -28,8 +28,8 @@ impl Places {
         async move { Place { held: free.acquire_owned().await.ok(), wanted } }
     }
 
-    /// Whether items wait that have not had a place yet.
-    pub(super) fn are_wanted(&self, wanted: bool) {
+    /// From now on those who have a place know whether others want it.
+    pub(super) fn set_wanted(&self, wanted: bool) {
         self.wanted.store(wanted, Ordering::Relaxed);
     }
 }
@@ -47,7 +47,7 @@ impl Place {
         self.held = None;
     }
 
-    /// Whether items wait that have not had a place yet.
+    /// Whether others wait who have not had a place yet.
     pub fn is_wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed)
     }

@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::{Call, Context, TaskError, TaskOutcome, check_thresholds, mails::post};
 use crate::{
-    config::Faults,
     email::PostReport,
     integrations::{Clients, SyncWorker},
     queue::{CountedError, Counts, Failure, Lane, LaneReport, MailCounts, RunReport, WorkItem, drain},
@@ -210,9 +209,8 @@ impl Settled {
         all
     }
 
-    fn fault(code: &str, faults: &Faults) -> Self {
-        let fault = Failure { code: code.into(), message: faults.to_string() };
-        Self { faults: vec![fault], ..Self::default() }
+    fn fault(code: &str, message: String) -> Self {
+        Self { faults: vec![Failure { code: code.into(), message }], ..Self::default() }
     }
 
     /// Takes another round in; the same trouble is told once.
@@ -278,7 +276,7 @@ async fn drain_everything(
 ) -> Result<Settled, TaskError> {
     let mut settled = match &context.integrations {
         Ok(clients) => drain_lanes(context, clients).await?,
-        Err(faults) => Settled::fault("configuration", faults),
+        Err(faults) => Settled::fault("configuration", faults.to_string()),
     };
     settled.add(follow_up(context, run_id, route).await?);
     Ok(settled)
@@ -287,7 +285,7 @@ async fn drain_everything(
 /// Thresholds of those whose totals changed, and all mails that wait.
 async fn follow_up(context: &Context, run_id: Option<Uuid>, route: &str) -> Result<Settled, TaskError> {
     if let Err(faults) = &context.post {
-        return Ok(Settled::fault("mail_configuration", faults));
+        return Ok(Settled::fault("mail_configuration", faults.to_string()));
     }
     if context.deadline.may_start_work() {
         check_thresholds::check_changed(context, run_id, route).await?;
@@ -298,8 +296,10 @@ async fn follow_up(context: &Context, run_id: Option<Uuid>, route: &str) -> Resu
 /// Works on everything until a look finds nothing: others leave work behind while a slow provider or the mails keep
 /// this invocation, and are told that a chain is at work already.
 pub async fn drain_until_nothing_waits(context: &Context, route: &str) -> Result<Settled, TaskError> {
-    // First what the invocations before have made: their recaps and alerts do not wait for all data to be read.
-    let mut all = follow_up(context, None, route).await?;
+    // First what the invocations before have made: their recaps and alerts do not wait for all data to be read. Nor
+    // does data wait for what keeps these back: that is told.
+    let first = follow_up(context, None, route).await;
+    let mut all = first.unwrap_or_else(|error| Settled::fault("follow_up", error.user_message()));
     loop {
         let round = drain_everything(context, None, route).await?;
         let moved = round.ended + round.failed > 0;

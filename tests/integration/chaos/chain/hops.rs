@@ -75,6 +75,25 @@ async fn a_call_is_enough_whatever_waits() -> Result<()> {
     Ok(())
 }
 
+/// What keeps alerts from being planned keeps nobody's data waiting; it is told, and made good by the next call.
+#[tokio::test(flavor = "multi_thread")]
+async fn data_does_not_wait_for_alerts_that_cannot_be_planned() -> Result<()> {
+    let deployment = Deployment::with_work().await?;
+    let world = deployment.world();
+    let instances = deployment.instances(2).await?;
+    let gateway = world.environment.gateway.faults();
+    let refused = json!({"code": "57014", "message": "canceling statement due to statement timeout"});
+    gateway.add(Rule::on("threshold_books", Fault::json(500, &refused)));
+    call(&instances[0]).await?;
+    deployment.quiet(1, 0).await?;
+    let rows = rows(world).await?;
+    assert!(rows.iter().all(|(status, .., message)| status != "success" && message.is_some()), "{rows:?}");
+    assert_eq!(deployment.left().await?, 0, "all data is read: {rows:?}");
+    assert!(world.resend.accepted().is_empty());
+    gateway.clear();
+    deployment.taken_up(&instances[0]).await
+}
+
 /// Never two chains: who calls while one works, hears so and touches nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_call_does_nothing_while_a_chain_works() -> Result<()> {
