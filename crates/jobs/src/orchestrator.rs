@@ -198,10 +198,7 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Dra
     Ok(Drained {
         settled,
         errors: failed + troubles.len() as u64 + u64::from(left && !goes_on),
-        message: message.or_else(|| {
-            (left && !goes_on)
-                .then(|| "Du travail reste dans la file ; le prochain cron le reprendra.".to_owned())
-        }),
+        message: message.or_else(|| (left && !goes_on).then(|| next.left_behind().to_owned())),
     })
 }
 
@@ -213,6 +210,18 @@ enum Next {
     Nobody,
     /// The answer was lost or says nothing.
     Unknown,
+}
+
+impl Next {
+    /// What becomes of the work that is left.
+    fn left_behind(self) -> &'static str {
+        match self {
+            Self::Unknown => {
+                "Du travail reste dans la file ; la suite a été demandée, sans réponse : à défaut, le prochain cron le reprendra."
+            }
+            Self::GoesOn | Self::Nobody => "Du travail reste dans la file ; le prochain cron le reprendra.",
+        }
+    }
 }
 
 /// Asks this deployment to go on with what is queued. Only the configured address ever gets the secret; where
