@@ -38,6 +38,79 @@ fn deployed() -> Result<Vec<(String, Vec<String>)>> {
     Ok(files)
 }
 
+/// All Rust files below a folder: path and lines.
+fn sources(folder: &str) -> Result<Vec<(String, Vec<String>)>> {
+    let (mut files, mut folders) = (Vec::new(), vec![root().join(folder)]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let lines = fs::read_to_string(&path)?.lines().map(str::to_owned).collect();
+                files.push((path.strip_prefix(root())?.display().to_string(), lines));
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Who asks the machine or the database what time it is. Tests have their world's clock, so that they say the same on
+/// every day; only leases, which nobody plays, go by the database's own time.
+#[test]
+fn no_test_asks_the_machine_for_the_date() -> Result<()> {
+    let clocks = [
+        ["Utc::", "now("].concat(),
+        ["Local::", "now("].concat(),
+        ["SystemTime::", "now("].concat(),
+        ["clock_", "timestamp("].concat(),
+        ["statement_", "timestamp("].concat(),
+        ["transaction_", "timestamp("].concat(),
+        ["current_", "date"].concat(),
+        ["current_", "timestamp"].concat(),
+        ["local", "timestamp"].concat(),
+    ];
+    // SQL's, not a method or a path of ours; what is deployed has no SQL.
+    let call = ["now", "()"].concat();
+    let sql = |path: &str, line: &str| {
+        let of_rust = |before: &str| before.ends_with(|c: char| c.is_alphanumeric() || ":._".contains(c));
+        path.contains("tests/") && line.match_indices(&call).any(|(at, _)| !of_rust(&line[..at]))
+    };
+    let mut found = BTreeSet::new();
+    for folder in [
+        "tests",
+        "crates/jobs/src",
+        "crates/local-stack/tests",
+        "crates/local-stack/src/stripe",
+        "crates/local-stack/src/shopify",
+        "crates/local-stack/src/resend",
+    ] {
+        for (path, lines) in sources(folder)? {
+            for line in lines.iter().map(|line| line.trim()).filter(|line| !line.starts_with("//")) {
+                if sql(&path, line) || clocks.iter().any(|clock| line.contains(clock.as_str())) {
+                    found.insert((path.clone(), line.to_owned()));
+                }
+            }
+        }
+    }
+    let allowed = [
+        // Leases: whether a chain is held, whether a message shows.
+        ("tests/integration/chaos/chain/mod.rs", "held_until > CLOCK"),
+        ("tests/integration/promises/long_lists.rs", "vt <= CLOCK"),
+        // The one clock of what is deployed.
+        ("crates/jobs/src/entry/mod.rs", "app.config.clock.unwrap_or_else(Utc::NOW"),
+    ];
+    let unexpected: Vec<&(String, String)> = found
+        .iter()
+        .filter(|(path, line)| {
+            let line = line.replace(&clocks[3], "CLOCK").replace("now", "NOW");
+            !allowed.iter().any(|(file, text)| path == file && line.contains(text))
+        })
+        .collect();
+    assert!(unexpected.is_empty(), "{unexpected:#?}");
+    Ok(())
+}
+
 /// The files in which a line looks so.
 fn places(looks: impl Fn(&str) -> bool) -> Result<BTreeSet<String>> {
     let files = deployed()?.into_iter();

@@ -3,6 +3,7 @@
 
 mod audit;
 mod chaos;
+mod clock;
 mod deployment;
 mod leaks;
 mod mails;

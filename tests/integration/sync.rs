@@ -1,32 +1,23 @@
 //! The sync of integrations, end to end: providers, queue, totals.
 
 use anyhow::Result;
-use chrono::{DateTime, Utc};
 use local_stack::shopify::Tender;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::world::World;
-
-fn at(text: &str) -> DateTime<Utc> {
-    text.parse().expect("an instant")
-}
-
-/// An instant of this month that has passed, whatever today is.
-fn earlier(minutes: i64) -> DateTime<Utc> {
-    let now = Utc::now();
-    let start = jobs::schedule::paris::month(now).start();
-    (now - chrono::TimeDelta::minutes(minutes)).max(start)
-}
+use crate::{
+    clock::{at, replay},
+    world::World,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_run_changes_nothing_and_says_0() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_once").await?;
-    let paid = world.stripe.payment("acct_once", earlier(90), 12_000, "eur");
-    world.stripe.payment("acct_once", earlier(80), 1_999, "eur");
-    world.stripe.refund("acct_once", &paid.charge, earlier(60), 2_000);
-    world.stripe.payout("acct_once", earlier(50), 5_000, "eur");
+    let paid = world.stripe.payment("acct_once", world.earlier(90), 12_000, "eur");
+    world.stripe.payment("acct_once", world.earlier(80), 1_999, "eur");
+    world.stripe.refund("acct_once", &paid.charge, world.earlier(60), 2_000);
+    world.stripe.payout("acct_once", world.earlier(50), 5_000, "eur");
 
     let first = world.post("sync-integrations", "").await?;
     assert_eq!(first["message"], "Synchronisation terminée");
@@ -53,13 +44,13 @@ async fn a_payment_seen_through_both_counts_once() -> Result<()> {
     let user = world.stripe_user("acct_both").await?;
     world.shopify.add_shop("both.myshopify.com", "EUR", "shpat_both");
     world.connect_shopify(user, "both.myshopify.com", "shpat_both", None).await?;
-    let paid = world.stripe.payment("acct_both", earlier(90), 10_000, "eur");
+    let paid = world.stripe.payment("acct_both", world.earlier(90), 10_000, "eur");
     let sold = world
         .shopify
-        .tender("both.myshopify.com", Tender::new(earlier(90), "100.0", "EUR").reference(&paid.charge));
-    world.shopify.tender("both.myshopify.com", Tender::new(earlier(70), "40.0", "EUR"));
-    world.stripe.refund("acct_both", &paid.charge, earlier(60), 1_000);
-    world.shopify.refund("both.myshopify.com", &sold, earlier(60), "10.0");
+        .tender("both.myshopify.com", Tender::new(world.earlier(90), "100.0", "EUR").reference(&paid.charge));
+    world.shopify.tender("both.myshopify.com", Tender::new(world.earlier(70), "40.0", "EUR"));
+    world.stripe.refund("acct_both", &paid.charge, world.earlier(60), 1_000);
+    world.shopify.refund("both.myshopify.com", &sold, world.earlier(60), "10.0");
 
     let answer = world.post("sync-integrations", "").await?;
     assert_eq!(answer["errors"], 0, "{answer}");
@@ -73,10 +64,8 @@ async fn a_payment_seen_through_both_counts_once() -> Result<()> {
 async fn the_daily_cron_claims_its_slot_once() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_slot").await?;
-    world.stripe.payment("acct_slot", earlier(600), 5_000, "eur");
-    let now = Utc::now();
-    let hour = now - chrono::TimeDelta::hours(i64::from(chrono::Timelike::hour(&now) % 6));
-    let query = format!("at={}", hour.format("%Y-%m-%dT%H:00:00Z"));
+    world.stripe.payment("acct_slot", world.earlier(600), 5_000, "eur");
+    let query = replay(world.last_sync_hour());
     let first = world.cron("daily-orchestrator", &query).await?;
     let sync = &first["results"]["syncIntegrations"];
     assert_eq!(
@@ -120,7 +109,7 @@ async fn one_users_trouble_stays_theirs() -> Result<()> {
     let world = World::new().await?;
     let fine = world.stripe_user("acct_fine").await?;
     world.stripe_user("acct_gone").await?;
-    world.stripe.payment("acct_fine", earlier(30), 4_200, "eur");
+    world.stripe.payment("acct_fine", world.earlier(30), 4_200, "eur");
     world.stripe.revoke("acct_gone");
     let answer = world.call(Method::POST, "sync-integrations", "").await?;
     let body = answer.json();

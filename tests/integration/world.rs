@@ -4,8 +4,10 @@
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, Utc};
 use local_stack::{
     Environment, Stack,
+    clock::Clock,
     database::Template,
     functions,
     resend::{Resend, webhooks},
@@ -13,10 +15,10 @@ use local_stack::{
 };
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::Value;
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
-use crate::leaks::Watch;
+use crate::{clock::today, leaks::Watch};
 
 pub(crate) const SECRET: &str = "test-cron-secret-0123456789";
 pub(crate) const ENCRYPTION_KEY: &str = "0123456789abcdef0123456789abcdef";
@@ -42,6 +44,7 @@ pub(crate) struct World {
     pub(crate) stripe: stripe::StandIn,
     pub(crate) shopify: shopify::StandIn,
     pub(crate) resend: Resend,
+    clock: Clock,
     vars: HashMap<String, String>,
 }
 
@@ -68,8 +71,10 @@ impl World {
     pub(crate) async fn over(template: Template) -> Result<Self> {
         let stack = Stack::shared().await?;
         let environment = stack.environment_from(template).await?;
-        let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start().await?);
-        let resend = Resend::bare().await?;
+        let clock = Clock::default();
+        let (stripe, shopify) =
+            (stripe::StandIn::start().await?, shopify::StandIn::start_at(clock.clone()).await?);
+        let resend = Resend::bare_at(clock.clone()).await?;
         let mut vars: HashMap<String, String> = environment
             .env_vars()
             .into_iter()
@@ -93,7 +98,20 @@ impl World {
         ] {
             vars.insert(name.to_owned(), value);
         }
-        Ok(Self { environment, stripe, shopify, resend, vars })
+        let mut world = Self { environment, stripe, shopify, resend, clock, vars };
+        world.set_now(today());
+        Ok(world)
+    }
+
+    /// The instant at which the functions, the stand-ins and the test are.
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        self.clock.now()
+    }
+
+    /// Sets the clock: of the stand-ins at once, of the functions that start from now on.
+    pub(crate) fn set_now(&mut self, at: DateTime<Utc>) {
+        self.clock.set(at);
+        self.set("JOBS_NOW", &at.to_rfc3339());
     }
 
     pub(crate) fn pool(&self) -> &PgPool {
@@ -147,14 +165,17 @@ impl World {
         Ok(answer.json())
     }
 
-    /// A confirmed user.
+    /// A confirmed user who signed up long ago.
     pub(crate) async fn user(&self, email: &str) -> Result<Uuid> {
         let id = Uuid::new_v4();
-        sqlx::query("insert into auth.users (id, email, email_confirmed_at) values ($1, $2, now())")
-            .bind(id)
-            .bind(email)
-            .execute(self.pool())
-            .await?;
+        sqlx::query(
+            "insert into auth.users (id, email, email_confirmed_at, created_at) \
+             values ($1, $2, '2020-01-01', '2020-01-01')",
+        )
+        .bind(id)
+        .bind(email)
+        .execute(self.pool())
+        .await?;
         Ok(id)
     }
 
@@ -214,12 +235,12 @@ impl World {
         Ok(id)
     }
 
-    /// One value of the database.
+    /// One value of the database; `$now` is this world's instant.
     pub(crate) async fn value<T>(&self, sql: &'static str) -> Result<T>
     where
         T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
-        sqlx::query_scalar(sql).fetch_one(self.pool()).await.context(sql)
+        sqlx::query_scalar(AssertSqlSafe(self.dated(sql))).fetch_one(self.pool()).await.context(sql)
     }
 
     /// The imported rows of a user: (month, activity, amount).
@@ -231,8 +252,10 @@ impl World {
         Ok(rows.bind(user).fetch_all(self.pool()).await?)
     }
 
+    /// Runs a statement; `$now` is this world's instant.
     pub(crate) async fn run(&self, sql: &'static str) -> Result<u64> {
-        Ok(sqlx::query(sql).execute(self.pool()).await.context(sql)?.rows_affected())
+        let done = sqlx::query(AssertSqlSafe(self.dated(sql))).execute(self.pool()).await.context(sql)?;
+        Ok(done.rows_affected())
     }
 }
 

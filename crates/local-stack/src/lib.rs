@@ -16,6 +16,7 @@
 pub mod bench;
 mod bucket;
 pub mod chrome;
+pub mod clock;
 pub mod database;
 pub mod demo;
 pub mod doctor;

@@ -56,7 +56,7 @@ async fn killed_at(
 /// A sync with an alert at its end, killed at each of these, and healed by the next one.
 async fn each_of(steps: &[(&str, Fault)]) -> Result<()> {
     let mut world = World::new().await?;
-    world.set("JOBS_NOW", SECOND);
+    world.set_now(at(SECOND));
     for (n, (step, fault)) in steps.iter().enumerate() {
         let what = format!("{step}, {fault:?}");
         let name = format!("acct_{n}");
@@ -118,7 +118,7 @@ async fn while_it_mails_and_reports() -> Result<()> {
 async fn while_a_token_is_renewed() -> Result<()> {
     const SHOP: &str = "expiring.myshopify.com";
     let mut world = World::new().await?;
-    world.set("JOBS_NOW", SECOND);
+    world.set_now(at(SECOND));
     let user = world.user("expiring@example.test").await?;
     let tokens = world.shopify.add_expiring_shop(SHOP, "EUR");
     world.connect_shopify(user, SHOP, &tokens.access_token, Some(&tokens.refresh_token)).await?;
@@ -136,12 +136,12 @@ async fn while_a_token_is_renewed() -> Result<()> {
         let what = format!("{step}, {fault:?}");
         world.shopify.expire_access_tokens(SHOP);
         world
-            .run("update public.integration_state set token_expires_at = now() - interval '1 minute'")
+            .run("update public.integration_state set token_expires_at = $now - interval '1 minute'")
             .await?;
         cents += world.shopify.tenders(SHOP, at("2026-11-01T10:00:00Z"), TimeDelta::zero(), 1);
         let sync = (Method::POST, "sync-integrations", "");
         killed_at(&world, sync, (step, fault)).await.with_context(|| what.clone())?;
-        world.run("update public.integration_state set refresh_lease_until = now()").await?;
+        world.run("update public.integration_state set refresh_lease_until = '-infinity'").await?;
         let answer = world.post("sync-integrations", "").await?;
         assert_eq!((&answer["errors"], &answer["remaining"]), (&json!(0), &Value::Null), "{what}: {answer}");
         assert_eq!(imported_cents(&world, user).await?, cents, "{what}");
@@ -160,7 +160,7 @@ async fn while_it_gives_back() -> Result<()> {
         ("mail_give_back", AFTER, 1),
     ] {
         let mut world = World::new().await?;
-        world.set("JOBS_NOW", SECOND);
+        world.set_now(at(SECOND));
         let user = crosses(&world, "acct_back", 3).await?;
         if step == "jobs_give_back" {
             let refused = local_stack::stripe::server_error(false);

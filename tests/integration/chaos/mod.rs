@@ -88,7 +88,7 @@ impl Company {
     }
 
     fn clock(&mut self, at: &str) {
-        self.world.set("JOBS_NOW", at);
+        self.world.set_now(crate::clock::at(at));
     }
 
     /// By turns: Stripe and close to a threshold; a shop; both, for one activity, close to a threshold, and Premium.
@@ -276,7 +276,7 @@ async fn time_passes(world: &World) -> Result<()> {
         let sql = format!("select pgmq.set_vt('jobs_{lane}', msg_id, 0) from pgmq.q_jobs_{lane}");
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.pool()).await?;
     }
-    world.run("update public.job_items set leased_until = now() where status = 'queued' and leased_until > now()").await?;
+    world.run("update public.job_items set leased_until = '-infinity' where status = 'queued'").await?;
     Ok(())
 }
 

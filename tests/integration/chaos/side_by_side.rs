@@ -34,7 +34,7 @@ fn settled(function: &Function) -> u64 {
 
 async fn drained_by(processes: usize) -> Result<()> {
     let mut world = World::new().await?;
-    world.set("JOBS_NOW", SECOND);
+    world.set_now(at(SECOND));
     world.set("JOB_CONCURRENCY", "2");
     world.set("STRIPE_REQUESTS_PER_SECOND", &PER_SECOND.to_string());
     let from = at("2026-11-01T10:00:00Z");

@@ -41,7 +41,7 @@ async fn stopped_at(
 
 async fn each_of(steps: &[&str], payments: usize) -> Result<()> {
     let mut world = World::new().await?;
-    world.set("JOBS_NOW", super::SECOND);
+    world.set_now(crate::clock::at(super::SECOND));
     for (n, &step) in steps.iter().enumerate() {
         let name = format!("acct_{n}");
         let user = crosses(&world, &name, payments).await?;
@@ -121,7 +121,7 @@ async fn in_every_route_that_is_due() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_queue_is_drained() -> Result<()> {
     let mut world = World::new().await?;
-    world.set("JOBS_NOW", super::SECOND);
+    world.set_now(crate::clock::at(super::SECOND));
     let user = crosses(&world, "acct_queued", 3).await?;
     world.stripe.faults().add(Rule::on("balance_transactions", local_stack::stripe::server_error(false)));
     let answer = world.post("sync-integrations", "").await?;

@@ -1,12 +1,12 @@
 //! `dry_run=true` on every route that mails: what would happen, by the same plan, and only a row in the log.
 
 use anyhow::Result;
-use chrono::{Days, TimeDelta, Utc};
+use chrono::{Days, TimeDelta};
 use jobs::schedule::paris;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::given::{about, clock, turnover};
+use super::given::{about, turnover};
 use super::signed_up_at;
 use crate::world::World;
 
@@ -29,7 +29,7 @@ async fn written(world: &World) -> Result<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_written_and_everything_is_told() -> Result<()> {
     let mut world = World::new().await?;
-    let month = paris::month(Utc::now());
+    let month = paris::month(world.now());
     let second = paris::start_of(month.next().first_day() + Days::new(1)) + TimeDelta::hours(12);
     let last = paris::start_of(month.last_day()) + TimeDelta::hours(12);
     let free = signed_up_at(&world, "free@example.test", "Free", second - TimeDelta::days(4)).await?;
@@ -63,7 +63,7 @@ async fn nothing_is_written_and_everything_is_told() -> Result<()> {
     let sync = json!({
         "items": 1, "skipped": {}, "candidates": [{"user_id": seller, "provider": "stripe", "outcome": "due"}],
     });
-    clock(&mut world, second);
+    world.set_now(second);
     let before = written(&world).await?;
     for (clocked, method, name, path, expected) in [
         (second, Method::GET, "daily-tasks", "/results/upgradeEmails/dryRun", &marketing),
@@ -73,7 +73,7 @@ async fn nothing_is_written_and_everything_is_told() -> Result<()> {
         (last, Method::GET, "monthly-orchestrator", "/results/monthlySync/dryRun", &sync),
         (last, Method::POST, "monthly-sync", "/dryRun", &sync),
     ] {
-        clock(&mut world, clocked);
+        world.set_now(clocked);
         world.run("delete from public.sync_logs").await?;
         let answer = world.call(method, name, "dry_run=true").await?;
         assert_eq!(answer.status, 200, "{name}: {}", answer.text);

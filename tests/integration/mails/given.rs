@@ -8,30 +8,22 @@ use reqwest::Method;
 use serde_json::Value;
 use uuid::Uuid;
 
+pub(super) use crate::clock::at;
 use crate::world::{Answer, World};
-
-/// The clock of the functions that start from now on.
-pub(super) fn clock(world: &mut World, at: DateTime<Utc>) {
-    world.set("JOBS_NOW", &at.to_rfc3339());
-}
-
-pub(super) fn at(text: &str) -> DateTime<Utc> {
-    text.parse().expect("an instant")
-}
 
 /// The 2nd of the month after this one, at noon: reminders about this month are due, and their time is not over.
 pub(super) fn second_of_next_month(world: &mut World) -> (Month, DateTime<Utc>) {
-    let month = paris::month(Utc::now());
+    let month = world.month();
     let noon = paris::start_of(month.next().first_day() + Days::new(1)) + TimeDelta::hours(12);
-    clock(world, noon);
+    world.set_now(noon);
     (month, noon)
 }
 
 /// The last day of the month before this one, in the afternoon of Paris.
 pub(super) fn last_day(world: &mut World) -> (Month, DateTime<Utc>) {
-    let month = paris::month(Utc::now()).previous();
+    let month = world.month().previous();
     let at = paris::start_of(month.last_day()) + TimeDelta::hours(15);
-    clock(world, at);
+    world.set_now(at);
     (month, at)
 }
 
@@ -41,9 +33,9 @@ pub(super) fn last_sunday(year: i32, month: u32) -> NaiveDate {
     last - Days::new(last.weekday().num_days_from_sunday().into())
 }
 
-/// Runs a statement about one user.
+/// Runs a statement about one user, `$1`; `$now` is the world's instant.
 pub(super) async fn about(world: &World, user: Uuid, sql: &str) -> Result<()> {
-    let query = sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).bind(user);
+    let query = sqlx::query(sqlx::AssertSqlSafe(world.dated(sql))).bind(user);
     query.execute(world.pool()).await.with_context(|| sql.to_owned())?;
     Ok(())
 }

@@ -6,12 +6,11 @@ use anyhow::Result;
 use local_stack::resend::Limits;
 use serde_json::Value;
 
-use super::midday;
 use crate::world::World;
 
 /// Signs so many people up, three days ago.
 async fn sign_up(world: &mut World, people: i32) -> Result<()> {
-    let noon = midday(world);
+    let noon = world.midday();
     sqlx::query(
         "insert into auth.users (email, email_confirmed_at, created_at) \
          select 'u' || n || '@example.test', $2, $2 from generate_series(1, $1) n",

@@ -23,7 +23,7 @@ use crate::world::World;
 
 /// Signs a user up so many days ago, as the application does.
 pub(crate) async fn signed_up(world: &World, email: &str, name: &str, days_ago: i64) -> Result<Uuid> {
-    signed_up_at(world, email, name, Utc::now() - TimeDelta::days(days_ago)).await
+    signed_up_at(world, email, name, world.now() - TimeDelta::days(days_ago)).await
 }
 
 pub(crate) async fn signed_up_at(world: &World, email: &str, name: &str, at: DateTime<Utc>) -> Result<Uuid> {
@@ -59,18 +59,10 @@ pub(crate) fn kind(accepted: &Accepted) -> &'static str {
         .unwrap_or("threshold_alert")
 }
 
-/// Some instant of today at which the J+3 mail is due, whatever the hour is now.
-pub(crate) fn midday(world: &mut World) -> DateTime<Utc> {
-    let noon =
-        jobs::schedule::paris::start_of(jobs::schedule::paris::date(Utc::now())) + TimeDelta::hours(12);
-    world.set("JOBS_NOW", &noon.to_rfc3339());
-    noon
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_j3_mail_goes_to_free_users_of_these_days_once() -> Result<()> {
     let mut world = World::new().await?;
-    midday(&mut world);
+    world.midday();
     for days in [2, 3, 6, 7] {
         signed_up(&world, &format!("day{days}@example.test"), "Camille Moreau", days).await?;
     }

@@ -6,26 +6,26 @@ use jobs::schedule::paris;
 use serde_json::json;
 
 use super::{
-    given::{about, clock, last_sunday, recipients},
-    midday, signed_up, signed_up_at,
+    given::{about, last_sunday, recipients},
+    signed_up, signed_up_at,
 };
 use crate::world::World;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_cannot_or_will_not_be_written_to_is_left_alone() -> Result<()> {
     let mut world = World::new().await?;
-    let noon = midday(&mut world);
+    let noon = world.midday();
     let preferences = "insert into public.email_preferences (user_id, monthly_reminder, marketing_email) values ($1, false, ";
     let people = [
         ("plain", "select $1::uuid", None),
         ("unconfirmed", "update auth.users set email_confirmed_at = null where id = $1", Some("unconfirmed")),
         (
             "banned",
-            "update auth.users set banned_until = now() + interval '1 year' where id = $1",
+            "update auth.users set banned_until = $now + interval '1 year' where id = $1",
             Some("user_banned"),
         ),
-        ("ban-over", "update auth.users set banned_until = now() - interval '1 day' where id = $1", None),
-        ("deleted", "update auth.users set deleted_at = now() where id = $1", Some("user_deleted")),
+        ("ban-over", "update auth.users set banned_until = $now - interval '1 day' where id = $1", None),
+        ("deleted", "update auth.users set deleted_at = $now where id = $1", Some("user_deleted")),
         ("anonymous", "update auth.users set is_anonymous = true where id = $1", Some("anonymous")),
         ("no-address", "update auth.users set email = null where id = $1", Some("no_address")),
         ("blank-address", "update auth.users set email = '  ' where id = $1", Some("no_address")),
@@ -71,7 +71,7 @@ async fn whoever_cannot_or_will_not_be_written_to_is_left_alone() -> Result<()> 
     assert_eq!(recipients(&world), expected);
     // Whoever becomes reachable within these days gets it with the next run, nobody a second time.
     world
-        .run("update auth.users set email_confirmed_at = now() where email = 'unconfirmed@example.test'")
+        .run("update auth.users set email_confirmed_at = $now where email = 'unconfirmed@example.test'")
         .await?;
     world.run("delete from public.job_slots").await?;
     let answer = world.cron("daily-orchestrator", "").await?;
@@ -92,7 +92,7 @@ async fn due(world: &World, at: DateTime<Utc>) -> Result<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_to_six_paris_days() -> Result<()> {
     let mut world = World::new().await?;
-    let year = Utc::now().year() + 1;
+    let year = world.now().year() + 1;
     for changes in [last_sunday(year, 3), last_sunday(year, 10), last_sunday(year, 6)] {
         // The clocks change on one of the days in between.
         for today in [changes, changes + Days::new(1), changes + Days::new(4)] {
@@ -109,7 +109,7 @@ async fn three_to_six_paris_days() -> Result<()> {
             ] {
                 signed_up_at(&world, &format!("{name}@example.test"), name, at).await?;
             }
-            clock(&mut world, noon);
+            world.set_now(noon);
             let answer = world.cron("daily-tasks", "").await?;
             assert_eq!(answer["results"]["upgradeEmails"]["sent"], 4, "{today}: {answer}");
             let expected = ["day3-first", "day3-last", "day6-first", "day6-last"];
@@ -127,7 +127,7 @@ async fn three_to_six_paris_days() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn its_hour_and_its_replay() -> Result<()> {
     let mut world = World::new().await?;
-    let noon = midday(&mut world);
+    let noon = world.midday();
     signed_up(&world, "old@example.test", "old", 20).await?;
     signed_up_at(&world, "now@example.test", "now", noon - TimeDelta::days(4)).await?;
     // As of two weeks ago one was due; by the real clock the other one is.
@@ -137,7 +137,7 @@ async fn its_hour_and_its_replay() -> Result<()> {
     assert_eq!(answer["results"]["upgradeEmails"]["sent"], 1, "{answer}");
     assert_eq!(recipients(&world), ["now@example.test"]);
 
-    clock(&mut world, noon - TimeDelta::hours(6));
+    world.set_now(noon - TimeDelta::hours(6));
     let answer = world.cron("daily-tasks", "").await?;
     let part = &answer["results"]["upgradeEmails"];
     assert_eq!((&part["sent"], &part["skipped"]), (&json!(0), &json!(true)), "{answer}");
@@ -149,7 +149,7 @@ async fn its_hour_and_its_replay() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn second_thoughts() -> Result<()> {
     let mut world = World::new().await?;
-    let noon = midday(&mut world);
+    let noon = world.midday();
     let subscribe = |price: &str| {
         format!(
             "insert into public.subscriptions (user_id, status, price_id) values ($1, 'active', '{price}')"

@@ -1,12 +1,12 @@
 //! Who is on which plan: the offer goes to free users only, the reminder to Premium only.
 
 use anyhow::{Context, Result};
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    given::{about, clock, cron, mails_to, problem, recipients, second_of_next_month},
+    given::{about, cron, mails_to, problem, recipients, second_of_next_month},
     signed_up_at,
 };
 use crate::world::World;
@@ -34,10 +34,10 @@ fn metadata(column: &str, json: &str) -> String {
 }
 
 /// Every way to a plan, and some that are none.
-fn ways() -> Vec<(&'static str, Plan, Vec<String>)> {
+fn ways(world: &World) -> Vec<(&'static str, Plan, Vec<String>)> {
     use Plan::{Claims, Free, Premium, Pro};
     let hours = |hours: i64| {
-        let at = Utc::now() + TimeDelta::hours(hours);
+        let at = world.now() + TimeDelta::hours(hours);
         at.to_rfc3339()
     };
     vec![
@@ -121,7 +121,7 @@ async fn every_way_to_a_plan() -> Result<()> {
         world.set(name, value);
     }
     let (_, noon) = second_of_next_month(&mut world);
-    for (name, _, statements) in ways() {
+    for (name, _, statements) in ways(&world) {
         let user =
             signed_up_at(&world, &format!("{name}@example.test"), name, noon - TimeDelta::days(4)).await?;
         about(
@@ -135,7 +135,7 @@ async fn every_way_to_a_plan() -> Result<()> {
         }
     }
     let of = |wanted: &[Plan]| {
-        let mut names: Vec<String> = ways()
+        let mut names: Vec<String> = ways(&world)
             .into_iter()
             .filter(|(_, plan, _)| wanted.contains(plan))
             .map(|(name, ..)| format!("{name}@example.test"))
@@ -232,8 +232,8 @@ async fn an_unknown_price_is_a_fault_that_names_it() -> Result<()> {
 async fn without_price_variables_the_mails_fail_alone() -> Result<()> {
     let mut world = World::new().await?;
     // A sync hour at which the mail is due, too.
-    let noon = Utc::now().date_naive().and_hms_opt(12, 0, 0).context("noon")?.and_utc();
-    clock(&mut world, noon);
+    let noon = world.now().date_naive().and_hms_opt(12, 0, 0).context("noon")?.and_utc();
+    world.set_now(noon);
     let user = world.stripe_user("acct_prices").await?;
     world.stripe.payment("acct_prices", noon - TimeDelta::minutes(1), 4_200, "eur");
     signed_up_at(&world, "free@example.test", "free", noon - TimeDelta::days(4)).await?;

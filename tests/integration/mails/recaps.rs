@@ -7,9 +7,7 @@ use local_stack::shopify::Tender;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::given::{
-    about, clock, last_day, mail_to, mails_to, plain, recipients, says, says_not, text, turnover,
-};
+use super::given::{about, last_day, mail_to, mails_to, plain, recipients, says, says_not, text, turnover};
 use crate::world::World;
 
 const SHOP: &str = "recaps.myshopify.com";
@@ -94,7 +92,7 @@ async fn on_the_last_day_it_is_provisional() -> Result<()> {
     // The same slot, and an operator who insists after the month: each user has had theirs.
     let again = world.cron("monthly-orchestrator", "").await?;
     assert_eq!(again["results"]["monthlySync"]["skipped"], true, "{again}");
-    clock(&mut world, month.end() + TimeDelta::hours(20));
+    world.set_now(month.end() + TimeDelta::hours(20));
     let answer = world.post("monthly-sync", "force=true").await?;
     assert_eq!((&answer["month"], &answer["errors"]), (&json!(month.french()), &json!(0)), "{answer}");
     assert_eq!(world.resend.accepted_count(), 2);
@@ -105,7 +103,7 @@ async fn on_the_last_day_it_is_provisional() -> Result<()> {
 async fn by_source_with_refunds_and_twins_counted_once() -> Result<()> {
     let mut world = World::new().await?;
     let (month, _) = last_day(&mut world);
-    clock(&mut world, month.end() + TimeDelta::hours(30));
+    world.set_now(month.end() + TimeDelta::hours(30));
     let user = world.stripe_user("acct_twins").await?;
     with_shop(&world, user).await?;
     // Once through both, once by each alone; two refunds.
@@ -143,7 +141,7 @@ async fn by_source_with_refunds_and_twins_counted_once() -> Result<()> {
 async fn a_replay_is_of_its_instant() -> Result<()> {
     let mut world = World::new().await?;
     let (month, at) = last_day(&mut world);
-    clock(&mut world, month.end() + TimeDelta::days(2));
+    world.set_now(month.end() + TimeDelta::days(2));
     world.stripe_user("acct_replay").await?;
     world.stripe.payment("acct_replay", day(month, 3), 10_000, "eur");
     world.stripe.payment("acct_replay", at + TimeDelta::hours(1), 5_000, "eur");
@@ -165,7 +163,7 @@ async fn an_old_month_or_one_that_goes_on_is_data_only() -> Result<()> {
     let mut world = World::new().await?;
     let (month, _) = last_day(&mut world);
     let now = month.next().start() + TimeDelta::days(9);
-    clock(&mut world, now);
+    world.set_now(now);
     world.stripe_user("acct_old").await?;
     let old = month.previous();
     for month in [old, month.next()] {
@@ -202,7 +200,7 @@ async fn an_old_month_or_one_that_goes_on_is_data_only() -> Result<()> {
 async fn what_keeps_the_figure_from_being_whole_is_said() -> Result<()> {
     let mut world = World::new().await?;
     let (month, _) = last_day(&mut world);
-    clock(&mut world, month.end() + TimeDelta::hours(30));
+    world.set_now(month.end() + TimeDelta::hours(30));
     let key = month.to_string();
     // Typed by hand as well.
     let typed = world.stripe_user("acct_typed").await?;

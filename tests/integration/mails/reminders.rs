@@ -11,8 +11,7 @@ use uuid::Uuid;
 
 use super::{
     given::{
-        about, clock, mail_to, mails_to, plain, recipients, says, says_not, second_of_next_month, text,
-        turnover,
+        about, mail_to, mails_to, plain, recipients, says, says_not, second_of_next_month, text, turnover,
     },
     signed_up,
 };
@@ -144,10 +143,7 @@ async fn only_on_the_second_and_replayed_within_its_month() -> Result<()> {
     premium(&world, "wants", Some(true)).await?;
     let (month, second) = second_of_next_month(&mut world);
     for day in [1, 3] {
-        clock(
-            &mut world,
-            paris::start_of(month.next().first_day() + Days::new(day - 1)) + TimeDelta::hours(12),
-        );
+        world.set_now(paris::start_of(month.next().first_day() + Days::new(day - 1)) + TimeDelta::hours(12));
         for name in ["send-reminders", "monthly-orchestrator"] {
             let answer = world.cron(name, "").await?;
             let part = if name == "send-reminders" { &answer } else { &answer["results"]["reminders"] };
@@ -157,7 +153,7 @@ async fn only_on_the_second_and_replayed_within_its_month() -> Result<()> {
     }
     assert_eq!(world.resend.accepted_count(), 0);
     // Missed on the 2nd, made up for on the 28th.
-    clock(&mut world, second + TimeDelta::days(20));
+    world.set_now(second + TimeDelta::days(20));
     let answer = world.cron("send-reminders", &query(second)).await?;
     assert_eq!((&answer["sent"], &answer["errors"]), (&json!(1), &json!(0)), "{answer}");
     assert!(plain(&mail_to(&world, "wants@example.test").subject).contains(&month.french()));
@@ -165,7 +161,7 @@ async fn only_on_the_second_and_replayed_within_its_month() -> Result<()> {
     assert_eq!((&again["sent"], &again["skipped"]), (&json!(1), &json!(true)), "{again}");
     // Not any more in the month after.
     let late = Month::of(month.next().next().first_day());
-    clock(&mut world, late.start() + TimeDelta::hours(1));
+    world.set_now(late.start() + TimeDelta::hours(1));
     for name in ["send-reminders", "monthly-orchestrator"] {
         let answer = world.cron(name, &query(second)).await?;
         let part = if name == "send-reminders" { &answer } else { &answer["results"]["reminders"] };

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::given::{
-    about, at, clock, mail_to, mails_to, plain, problem, recipients, says, says_not, text, turnover,
+    about, at, mail_to, mails_to, plain, problem, recipients, says, says_not, text, turnover,
 };
 use crate::{promises::until, world::World};
 
@@ -43,7 +43,7 @@ async fn held(world: &World, user: Uuid, year: i32) -> Result<(BTreeMap<String, 
 
 async fn world() -> Result<World> {
     let mut world = World::new().await?;
-    clock(&mut world, at(NOW));
+    world.set_now(at(NOW));
     Ok(world)
 }
 
@@ -185,7 +185,7 @@ async fn in_january_the_year_before_is_checked_too() -> Result<()> {
         let tried = world.post("check-thresholds", &format!("dry_run=true&at={instant}")).await?;
         assert_eq!(tried["dryRun"]["items"], due, "{instant}: {tried}");
     }
-    clock(&mut world, at("2027-01-15T10:00:00Z"));
+    world.set_now(at("2027-01-15T10:00:00Z"));
     let answer = world.post("check-thresholds", "").await?;
     assert_eq!(answer["sent"], 1, "{answer}");
     assert_eq!(held(&world, user, 2026).await?.0, BTreeMap::from([("vat_base_services".to_owned(), 80)]));
@@ -365,7 +365,7 @@ async fn a_cron_checks_once_a_week() -> Result<()> {
     let first = world.cron("check-thresholds", "").await?;
     assert_eq!((&first["message"], &first["skipped"]), (&message(1), &json!(false)), "{first}");
     turnover(&world, user, "2026-10", SERVICES, "5000", "manual").await?;
-    clock(&mut world, at("2026-11-29T22:59:59Z")); // the Sunday of that week
+    world.set_now(at("2026-11-29T22:59:59Z")); // the Sunday of that week
     let second = world.cron("check-thresholds", "").await?;
     assert_eq!((&second["skipped"], &second["sent"]), (&json!(true), &json!(1)), "{second}");
     says(second["note"].as_str().unwrap_or_default(), &["déjà planifié par cron pour 2026-W48"]);
@@ -374,7 +374,7 @@ async fn a_cron_checks_once_a_week() -> Result<()> {
     // An operator is never blocked; the next Monday has its own slot.
     assert_eq!(world.post("check-thresholds", "").await?["sent"], 1);
     turnover(&world, user, "2026-10", SERVICES, "5000", "manual").await?;
-    clock(&mut world, at("2026-11-29T23:00:00Z"));
+    world.set_now(at("2026-11-29T23:00:00Z"));
     let third = world.cron("check-thresholds", "").await?;
     assert_eq!((&third["skipped"], &third["sent"]), (&json!(false), &json!(1)), "{third}");
     Ok(())
@@ -385,7 +385,7 @@ async fn a_sync_that_changes_totals_tells_in_the_same_run() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_alerts").await?;
     world.stripe_user("acct_small").await?;
-    let now = Utc::now();
+    let now = world.now();
     let earlier = (now - TimeDelta::minutes(30)).max(jobs::schedule::paris::month(now).start());
     world.stripe.payment("acct_alerts", earlier, 3_000_000, "eur");
     world.stripe.payment("acct_small", earlier, 1_000, "eur");

@@ -1,7 +1,7 @@
 //! What the mail service reports: believed when it is signed, of these minutes, and new.
 
 use anyhow::Result;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use local_stack::{
     faults::{Fault, Rule},
     resend::webhooks::{Bounce, bounced, complained, delivered, signing_secret, svix_headers},
@@ -10,7 +10,7 @@ use reqwest::{Method, header::HeaderMap};
 use serde_json::{Value, json};
 
 use super::given::{mail_to, recipients};
-use super::{midday, signed_up_at};
+use super::signed_up_at;
 use crate::world::{Answer, Function, World};
 
 async fn post(function: &Function, headers: HeaderMap, body: &str) -> Result<Answer> {
@@ -19,7 +19,7 @@ async fn post(function: &Function, headers: HeaderMap, body: &str) -> Result<Ans
 
 /// Signed as Resend does, now.
 async fn send(world: &World, function: &Function, id: &str, body: &str) -> Result<Answer> {
-    let headers = svix_headers(world.var("RESEND_WEBHOOK_SECRET"), id, Utc::now().timestamp(), body)?;
+    let headers = svix_headers(world.var("RESEND_WEBHOOK_SECRET"), id, world.now().timestamp(), body)?;
     post(function, headers, body).await
 }
 
@@ -34,7 +34,7 @@ async fn suppressed(world: &World) -> Result<i64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn bounces_and_complaints_keep_mails_away() -> Result<()> {
     let mut world = World::new().await?;
-    let noon = midday(&mut world);
+    let noon = world.midday();
     let names = ["permanent", "complains", "transient", "undetermined", "together", "well"];
     for name in names {
         signed_up_at(&world, &format!("{name}@example.test"), name, noon - TimeDelta::days(4)).await?;
@@ -111,7 +111,7 @@ async fn bounces_and_complaints_keep_mails_away() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_of_the_database_notes_once() -> Result<()> {
     let mut world = World::new().await?;
-    let noon = midday(&mut world);
+    let noon = world.midday();
     signed_up_at(&world, "gone@example.test", "Camille", noon - TimeDelta::days(4)).await?;
     world.cron("daily-tasks", "").await?;
     let gateway = world.environment.gateway.faults();
@@ -131,7 +131,7 @@ async fn only_what_resend_has_signed_these_minutes() -> Result<()> {
     let function = world.function("resend").await?;
     let secret = world.var("RESEND_WEBHOOK_SECRET");
     let body = complained("x", "victim@example.test").to_string();
-    let now = Utc::now().timestamp();
+    let now = world.now().timestamp();
     let good = svix_headers(secret, "msg_x", now, &body)?;
     let with = |name: &'static str, value: &str| -> Result<HeaderMap> {
         let mut headers = good.clone();
@@ -227,7 +227,7 @@ async fn without_its_secret_it_says_which() -> Result<()> {
         let right = world.replace("RESEND_WEBHOOK_SECRET", value.map(str::to_owned));
         let function = world.function("resend").await?;
         let headers =
-            svix_headers(right.as_deref().unwrap_or_default(), "msg_x", Utc::now().timestamp(), &body)?;
+            svix_headers(right.as_deref().unwrap_or_default(), "msg_x", world.now().timestamp(), &body)?;
         let answer = post(&function, headers, &body).await?;
         assert_eq!(answer.status, 500, "{}", answer.text);
         let error = answer.json()["error"].as_str().unwrap_or_default().to_owned();

@@ -5,7 +5,7 @@ use chrono::TimeDelta;
 use reqwest::Method;
 use uuid::Uuid;
 
-use super::{earlier, imported_cents, movements, plan, rpc, until};
+use super::{imported_cents, movements, plan, rpc, until};
 use crate::world::{SECRET, World};
 
 /// More than two pieces, in pages of 100.
@@ -23,7 +23,7 @@ async fn busy_merchants_let_the_others_pass() -> Result<()> {
     for n in 0..12 {
         world.stripe_user(&format!("acct_{n}")).await?;
     }
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let order: Vec<(Uuid, String)> = sqlx::query_as(
         "select i.user_id, t.stripe_account_id from public.job_items i \
          join public.integration_tokens t on t.id = i.subject order by i.item_id",
@@ -34,7 +34,7 @@ async fn busy_merchants_let_the_others_pass() -> Result<()> {
     let mut sums = Vec::new();
     for (n, (_, account)) in order.iter().enumerate() {
         let count = if n < busy.len() { MANY } else { 3 };
-        sums.push(world.stripe.payments(account, earlier(90), TimeDelta::zero(), count, "eur"));
+        sums.push(world.stripe.payments(account, world.earlier(90), TimeDelta::zero(), count, "eur"));
     }
 
     let function = world.function("drain-queue").await?;

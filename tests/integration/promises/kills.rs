@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{USER_LOCK, WAITING, earlier, imported_cents, listed_cents, movements, pass_visibility, until};
+use super::{USER_LOCK, WAITING, imported_cents, listed_cents, movements, pass_visibility, until};
 use crate::world::{SECRET, World};
 
 const LONG: Fault = Fault::Delay(Duration::from_mins(5));
@@ -17,12 +17,12 @@ const LONG: Fault = Fault::Delay(Duration::from_mins(5));
 /// Three pages of payments, a refund and a dispute.
 async fn ledger(world: &World, account: &str) -> Result<Uuid> {
     let user = world.stripe_user(account).await?;
-    world.stripe.payments(account, earlier(90), TimeDelta::zero(), 220, "eur");
-    let paid = world.stripe.payment(account, earlier(90), 12_345, "eur");
-    world.stripe.refund(account, &paid.charge, earlier(60), 1_005);
-    let contested = world.stripe.payment(account, earlier(90), 777, "eur");
-    world.stripe.dispute(account, &contested.charge, earlier(50), 777);
-    world.stripe.payout(account, earlier(40), 9_999, "eur");
+    world.stripe.payments(account, world.earlier(90), TimeDelta::zero(), 220, "eur");
+    let paid = world.stripe.payment(account, world.earlier(90), 12_345, "eur");
+    world.stripe.refund(account, &paid.charge, world.earlier(60), 1_005);
+    let contested = world.stripe.payment(account, world.earlier(90), 777, "eur");
+    world.stripe.dispute(account, &contested.charge, world.earlier(50), 777);
+    world.stripe.payout(account, world.earlier(40), 9_999, "eur");
     Ok(user)
 }
 
@@ -163,7 +163,7 @@ async fn answers_that_are_lost() -> Result<()> {
 async fn between_two_checkpoints() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_long").await?;
-    let sum = world.stripe.payments("acct_long", earlier(90), TimeDelta::zero(), 4_150, "eur");
+    let sum = world.stripe.payments("acct_long", world.earlier(90), TimeDelta::zero(), 4_150, "eur");
     world.stripe.faults().add(Rule::on("balance_transactions", LONG).skip(25));
     killed_once(&world, "page 26", async || Ok(world.stripe.faults().count("balance_transactions") == 26))
         .await?;
@@ -192,9 +192,9 @@ async fn between_two_checkpoints_and_another_shop() -> Result<()> {
     let world = World::new().await?;
     // Its rows have the smaller ids: a cursor of the other shop would lie behind them all.
     world.shopify.add_shop("after.myshopify.com", "EUR", "shpat_after");
-    let after = world.shopify.tenders("after.myshopify.com", earlier(80), TimeDelta::zero(), 300);
+    let after = world.shopify.tenders("after.myshopify.com", world.earlier(80), TimeDelta::zero(), 300);
     let user = world.shopify_user("before.myshopify.com").await?;
-    let before = world.shopify.tenders("before.myshopify.com", earlier(90), TimeDelta::zero(), 2_600);
+    let before = world.shopify.tenders("before.myshopify.com", world.earlier(90), TimeDelta::zero(), 2_600);
     world.shopify.set_bucket("before.myshopify.com", 1e6, 1e6);
 
     let gateway = world.environment.gateway.faults();

@@ -5,7 +5,7 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{earlier, imported_cents, movements};
+use super::{imported_cents, movements};
 use crate::world::{World, encrypt};
 
 const USERS: usize = 1_001;
@@ -16,14 +16,14 @@ async fn many_shops(world: &World) -> Result<i64> {
     for n in 0..USERS {
         let shop = format!("shop-{n}.myshopify.com");
         world.shopify.add_shop(&shop, "EUR", &format!("shpat_{n}"));
-        sum += world.shopify.tenders(&shop, earlier(5), TimeDelta::zero(), 1 + n % 2);
+        sum += world.shopify.tenders(&shop, world.earlier(5), TimeDelta::zero(), 1 + n % 2);
         users.push(Uuid::new_v4());
         tokens.push(encrypt(&format!("shpat_{n}")));
         shops.push(shop);
     }
     sqlx::query(
-        "with u as (insert into auth.users (id, email, email_confirmed_at) \
-             select id, id || '@example.test', now() from unnest($1::uuid[]) id) \
+        "with u as (insert into auth.users (id, email, email_confirmed_at, created_at) \
+             select id, id || '@example.test', '2020-01-01', '2020-01-01' from unnest($1::uuid[]) id) \
          insert into public.integration_tokens (user_id, provider, access_token, shop_domain) \
          select id, 'shopify', token, shop from unnest($1::uuid[], $2::text[], $3::text[]) t (id, token, shop)",
     )
@@ -60,7 +60,7 @@ async fn a_thousand_and_one_integrations_in_one_run() -> Result<()> {
     assert_eq!(answer["dryRun"]["items"], json!(USERS), "{answer}");
     // What is reported of a month, without reading it again.
     let run = Uuid::new_v4();
-    let mut plan = super::plan(run, None, None);
+    let mut plan = super::plan(&world, run, None, None);
     (plan["p_kind"], plan["p_payload"]) =
         (json!("sync_month"), json!({"month": "2026-01", "count_month": false}));
     super::rpc(&world, "jobs_plan_sync", &plan).await?;
@@ -83,7 +83,7 @@ async fn ten_thousand_leftovers() -> Result<()> {
         .await?;
     let (dead, next) = (Uuid::new_v4(), Uuid::new_v4());
     for run in [dead, next] {
-        let planned = super::rpc(&world, "jobs_plan_sync", &super::plan(run, None, None)).await?;
+        let planned = super::rpc(&world, "jobs_plan_sync", &super::plan(&world, run, None, None)).await?;
         assert_eq!(planned["plan"]["items"], 10_000, "{planned}");
     }
     let claimed = super::claim(&world, Uuid::new_v4(), 32).await?;
@@ -107,11 +107,11 @@ async fn ten_thousand_leftovers() -> Result<()> {
 async fn eleven_pages_and_more_than_one_checkpoint() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_1001").await?;
-    let stripe = world.stripe.payments("acct_1001", earlier(60), TimeDelta::zero(), 1_001, "eur");
+    let stripe = world.stripe.payments("acct_1001", world.earlier(60), TimeDelta::zero(), 1_001, "eur");
     world.shopify.add_shop("long.myshopify.com", "EUR", "shpat_long");
     world.shopify.set_bucket("long.myshopify.com", 1e6, 1e6);
     world.connect_shopify(user, "long.myshopify.com", "shpat_long", None).await?;
-    let shopify = world.shopify.tenders("long.myshopify.com", earlier(60), TimeDelta::zero(), 4_100);
+    let shopify = world.shopify.tenders("long.myshopify.com", world.earlier(60), TimeDelta::zero(), 4_100);
     let answer = world.post("sync-integrations", "").await?;
     assert_eq!((&answer["totalSynced"], &answer["errors"]), (&json!(5_101), &json!(0)), "{answer}");
     assert_eq!(world.stripe.faults().count("balance_transactions"), 11);
@@ -148,14 +148,18 @@ async fn thousands_of_payments_seen_through_both() -> Result<()> {
              generate_series(1, case kind when 'payment' then 20000 else 2000 end) n",
     )
     .bind(user)
-    .bind(earlier(60))
+    .bind(world.earlier(60))
     .execute(world.pool())
     .await?;
-    super::rpc(&world, "jobs_plan_sync", &super::plan(Uuid::new_v4(), None, None)).await?;
+    super::rpc(&world, "jobs_plan_sync", &super::plan(&world, Uuid::new_v4(), None, None)).await?;
     let lease = Uuid::new_v4();
     let item = super::claim(&world, lease, 1).await?.remove(0);
-    super::rpc(&world, "integration_settle", &super::settle(&item, lease, integration, &[("txn_new", 5)]))
-        .await?;
+    super::rpc(
+        &world,
+        "integration_settle",
+        &super::settle(&world, &item, lease, integration, &[("txn_new", 5)]),
+    )
+    .await?;
     assert_eq!(imported_cents(&world, user).await?, 20_000 * 1_000 - 2_000 * 100 + 5);
     Ok(())
 }

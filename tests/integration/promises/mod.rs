@@ -19,28 +19,12 @@ mod whole_tables;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use chrono::{DateTime, TimeDelta, Utc};
-use jobs::schedule::{Month, paris};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+pub(crate) use crate::clock::{at, replay};
 use crate::world::World;
-
-pub(crate) fn at(text: &str) -> DateTime<Utc> {
-    text.parse().expect("an instant")
-}
-
-/// An instant of this month that has passed, whatever today is.
-fn earlier(minutes: i64) -> DateTime<Utc> {
-    let now = Utc::now();
-    (now - TimeDelta::minutes(minutes)).max(paris::month(now).start())
-}
-
-/// The month `n` months before this one.
-fn months_ago(n: usize) -> Month {
-    (0..n).fold(paris::month(Utc::now()), |month, _| month.previous())
-}
 
 /// What every settlement of a user takes first; `$1` is the user.
 pub(crate) const USER_LOCK: &str =
@@ -49,17 +33,6 @@ pub(crate) const USER_LOCK: &str =
 /// How many settlements wait for it.
 pub(crate) const WAITING: &str = "select count(*) from pg_locks l join pg_database d on d.oid = l.database \
                        where d.datname = current_database() and l.locktype = 'advisory' and not l.granted";
-
-/// The sync hour that began last.
-fn last_sync_hour() -> DateTime<Utc> {
-    let seconds = Utc::now().timestamp();
-    DateTime::from_timestamp(seconds - seconds % (6 * 3600), 0).expect("a representable instant")
-}
-
-/// The parameter that replays an instant.
-fn replay(at: DateTime<Utc>) -> String {
-    format!("at={}", at.format("%Y-%m-%dT%H:%M:%SZ"))
-}
 
 /// Waits for a condition, at most two minutes.
 pub(crate) async fn until<F>(what: &str, mut condition: F) -> Result<()>
@@ -134,11 +107,11 @@ async fn pass_visibility(world: &World) -> Result<()> {
 }
 
 /// The arguments of a plan of one user's or everybody's sync.
-fn plan(run_id: Uuid, slot: Option<&str>, user: Option<Uuid>) -> Value {
+fn plan(world: &World, run_id: Uuid, slot: Option<&str>, user: Option<Uuid>) -> Value {
     json!({
         "p_run_id": run_id, "p_task": "sync_integrations", "p_kind": "sync_integration", "p_slot": slot,
         "p_trigger": if slot.is_some() { "cron" } else { "manual" }, "p_route": "/test",
-        "p_as_of": Utc::now(), "p_parameters": {}, "p_payload": {"days": null},
+        "p_as_of": world.now(), "p_parameters": {}, "p_payload": {"days": null},
         "p_user_id": user, "p_dry_run": false,
     })
 }
@@ -150,20 +123,20 @@ async fn claim(world: &World, lease: Uuid, limit: usize) -> Result<Vec<Value>> {
 }
 
 /// The end of an item that read these payments (id, cents), all of this minute.
-fn settle(item: &Value, lease: Uuid, integration: Uuid, payments: &[(&str, i64)]) -> Value {
-    let now = Utc::now();
+fn settle(world: &World, item: &Value, lease: Uuid, integration: Uuid, payments: &[(&str, i64)]) -> Value {
+    let now = world.now();
     let movements: Vec<Value> = payments
         .iter()
         .map(|(id, cents)| {
             json!({
-                "external_id": id, "kind": "payment", "occurred_at": earlier(1), "amount_minor": cents,
+                "external_id": id, "kind": "payment", "occurred_at": world.earlier(1), "amount_minor": cents,
                 "currency": "EUR", "references": [format!("ch_{id}")], "excluded": null,
             })
         })
         .collect();
     let part = json!({
         "integration_id": integration, "provider": "stripe", "account": "acct_x", "movements": movements,
-        "window": {"from": paris::month(now).start(), "to": now}, "error": null, "notes": {},
+        "window": {"from": world.month().start(), "to": now}, "error": null, "notes": {},
         "count_month": false,
     });
     json!({

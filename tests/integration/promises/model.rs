@@ -8,7 +8,7 @@ use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
 use local_stack::shopify::{Dispute, Sold, Tender};
 use uuid::Uuid;
 
-use super::{months_ago, replay};
+use super::replay;
 use crate::world::World;
 
 /// `YYYY-MM` in Paris, by the rule of the law: summer time from the last Sunday of March to the last Sunday of
@@ -231,7 +231,7 @@ impl Books {
 
 async fn run(seed: u64) -> Result<()> {
     let mut books = Books::new(seed).await?;
-    let start = months_ago(4).start();
+    let start = books.world.months_ago(4).start();
     // The first sync, of a month in which nothing has happened yet.
     books.world.post("sync-integrations", &replay(start + TimeDelta::hours(1))).await?;
     let mut now = start + TimeDelta::hours(2);

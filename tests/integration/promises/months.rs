@@ -7,7 +7,7 @@ use local_stack::shopify::Tender;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{at, imported_cents, listed_cents, months_ago, replay};
+use super::{at, imported_cents, listed_cents, replay};
 use crate::world::World;
 
 const SHOP: &str = "months.myshopify.com";
@@ -103,20 +103,20 @@ async fn a_month_is_a_paris_month() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_figure_is_worth() -> Result<()> {
     let (world, user) = world().await?;
-    let [this, last, before, old] = [1, 2, 3, 4].map(months_ago);
+    let [this, last, before, old] = [1, 2, 3, 4].map(|n| world.months_ago(n));
     // First synced in the middle of a month, five days back: its beginning is read all the same.
     world.post("sync-integrations", &format!("days=5&{}", replay(day(last, 15)))).await?;
     assert_eq!(status(&world, user, last, day(last, 15)).await?, "provisional");
-    assert_eq!(status(&world, user, last, Utc::now()).await?, "partial", "over, and not read to its end");
-    assert_eq!(status(&world, user, before, Utc::now()).await?, "partial", "never read");
+    assert_eq!(status(&world, user, last, world.now()).await?, "partial", "over, and not read to its end");
+    assert_eq!(status(&world, user, before, world.now()).await?, "partial", "never read");
     world.post("sync-integrations", &replay(day(this, 5))).await?;
-    assert_eq!(status(&world, user, last, Utc::now()).await?, "complete");
+    assert_eq!(status(&world, user, last, world.now()).await?, "complete");
     assert_eq!(status(&world, user, this, day(this, 5)).await?, "provisional");
     world.post("monthly-sync", &format!("month={old}")).await?;
     assert_eq!(
         (
-            status(&world, user, old, Utc::now()).await?.as_str(),
-            status(&world, user, before, Utc::now()).await?.as_str()
+            status(&world, user, old, world.now()).await?.as_str(),
+            status(&world, user, before, world.now()).await?.as_str()
         ),
         ("complete", "partial")
     );
@@ -156,7 +156,7 @@ async fn a_failing_integration_makes_the_month_partial() -> Result<()> {
     let (world, user) = world().await?;
     add_shop(&world, user).await?;
     world.shopify.set_status(SHOP, Some(404));
-    let month = months_ago(1);
+    let month = world.months_ago(1);
     world.stripe.payment("acct_months", day(month, 3), 1_000, "eur");
     let answer = world.post("monthly-sync", &format!("month={month}")).await?;
     let result = &answer["results"][0];
@@ -180,7 +180,7 @@ async fn a_failing_integration_makes_the_month_partial() -> Result<()> {
 async fn an_outage_of_sixty_days_leaves_no_hole() -> Result<()> {
     for cron in [false, true] {
         let (world, user) = world().await?;
-        let [end, middle, start] = [1, 2, 3].map(months_ago);
+        let [end, middle, start] = [1, 2, 3].map(|n| world.months_ago(n));
         let begun = day(start, 2);
         world.stripe.payment("acct_months", begun, 100, "eur");
         world.post("sync-integrations", &replay(begun + TimeDelta::hours(1))).await?;
@@ -211,7 +211,7 @@ async fn an_outage_of_sixty_days_leaves_no_hole() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn months_before_the_first_sync_are_the_users() -> Result<()> {
     let (world, user) = world().await?;
-    let [first, before] = [1, 2].map(months_ago);
+    let [first, before] = [1, 2].map(|n| world.months_ago(n));
     sqlx::query(
         "insert into public.ca_records (user_id, year, month, activity_type, amount_eur) values ($1, $2, $3, 'services', 77)",
     )
@@ -244,7 +244,7 @@ async fn months_before_the_first_sync_are_the_users() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_day_of_the_month() -> Result<()> {
     let (world, user) = world().await?;
-    let month = months_ago(1);
+    let month = world.months_ago(1);
     world.stripe.payment("acct_months", day(month, 3), 1_000, "eur");
     let last = month.end() - TimeDelta::hours(6);
     let early = world.cron("monthly-orchestrator", &replay(last - TimeDelta::days(1))).await?;
@@ -267,7 +267,7 @@ async fn the_last_day_of_the_month() -> Result<()> {
 async fn the_sale_tells_whose_refund_it_is() -> Result<()> {
     let (world, user) = world().await?;
     add_shop(&world, user).await?;
-    let (old, month) = (months_ago(4), months_ago(1));
+    let (old, month) = (world.months_ago(4), world.months_ago(1));
     let paid = world.stripe.payment("acct_months", day(old, 3), 10_000, "eur");
     let sold = world.shopify.tender(SHOP, Tender::new(day(old, 3), "100.0", "EUR").reference(&paid.charge));
     world.stripe.refund("acct_months", &paid.charge, day(month, 3), 1_000);
@@ -292,17 +292,17 @@ async fn the_sale_tells_whose_refund_it_is() -> Result<()> {
 async fn an_order_paid_in_two_ways() -> Result<()> {
     let (world, user) = world().await?;
     add_shop(&world, user).await?;
-    let paid = world.stripe.payment("acct_months", super::earlier(90), 5_000, "eur");
+    let paid = world.stripe.payment("acct_months", world.earlier(90), 5_000, "eur");
     let card =
-        world.shopify.tender(SHOP, Tender::new(super::earlier(90), "50.0", "EUR").reference(&paid.charge));
+        world.shopify.tender(SHOP, Tender::new(world.earlier(90), "50.0", "EUR").reference(&paid.charge));
     world
         .shopify
-        .tender(SHOP, Tender::new(super::earlier(90), "50.0", "EUR").method("cash").same_order(&card));
+        .tender(SHOP, Tender::new(world.earlier(90), "50.0", "EUR").method("cash").same_order(&card));
     world.post("sync-integrations", "").await?;
     assert_eq!(imported_cents(&world, user).await?, 10_000);
-    world.stripe.refund("acct_months", &paid.charge, super::earlier(60), 5_000);
+    world.stripe.refund("acct_months", &paid.charge, world.earlier(60), 5_000);
     for _ in 0..2 {
-        world.shopify.refund(SHOP, &card, super::earlier(60), "50.0");
+        world.shopify.refund(SHOP, &card, world.earlier(60), "50.0");
     }
     world.post("sync-integrations", "").await?;
     assert_eq!(imported_cents(&world, user).await?, 0);

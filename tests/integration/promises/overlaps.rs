@@ -8,9 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{
-    USER_LOCK, WAITING, earlier, imported_cents, listed_cents, months_ago, movements, pass_visibility, until,
-};
+use super::{USER_LOCK, WAITING, imported_cents, listed_cents, movements, pass_visibility, replay, until};
 use crate::world::{Answer, SECRET, World};
 
 /// Waits for all of them, side by side.
@@ -26,12 +24,12 @@ async fn join_all<T: Send + 'static>(
 }
 
 /// A minute before the last sync hour: never in another Paris month than that hour.
-fn before_sync_hour() -> DateTime<Utc> {
-    super::last_sync_hour() - TimeDelta::minutes(1)
+fn before_sync_hour(world: &World) -> DateTime<Utc> {
+    world.last_sync_hour() - TimeDelta::minutes(1)
 }
 
-fn sync_hour() -> String {
-    super::replay(super::last_sync_hour())
+fn sync_hour(world: &World) -> String {
+    replay(world.last_sync_hour())
 }
 
 async fn calls(world: &World, method: Method, name: &str, query: &str, count: usize) -> Result<Vec<Answer>> {
@@ -53,7 +51,7 @@ async fn users(world: &World, count: usize) -> Result<Vec<(Uuid, String)>> {
         let account = format!("acct_{n}");
         let user = world.stripe_user(&account).await?;
         // Before the sync hour, so that a replay of it sees them.
-        world.stripe.payments(&account, before_sync_hour(), TimeDelta::zero(), 3 + n, "eur");
+        world.stripe.payments(&account, before_sync_hour(world), TimeDelta::zero(), 3 + n, "eur");
         users.push((user, account));
     }
     Ok(users)
@@ -64,7 +62,7 @@ async fn two_and_twenty_crons_at_once_are_one_run() -> Result<()> {
     for count in [2, 20] {
         let world = World::new().await?;
         let users = users(&world, 5).await?;
-        let answers = calls(&world, Method::GET, "daily-orchestrator", &sync_hour(), count).await?;
+        let answers = calls(&world, Method::GET, "daily-orchestrator", &sync_hour(&world), count).await?;
         let mut planned = 0;
         for answer in answers {
             let body = answer.json();
@@ -102,13 +100,13 @@ async fn every_route_at_once_for_the_same_users() -> Result<()> {
         let shop = format!("shop-{}.myshopify.com", account.trim_start_matches("acct_"));
         world.shopify.add_shop(&shop, "EUR", &format!("shpat_{shop}"));
         world.connect_shopify(*user, &shop, &format!("shpat_{shop}"), None).await?;
-        world.shopify.tenders(&shop, before_sync_hour(), TimeDelta::zero(), 4);
+        world.shopify.tenders(&shop, before_sync_hour(&world), TimeDelta::zero(), 4);
     }
-    let month = format!("month={}", months_ago(0));
+    let month = format!("month={}", world.months_ago(0));
     let routes = [
         (Method::POST, "sync-integrations", String::new()),
         (Method::POST, "monthly-sync", month.clone()),
-        (Method::GET, "daily-orchestrator", sync_hour()),
+        (Method::GET, "daily-orchestrator", sync_hour(&world)),
         (Method::POST, "sync-integrations", "days=60".into()),
         (Method::POST, "monthly-sync", month),
         (Method::GET, "sync-integrations", String::new()),
@@ -151,7 +149,7 @@ async fn every_route_at_once_for_the_same_users() -> Result<()> {
 async fn a_worker_that_lost_its_message_writes_nothing() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_slow").await?;
-    world.stripe.payment("acct_slow", earlier(90), 1_000, "eur");
+    world.stripe.payment("acct_slow", world.earlier(90), 1_000, "eur");
     let slow = world.function("sync-integrations").await?;
     let other = world.function("drain-queue").await?;
     let bearer = format!("Bearer {SECRET}");
@@ -161,7 +159,7 @@ async fn a_worker_that_lost_its_message_writes_nothing() -> Result<()> {
     sqlx::query(USER_LOCK).bind(user.to_string()).execute(&mut *held).await?;
     let take_over = async {
         until("the slow worker settles", async || Ok(world.value::<i64>(WAITING).await? == 1)).await?;
-        world.stripe.payment("acct_slow", earlier(80), 500, "eur");
+        world.stripe.payment("acct_slow", world.earlier(80), 500, "eur");
         pass_visibility(&world).await?;
         other.call(Method::POST, "", Some(&bearer)).await?;
         until("the other one settles", async || Ok(world.value::<i64>(WAITING).await? == 2)).await?;
@@ -192,8 +190,8 @@ async fn two_sources_of_one_user_at_once() -> Result<()> {
     world.shopify.add_shop("two.myshopify.com", "EUR", "shpat_two");
     world.connect_shopify(user, "two.myshopify.com", "shpat_two", None).await?;
     for round in 1..=5 {
-        world.stripe.payment("acct_two", earlier(90), 1_000, "eur");
-        world.shopify.tenders("two.myshopify.com", earlier(80), TimeDelta::zero(), 1);
+        world.stripe.payment("acct_two", world.earlier(90), 1_000, "eur");
+        world.shopify.tenders("two.myshopify.com", world.earlier(80), TimeDelta::zero(), 1);
         world.post("sync-integrations", "").await?;
         assert_eq!(imported_cents(&world, user).await?, round * 2_000, "one row for both");
     }

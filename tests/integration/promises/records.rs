@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{earlier, imported_cents, months_ago};
+use super::{imported_cents, replay};
 use crate::world::World;
 
 const SERVICES: &str = "Prestation de services";
@@ -40,13 +40,13 @@ async fn an_edited_row_is_the_users() -> Result<()> {
     for (what, edit, recorded) in edits {
         let world = World::new().await?;
         let user = world.stripe_user("acct_edit").await?;
-        world.stripe.payment("acct_edit", earlier(90), 1_000, "eur");
+        world.stripe.payment("acct_edit", world.earlier(90), 1_000, "eur");
         world.post("sync-integrations", "").await?;
         assert_eq!(rows(&world, user).await?, [row(SERVICES, 1_000)], "{what}");
         execute(&world, edit, user).await?;
         let theirs = rows(&world, user).await?;
 
-        world.stripe.payment("acct_edit", earlier(80), 500, "eur");
+        world.stripe.payment("acct_edit", world.earlier(80), 500, "eur");
         for _ in 0..2 {
             let answer = world.post("sync-integrations", "").await?;
             assert_eq!(rows(&world, user).await?, theirs, "{what}");
@@ -58,7 +58,7 @@ async fn an_edited_row_is_the_users() -> Result<()> {
                 (&json!(15.00), &recorded),
                 "{what}: {answer}"
             );
-            assert_eq!(left["month"], months_ago(0).to_string(), "{what}");
+            assert_eq!(left["month"], world.months_ago(0).to_string(), "{what}");
         }
         let logged: Value =
             world.value("select metadata from public.sync_logs where user_id is not null order by synced_at desc limit 1").await?;
@@ -71,10 +71,10 @@ async fn an_edited_row_is_the_users() -> Result<()> {
 async fn a_row_set_right_by_hand_is_no_difference() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_right").await?;
-    world.stripe.payment("acct_right", earlier(90), 1_000, "eur");
+    world.stripe.payment("acct_right", world.earlier(90), 1_000, "eur");
     world.post("sync-integrations", "").await?;
     execute(&world, "update public.ca_records set amount_eur = 15 where user_id = $1", user).await?;
-    world.stripe.payment("acct_right", earlier(80), 500, "eur");
+    world.stripe.payment("acct_right", world.earlier(80), 500, "eur");
     let answer = world.post("sync-integrations", "").await?;
     assert_eq!(answer["results"][0]["left_alone"], Value::Null, "{answer}");
     assert_eq!(answer["results"][0]["status"], "success", "{answer}");
@@ -86,7 +86,7 @@ async fn a_row_set_right_by_hand_is_no_difference() -> Result<()> {
 async fn the_users_other_columns_are_kept() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_cols").await?;
-    world.stripe.payment("acct_cols", earlier(90), 1_000, "eur");
+    world.stripe.payment("acct_cols", world.earlier(90), 1_000, "eur");
     world.post("sync-integrations", "").await?;
     execute(
         &world,
@@ -94,7 +94,7 @@ async fn the_users_other_columns_are_kept() -> Result<()> {
         user,
     )
     .await?;
-    world.stripe.payment("acct_cols", earlier(80), 500, "eur");
+    world.stripe.payment("acct_cols", world.earlier(80), 500, "eur");
     world.post("sync-integrations", "").await?;
     let kept: String = world
         .value("select amount_eur || ' ' || computed_net_eur || ' ' || ir_mode from public.ca_records")
@@ -108,7 +108,7 @@ async fn the_users_other_columns_are_kept() -> Result<()> {
 async fn a_forged_row_is_left_and_reported() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_forged").await?;
-    let month = months_ago(0);
+    let month = world.months_ago(0);
     sqlx::query(
         "insert into public.ca_records (user_id, year, month, activity_type, amount_eur, source, external_id) \
          values ($1, $2, $3, $4, 1, 'auto_sync', $5)",
@@ -120,7 +120,7 @@ async fn a_forged_row_is_left_and_reported() -> Result<()> {
     .bind(format!("{month}/{SERVICES}"))
     .execute(world.pool())
     .await?;
-    world.stripe.payment("acct_forged", earlier(90), 1_000, "eur");
+    world.stripe.payment("acct_forged", world.earlier(90), 1_000, "eur");
     for _ in 0..2 {
         let answer = world.post("sync-integrations", "").await?;
         assert_eq!(rows(&world, user).await?, [row(SERVICES, 100)]);
@@ -142,11 +142,11 @@ async fn nobody_elses_row_is_touched() -> Result<()> {
         other,
     )
     .await?;
-    world.stripe.payment("acct_mine", earlier(90), 1_000, "eur");
+    world.stripe.payment("acct_mine", world.earlier(90), 1_000, "eur");
     world.post("sync-integrations", "").await?;
     // The user hands their row to somebody else (no policy lets them; the database must hold all the same).
     execute(&world, "update public.ca_records set user_id = $1 where source = 'auto_sync'", other).await?;
-    world.stripe.payment("acct_mine", earlier(80), 100, "eur");
+    world.stripe.payment("acct_mine", world.earlier(80), 100, "eur");
     world.post("sync-integrations", "").await?;
     assert_eq!(rows(&world, other).await?, [row(SERVICES, 500), row(SERVICES, 1_000)]);
     assert_eq!(rows(&world, user).await?, []);
@@ -166,7 +166,7 @@ async fn the_activity_is_inferred_once_and_frozen() -> Result<()> {
                 .await?;
         }
     }
-    world.stripe.payment("acct_kind", earlier(90), 1_000, "eur");
+    world.stripe.payment("acct_kind", world.earlier(90), 1_000, "eur");
     world.post("sync-integrations", "").await?;
     assert_eq!(
         world.imported(user).await?[0].1,
@@ -174,7 +174,7 @@ async fn the_activity_is_inferred_once_and_frozen() -> Result<()> {
         "2 'services' and 2 of today's spelling against 3"
     );
     execute(&world, "update public.ca_records set activity_type = 'Vente de marchandises' where user_id = $1 and source = 'manual'", user).await?;
-    world.stripe.payment("acct_kind", earlier(80), 1_000, "eur");
+    world.stripe.payment("acct_kind", world.earlier(80), 1_000, "eur");
     world.post("sync-integrations", "").await?;
     let imported = world.imported(user).await?;
     assert_eq!((imported.len(), imported[0].1.as_str(), imported[0].2.as_str()), (1, SERVICES, "20.00"));
@@ -187,11 +187,11 @@ async fn an_activity_that_is_said_later_moves_all_months() -> Result<()> {
     let mut world = World::new().await?;
     world.set("REPLAY_MAX_DAYS", "366");
     let user = world.stripe_user("acct_said").await?;
-    let old = months_ago(4);
+    let old = world.months_ago(4);
     let first = old.start() + chrono::TimeDelta::days(10);
     world.stripe.payment("acct_said", first, 1_000, "eur");
-    world.post("sync-integrations", &super::replay(first + chrono::TimeDelta::days(1))).await?;
-    world.stripe.payment("acct_said", earlier(90), 500, "eur");
+    world.post("sync-integrations", &replay(first + chrono::TimeDelta::days(1))).await?;
+    world.stripe.payment("acct_said", world.earlier(90), 500, "eur");
     world.post("sync-integrations", "").await?;
     execute(
         &world,
@@ -201,7 +201,7 @@ async fn an_activity_that_is_said_later_moves_all_months() -> Result<()> {
     .await?;
     world.post("sync-integrations", "days=1").await?;
     let imported = world.imported(user).await?;
-    let expected = [(old.to_string(), "10.00"), (months_ago(0).to_string(), "5.00")];
+    let expected = [(old.to_string(), "10.00"), (world.months_ago(0).to_string(), "5.00")];
     assert_eq!(imported.len(), 2, "{imported:?}");
     for ((month, activity, amount), (expected, cents)) in imported.iter().zip(&expected) {
         assert_eq!((month, activity.as_str(), amount.as_str()), (expected, "Activité libérale", *cents));
@@ -220,10 +220,10 @@ async fn a_row_goes_when_nothing_is_left() -> Result<()> {
     let world = World::new().await?;
     let user = world.shopify_user("gone.myshopify.com").await?;
     world.stripe.add_account("acct_gone", "sk_gone");
-    let paid = world.stripe.payment("acct_gone", earlier(90), 4_000, "eur");
+    let paid = world.stripe.payment("acct_gone", world.earlier(90), 4_000, "eur");
     world.shopify.tender(
         "gone.myshopify.com",
-        local_stack::shopify::Tender::new(earlier(90), "40.0", "EUR").reference(&paid.charge),
+        local_stack::shopify::Tender::new(world.earlier(90), "40.0", "EUR").reference(&paid.charge),
     );
     world.post("sync-integrations", "").await?;
     assert_eq!(rows(&world, user).await?, [row(GOODS, 4_000)]);
@@ -240,9 +240,9 @@ async fn a_row_goes_when_nothing_is_left() -> Result<()> {
 async fn an_overflow_stays_that_users() -> Result<()> {
     let world = World::new().await?;
     let rich = world.stripe_user("acct_rich").await?;
-    world.stripe.payment("acct_rich", earlier(90), i64::from(i32::MAX) * 1_000_000, "eur");
+    world.stripe.payment("acct_rich", world.earlier(90), i64::from(i32::MAX) * 1_000_000, "eur");
     let fine = world.stripe_user("acct_fine").await?;
-    world.stripe.payment("acct_fine", earlier(90), 1_000, "eur");
+    world.stripe.payment("acct_fine", world.earlier(90), 1_000, "eur");
     let answer = world.post("sync-integrations", "").await?;
     assert_eq!(
         (&answer["remaining"], &answer["problems"][0]["code"]),
@@ -273,12 +273,12 @@ async fn a_negative_month_is_written() -> Result<()> {
     let mut world = World::new().await?;
     world.set("REPLAY_MAX_DAYS", "366");
     let user = world.stripe_user("acct_minus").await?;
-    let (before, this) = (months_ago(2), months_ago(1));
+    let (before, this) = (world.months_ago(2), world.months_ago(1));
     let paid = world.stripe.payment("acct_minus", before.start() + chrono::TimeDelta::days(3), 10_000, "eur");
-    world.post("sync-integrations", &super::replay(before.start() + chrono::TimeDelta::days(5))).await?;
+    world.post("sync-integrations", &replay(before.start() + chrono::TimeDelta::days(5))).await?;
     world.stripe.refund("acct_minus", &paid.charge, this.start() + chrono::TimeDelta::days(1), 2_500);
     world.stripe.dispute("acct_minus", &paid.charge, this.start() + chrono::TimeDelta::days(2), 7_500);
-    world.post("sync-integrations", &super::replay(this.start() + chrono::TimeDelta::days(5))).await?;
+    world.post("sync-integrations", &replay(this.start() + chrono::TimeDelta::days(5))).await?;
     let imported = world.imported(user).await?;
     let expected = [
         (before.to_string(), SERVICES.to_owned(), "100.00".to_owned()),

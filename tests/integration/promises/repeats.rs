@@ -18,8 +18,8 @@ async fn a_repeated_plan_is_the_same_run() -> Result<()> {
     world.stripe_user("acct_b").await?;
     for slot in [None, Some("2026-11-22T06Z")] {
         let run = Uuid::new_v4();
-        let first = rpc(&world, "jobs_plan_sync", &plan(run, slot, None)).await?;
-        let second = rpc(&world, "jobs_plan_sync", &plan(run, slot, None)).await?;
+        let first = rpc(&world, "jobs_plan_sync", &plan(&world, run, slot, None)).await?;
+        let second = rpc(&world, "jobs_plan_sync", &plan(&world, run, slot, None)).await?;
         assert_eq!((&first["state"], &second["state"]), (&json!("planned"), &json!("repeated")));
         assert_eq!(first["plan"], second["plan"]);
         assert_eq!((&second["run_id"], &first["plan"]["items"]), (&json!(run), &json!(2)));
@@ -36,7 +36,7 @@ async fn a_plan_repeated_while_it_runs_is_the_same_run() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_a").await?;
     for slot in [None, Some("2026-11-22T06Z")] {
-        let arguments = plan(Uuid::new_v4(), slot, None);
+        let arguments = plan(&world, Uuid::new_v4(), slot, None);
         let mut held = world.pool().begin().await?;
         // Whoever plans waits here, after having opened its run.
         sqlx::query("lock table public.integration_tokens in access exclusive mode")
@@ -69,7 +69,7 @@ async fn a_repeated_claim_gives_the_same_items() -> Result<()> {
     for account in ["acct_a", "acct_b", "acct_c"] {
         world.stripe_user(account).await?;
     }
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let lease = Uuid::new_v4();
     let first = claim(&world, lease, 2).await?;
     assert_eq!((first.len(), claim(&world, lease, 2).await?), (2, first));
@@ -82,18 +82,18 @@ async fn a_repeated_settle_gives_the_first_answer() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_x").await?;
     let integration = integration(&world).await?;
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let lease = Uuid::new_v4();
     let item = claim(&world, lease, 1).await?.remove(0);
 
     // A checkpoint twice, then the end twice.
-    let mut checkpoint = settle(&item, lease, integration, &[("txn_1", 1_000), ("txn_2", 250)]);
+    let mut checkpoint = settle(&world, &item, lease, integration, &[("txn_1", 1_000), ("txn_2", 250)]);
     (checkpoint["p_final"], checkpoint["p_cursor"]) = (json!(false), json!({"after": "txn_2"}));
     for _ in 0..2 {
         assert_eq!(rpc(&world, "integration_settle", &checkpoint).await?, json!({"state": "stored"}));
     }
     assert_eq!(imported_cents(&world, user).await?, 0, "a checkpoint writes no totals");
-    let mut end = settle(&item, lease, integration, &[("txn_3", 5)]);
+    let mut end = settle(&world, &item, lease, integration, &[("txn_3", 5)]);
     end["p_chunk"] = json!(2);
     let first = rpc(&world, "integration_settle", &end).await?;
     assert_eq!((&first["state"], &first["result"]["records"]), (&json!("settled"), &json!(3)), "{first}");
@@ -111,7 +111,7 @@ async fn a_repeated_settle_gives_the_first_answer() -> Result<()> {
 async fn a_repeated_give_back_is_one_attempt() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_x").await?;
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     for attempt in 1..=5 {
         let lease = Uuid::new_v4();
         let item = claim(&world, lease, 1).await?.remove(0);
@@ -131,7 +131,7 @@ async fn a_repeated_give_back_is_one_attempt() -> Result<()> {
 async fn what_is_released_twice_is_free_and_untried() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_x").await?;
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let lease = Uuid::new_v4();
     let item = claim(&world, lease, 1).await?.remove(0)["item_id"].clone();
     let arguments = json!({"p_lane": "stripe", "p_items": [item], "p_leases": [lease], "p_delay_seconds": 0});
@@ -163,14 +163,14 @@ async fn an_old_lease_writes_nothing() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_x").await?;
     let integration = integration(&world).await?;
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let (old, new) = (Uuid::new_v4(), Uuid::new_v4());
     let item = claim(&world, old, 1).await?.remove(0);
     super::pass_visibility(&world).await?;
     assert_eq!(claim(&world, new, 1).await?.len(), 1);
     let id = &item["item_id"];
     let old_tries = async || {
-        let late = settle(&item, old, integration, &[("txn_late", 9_900)]);
+        let late = settle(&world, &item, old, integration, &[("txn_late", 9_900)]);
         assert_eq!(rpc(&world, "integration_settle", &late).await?, json!({"state": "lost"}));
         let beat = json!({"p_lane": "stripe", "p_items": [id], "p_leases": [old], "p_seconds": 60});
         assert_eq!(rpc(&world, "jobs_heartbeat", &beat).await?, json!([]));
@@ -183,7 +183,7 @@ async fn an_old_lease_writes_nothing() -> Result<()> {
     };
     old_tries().await?;
     assert_eq!((movements(&world, user).await?, imported_cents(&world, user).await?), (0, 0));
-    rpc(&world, "integration_settle", &settle(&item, new, integration, &[("txn_1", 100)])).await?;
+    rpc(&world, "integration_settle", &settle(&world, &item, new, integration, &[("txn_1", 100)])).await?;
     old_tries().await?;
     assert_eq!((movements(&world, user).await?, imported_cents(&world, user).await?), (1, 100));
     assert_eq!(world.value::<i32>("select attempts from public.job_items").await?, 0);

@@ -5,9 +5,10 @@ use std::time::Duration;
 use anyhow::Result;
 use local_stack::faults::{Fault, Rule};
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use super::{claim, last_sync_hour, pass_visibility, plan, replay, rpc, until};
+use super::{claim, pass_visibility, plan, replay, rpc, until};
 use crate::world::{SECRET, World};
 
 /// Rows of a sort that one call of `jobs_prune` forgets at most.
@@ -18,15 +19,15 @@ const MOST: i64 = 20_000;
 const OLD: &str = "
     insert into public.job_runs (run_id, task, trigger, route, as_of, status, started_at, finished_at)
         select md5('r' || n)::uuid, 'sync_integrations', 'cron', '/', t, 'success', t, t
-        from generate_series(1, 53) n, lateral (select now() - interval '1 day' * case when n <= 52 then 90 + n else 1 end as t) x;
+        from generate_series(1, 53) n, lateral (select $now - interval '1 day' * case when n <= 52 then 90 + n else 1 end as t) x;
     insert into public.job_items (run_id, lane, kind, subject, status, settled_at)
-        select md5('r' || r.n)::uuid, 'stripe', 'sync_integration', gen_random_uuid(), 'done', now()
+        select md5('r' || r.n)::uuid, 'stripe', 'sync_integration', gen_random_uuid(), 'done', $now
         from (values (1, 30000), (2, 12000), (53, 40)) r (n, items), generate_series(1, r.items);
     insert into public.sync_logs (provider, sync_type, status, synced_at)
-        select 'stripe', 'cron', 'success', now() - interval '1 day' * case when n <= 42000 then 91 else 1 end
+        select 'stripe', 'cron', 'success', $now - interval '1 day' * case when n <= 42000 then 91 else 1 end
         from generate_series(1, 42040) n;
     insert into public.email_events (event_id, kind, received_at)
-        select n::text, 'email.sent', now() - interval '91 days' from generate_series(1, 10) n;";
+        select n::text, 'email.sent', $now - interval '91 days' from generate_series(1, 10) n;";
 
 /// Items, runs, logs of integrations, events.
 const KEPT: &str = "select format('%s %s %s %s', (select count(*) from public.job_items), \
@@ -36,7 +37,7 @@ const KEPT: &str = "select format('%s %s %s %s', (select count(*) from public.jo
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cron_forgets_all_that_is_old() -> Result<()> {
     let world = World::new().await?;
-    sqlx::raw_sql(OLD).execute(world.pool()).await?;
+    sqlx::raw_sql(AssertSqlSafe(world.dated(OLD))).execute(world.pool()).await?;
     world.cron("daily-orchestrator", "").await?;
     assert_eq!(world.value::<String>(KEPT).await?, "40 1 40 0");
     assert_eq!(world.environment.gateway.faults().count("jobs_prune"), 3);
@@ -49,7 +50,7 @@ async fn a_cron_forgets_all_that_is_old() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_call_forgets_a_slice_of_the_oldest() -> Result<()> {
     let world = World::new().await?;
-    sqlx::raw_sql(OLD).execute(world.pool()).await?;
+    sqlx::raw_sql(AssertSqlSafe(world.dated(OLD))).execute(world.pool()).await?;
     let pruned = rpc(&world, "jobs_prune", &json!({})).await?;
     let slice = json!({"logs": MOST, "items": MOST, "runs": 51, "events": 10, "blanked": 0, "left": true});
     assert_eq!(pruned, slice, "the runs without items are forgotten at once");
@@ -71,7 +72,7 @@ async fn one_call_forgets_a_slice_of_the_oldest() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn forgetting_waits_for_nobody() -> Result<()> {
     let world = World::new().await?;
-    sqlx::raw_sql(OLD).execute(world.pool()).await?;
+    sqlx::raw_sql(AssertSqlSafe(world.dated(OLD))).execute(world.pool()).await?;
     let mut held = world.pool().begin().await?;
     sqlx::raw_sql("select from public.job_items for update; select from public.sync_logs for update")
         .execute(&mut *held)
@@ -87,7 +88,7 @@ async fn forgetting_waits_for_nobody() -> Result<()> {
 async fn no_second_slice_after_the_budget() -> Result<()> {
     let mut world = World::new().await?;
     world.set("JOB_BUDGET_SECONDS", "3");
-    sqlx::raw_sql(OLD).execute(world.pool()).await?;
+    sqlx::raw_sql(AssertSqlSafe(world.dated(OLD))).execute(world.pool()).await?;
     let faults = world.environment.gateway.faults();
     faults.add(Rule::on("jobs_prune", Fault::Delay(Duration::from_secs(4))));
     world.cron("daily-orchestrator", "").await?;
@@ -101,9 +102,9 @@ async fn no_second_slice_after_the_budget() -> Result<()> {
 async fn waiting_adds_nothing_up() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_held").await?;
-    let hour = last_sync_hour();
+    let hour = world.last_sync_hour();
     let run = Uuid::new_v4();
-    let mut planned = plan(run, Some(&hour.format("%Y-%m-%dT%HZ").to_string()), None);
+    let mut planned = plan(&world, run, Some(&hour.format("%Y-%m-%dT%HZ").to_string()), None);
     planned["p_as_of"] = json!(hour);
     rpc(&world, "jobs_plan_sync", &planned).await?;
     assert_eq!(claim(&world, Uuid::new_v4(), 1).await?.len(), 1);
@@ -113,7 +114,7 @@ async fn waiting_adds_nothing_up() -> Result<()> {
     let (query, bearer) = (replay(hour), format!("Bearer {SECRET}"));
     let comes_free = async {
         until("three looks", async || Ok(faults.count("jobs_run_waits") >= 3)).await?;
-        world.run("update public.job_items set leased_until = now()").await?;
+        world.run("update public.job_items set leased_until = '-infinity'").await?;
         pass_visibility(&world).await
     };
     let (answer, freed) = tokio::join!(joined.call(reqwest::Method::GET, &query, Some(&bearer)), comes_free);
@@ -136,10 +137,10 @@ async fn each_item_takes_over_its_own() -> Result<()> {
         world.stripe_user(account).await?;
     }
     let of = "from public.integration_tokens t where t.id = i.subject and t.stripe_account_id";
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     // Held by somebody, they are not superseded by the second run, but by the third.
-    world.run("update public.job_items set leased_until = now() + interval '1 hour'").await?;
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    world.run("update public.job_items set leased_until = '2999-01-01'").await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let stored = |records: u32, month: &str| json!({"records": records, "by_provider": {"stripe": records}, "months": [month], "cursor": {"after": "x"}});
     let (second, older) = ("i.leased_until is null", "i.leased_until is not null");
     for (set, which, account) in [
@@ -150,11 +151,11 @@ async fn each_item_takes_over_its_own() -> Result<()> {
         ("payload = '{\"days\": 400}'".to_owned(), older, "acct_c"),
     ] {
         let sql = format!("update public.job_items i set {set} {of} = '{account}' and {which}");
-        let changed = sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.pool()).await?.rows_affected();
+        let changed = sqlx::query(AssertSqlSafe(sql)).execute(world.pool()).await?.rows_affected();
         assert_eq!(changed, 1, "{account}");
     }
     world.run("update public.job_items set leased_until = null").await?;
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let items: Value = world
         .value(
             "select jsonb_object_agg(t.stripe_account_id, jsonb_build_array(i.attempts, i.error -> 'code', i.progress, i.payload)) \
@@ -192,7 +193,7 @@ async fn what_changes_during_a_plan_is_taken_over() -> Result<()> {
     for account in ["acct_a", "acct_b", "acct_c"] {
         world.stripe_user(account).await?;
     }
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     world.run("update public.job_items set attempts = 2, error = '{\"code\": \"m\"}'").await?;
     // The new items' foreign keys wait for their users.
     let mut held = world.pool().begin().await?;
@@ -201,19 +202,17 @@ async fn what_changes_during_a_plan_is_taken_over() -> Result<()> {
         let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
                        and datname = current_database() and query ilike '%jobs_plan_sync%'";
         until("the plan waits", async || Ok(world.value::<i64>(waiting).await? == 1)).await?;
-        for (set, account) in
-            [("leased_until = now() + interval '1 hour'", "acct_a"), ("attempts = 3", "acct_b")]
-        {
+        for (set, account) in [("leased_until = '2999-01-01'", "acct_a"), ("attempts = 3", "acct_b")] {
             let sql = format!(
                 "update public.job_items i set {set} from public.integration_tokens t \
                  where t.id = i.subject and t.stripe_account_id = '{account}'"
             );
-            sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.pool()).await?;
+            sqlx::query(AssertSqlSafe(sql)).execute(world.pool()).await?;
         }
         held.rollback().await?;
         anyhow::Ok(())
     };
-    let next = plan(Uuid::new_v4(), None, None);
+    let next = plan(&world, Uuid::new_v4(), None, None);
     let (planned, changed) = tokio::join!(rpc(&world, "jobs_plan_sync", &next), meanwhile);
     changed?;
     assert_eq!(planned?["plan"]["items"], 3);

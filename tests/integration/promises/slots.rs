@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{claim, last_sync_hour, months_ago, plan, replay, rpc};
+use super::{claim, plan, replay, rpc};
 use crate::world::World;
 
 async fn count(world: &World, table: &'static str) -> Result<i64> {
@@ -19,7 +19,7 @@ async fn count(world: &World, table: &'static str) -> Result<i64> {
 async fn a_cron_twice_is_one_run_and_a_post_is_never_blocked() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_a").await?;
-    let slot = replay(last_sync_hour());
+    let slot = replay(world.last_sync_hour());
     world.cron("daily-orchestrator", &slot).await?;
     // The same slot through the other door, and without `at=`: any minute of the six hours.
     let joined = world.cron("sync-integrations", &slot).await?;
@@ -40,11 +40,11 @@ async fn only_a_schedulers_whole_run_claims_a_slot() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_a").await?;
     let other = world.stripe_user("acct_b").await?;
-    let slot = replay(last_sync_hour());
+    let slot = replay(world.last_sync_hour());
     let one = world.cron("sync-integrations", &format!("{slot}&user_id={user}")).await?;
     assert_eq!((&one["skipped"], &one["resultsTotal"]), (&Value::Null, &json!(1)), "{one}");
     world.cron("monthly-sync", "force=true").await?;
-    world.cron("monthly-sync", &format!("month={}", months_ago(1))).await?;
+    world.cron("monthly-sync", &format!("month={}", world.months_ago(1))).await?;
     world.post("sync-integrations", &slot).await?;
     world.cron("sync-integrations", &format!("{slot}&dry_run=true")).await?;
     assert_eq!(count(&world, "job_slots").await?, 0);
@@ -57,7 +57,7 @@ async fn only_a_schedulers_whole_run_claims_a_slot() -> Result<()> {
         sqlx::query_as("select task, slot from public.job_slots where task <> 'marketing_day3'")
             .fetch_all(world.pool())
             .await?;
-    let expected = last_sync_hour().format("%Y-%m-%dT%HZ").to_string();
+    let expected = world.last_sync_hour().format("%Y-%m-%dT%HZ").to_string();
     assert_eq!(slots, [("sync_integrations".to_owned(), expected)]);
     let replayed: String = world
         .value("select trigger from public.job_runs where slot is not null and task <> 'marketing_day3'")
@@ -80,9 +80,9 @@ const EVERYTHING: &str = "select md5(string_agg(t::text, '|' order by t::text)) 
 async fn a_dry_run_writes_its_log_row_and_nothing_else() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_a").await?;
-    world.stripe.payment("acct_a", super::earlier(5), 1_000, "eur");
+    world.stripe.payment("acct_a", world.earlier(5), 1_000, "eur");
     world.post("sync-integrations", "").await?;
-    world.stripe.payment("acct_a", super::earlier(4), 2_000, "eur");
+    world.stripe.payment("acct_a", world.earlier(4), 2_000, "eur");
     world.stripe.faults().forget();
     let before: String = world.value(EVERYTHING).await?;
     let logged = count(&world, "sync_logs").await?;
@@ -116,7 +116,7 @@ async fn a_plan_that_failed_left_no_slot() -> Result<()> {
     world.stripe_user("acct_a").await?;
     // The last statement of the plan fails: everything before it must be undone.
     world.run("alter table pgmq.q_jobs_stripe add constraint broken check (msg_id < 0) not valid").await?;
-    let slot = replay(last_sync_hour());
+    let slot = replay(world.last_sync_hour());
     let answer = world.call(Method::GET, "daily-orchestrator", &slot).await?;
     assert_eq!(answer.status, 500, "{}", answer.text);
     for table in ["job_slots", "job_runs", "job_items"] {
@@ -136,10 +136,10 @@ async fn what_an_older_run_left_is_superseded() -> Result<()> {
     for n in 0..40 {
         let shop = format!("shop-{n}.myshopify.com");
         world.shopify_user(&shop).await?;
-        world.shopify.tenders(&shop, super::earlier(5), chrono::TimeDelta::zero(), 1);
+        world.shopify.tenders(&shop, world.earlier(5), chrono::TimeDelta::zero(), 1);
     }
     let older = Uuid::new_v4();
-    rpc(&world, "jobs_plan_sync", &plan(older, None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, older, None, None)).await?;
     let answer = world.post("sync-integrations", "").await?;
     assert_eq!((&answer["totalSynced"], &answer["resultsTotal"]), (&json!(40), &json!(40)), "{answer}");
     assert_eq!(answer["remaining"], Value::Null, "{answer}");
@@ -166,7 +166,7 @@ async fn a_run_keeps_the_reach_of_those_it_supersedes() -> Result<()> {
     for (days, expected) in
         [(json!(null), 0), (json!(90), 90), (json!(30), 90), (json!(null), 90), (json!(120), 120)]
     {
-        let mut plan = plan(Uuid::new_v4(), None, None);
+        let mut plan = plan(&world, Uuid::new_v4(), None, None);
         plan["p_payload"]["days"] = days.clone();
         rpc(&world, "jobs_plan_sync", &plan).await?;
         assert_eq!(world.value::<i32>(reach).await?, expected, "after days={days}");
@@ -179,9 +179,9 @@ async fn a_run_keeps_the_reach_of_those_it_supersedes() -> Result<()> {
 async fn what_is_worked_on_is_not_superseded() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_a").await?;
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     assert_eq!(claim(&world, Uuid::new_v4(), 1).await?.len(), 1);
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let superseded: i64 =
         world.value("select count(*) from public.job_items where status = 'superseded'").await?;
     assert_eq!(superseded, 0);
@@ -206,7 +206,7 @@ async fn a_run_whose_items_were_taken_over_says_so() -> Result<()> {
             Ok(world.value::<i64>(super::WAITING).await? == 2 && world.value::<i64>(claimed).await? == 3)
         })
         .await?;
-        let mut later = plan(Uuid::new_v4(), None, None);
+        let mut later = plan(&world, Uuid::new_v4(), None, None);
         later["p_payload"]["days"] = json!(30);
         rpc(&world, "jobs_plan_sync", &later).await?;
         held.rollback().await?;

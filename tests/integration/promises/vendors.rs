@@ -10,7 +10,6 @@ use local_stack::{
 use reqwest::Method;
 use serde_json::Value;
 
-use super::earlier;
 use crate::world::World;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -18,13 +17,14 @@ async fn every_document_and_its_answers_are_shopifys() -> Result<()> {
     let world = World::new().await?;
     let shop = "vendors.myshopify.com";
     world.shopify_user(shop).await?;
-    let noon = earlier(90);
+    let noon = world.earlier(90);
     let sale =
         world.shopify.tender(shop, Tender::new(noon, "120.0", "USD").shop_money("110.0").reference("ch_1"));
-    world.shopify.refund(shop, &sale, earlier(80), "20.0");
+    world.shopify.refund(shop, &sale, world.earlier(80), "20.0");
     world.shopify.tender(shop, Tender::new(noon, "5.0", "EUR").gift_card().deleted_order());
-    let lost =
-        Dispute::new(noon - TimeDelta::days(20), "40.0", "EUR").about(&sale).finalized("LOST", earlier(70));
+    let lost = Dispute::new(noon - TimeDelta::days(20), "40.0", "EUR")
+        .about(&sale)
+        .finalized("LOST", world.earlier(70));
     world.shopify.dispute(shop, lost);
     world.shopify.dispute(shop, Dispute::new(noon, "4.0", "EUR").inquiry());
     world.post("sync-integrations", "").await?;
@@ -54,14 +54,14 @@ async fn every_document_and_its_answers_are_shopifys() -> Result<()> {
 async fn every_answer_of_stripe_is_stripes() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_vendors").await?;
-    let paid = world.stripe.payment("acct_vendors", earlier(90), 12_000, "eur");
-    world.stripe.converted_payment("acct_vendors", earlier(90), (12_000, "usd"), (11_000, "eur"));
-    world.stripe.partial_capture("acct_vendors", earlier(90), (1_000, 600), "eur");
-    world.stripe.refund("acct_vendors", &paid.charge, earlier(80), 100);
-    world.stripe.refund_failure("acct_vendors", &paid.charge, earlier(70), 100);
-    world.stripe.dispute("acct_vendors", &paid.charge, earlier(60), 600);
-    world.stripe.dispute_reversal("acct_vendors", &paid.charge, earlier(50), 600);
-    world.stripe.payout("acct_vendors", earlier(40), 300, "eur");
+    let paid = world.stripe.payment("acct_vendors", world.earlier(90), 12_000, "eur");
+    world.stripe.converted_payment("acct_vendors", world.earlier(90), (12_000, "usd"), (11_000, "eur"));
+    world.stripe.partial_capture("acct_vendors", world.earlier(90), (1_000, 600), "eur");
+    world.stripe.refund("acct_vendors", &paid.charge, world.earlier(80), 100);
+    world.stripe.refund_failure("acct_vendors", &paid.charge, world.earlier(70), 100);
+    world.stripe.dispute("acct_vendors", &paid.charge, world.earlier(60), 600);
+    world.stripe.dispute_reversal("acct_vendors", &paid.charge, world.earlier(50), 600);
+    world.stripe.payout("acct_vendors", world.earlier(40), 300, "eur");
     world.post("sync-integrations", "").await?;
 
     let mut answers = Vec::new();

@@ -11,7 +11,7 @@ use crate::world::World;
 
 /// 3,000 users with both providers, a history of movements and of finished runs.
 const HISTORY: &str = "
-    insert into auth.users (id) select md5('u' || n)::uuid from generate_series(1, 3000) n;
+    insert into auth.users (id, created_at) select md5('u' || n)::uuid, timestamptz '2020-01-01' from generate_series(1, 3000) n;
     insert into public.integration_tokens (user_id, provider, access_token, stripe_account_id, shop_domain)
         select id, p, 'x', 'acct_' || id, id || '.myshopify.com' from auth.users, unnest(array['stripe', 'shopify']) p;
     insert into public.integration_state (user_id, provider, account, activity, first_month, counted)
@@ -19,16 +19,16 @@ const HISTORY: &str = "
         from public.integration_tokens;
     insert into public.integration_transactions
         (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs)
-        select user_id, provider, provider || n, 'acct_x', 'payment', now() - n * interval '5 days', 100, 'EUR',
+        select user_id, provider, provider || n, 'acct_x', 'payment', $now - n * interval '5 days', 100, 'EUR',
             array['ch_' || user_id || n, 'gid://shopify/Order/' || n]
         from public.integration_tokens, generate_series(1, 8) n;
     insert into public.ca_records (user_id, year, month, activity_type, amount_eur)
         select id, 2026, n, 'services', 1 from auth.users, generate_series(1, 8) n;
     insert into public.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at)
-        select md5('r' || n)::uuid, 'sync_integrations', n::text, 'cron', '/', now(), 'success', now(), now()
+        select md5('r' || n)::uuid, 'sync_integrations', n::text, 'cron', '/', $now, 'success', $now, $now
         from generate_series(1, 40) n;
     insert into public.job_items (run_id, lane, kind, subject, user_id, status, settled_at)
-        select r.run_id, t.provider, 'sync_integration', t.id, t.user_id, 'done', now()
+        select r.run_id, t.provider, 'sync_integration', t.id, t.user_id, 'done', $now
         from public.job_runs r, (select * from public.integration_tokens limit 800) t;
     analyze;";
 
@@ -70,9 +70,9 @@ fn call(function: &str, arguments: &Value) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_items_work_reads_no_whole_table() -> Result<()> {
     let world = World::new().await?;
-    sqlx::raw_sql(HISTORY).execute(world.pool()).await?;
+    sqlx::raw_sql(AssertSqlSafe(world.dated(HISTORY))).execute(world.pool()).await?;
     let run = Uuid::new_v4();
-    rpc(&world, "jobs_plan_sync", &plan(run, None, None)).await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, run, None, None)).await?;
     let lease = Uuid::new_v4();
 
     let claim = json!({"p_claim": lease, "p_lane": "stripe", "p_limit": 32, "p_seconds": 60});
@@ -98,7 +98,7 @@ async fn a_single_items_work_reads_no_whole_table() -> Result<()> {
             json!({"p_integration_id": integration, "p_access_token": token, "p_account": "x"}),
         ),
         ("jobs_heartbeat", held),
-        ("integration_settle", settle(first, lease, integration, &[("txn_1", 100), ("txn_2", 200)])),
+        ("integration_settle", settle(&world, first, lease, integration, &[("txn_1", 100), ("txn_2", 200)])),
         ("jobs_give_back", back),
         ("jobs_release", released),
         ("jobs_close_runs", json!({})),
@@ -129,34 +129,34 @@ async fn a_single_items_work_reads_no_whole_table() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn planning_and_forgetting_read_no_history() -> Result<()> {
     let world = World::new().await?;
-    sqlx::raw_sql(HISTORY).execute(world.pool()).await?;
-    sqlx::raw_sql(
+    sqlx::raw_sql(AssertSqlSafe(world.dated(HISTORY))).execute(world.pool()).await?;
+    sqlx::raw_sql(AssertSqlSafe(world.dated(
         "insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, settled_at)
-             select 'monthly_recap/' || id || '/' || n, 'monthly_recap', id, id, md5('r')::uuid, 'sent', now()
+             select 'monthly_recap/' || id || '/' || n, 'monthly_recap', id, id, md5('r')::uuid, 'sent', $now
              from auth.users, generate_series(1, 12) n;
          insert into public.sync_logs (user_id, provider, sync_type, status, synced_at)
-             select id, 'stripe', 'cron', 'success', now() - n * interval '1 day'
+             select id, 'stripe', 'cron', 'success', $now - n * interval '1 day'
              from auth.users, generate_series(85, 96) n;
          insert into public.job_runs (run_id, task, trigger, route, as_of, status, parameters, started_at, finished_at)
-             select gen_random_uuid(), 'check_thresholds', 'manual', '/', now(), 'success', '{}', now(), now()
+             select gen_random_uuid(), 'check_thresholds', 'manual', '/', $now, 'success', '{}', $now, $now
              from generate_series(1, 20000);
-         update public.job_runs set finished_at = now() - interval '100 days' where run_id = md5('r1')::uuid;
-         update auth.users set email = id || '@example.test', email_confirmed_at = now(), created_at = now() - interval '4 days';
+         update public.job_runs set finished_at = $now - interval '100 days' where run_id = md5('r1')::uuid;
+         update auth.users set email = id || '@example.test', email_confirmed_at = $now, created_at = $now - interval '4 days';
          insert into public.email_preferences (user_id, monthly_reminder) select id, true from auth.users;
          analyze;",
-    )
+    )))
     .execute(world.pool())
     .await?;
     // The second one supersedes all that the first one planned.
-    rpc(&world, "jobs_plan_sync", &plan(Uuid::new_v4(), None, None)).await?;
-    let mut calls = vec![call("jobs_plan_sync", &plan(Uuid::new_v4(), None, None))];
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
+    let mut calls = vec![call("jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None))];
     for kind in ["marketing_day3", "monthly_reminder"] {
         calls.push(call(
             "jobs_plan_mails",
             &json!({
                 "p_run_id": Uuid::new_v4(), "p_task": kind, "p_kind": kind, "p_slot": null, "p_trigger": "manual",
-                "p_route": "/", "p_as_of": chrono::Utc::now(), "p_parameters": {}, "p_user_id": null,
-                "p_dry_run": false, "p_prices": {"p": "premium"}, "p_month": "2026-10-01", "p_now": chrono::Utc::now(),
+                "p_route": "/", "p_as_of": world.now(), "p_parameters": {}, "p_user_id": null,
+                "p_dry_run": false, "p_prices": {"p": "premium"}, "p_month": "2026-10-01", "p_now": world.now(),
             }),
         ));
     }

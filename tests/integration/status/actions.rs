@@ -1,20 +1,20 @@
 //! What an operator may have done: replays and retries, each once.
 
 use anyhow::Result;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use local_stack::faults::{Fault, Rule};
 use serde_json::json;
 
 use super::{Browser, eventually, json, post};
-use crate::{mails, world::World};
+use crate::{clock::at, mails, world::World};
 
 /// Crons have come by for so many days, and then no more.
 async fn crons_came_by(world: &World, days: i64) -> Result<()> {
     sqlx::query(
         "insert into public.job_slots (task, slot, run_id, claimed_at) \
-         values ('sync_integrations', 'long-ago', gen_random_uuid(), now() - make_interval(days => $1))",
+         values ('sync_integrations', 'long-ago', gen_random_uuid(), $1)",
     )
-    .bind(i32::try_from(days)?)
+    .bind(world.now() - TimeDelta::days(days))
     .execute(world.pool())
     .await?;
     Ok(())
@@ -80,7 +80,7 @@ async fn a_missed_slot_is_replayed_once() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_replayed_is_refused() -> Result<()> {
     let mut world = World::new().await?;
-    world.set("JOBS_NOW", "2026-11-24T12:00:00Z");
+    world.set_now(at("2026-11-24T12:00:00Z"));
     world.set("REPLAY_MAX_DAYS", "60");
     let function = world.function("status").await?;
     for (task, slot, status) in [
@@ -112,7 +112,7 @@ async fn a_failed_sync_is_planned_anew_for_its_users_only() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_good").await?;
     let broken = world.stripe_user("acct_bad").await?;
-    world.stripe.payment("acct_bad", Utc::now() - TimeDelta::minutes(5), 1_000, "eur");
+    world.stripe.payment("acct_bad", world.now() - TimeDelta::minutes(5), 1_000, "eur");
     world.run("update public.integration_tokens set access_token = 'not encrypted' where stripe_account_id = 'acct_bad'").await?;
     world.post("sync-integrations", "").await?;
     let function = world.function("status").await?;
@@ -170,7 +170,7 @@ async fn what_waits_for_another_attempt_goes_at_once() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_mails_leave_again_and_unknown_ones_never() -> Result<()> {
     let mut world = World::new().await?;
-    mails::midday(&mut world);
+    world.midday();
     for name in ["refused", "unknown", "bounced"] {
         mails::signed_up(&world, &format!("{name}@example.test"), "Camille", 4).await?;
     }
@@ -226,7 +226,7 @@ async fn refused_mails_leave_again_and_unknown_ones_never() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_retries_once() -> Result<()> {
     let mut world = World::new().await?;
-    mails::midday(&mut world);
+    world.midday();
     mails::signed_up(&world, "refused@example.test", "Camille", 4).await?;
     world.resend.refuse_address("refused@example.test");
     world.stripe_user("acct_bad").await?;

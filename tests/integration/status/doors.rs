@@ -5,7 +5,10 @@ use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
 
 use super::{Browser, json, wrong};
-use crate::world::{SECRET, World};
+use crate::{
+    clock::at,
+    world::{SECRET, World},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_secret_opens_it_and_never_in_the_address() -> Result<()> {
@@ -48,7 +51,7 @@ async fn only_the_secret_opens_it_and_never_in_the_address() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_signs_in_and_out() -> Result<()> {
     let mut world = World::new().await?;
-    world.set("JOBS_NOW", "2026-11-25T08:00:00Z");
+    world.set_now(at("2026-11-25T08:00:00Z"));
     let function = world.function("status").await?;
     let mut browser = Browser::new(&function)?;
     let answer = browser.form(&[("secret", SECRET)]).await?;
@@ -69,7 +72,7 @@ async fn a_browser_signs_in_and_out() -> Result<()> {
     assert!(page.text.contains("type=\"password\""), "{}", page.text);
 
     // Half an hour later the cookie is worth nothing, whoever kept it.
-    world.set("JOBS_NOW", "2026-11-25T08:30:00Z");
+    world.set_now(at("2026-11-25T08:30:00Z"));
     let later = world.function("status").await?;
     let mut browser = Browser { cookie: kept, ..Browser::new(&later)? };
     assert!(browser.get("").await?.text.contains("type=\"password\""));

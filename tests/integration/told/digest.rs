@@ -1,7 +1,7 @@
 //! One mail a day to the operator, when and only when there is something to look at.
 
 use anyhow::Result;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use local_stack::faults::{Fault, Rule};
 
 use crate::{mails::received, world::World};
@@ -21,19 +21,14 @@ fn said(world: &World) -> String {
 async fn world() -> Result<World> {
     let mut world = World::new().await?;
     world.set("OPERATOR_EMAIL", "operator@example.test");
-    crate::mails::midday(&mut world);
+    world.midday();
     Ok(world)
-}
-
-/// The noon that the functions have.
-fn noon(world: &World) -> Result<DateTime<Utc>> {
-    Ok(world.var("JOBS_NOW").parse()?)
 }
 
 /// Dates the calls so far by the functions' clock: the database notes them by its own, which may be half a day off.
 async fn called(world: &World, route: &str, before_noon: TimeDelta) -> Result<()> {
     sqlx::query("update public.sync_logs set synced_at = $1 where metadata ->> 'route' like '%' || $2")
-        .bind(noon(world)? - before_noon)
+        .bind(world.now() - before_noon)
         .bind(route)
         .execute(world.pool())
         .await?;

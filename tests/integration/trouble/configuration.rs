@@ -1,21 +1,21 @@
 //! A deployment that is set up wrongly says what to mend, by name and never by value.
 
 use anyhow::Result;
-use chrono::{TimeDelta, Timelike, Utc};
 use reqwest::Method;
 use serde_json::json;
 
-use super::{SYNC, ask, earlier, heal, turnover};
-use crate::world::{SECRET, World};
+use super::{SYNC, ask, heal, turnover};
+use crate::{
+    clock::replay,
+    world::{SECRET, World},
+};
 
 const INTEGRATIONS: [&str; 4] =
     ["STRIPE_SECRET_KEY", "SHOPIFY_CLIENT_ID", "SHOPIFY_CLIENT_SECRET", "ENCRYPTION_KEY"];
 
 /// A sync slot of today that has begun.
-fn slot() -> String {
-    let now = Utc::now();
-    let begun = now - TimeDelta::hours(i64::from(now.hour() % 6));
-    format!("at={}", begun.format("%Y-%m-%dT%H:00:00Z"))
+fn slot(world: &World) -> String {
+    replay(world.last_sync_hour())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,12 +48,12 @@ async fn everything_that_is_missing_is_named_at_once() -> Result<()> {
 async fn a_missing_variable_of_the_integrations_fails_that_task_alone() -> Result<()> {
     let mut world = World::new().await?;
     let user = world.stripe_user("acct_unset").await?;
-    world.stripe.payment("acct_unset", earlier(600), 4_200, "eur");
+    world.stripe.payment("acct_unset", world.earlier(600), 4_200, "eur");
     for name in ["STRIPE_SECRET_KEY", "SHOPIFY_CLIENT_ID"] {
         world.unset(name);
     }
     world.set("SHOPIFY_CLIENT_SECRET", " \n");
-    let told = ask(&world, Method::GET, "daily-orchestrator", &slot()).await?;
+    let told = ask(&world, Method::GET, "daily-orchestrator", &slot(&world)).await?;
     assert_eq!(told.status, 500, "{}", told.text);
     assert_eq!(told.body["message"], "Orchestrator quotidien terminé");
     let (marketing, sync) =
@@ -83,7 +83,7 @@ async fn a_missing_variable_of_the_integrations_fails_that_task_alone() -> Resul
     world.set("STRIPE_SECRET_KEY", &world.stripe.secret_key());
     world.set("SHOPIFY_CLIENT_ID", &world.shopify.client_id());
     world.set("SHOPIFY_CLIENT_SECRET", &world.shopify.client_secret());
-    let told = ask(&world, Method::GET, "daily-orchestrator", &slot()).await?;
+    let told = ask(&world, Method::GET, "daily-orchestrator", &slot(&world)).await?;
     assert_eq!(
         (told.status, &told.body["results"]["syncIntegrations"]["synced"]),
         (200, &json!(1)),
@@ -140,7 +140,7 @@ async fn wrong_values_are_named_and_never_repeated() -> Result<()> {
 async fn only_a_service_key_will_do() -> Result<()> {
     let mut world = World::new().await?;
     let user = world.stripe_user("acct_keys").await?;
-    world.stripe.payment("acct_keys", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_keys", world.earlier(90), 4_200, "eur");
     let keys = world.environment.gateway.keys().clone();
     let other = local_stack::keys::Keys::generate()?;
     let signed_in = keys.user_token(user)?;
@@ -201,7 +201,7 @@ async fn only_a_service_key_will_do() -> Result<()> {
 async fn another_encryption_key_is_everybodys_trouble_and_heals() -> Result<()> {
     let mut world = World::new().await?;
     let user = world.stripe_user("acct_locked").await?;
-    world.stripe.payment("acct_locked", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_locked", world.earlier(90), 4_200, "eur");
     let right = world.replace("ENCRYPTION_KEY", Some("fedcba9876543210fedcba9876543210".into()));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!((told.status, &told.body["errors"]), (200, &json!(1)), "{}", told.text);

@@ -5,18 +5,18 @@ use local_stack::{shopify::Tender, stripe::Entry};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{SYNC, ask, earlier, turnover};
+use super::{SYNC, ask, turnover};
 use crate::world::World;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn other_currencies_are_kept_and_said_and_not_counted() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_travel").await?;
-    world.stripe.payment("acct_travel", earlier(90), 4_200, "eur");
-    world.stripe.payment("acct_travel", earlier(80), 10_000, "usd");
-    world.stripe.payment("acct_travel", earlier(70), 5_000, "jpy");
+    world.stripe.payment("acct_travel", world.earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_travel", world.earlier(80), 10_000, "usd");
+    world.stripe.payment("acct_travel", world.earlier(70), 5_000, "jpy");
     // A dollar payment that settles in euros is euros.
-    world.stripe.converted_payment("acct_travel", earlier(60), (1_000, "usd"), (900, "eur"));
+    world.stripe.converted_payment("acct_travel", world.earlier(60), (1_000, "usd"), (900, "eur"));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!(
         (told.status, &told.body["totalSynced"], &told.body["errors"]),
@@ -56,10 +56,10 @@ async fn gift_cards_are_kept_and_not_counted() -> Result<()> {
     let world = World::new().await?;
     let shop = "cards.myshopify.com";
     let user = world.shopify_user(shop).await?;
-    world.shopify.tender(shop, Tender::new(earlier(90), "42.0", "EUR"));
-    world.shopify.tender(shop, Tender::new(earlier(80), "25.0", "EUR").gift_card());
-    world.shopify.tender(shop, Tender::new(earlier(70), "12.0", "EUR").method("store_credit"));
-    world.shopify.tender(shop, Tender::new(earlier(60), "99.0", "EUR").test());
+    world.shopify.tender(shop, Tender::new(world.earlier(90), "42.0", "EUR"));
+    world.shopify.tender(shop, Tender::new(world.earlier(80), "25.0", "EUR").gift_card());
+    world.shopify.tender(shop, Tender::new(world.earlier(70), "12.0", "EUR").method("store_credit"));
+    world.shopify.tender(shop, Tender::new(world.earlier(60), "99.0", "EUR").test());
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!((told.status, &told.body["errors"]), (200, &json!(0)), "{}", told.text);
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
@@ -82,11 +82,11 @@ async fn a_buyers_currency() -> Result<()> {
     let world = World::new().await?;
     let shop = "monde.myshopify.com";
     let user = world.shopify_user(shop).await?;
-    world.shopify.tender(shop, Tender::new(earlier(90), "50.0", "USD").shop_money("45.5"));
+    world.shopify.tender(shop, Tender::new(world.earlier(90), "50.0", "USD").shop_money("45.5"));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!((told.status, &told.body["results"][0]["status"]), (200, &json!("success")), "{}", told.text);
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("45.50"));
-    world.shopify.tender(shop, Tender::new(earlier(80), "20.0", "USD").deleted_order());
+    world.shopify.tender(shop, Tender::new(world.earlier(80), "20.0", "USD").deleted_order());
     let told = ask(&world, Method::POST, SYNC, "").await?;
     let result = &told.body["results"][0];
     assert_eq!(
@@ -103,10 +103,14 @@ async fn a_buyers_currency() -> Result<()> {
 async fn a_category_that_nobody_knows_is_reported_and_not_guessed() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_novel").await?;
-    world.stripe.payment("acct_novel", earlier(90), 4_200, "eur");
-    world.stripe.add("acct_novel", Entry::new(earlier(80), 700, "eur").kind("novelty", "loyalty_reward"));
-    world.stripe.add("acct_novel", Entry::new(earlier(70), 300, "eur").kind("novelty", "loyalty_reward"));
-    world.stripe.payout("acct_novel", earlier(60), 1_000, "eur");
+    world.stripe.payment("acct_novel", world.earlier(90), 4_200, "eur");
+    world
+        .stripe
+        .add("acct_novel", Entry::new(world.earlier(80), 700, "eur").kind("novelty", "loyalty_reward"));
+    world
+        .stripe
+        .add("acct_novel", Entry::new(world.earlier(70), 300, "eur").kind("novelty", "loyalty_reward"));
+    world.stripe.payout("acct_novel", world.earlier(60), 1_000, "eur");
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!(
         (told.status, &told.body["errors"], &told.body["partial"]),

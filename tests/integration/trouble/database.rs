@@ -10,14 +10,14 @@ use local_stack::{
 use reqwest::Method;
 use serde_json::json;
 
-use super::{SYNC, ask, ask_again, earlier, eventually, heal, traces, turnover};
+use super::{SYNC, ask, ask_again, eventually, heal, traces, turnover};
 use crate::world::{SECRET, World};
 
 /// A user with 42.00 that nobody has read yet.
 async fn world_with_money() -> Result<(World, uuid::Uuid)> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_waiting").await?;
-    world.stripe.payment("acct_waiting", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_waiting", world.earlier(90), 4_200, "eur");
     Ok((world, user))
 }
 
@@ -112,7 +112,7 @@ async fn deadlocks_pass_and_refusals_are_counted() -> Result<()> {
     assert_eq!(told.body["totalSynced"], 1, "{}", told.text);
     faults.clear();
 
-    world.stripe.payment("acct_waiting", earlier(30), 800, "eur");
+    world.stripe.payment("acct_waiting", world.earlier(30), 800, "eur");
     let refused = json!({"code": "22003", "message": "numeric field overflow", "details": "sk_test_detail"});
     faults.add(Rule::on("integration_settle", Fault::json(400, &refused)));
     let told = ask(&world, Method::POST, SYNC, "").await?;
@@ -199,7 +199,7 @@ async fn the_data_api_restarts_in_the_middle_of_a_run() -> Result<()> {
 async fn missing_migrations_are_said_to_be_missing() -> Result<()> {
     let world = World::over(Template::Application).await?;
     let user = world.stripe_user("acct_early").await?;
-    world.stripe.payment("acct_early", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_early", world.earlier(90), 4_200, "eur");
     for (name, method, query) in [
         (SYNC, Method::POST, ""),
         (SYNC, Method::POST, "dry_run=true"),

@@ -8,7 +8,7 @@ use local_stack::{
 use reqwest::Method;
 use serde_json::json;
 
-use super::{SYNC, ask, earlier, heal, turnover};
+use super::{SYNC, ask, heal, turnover};
 use crate::{
     mails,
     world::{SECRET, World},
@@ -18,7 +18,7 @@ use crate::{
 #[tokio::test(flavor = "multi_thread")]
 async fn no_redirect_is_followed() -> Result<()> {
     let mut world = World::new().await?;
-    mails::midday(&mut world);
+    world.midday();
     let elsewhere = Resend::bare().await?;
     world.stripe_user("acct_lured").await?;
     world.shopify_user("lured.myshopify.com").await?;
@@ -89,7 +89,7 @@ async fn names_of_parameters_are_answered_as_text() -> Result<()> {
 async fn database_answers_without_their_fields() -> Result<()> {
     let mut world = World::new().await?;
     let user = world.stripe_user("acct_odd").await?;
-    world.stripe.payment("acct_odd", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_odd", world.earlier(90), 4_200, "eur");
     world.set("JOB_BUDGET_SECONDS", "2");
     let answers = [
         json!({}),
@@ -113,8 +113,8 @@ async fn database_answers_without_their_fields() -> Result<()> {
             // Whoever holds the items lets go of them.
             faults.clear();
             for lane in [
-                "update pgmq.q_jobs_stripe set vt = now()",
-                "update public.job_items set leased_until = now() where status = 'queued'",
+                "update pgmq.q_jobs_stripe set vt = '-infinity'",
+                "update public.job_items set leased_until = '-infinity' where status = 'queued'",
             ] {
                 world.run(lane).await?;
             }

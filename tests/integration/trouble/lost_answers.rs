@@ -1,12 +1,12 @@
 //! PostgREST commits, and the answer is lost: every function of ours is called again and changes nothing more.
 
 use anyhow::Result;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
 use serde_json::json;
 
-use super::{SYNC, ask, earlier, heal, turnover};
+use super::{SYNC, ask, heal, turnover};
 use crate::world::World;
 
 /// What a sync calls, in its order.
@@ -32,7 +32,7 @@ async fn a_repeated_call_changes_nothing() -> Result<()> {
         if name == "integration_prove" {
             world.run("delete from public.integration_state").await?;
         }
-        world.stripe.payment("acct_cut", earlier(90), 1_000, "eur");
+        world.stripe.payment("acct_cut", world.earlier(90), 1_000, "eur");
         faults.clear();
         faults.forget();
         faults.add(Rule::on(&format!("/rpc/{name}"), Fault::CutAfter).times(1));
@@ -60,7 +60,7 @@ async fn a_repeated_call_changes_nothing() -> Result<()> {
         assert_eq!(counts, (runs, runs, runs, runs, runs), "{name}: one of each for each call");
     }
     // All of them in one run.
-    world.stripe.payment("acct_cut", earlier(90), 1_000, "eur");
+    world.stripe.payment("acct_cut", world.earlier(90), 1_000, "eur");
     faults.clear();
     for name in CALLS {
         faults.add(Rule::on(&format!("/rpc/{name}"), Fault::CutAfter).times(1));
@@ -80,7 +80,7 @@ async fn a_repeated_call_changes_nothing() -> Result<()> {
 async fn a_repeated_checkpoint_counts_once() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_big").await?;
-    let sum = world.stripe.payments("acct_big", earlier(600), TimeDelta::milliseconds(1), 2_150, "eur");
+    let sum = world.stripe.payments("acct_big", world.earlier(600), TimeDelta::milliseconds(1), 2_150, "eur");
     let faults = world.environment.gateway.faults();
     faults.add(Rule::on("/rpc/integration_settle", Fault::CutAfter).times(1));
     faults.add(Rule::on("/rpc/integration_settle", Fault::CutAfter).skip(1).times(1));
@@ -98,7 +98,7 @@ async fn a_repeated_checkpoint_counts_once() -> Result<()> {
 async fn a_repeated_giving_back_is_one_attempt() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_back").await?;
-    world.stripe.payment("acct_back", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_back", world.earlier(90), 4_200, "eur");
     world.stripe.faults().add(Rule::on("balance_transactions", local_stack::stripe::server_error(false)));
     let faults = world.environment.gateway.faults();
     faults.add(Rule::on("/rpc/jobs_give_back", Fault::CutAfter).times(1));
@@ -117,10 +117,8 @@ async fn a_repeated_giving_back_is_one_attempt() -> Result<()> {
 async fn a_repeated_plan_claims_its_slot_once() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_cron").await?;
-    world.stripe.payment("acct_cron", earlier(90), 4_200, "eur");
-    let begun = Utc::now();
-    let slot = begun - TimeDelta::hours(i64::from(chrono::Timelike::hour(&begun) % 6));
-    let at = format!("at={}", slot.format("%Y-%m-%dT%H:00:00Z"));
+    world.stripe.payment("acct_cron", world.earlier(90), 4_200, "eur");
+    let at = crate::clock::replay(world.last_sync_hour());
     let faults = world.environment.gateway.faults();
     for name in ["jobs_plan_sync", "jobs_prune", "jobs_log"] {
         faults.add(Rule::on(&format!("/rpc/{name}"), Fault::CutAfter).times(1));
@@ -152,7 +150,7 @@ async fn a_repeated_plan_claims_its_slot_once() -> Result<()> {
 async fn a_repeated_chain_is_one_chain() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_chain").await?;
-    world.stripe.payment("acct_chain", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_chain", world.earlier(90), 4_200, "eur");
     // Planned, and nobody works on it.
     let faults = world.environment.gateway.faults();
     faults.add(Rule::on("/rpc/jobs_claim", Fault::json(400, &json!({"code": "22023", "message": "no"}))));

@@ -15,7 +15,6 @@ mod together;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use chrono::{DateTime, TimeDelta, Utc};
 use reqwest::{Method, header::HeaderMap};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -24,13 +23,6 @@ use uuid::Uuid;
 use crate::world::{ENCRYPTION_KEY, Function, SECRET, World};
 
 const SYNC: &str = "sync-integrations";
-
-/// An instant of this Paris month that has passed, whatever today is.
-fn earlier(minutes: i64) -> DateTime<Utc> {
-    let now = Utc::now();
-    let start = jobs::schedule::paris::month(now).start();
-    (now - TimeDelta::minutes(minutes)).max(start)
-}
 
 /// An answer that was found harmless, with what the function logged about it.
 #[derive(Debug)]

@@ -1,20 +1,20 @@
 //! What may be asked, and what comes of asking for something else.
 
 use anyhow::Result;
-use chrono::{SecondsFormat, TimeDelta, Utc};
+use chrono::{SecondsFormat, TimeDelta};
 use reqwest::Method;
 use serde_json::Value;
 
-use super::{SYNC, ask, ask_again, earlier, harmless, heal, turnover};
+use super::{SYNC, ask, ask_again, harmless, heal, turnover};
 use crate::world::{SECRET, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_parameter_is_named_and_nothing_runs() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_asked").await?;
-    world.stripe.payment("acct_asked", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_asked", world.earlier(90), 4_200, "eur");
     let in_days = |days: i64| {
-        let at = Utc::now() + TimeDelta::days(days);
+        let at = world.now() + TimeDelta::days(days);
         format!("at={}", at.to_rfc3339_opts(SecondsFormat::Secs, true))
     };
     let (tomorrow, long_ago) = (in_days(1), in_days(-36));
@@ -84,7 +84,7 @@ async fn a_wrong_parameter_is_named_and_nothing_runs() -> Result<()> {
 async fn looking_ahead_or_far_back_is_for_trying_only() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_tried").await?;
-    world.stripe.payment("acct_tried", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_tried", world.earlier(90), 4_200, "eur");
     for at in ["2099-01-01T00:00:00Z", "2020-02-29T12:00:00Z"] {
         let told = ask(&world, Method::POST, SYNC, &format!("dry_run=true&at={at}")).await?;
         assert_eq!(told.status, 200, "{}", told.text);
@@ -131,7 +131,7 @@ async fn twenty_requests_at_once_in_one_process() -> Result<()> {
         let account = format!("acct_many{number}");
         users.push(world.stripe_user(&account).await?);
         for minute in 1..=10 {
-            world.stripe.payment(&account, earlier(minute * 10), 1_000, "eur");
+            world.stripe.payment(&account, world.earlier(minute * 10), 1_000, "eur");
         }
     }
     let function = world.function(SYNC).await?;

@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{SYNC, Told, ask, earlier, heal, last_error, turnover};
+use super::{SYNC, Told, ask, heal, last_error, turnover};
 use crate::world::World;
 
 const SHOP: &str = "trouble.myshopify.com";
@@ -19,7 +19,7 @@ const SHOP: &str = "trouble.myshopify.com";
 async fn world_with_shop() -> Result<(World, Uuid)> {
     let world = World::new().await?;
     let user = world.shopify_user(SHOP).await?;
-    world.shopify.tender(SHOP, Tender::new(earlier(90), "42.0", "EUR"));
+    world.shopify.tender(SHOP, Tender::new(world.earlier(90), "42.0", "EUR"));
     Ok((world, user))
 }
 
@@ -157,7 +157,7 @@ async fn throttles_pass_within_the_run() -> Result<()> {
 async fn a_small_bucket_and_a_low_ceiling() -> Result<()> {
     let world = World::new().await?;
     let user = world.shopify_user(SHOP).await?;
-    let sum = world.shopify.tenders(SHOP, earlier(600), TimeDelta::seconds(1), 120);
+    let sum = world.shopify.tenders(SHOP, world.earlier(600), TimeDelta::seconds(1), 120);
     // Every page above 100 points is refused: halved until it fits.
     world.shopify.set_max_cost(SHOP, 100);
     world.shopify.set_bucket(SHOP, 400.0, 2_000.0);
@@ -165,7 +165,7 @@ async fn a_small_bucket_and_a_low_ceiling() -> Result<()> {
     assert_eq!(turnover(&world, user).await?, Some(format!("{}.{:02}", sum / 100, sum % 100)));
     // Not even the smallest page.
     world.shopify.set_max_cost(SHOP, 20);
-    world.shopify.tender(SHOP, Tender::new(earlier(30), "1.0", "EUR"));
+    world.shopify.tender(SHOP, Tender::new(world.earlier(30), "1.0", "EUR"));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     failed(&world, &told, user, "too_expensive", "trop lourde").await?;
     world.shopify.set_max_cost(SHOP, 1_000);
@@ -200,7 +200,7 @@ async fn lists_that_lead_nowhere_or_break_off() -> Result<()> {
     let world = World::new().await?;
     let user = world.shopify_user(SHOP).await?;
     world.shopify.set_bucket(SHOP, 100_000.0, 10_000.0);
-    let sum = world.shopify.tenders(SHOP, earlier(600), TimeDelta::seconds(1), 450);
+    let sum = world.shopify.tenders(SHOP, world.earlier(600), TimeDelta::seconds(1), 450);
     let nothing = "select (select count(*) from public.integration_transactions) + (select count(*) from public.ca_records)";
     for how in [Misbehaviour::LoopingCursor, Misbehaviour::NoCursor] {
         world.shopify.misbehave(SHOP, Some(how));
@@ -241,10 +241,11 @@ async fn lists_that_lead_nowhere_or_break_off() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn disputes_that_may_not_be_read_are_said_once_and_are_no_failure() -> Result<()> {
     let (world, user) = world_with_shop().await?;
-    let sale = world.shopify.tender(SHOP, Tender::new(earlier(80), "30.0", "EUR"));
-    world
-        .shopify
-        .dispute(SHOP, Dispute::new(earlier(70), "30.0", "EUR").about(&sale).finalized("LOST", earlier(60)));
+    let sale = world.shopify.tender(SHOP, Tender::new(world.earlier(80), "30.0", "EUR"));
+    world.shopify.dispute(
+        SHOP,
+        Dispute::new(world.earlier(70), "30.0", "EUR").about(&sale).finalized("LOST", world.earlier(60)),
+    );
     for (access, synced) in [(PaymentsAccess::NoDisputes, 2), (PaymentsAccess::NoAccount, 0)] {
         world.run("delete from public.sync_logs").await?;
         world.shopify.set_payments_access(SHOP, access);

@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{SYNC, ask, earlier, heal, last_error, turnover};
+use super::{SYNC, ask, heal, last_error, turnover};
 use crate::world::World;
 
 const SHOP: &str = "expiring.myshopify.com";
@@ -22,7 +22,7 @@ async fn world_with_shop() -> Result<(World, Uuid)> {
     let user = world.user("expiring@example.test").await?;
     let tokens = world.shopify.add_expiring_shop(SHOP, "EUR");
     world.connect_shopify(user, SHOP, &tokens.access_token, Some(&tokens.refresh_token)).await?;
-    world.shopify.tender(SHOP, Tender::new(earlier(90), "42.0", "EUR"));
+    world.shopify.tender(SHOP, Tender::new(world.earlier(90), "42.0", "EUR"));
     Ok((world, user))
 }
 
@@ -30,7 +30,7 @@ async fn world_with_shop() -> Result<(World, Uuid)> {
 async fn expire(world: &World) -> Result<()> {
     world.shopify.expire_access_tokens(SHOP);
     world
-        .run("update public.integration_state set token_expires_at = now() - interval '1 minute' where account = 'expiring.myshopify.com'")
+        .run("update public.integration_state set token_expires_at = $now - interval '1 minute' where account = 'expiring.myshopify.com'")
         .await?;
     Ok(())
 }
@@ -62,7 +62,7 @@ async fn a_token_is_renewed_when_it_ends_and_keeps_its_proof() -> Result<()> {
 
     // This time we know, and renew before we ask.
     expire(&world).await?;
-    world.shopify.tender(SHOP, Tender::new(earlier(60), "8.0", "EUR"));
+    world.shopify.tender(SHOP, Tender::new(world.earlier(60), "8.0", "EUR"));
     world.shopify.faults().forget();
     assert_eq!(heal(&world).await?, 1);
     assert_eq!(world.shopify.refreshes(SHOP), 2);
@@ -88,7 +88,7 @@ async fn a_token_is_renewed_when_it_ends_and_keeps_its_proof() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_ends_in_the_middle_of_a_list() -> Result<()> {
     let (world, user) = world_with_shop().await?;
-    let sum = 4_200 + world.shopify.tenders(SHOP, earlier(600), TimeDelta::seconds(1), 250);
+    let sum = 4_200 + world.shopify.tenders(SHOP, world.earlier(600), TimeDelta::seconds(1), 250);
     world
         .shopify
         .faults()
@@ -106,7 +106,7 @@ async fn two_runs_at_once_renew_once() -> Result<()> {
     assert_eq!(heal(&world).await?, 1);
     for round in 1..=3 {
         expire(&world).await?;
-        world.shopify.tender(SHOP, Tender::new(earlier(60), "1.0", "EUR"));
+        world.shopify.tender(SHOP, Tender::new(world.earlier(60), "1.0", "EUR"));
         // Slow enough for the runs to meet.
         world.shopify.faults().clear();
         world.shopify.faults().add(Rule::on(REFRESH, Fault::Delay(std::time::Duration::from_millis(500))));
@@ -137,7 +137,7 @@ async fn lost_answers_on_the_way_lose_no_token() -> Result<()> {
             .enumerate()
     {
         expire(&world).await?;
-        world.shopify.tender(SHOP, Tender::new(earlier(60), "1.0", "EUR"));
+        world.shopify.tender(SHOP, Tender::new(world.earlier(60), "1.0", "EUR"));
         let rule = Rule::on(name, Fault::CutAfter).times(1);
         if name == REFRESH { world.shopify.faults() } else { world.environment.gateway.faults() }.add(rule);
         assert_eq!(heal(&world).await?, 1, "{name}");
@@ -156,7 +156,7 @@ async fn a_refused_refresh_asks_for_a_new_connection() -> Result<()> {
     let (world, user) = world_with_shop().await?;
     assert_eq!(heal(&world).await?, 1);
     world.shopify.uninstall(SHOP);
-    world.run("update public.integration_state set token_expires_at = now() - interval '1 minute'").await?;
+    world.run("update public.integration_state set token_expires_at = $now - interval '1 minute'").await?;
     let before = stored(&world).await?;
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!((told.status, &told.body["errors"]), (200, &json!(1)), "{}", told.text);
@@ -178,7 +178,7 @@ async fn a_refused_refresh_asks_for_a_new_connection() -> Result<()> {
         .bind(crate::world::encrypt(&tokens.refresh_token))
         .execute(world.pool())
         .await?;
-    world.shopify.tender(SHOP, Tender::new(earlier(60), "8.0", "EUR"));
+    world.shopify.tender(SHOP, Tender::new(world.earlier(60), "8.0", "EUR"));
     assert_eq!(heal(&world).await?, 1);
     assert_eq!(last_error(&world, user).await?, None);
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("50.00"));
@@ -192,7 +192,7 @@ async fn our_own_client_secret_refused() -> Result<()> {
     world.shopify_user("permanent.myshopify.com").await?;
     assert_eq!(heal(&world).await?, 1);
     expire(&world).await?;
-    world.shopify.tender(SHOP, Tender::new(earlier(60), "8.0", "EUR"));
+    world.shopify.tender(SHOP, Tender::new(world.earlier(60), "8.0", "EUR"));
     let right = world.replace("SHOPIFY_CLIENT_SECRET", Some("shpss_rolled".into()));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!((told.status, &told.body["errors"]), (200, &json!(1)), "{}", told.text);
@@ -210,7 +210,7 @@ async fn our_own_client_secret_refused() -> Result<()> {
 async fn a_permanent_token_is_never_renewed() -> Result<()> {
     let world = World::new().await?;
     let user = world.shopify_user("permanent.myshopify.com").await?;
-    world.shopify.tender("permanent.myshopify.com", Tender::new(earlier(90), "42.0", "EUR"));
+    world.shopify.tender("permanent.myshopify.com", Tender::new(world.earlier(90), "42.0", "EUR"));
     assert_eq!(heal(&world).await?, 1);
     assert_eq!(heal(&world).await?, 0);
     assert_eq!(world.shopify.faults().count(REFRESH), 0);

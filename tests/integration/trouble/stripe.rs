@@ -11,7 +11,7 @@ use reqwest::Method;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{SYNC, Told, ask, earlier, heal, last_error, turnover};
+use super::{SYNC, Told, ask, heal, last_error, turnover};
 use crate::world::{World, encrypt};
 
 const LIST: &str = "/v1/balance_transactions";
@@ -55,7 +55,7 @@ async fn failed(world: &World, told: &Told, user: Uuid, code: &str, words: &str)
 async fn a_token_that_does_not_decrypt() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_cipher").await?;
-    world.stripe.payment("acct_cipher", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_cipher", world.earlier(90), 4_200, "eur");
     let good = encrypt("sk_acct_token_acct_cipher");
     for stored in ["", "sk_acct_token_acct_cipher", "zz:zz", ":", &good[..good.len() - 2], &good[33..]] {
         set_token(&world, user, stored).await?;
@@ -75,13 +75,13 @@ async fn a_token_that_does_not_decrypt() -> Result<()> {
 async fn an_account_that_is_not_the_rows_own() -> Result<()> {
     let world = World::new().await?;
     let victim = world.stripe_user("acct_victim").await?;
-    world.stripe.payment("acct_victim", earlier(90), 99_900, "eur");
+    world.stripe.payment("acct_victim", world.earlier(90), 99_900, "eur");
     let thief = world.stripe_user("acct_thief").await?;
-    world.stripe.payment("acct_thief", earlier(90), 100, "eur");
+    world.stripe.payment("acct_thief", world.earlier(90), 100, "eur");
     assert_eq!(heal(&world).await?, 2);
 
     claim_account(&world, thief, "acct_victim").await?;
-    world.stripe.payment("acct_victim", earlier(60), 1_000, "eur");
+    world.stripe.payment("acct_victim", world.earlier(60), 1_000, "eur");
     world.stripe.faults().forget();
     let told = ask(&world, Method::POST, SYNC, &format!("user_id={thief}")).await?;
     failed(&world, &told, thief, "account_mismatch", "rien n’a été lu").await?;
@@ -118,10 +118,10 @@ async fn an_account_that_is_not_the_rows_own() -> Result<()> {
 async fn a_revoked_account_until_it_is_connected_again() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_left").await?;
-    world.stripe.payment("acct_left", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_left", world.earlier(90), 4_200, "eur");
     assert_eq!(heal(&world).await?, 1);
     world.stripe.revoke("acct_left");
-    world.stripe.payment("acct_left", earlier(60), 800, "eur");
+    world.stripe.payment("acct_left", world.earlier(60), 800, "eur");
     let told = ask(&world, Method::POST, SYNC, "").await?;
     failed(&world, &told, user, "access_revoked", "la connexion doit être refaite").await?;
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"), "what was read stays");
@@ -144,10 +144,10 @@ async fn our_own_key_refused_stops_stripe_with_one_message_and_nothing_else() ->
     for number in 0..5 {
         let account = format!("acct_ours{number}");
         users.push(world.stripe_user(&account).await?);
-        world.stripe.payment(&account, earlier(90), 1_000, "eur");
+        world.stripe.payment(&account, world.earlier(90), 1_000, "eur");
     }
     let shop = world.shopify_user("ours.myshopify.com").await?;
-    world.shopify.tender("ours.myshopify.com", Tender::new(earlier(90), "55.0", "EUR"));
+    world.shopify.tender("ours.myshopify.com", Tender::new(world.earlier(90), "55.0", "EUR"));
     world.set("JOB_CONCURRENCY", "2");
     // What was claimed and not tried is free again at once, even where our word of it has to be repeated.
     world.environment.gateway.faults().add(Rule::on("/rpc/jobs_release", Fault::CutAfter).times(1));
@@ -166,7 +166,7 @@ async fn our_own_key_refused_stops_stripe_with_one_message_and_nothing_else() ->
     assert_eq!(world.value::<i32>("select max(attempts) from public.job_items").await?, 0);
 
     // The monthly sync says the same and does not fail the shop's owner.
-    let told = ask(&world, Method::POST, "monthly-sync", &month()).await?;
+    let told = ask(&world, Method::POST, "monthly-sync", &format!("month={}", world.month())).await?;
     assert_eq!(told.status, 200, "{}", told.text);
     assert!(told.problem("own_credentials").is_some() && told.body["errors"] == 1, "{}", told.text);
 
@@ -178,16 +178,11 @@ async fn our_own_key_refused_stops_stripe_with_one_message_and_nothing_else() ->
     Ok(())
 }
 
-/// The current month by name.
-fn month() -> String {
-    format!("month={}", jobs::schedule::paris::month(chrono::Utc::now()))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_throttle_is_obeyed_and_is_nobodys_attempt() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_fast").await?;
-    world.stripe.payment("acct_fast", earlier(90), 1_000, "eur");
+    world.stripe.payment("acct_fast", world.earlier(90), 1_000, "eur");
     let faults = world.stripe.faults();
     let bare = Fault::Answer { status: 429, headers: Vec::new(), body: "slow down".into() };
     let soon =
@@ -203,7 +198,7 @@ async fn a_throttle_is_obeyed_and_is_nobodys_attempt() -> Result<()> {
     faults.clear();
 
     // Longer than anybody waits: given back, untried.
-    world.stripe.payment("acct_fast", earlier(60), 500, "eur");
+    world.stripe.payment("acct_fast", world.earlier(60), 500, "eur");
     let hour = Fault::Answer {
         status: 429,
         headers: vec![("retry-after".into(), "3600".into())],
@@ -234,7 +229,8 @@ async fn a_throttle_is_obeyed_and_is_nobodys_attempt() -> Result<()> {
 async fn a_page_that_fails_in_the_middle() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_pages").await?;
-    let sum = world.stripe.payments("acct_pages", earlier(600), TimeDelta::milliseconds(10), 250, "eur");
+    let sum =
+        world.stripe.payments("acct_pages", world.earlier(600), TimeDelta::milliseconds(10), 250, "eur");
     let faults = world.stripe.faults();
     let nothing = "select (select count(*) from public.integration_transactions) + (select count(*) from public.ca_records)";
     // For good: nothing of the pages before is settled, and the trouble is told.
@@ -278,10 +274,10 @@ async fn a_page_that_fails_in_the_middle() -> Result<()> {
 async fn a_page_that_fails_behind_a_checkpoint() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_long").await?;
-    world.stripe.payment("acct_long", earlier(601), 1_000, "eur");
+    world.stripe.payment("acct_long", world.earlier(601), 1_000, "eur");
     assert_eq!(heal(&world).await?, 1);
-    let sum =
-        1_000 + world.stripe.payments("acct_long", earlier(600), TimeDelta::milliseconds(1), 2_100, "eur");
+    let sum = 1_000
+        + world.stripe.payments("acct_long", world.earlier(600), TimeDelta::milliseconds(1), 2_100, "eur");
     let faults = world.stripe.faults();
     faults.add(Rule::on("starting_after", stripe::server_error(false)).skip(20));
     let told = ask(&world, Method::POST, SYNC, "").await?;
@@ -302,7 +298,7 @@ async fn a_wider_window_is_not_lost_to_a_narrower_one() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_wide").await?;
     assert_eq!(heal(&world).await?, 0);
-    world.stripe.payment("acct_wide", chrono::Utc::now() - TimeDelta::days(50), 1_000, "eur");
+    world.stripe.payment("acct_wide", world.now() - TimeDelta::days(50), 1_000, "eur");
     world.stripe.faults().add(Rule::on(LIST, stripe::server_error(false)).times(2));
     for query in ["days=60", "days=7"] {
         let told = ask(&world, Method::POST, SYNC, query).await?;
@@ -334,7 +330,7 @@ async fn a_wider_window_is_not_lost_to_a_narrower_one() -> Result<()> {
 async fn five_attempts_and_then_it_is_said() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_five").await?;
-    world.stripe.payment("acct_five", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_five", world.earlier(90), 4_200, "eur");
     world.stripe.faults().add(Rule::on(LIST, stripe::server_error(false)));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!(told.body["remaining"], 1, "{}", told.text);
@@ -342,7 +338,7 @@ async fn five_attempts_and_then_it_is_said() -> Result<()> {
     let right = format!("Bearer {}", crate::world::SECRET);
     for attempt in 2..=5 {
         // The pause is over.
-        world.run("update pgmq.q_jobs_stripe set vt = now()").await?;
+        world.run("update pgmq.q_jobs_stripe set vt = '-infinity'").await?;
         super::ask_again(&world, &function, Method::POST, "", Some(&right)).await?;
         let drained = || function.log().matches("queue drained").count() >= attempt - 1;
         super::eventually("the end of the attempt", drained).await?;

@@ -9,7 +9,7 @@ use local_stack::{
 };
 use reqwest::Method;
 
-use super::{SYNC, ask_again, earlier, eventually, heal, turnover};
+use super::{SYNC, ask_again, eventually, heal, turnover};
 use crate::world::{SECRET, World};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -25,11 +25,11 @@ async fn stripe_and_shopify_of_one_user_at_once() -> Result<()> {
     let right = format!("Bearer {SECRET}");
     let (mut cents, mut synced) = (0, 0);
     for round in 1..=12 {
-        world.stripe.payment("acct_pair", earlier(round), 1_001, "eur");
-        world.shopify.tender(shop, Tender::new(earlier(round), "20.02", "EUR"));
+        world.stripe.payment("acct_pair", world.earlier(round), 1_001, "eur");
+        world.shopify.tender(shop, Tender::new(world.earlier(round), "20.02", "EUR"));
         if round % 3 == 0 {
-            let paid = world.stripe.payment("acct_pair", earlier(round), 500, "eur");
-            world.stripe.refund("acct_pair", &paid.charge, earlier(round), 100);
+            let paid = world.stripe.payment("acct_pair", world.earlier(round), 500, "eur");
+            world.stripe.refund("acct_pair", &paid.charge, world.earlier(round), 100);
             cents += 400;
         }
         cents += 3_003;
@@ -54,7 +54,7 @@ async fn stripe_and_shopify_of_one_user_at_once() -> Result<()> {
 async fn a_process_that_is_killed_while_it_reads() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_killed").await?;
-    world.stripe.payment("acct_killed", earlier(90), 4_200, "eur");
+    world.stripe.payment("acct_killed", world.earlier(90), 4_200, "eur");
     world.stripe.faults().add(Rule::on("balance_transactions", Fault::Delay(Duration::from_mins(1))));
     let mut function = world.function(SYNC).await?;
     let request = jobs::http::client()?.post(function.url()).bearer_auth(SECRET);
@@ -67,8 +67,8 @@ async fn a_process_that_is_killed_while_it_reads() -> Result<()> {
     assert_eq!(heal(&world).await?, 1);
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
     // When the hold is over, the item is worked on like another: nothing is counted twice.
-    world.run("update pgmq.q_jobs_stripe set vt = now()").await?;
-    world.run("update public.job_items set leased_until = now() where status = 'queued'").await?;
+    world.run("update pgmq.q_jobs_stripe set vt = '-infinity'").await?;
+    world.run("update public.job_items set leased_until = '-infinity' where status = 'queued'").await?;
     assert_eq!(heal(&world).await?, 0);
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
     let open = "select count(*) from public.job_items where status = 'queued'";

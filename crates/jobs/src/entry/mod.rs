@@ -194,7 +194,7 @@ async fn respond(
                 timestamp: header("svix-timestamp"),
                 signatures: header("svix-signature"),
             };
-            return take_webhook(&app, request.method.as_str(), &signed, body, begun).await;
+            return take_webhook(&app, request.method.as_str(), &signed, body, now, begun).await;
         }
         Kind::Page => {
             let header = |name: header::HeaderName| {
@@ -304,7 +304,14 @@ where
 }
 
 /// A request without a secret: its body is signed.
-async fn take_webhook<B>(app: &App, method: &str, signed: &Signed, body: B, begun: Instant) -> Answer
+async fn take_webhook<B>(
+    app: &App,
+    method: &str,
+    signed: &Signed,
+    body: B,
+    now: DateTime<Utc>,
+    begun: Instant,
+) -> Answer
 where
     B: BodyExt,
     B::Error: Into<Error>,
@@ -318,12 +325,11 @@ where
         Ok(Ok(body)) => body.to_bytes(),
         _ => return Answer::error(400, "Corps illisible ou trop grand."),
     };
-    // The real clock, also where tests have set another: the sender's is real, too.
-    let event = match webhook::believe(&app.config, signed, &body, Utc::now()) {
+    let event = match webhook::believe(&app.config, signed, &body, now) {
         Ok(event) => event,
         Err(answer) => return answer,
     };
-    match app.context(Utc::now(), begun) {
+    match app.context(now, begun) {
         Ok(context) => webhook::note(&context, &signed.id, &event).await,
         Err(answer) => answer,
     }

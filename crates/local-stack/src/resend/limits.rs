@@ -79,9 +79,8 @@ impl Meter {
         self.this_month = self.this_month.saturating_sub(mails);
     }
 
-    /// The answer to `GET /usage`.
-    pub(super) fn usage(&self) -> Value {
-        let now = Utc::now();
+    /// The answer to `GET /usage` at this instant.
+    pub(super) fn usage(&self, now: DateTime<Utc>) -> Value {
         let stamp = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Millis, true);
         // 24 hours roll; a month is one of the calendar.
         let tomorrow = stamp(now + TimeDelta::days(1));

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use chrono::{SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -101,8 +101,13 @@ pub(super) enum Place {
     InBatch,
 }
 
-/// Whether this mail can be sent. `refused` are addresses that cannot, in lower case.
-pub(super) fn check(sent: &Value, place: Place, refused: &HashSet<String>) -> Result<Valid, Refusal> {
+/// Whether this mail can be sent now. `refused` are addresses that cannot, in lower case.
+pub(super) fn check(
+    sent: &Value,
+    place: Place,
+    now: DateTime<Utc>,
+    refused: &HashSet<String>,
+) -> Result<Valid, Refusal> {
     let draft = Draft::deserialize(sent)
         .map_err(|error| Refusal::invalid(format!("We found an error with a field: {error}.")))?;
     let from = draft.from.filter(|from| !from.is_empty()).ok_or_else(|| Refusal::missing("from"))?;
@@ -162,7 +167,7 @@ pub(super) fn check(sent: &Value, place: Place, refused: &HashSet<String>) -> Re
         reply_to,
         headers: draft.headers.unwrap_or_default(),
         tags,
-        created_at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+        created_at: now.to_rfc3339_opts(SecondsFormat::Millis, true),
     };
     Ok(Valid { mail, recipients })
 }
@@ -246,7 +251,7 @@ mod tests {
             for (field, value) in changes.as_object().into_iter().flatten() {
                 mail[field] = value.clone();
             }
-            check(&mail, place, &refused).err().map(|refusal| refusal.message)
+            check(&mail, place, DateTime::UNIX_EPOCH, &refused).err().map(|refusal| refusal.message)
         };
         assert_eq!(message(json!({}), Place::InBatch), None);
         assert_eq!(message(json!({"to": "a@example.com"}), Place::InBatch), None);

@@ -41,6 +41,7 @@ pub use self::{
     },
 };
 use crate::{
+    clock::Clock,
     faults::{self, Faults, Server},
     process::Child,
 };
@@ -61,16 +62,21 @@ impl Resend {
     /// `parts`; it logs into the directory `logs`.
     pub async fn start(parts: &Path, logs: &Path) -> Result<Self> {
         let (emulator, child) = Emulator::start(parts, logs).await?;
-        Self::serve(Some(emulator), Some(child)).await
+        Self::serve(Some(emulator), Some(child), Clock::default()).await
     }
 
     /// Starts the proxy alone: it keeps the mails itself.
     pub async fn bare() -> Result<Self> {
-        Self::serve(None, None).await
+        Self::bare_at(Clock::default()).await
     }
 
-    async fn serve(emulator: Option<Emulator>, child: Option<Child>) -> Result<Self> {
-        let service = Arc::new(Service::new(emulator));
+    /// The same by another clock than the machine's.
+    pub async fn bare_at(clock: Clock) -> Result<Self> {
+        Self::serve(None, None, clock).await
+    }
+
+    async fn serve(emulator: Option<Emulator>, child: Option<Child>, clock: Clock) -> Result<Self> {
+        let service = Arc::new(Service::new(emulator, clock));
         let router = service::router(service.clone());
         let proxy = faults::serve(router, None).await.context("cannot start the proxy of Resend")?;
         Ok(Self { service, proxy, cleared: AtomicUsize::new(0), _child: child })

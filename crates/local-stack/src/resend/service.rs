@@ -25,6 +25,7 @@ use super::{
     mail::{self, Accepted, Place, Valid},
     refusals::Refusal,
 };
+use crate::clock::Clock;
 
 /// The most mails in a batch.
 const LARGEST_BATCH: usize = 100;
@@ -35,6 +36,7 @@ pub(super) struct Service {
     /// Where the mails go too; none where only the books keep them.
     pub(super) emulator: Option<Emulator>,
     pub(super) keys: Keys,
+    clock: Clock,
     books: Mutex<Books>,
 }
 
@@ -82,7 +84,9 @@ async fn handle(service: &Arc<Service>, request: Request<Body>) -> Result<Respon
             work.await.map_err(|e| unexpected(e.into()))?.map(|answer| Json(answer).into_response())
         }
         (&Method::GET, "/domains") => Ok(Json(service.books().domains()).into_response()),
-        (&Method::GET, "/usage") => Ok(Json(service.books().meter.usage()).into_response()),
+        (&Method::GET, "/usage") => {
+            Ok(Json(service.books().meter.usage(service.clock.now())).into_response())
+        }
         _ => match &service.emulator {
             Some(emulator) => emulator.pass_on(request).await.map_err(unexpected),
             None => Err(Refusal::new(404, "not_found", "The requested endpoint does not exist.")),
@@ -114,9 +118,9 @@ impl Books {
 }
 
 impl Service {
-    pub(super) fn new(emulator: Option<Emulator>) -> Self {
+    pub(super) fn new(emulator: Option<Emulator>, clock: Clock) -> Self {
         let key = format!("re_{}", Uuid::new_v4().simple());
-        Self { key, emulator, keys: Keys::default(), books: Mutex::default() }
+        Self { key, emulator, keys: Keys::default(), clock, books: Mutex::default() }
     }
 
     pub(super) fn books(&self) -> MutexGuard<'_, Books> {
@@ -151,7 +155,7 @@ impl Service {
         }
         let answer = if path == "/emails" {
             let sent = parse(body)?;
-            let valid = mail::check(&sent, Place::Alone, &self.books().refused)?;
+            let valid = mail::check(&sent, Place::Alone, self.clock.now(), &self.books().refused)?;
             let ids = self.keep(vec![(&sent, valid)], key.as_deref()).await?;
             json!({"id": ids[0]})
         } else {
@@ -184,7 +188,7 @@ impl Service {
         }
         let (mut mails, mut errors) = (Vec::with_capacity(sent.len()), Vec::new());
         for (index, sent) in sent.iter().enumerate() {
-            match mail::check(sent, Place::InBatch, &self.books().refused) {
+            match mail::check(sent, Place::InBatch, self.clock.now(), &self.books().refused) {
                 Ok(valid) => mails.push((sent, valid)),
                 Err(refusal) if permissive => {
                     errors.push(json!({"index": index, "message": refusal.message}));

@@ -45,6 +45,7 @@ pub use state::{Misbehaviour, PaymentsAccess, RefreshReuse};
 
 use crate::{
     bucket::Bucket,
+    clock::Clock,
     faults::{Faults, Server, serve},
 };
 use state::State;
@@ -72,6 +73,16 @@ impl StandIn {
     /// When no port can be bound.
     pub async fn start() -> io::Result<Self> {
         Self::start_on(None).await
+    }
+
+    /// Starts one whose tokens live and end by this clock.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start_at(clock: Clock) -> io::Result<Self> {
+        let stand_in = Self::start().await?;
+        stand_in.state().clock = clock;
+        Ok(stand_in)
     }
 
     /// Starts one on `port`, or on a free one.

@@ -8,7 +8,7 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use super::oauth::Oauth;
-use crate::bucket::Bucket;
+use crate::{bucket::Bucket, clock::Clock};
 
 /// What happens to a refresh token that was used before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub(super) struct State {
     pub(super) client_secret: String,
     pub(super) shops: HashMap<String, Shop>,
     pub(super) refresh_reuse: RefreshReuse,
+    pub(super) clock: Clock,
+    /// How much further than the clock the stand-in is.
     pub(super) advanced: Duration,
     pub(super) requests: u64,
     next_id: u64,
@@ -62,6 +64,7 @@ impl Default for State {
             client_secret: format!("shpss_{}", uuid::Uuid::new_v4().simple()),
             shops: HashMap::new(),
             refresh_reuse: RefreshReuse::default(),
+            clock: Clock::default(),
             advanced: Duration::ZERO,
             requests: 0,
             next_id: 6_000_000_000_000,
@@ -71,7 +74,7 @@ impl Default for State {
 
 impl State {
     pub(super) fn now(&self) -> DateTime<Utc> {
-        Utc::now() + self.advanced
+        self.clock.now() + self.advanced
     }
 
     pub(super) fn new_id(&mut self) -> u64 {

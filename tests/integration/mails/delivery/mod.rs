@@ -17,13 +17,12 @@ mod second_thoughts;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Utc};
 use jobs::{email::samples, schedule::paris};
 use local_stack::faults::Seen;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{midday, signed_up};
+use super::signed_up;
 use crate::{
     promises::{rpc, until},
     world::World,
@@ -35,7 +34,7 @@ const BATCH: &str = "/emails/batch";
 /// A world at midday with this many users for the J+3 mail, `user-0@example.test` and so on.
 async fn world_of(users: usize) -> Result<World> {
     let mut world = World::new().await?;
-    midday(&mut world);
+    world.midday();
     for n in 0..users {
         signed_up(&world, &address(n), "Camille Moreau", 4).await?;
     }
@@ -48,7 +47,7 @@ fn address(n: usize) -> String {
 
 /// Plans the J+3 mails of today's slot, and sends nothing: whoever calls the route next joins this run.
 pub(crate) async fn plan(world: &World) -> Result<Uuid> {
-    let now: DateTime<Utc> = world.var("JOBS_NOW").parse()?;
+    let now = world.now();
     let run = Uuid::new_v4();
     let arguments = json!({
         "p_run_id": run, "p_task": "marketing_day3", "p_kind": "marketing_day3",

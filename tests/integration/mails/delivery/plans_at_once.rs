@@ -10,7 +10,7 @@ use super::{assert_each_once, drain, rpc, world_of};
 use crate::world::World;
 
 async fn plan(world: &World, n: usize) -> Result<u64> {
-    let now: chrono::DateTime<chrono::Utc> = world.var("JOBS_NOW").parse()?;
+    let now = world.now();
     let arguments = json!({
         "p_run_id": Uuid::new_v4(), "p_task": "marketing_day3", "p_kind": "marketing_day3",
         "p_slot": (n == 0).then(|| paris::date(now).to_string()), "p_trigger": "manual", "p_route": "/test",

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use local_stack::faults::{Fault, Rule};
 use serde_json::{Value, json};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::{
@@ -35,7 +35,7 @@ const CHANGES: [(&str, &str, Option<&str>); 9] = [
     ("unconfirmed", "update auth.users set email_confirmed_at = null where id = $1", Some("unconfirmed")),
     (
         "banned",
-        "update auth.users set banned_until = now() + interval '1 day' where id = $1",
+        "update auth.users set banned_until = $now + interval '1 year' where id = $1",
         Some("user_banned"),
     ),
     ("deleted", "delete from auth.users where id = $1", None),
@@ -49,9 +49,9 @@ async fn people(world: &World) -> Result<Vec<Uuid>> {
     Ok(users)
 }
 
-async fn change(connection: &mut PgConnection, users: &[Uuid]) -> Result<()> {
+async fn change(world: &World, connection: &mut PgConnection, users: &[Uuid]) -> Result<()> {
     for ((_, sql, _), user) in CHANGES.iter().zip(users) {
-        sqlx::query(*sql).bind(user).execute(&mut *connection).await?;
+        sqlx::query(AssertSqlSafe(world.dated(sql))).bind(user).execute(&mut *connection).await?;
     }
     Ok(())
 }
@@ -72,7 +72,7 @@ async fn between_planning_and_the_claim() -> Result<()> {
     let world = world_of(0).await?;
     let users = people(&world).await?;
     plan(&world).await?;
-    change(&mut *world.pool().acquire().await?, &users).await?;
+    change(&world, &mut *world.pool().acquire().await?, &users).await?;
     check(&world, &drain(&world).await?);
     Ok(())
 }
@@ -92,7 +92,7 @@ async fn between_the_claim_and_the_seal() -> Result<()> {
             Ok(world.value::<i64>(waiting).await? == 1)
         })
         .await?;
-        change(&mut held, &users).await?;
+        change(&world, &mut held, &users).await?;
         Ok(held.commit().await?)
     };
     let (part, changed) = tokio::join!(drain(&world), meanwhile);

@@ -51,7 +51,7 @@ async fn mails_are_held_against_the_day_that_is_played() -> Result<()> {
     signed_up_at(&world, "late@example.test", "Léo Petit", at("2028-02-24T10:00:00Z")).await?;
 
     // Of two, one may leave; the trial is over on that day, so the plan is no reason against it.
-    world.set("JOBS_NOW", "2028-03-01T09:00:00Z");
+    world.set_now(at("2028-03-01T09:00:00Z"));
     world.resend.set_limits(Limits { daily: Some(1), ..Limits::default() });
     let answer = world.cron("daily-tasks", "").await?;
     let part = &answer["results"]["upgradeEmails"];
@@ -64,7 +64,7 @@ async fn mails_are_held_against_the_day_that_is_played() -> Result<()> {
     } else {
         ("camille@example.test", "2028-03-04T09:00:00Z")
     };
-    world.set("JOBS_NOW", expired);
+    world.set_now(at(expired));
     world.resend.set_limits(Limits::default());
     world.cron("daily-tasks", "").await?;
     assert_eq!(received(&world).len(), 1);

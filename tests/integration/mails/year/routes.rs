@@ -217,7 +217,7 @@ async fn a_year_of_crons_sends_what_the_calendar_says() -> Result<()> {
     let mut model = people(&world).await?;
     let (mut seen, mut kinds) = (0, BTreeSet::new());
     for (now, route) in calls() {
-        world.set("JOBS_NOW", &now.to_rfc3339());
+        world.set_now(now);
         let answer = world.cron(route, "").await?;
         let expected = if route == "monthly-orchestrator" { model.monthly(now) } else { model.daily(now) };
 
