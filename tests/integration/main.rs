@@ -5,6 +5,7 @@ mod audit;
 mod chaos;
 mod clock;
 mod deployment;
+mod documents;
 mod leaks;
 mod mails;
 mod promises;

@@ -1,7 +1,7 @@
 //! How long one invocation may still work.
 //!
-//! A function lives 300 seconds. New work starts until second 270 and no request outlives second 290
-//! (DESIGN §2, Lifetime): the rest is for the last settle and the answer. The instants are given by the
+//! A function lives 300 seconds. New work starts until second 270 and no request outlives second 290:
+//! the rest is for the last settle and the answer. The instants are given by the
 //! caller; this module only measures what is left of them on the monotonic clock.
 
 use std::time::Duration;

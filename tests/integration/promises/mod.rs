@@ -1,4 +1,4 @@
-//! What the jobs promise about money (DESIGN §3), and tests that try to break it: kills, overlaps, repeated
+//! What the jobs promise about money, and tests that try to break it: kills, overlaps, repeated
 //! calls, long lists, month bounds, rows that users edit, and a random run against a model.
 
 mod catalogue;

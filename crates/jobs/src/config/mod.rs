@@ -51,7 +51,7 @@ pub struct SupabaseConfig {
     pub key: SupabaseKey,
 }
 
-/// Both kinds of key that open everything (facts: Supabase API keys).
+/// The two kinds of service key: <https://supabase.com/docs/guides/api/api-keys>.
 #[derive(Clone)]
 pub enum SupabaseKey {
     /// `sb_secret_…`: in `apikey` only; as Bearer it is refused.
@@ -512,13 +512,15 @@ mod tests {
         assert_eq!(distinct, names());
     }
 
-    /// The first column of the table of variables.
+    /// The tables name a variable in their first column, or after the plan that it stands for.
     #[test]
-    fn the_readme_names_every_variable_and_nothing_else() {
-        let readme = include_str!("../../../../README.md");
-        let (_, table) = readme.split_once("### 3. The variables").unwrap();
-        let (table, _) = table.split_once("### 4.").unwrap();
-        let cells = table.lines().filter_map(|row| row.strip_prefix("| ")?.split(" | ").next());
+    fn the_documentation_names_every_variable_and_nothing_else() {
+        let documentation = include_str!("../../../../docs/configuration.md");
+        let cell = |row: &'static str| {
+            let mut cells = row.strip_prefix("| ")?.split(" | ");
+            cells.find(|cell| cell.contains('`'))
+        };
+        let cells = documentation.lines().filter_map(cell);
         let named = cells.flat_map(|cell| cell.split('`')).filter(|text| is_name(text)).map(str::to_owned);
         assert_eq!(named.collect::<BTreeSet<_>>(), names());
     }

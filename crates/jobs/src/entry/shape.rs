@@ -1,4 +1,4 @@
-//! The answers of each route, made of the outcomes of its tasks (DESIGN §1, Answers).
+//! The answers of each route, made of the outcomes of its tasks.
 
 use std::collections::BTreeMap;
 

@@ -124,6 +124,8 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -135,5 +137,15 @@ mod tests {
         for wrong in [&["w9"][..], &["--runs"], &["--runs", "0"], &["--json"]] {
             assert!(Options::read(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    /// The table of workloads and that of their results.
+    #[test]
+    fn the_documentation_names_every_workload_and_nothing_else() {
+        let documentation = include_str!("../../../../docs/benchmark.md");
+        let cells = documentation.lines().filter_map(|row| row.strip_prefix("| `")?.split(" |").next());
+        let named: BTreeSet<&str> =
+            cells.flat_map(|cell| cell.split(", ")).map(|name| name.trim_matches('`')).collect();
+        assert_eq!(named, BTreeSet::from(WORKLOADS));
     }
 }

@@ -1,4 +1,4 @@
-//! What is promised about every mail (DESIGN §3.1), and tests that try to break it: each exactly once, only to
+//! What is promised about every mail, and tests that try to break it: each exactly once, only to
 //! those who want it, none lost without a word.
 
 mod addresses;
