@@ -1,16 +1,30 @@
-// Prints the answer in a file and judges it: 0 fine, 3 counts errors, 4 not a JSON object.
+// Prints what an answer counts and judges it: 0 fine, 3 counts errors, 4 not a JSON object.
 //
+// Whoever may read the repository may read its logs: of the answer only counts are printed, and the few texts that
+// are the same for everybody. A list becomes its length, since its entries are users with their turnover.
 // Always printed as JSON, so that no line of an answer can begin with `::`, a workflow command.
 import { readFileSync } from 'node:fs';
 
-const MOST_CHARACTERS = 200_000; // a job summary takes 1 MiB
+/** The texts of an answer that say what ran or what to mend; no other text is printed. */
+const TEXTS = new Set(['message', 'error', 'hint', 'note', 'month', 'date', 'timestamp']);
+const MOST_CHARACTERS = 500;
+const ID = /[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}/gi;
 
 const text = readFileSync(process.argv[2], 'utf8');
-const print = (value) => {
-  const shown = JSON.stringify(value, null, 2);
-  const cut = shown.length > MOST_CHARACTERS;
-  process.stdout.write(cut ? `${shown.slice(0, MOST_CHARACTERS)}\n(suite coupée)\n` : `${shown}\n`);
-};
+const print = (value) => process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
+
+/** The same object without what belongs to a user. */
+function counts(object) {
+  const kept = Object.entries(object).map(([key, value]) => {
+    if (typeof value === 'number' || typeof value === 'boolean') return [key, value];
+    if (typeof value === 'string') {
+      return [key, TEXTS.has(key) ? value.replaceAll(ID, '…').slice(0, MOST_CHARACTERS) : undefined];
+    }
+    if (Array.isArray(value)) return [key, value.length];
+    return [key, value === null ? undefined : counts(value)];
+  });
+  return Object.fromEntries(kept);
+}
 
 /** Is there a count of errors above zero, at whatever depth? */
 function countsErrors(value) {
@@ -27,9 +41,11 @@ try {
   answer = undefined;
 }
 if (answer === null || typeof answer !== 'object' || Array.isArray(answer)) {
-  print(text.slice(0, 2000));
+  // A code of the platform, such as FUNCTION_INVOCATION_TIMEOUT, is worth reading.
+  const code = text.match(/\b[A-Z]+(?:_[A-Z]+)+\b/)?.[0];
+  print(`réponse illisible, ${Buffer.byteLength(text)} octets${code ? ` : ${code}` : ''}`);
   process.exitCode = 4;
 } else {
-  print(answer);
+  print(counts(answer));
   process.exitCode = countsErrors(answer) ? 3 : 0;
 }

@@ -187,6 +187,31 @@ fn the_workflow_checks_thresholds_every_week() {
     assert!(claimed.is_superset(&wanted(Task::CheckThresholds, 2026, settings)));
 }
 
+/// A tag can be moved to other code later; a commit cannot.
+#[test]
+fn every_action_is_pinned_by_its_commit() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/workflows");
+    let mut actions = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let workflow = std::fs::read_to_string(&path).unwrap();
+        let used =
+            workflow.lines().filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix("uses:"));
+        for action in used {
+            let (name, version) = action.trim().split_once(" # v").unwrap_or_default();
+            let commit = name.split_once('@').unwrap_or_default().1;
+            assert!(
+                commit.len() == 40 && commit.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')),
+                "{}: {action} names no commit",
+                path.display()
+            );
+            assert!(version.split('.').count() == 3, "{}: {action} does not say its version", path.display());
+            actions += 1;
+        }
+    }
+    assert!(actions >= 4, "{actions} actions found");
+}
+
 #[test]
 fn hobby_crons_fire_once_a_day_at_most() {
     for (path, cron) in crons(HOBBY) {

@@ -82,6 +82,11 @@ fn script(url: &str, route: &str, parameters: &[(&str, &str)]) -> Command {
     command
 }
 
+/// A name for a file that is not there yet.
+fn tempfile() -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("summary-{}.md", uuid::Uuid::new_v4()))
+}
+
 fn run(url: &str, route: &str, parameters: &[(&str, &str)]) -> (i32, String) {
     let Output { status, stdout, stderr } = script(url, route, parameters).output().expect("bash");
     let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
@@ -149,6 +154,61 @@ fn a_failure_of_the_route_is_a_failure_and_never_repeated() {
     }
 }
 
+/// What anybody who may read the repository's log and summary sees.
+#[test]
+fn nobodys_id_and_turnover_are_printed() {
+    const USER: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
+    let answers = [
+        (
+            "monthly-sync",
+            200,
+            r#"{"message":"Sync mensuel terminé","month":"octobre 2026","totalUsers":2,"resultsTotal":2,"errors":0,
+               "results":[{"userId":"6f9619ff-8b86-4d01-b42d-00cf4fc964ff","totalCA":4242.5,"details":[]},{}],
+               "alerts":{"sent":1,"errors":0}}"#,
+            vec![
+                "Sync mensuel terminé",
+                "octobre 2026",
+                r#""totalUsers": 2"#,
+                r#""results": 2"#,
+                r#""sent": 1"#,
+            ],
+        ),
+        (
+            "sync-integrations",
+            200,
+            r#"{"message":"Synchronisation terminée","totalSynced":3,"errors":1,
+               "problems":[{"code":"reconnect","message":"6f9619ff-8b86-4d01-b42d-00cf4fc964ff: 4242.5","count":1}]}"#,
+            vec![r#""totalSynced": 3"#, r#""problems": 1"#],
+        ),
+        (
+            "monthly-sync",
+            404,
+            r#"{"error":"Aucun utilisateur 6f9619ff-8b86-4d01-b42d-00cf4fc964ff"}"#,
+            vec!["Aucun"],
+        ),
+        (
+            "monthly-sync",
+            200,
+            r#"{"results":[{"userId":"6f9619ff-8b86-4d01-b42d-00cf4fc964ff","totalCA":4242.5"#,
+            vec!["illisible"],
+        ),
+        ("monthly-sync", 200, r#"["6f9619ff-8b86-4d01-b42d-00cf4fc964ff",4242.5]"#, vec!["illisible"]),
+    ];
+    for (route, status, body, shown) in answers {
+        let summary = tempfile();
+        let server = Server::start(vec![(status, body)]);
+        let (_, text) = run(&server.url, route, &[("GITHUB_STEP_SUMMARY", summary.to_str().unwrap())]);
+        let written = std::fs::read_to_string(&summary).unwrap();
+        std::fs::remove_file(&summary).unwrap();
+        for text in [&text, &written] {
+            assert!(!text.contains(USER) && !text.contains("4242"), "{text}");
+            for shown in &shown {
+                assert!(text.contains(shown), "{shown} is missing: {text}");
+            }
+        }
+    }
+}
+
 #[test]
 fn an_answer_cannot_speak_to_the_workflow() {
     let server = Server::start(vec![(502, "oops\n::add-mask::x\n::error::y\n")]);
@@ -204,7 +264,7 @@ fn a_silent_server_is_not_asked_twice() {
 
 #[test]
 fn the_summary_holds_the_answer() {
-    let summary = std::env::temp_dir().join(format!("summary-{}.md", uuid::Uuid::new_v4()));
+    let summary = tempfile();
     let server = Server::start(vec![(200, FINE)]);
     let path = summary.to_str().unwrap();
     let (code, text) = run(&server.url, "check-thresholds", &[("GITHUB_STEP_SUMMARY", path)]);
