@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     crypto::secret,
-    schedule::{Days, MonthlySync, monthly_sync_month, parse_at},
+    schedule::{Days, Month, MonthlySync, YEARS, monthly_sync_month, parse_at},
     tasks::{Call, Trigger},
 };
 
@@ -130,10 +130,14 @@ fn call(
         .map(str::parse::<Uuid>)
         .transpose()
         .map_err(|_| "Paramètre user_id : un UUID est attendu.".to_owned())?;
-    let month = value(Parameter::Month)
+    let month: Option<Month> = value(Parameter::Month)
         .map(str::parse)
         .transpose()
         .map_err(|_| "Paramètre month : AAAA-MM est attendu, par exemple 2026-10.".to_owned())?;
+    if month.is_some_and(|month| !YEARS.contains(&month.year())) {
+        let (first, last) = YEARS.into_inner();
+        return Err(format!("Paramètre month : l’année doit être comprise entre {first} et {last}."));
+    }
     let days: Option<Days> = value(Parameter::Days)
         .map(str::parse)
         .transpose()
@@ -317,6 +321,10 @@ mod tests {
     #[case("dry_run", "dry_run")]
     #[case("month=2026-13", "month")]
     #[case("month=2026-1", "month")]
+    #[case("month=0206-10", "month")]
+    #[case("month=0000-01", "month")]
+    #[case("month=1969-12", "month")]
+    #[case("dry_run=true&month=2100-01", "month")]
     #[case("month=2027-01", "month")]
     #[case("at=hier", "at")]
     #[case("at=2026-11-23T00:00:00Z", "at")]

@@ -26,7 +26,7 @@ pub use self::monthly_sync::{FutureMonth, MonthlySync, NoRecap, monthly_sync_mon
 pub use self::occasions::{
     Missed, NoReplay, Occasion, find as find_occasion, missed, moment, occasions, replay as replay_of, rule,
 };
-pub use self::replay::{AtError, parse_at};
+pub use self::replay::{AtError, YEARS, parse_at};
 pub use self::window::{DEFAULT_DAYS, Days, InvalidDays, Window};
 
 /// What the crons run. The names are stored in `job_slots` and `job_runs`: they never change.

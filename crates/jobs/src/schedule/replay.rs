@@ -1,6 +1,11 @@
 //! `at=`: run as of another instant, to replay a cron that was missed or to look ahead.
 
+use std::ops::RangeInclusive;
+
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
+
+/// The years for which the calendar is tested.
+pub const YEARS: RangeInclusive<i32> = 1970..=2099;
 
 /// Why an `at=` is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -34,7 +39,7 @@ pub fn parse_at(
     max_days: u16,
 ) -> Result<DateTime<Utc>, AtError> {
     let at = DateTime::parse_from_rfc3339(text).map_err(|_| AtError::Malformed)?.to_utc();
-    if !(1970..=2099).contains(&at.year()) {
+    if !YEARS.contains(&at.year()) {
         Err(AtError::OutOfCalendar)
     } else if dry_run {
         Ok(at)
