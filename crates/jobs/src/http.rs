@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use reqwest::{Client, Response, StatusCode, header::HeaderMap, redirect};
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use url::Url;
 
 /// What every request says of itself. Supabase refuses secret keys from browser-like agents.
 pub const USER_AGENT: &str = concat!("comptalyze-jobs/", env!("CARGO_PKG_VERSION"));
@@ -49,6 +50,13 @@ pub fn client() -> Result<Client, BuildError> {
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .user_agent(USER_AGENT)
         .build()?)
+}
+
+/// May a secret go to this address? https anywhere, http to this machine only, and no credentials inside.
+pub fn is_safe(url: &Url) -> bool {
+    let local = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
+    let scheme = url.scheme() == "https" || (url.scheme() == "http" && local);
+    scheme && url.has_host() && url.username().is_empty() && url.password().is_none()
 }
 
 /// Why no complete answer came. Carries no URL: query strings and hosts stay out of logs.

@@ -37,7 +37,7 @@ const LINKS: &str = "unsubscribe-link/v1";
 
 pub(super) fn mail(env: &Environment) -> Result<MailConfig, Faults> {
     let mut faults = Faults::default();
-    let api_key = env.required("RESEND_API_KEY", None, &mut faults);
+    let api_key = env.required_to_send("RESEND_API_KEY", None, &mut faults);
     let base = env.get("RESEND_BASE_URL").unwrap_or_else(|| "https://api.resend.com".to_owned());
     let api_base = Environment::url("RESEND_BASE_URL", &base, &mut faults);
     let from = env.required("COMPANY_FROM_EMAIL", None, &mut faults);
@@ -96,7 +96,7 @@ pub(super) fn link_key(env: &Environment) -> Result<PurposeKey, Faults> {
 /// The secret of the webhook, as Resend shows it: `whsec_…`.
 pub(super) fn webhook_secret(env: &Environment) -> Result<SecretString, Faults> {
     let mut faults = Faults::default();
-    let secret = env.required("RESEND_WEBHOOK_SECRET", None, &mut faults);
+    let secret = env.required_to_send("RESEND_WEBHOOK_SECRET", None, &mut faults);
     if secret.as_ref().is_some_and(|secret| !secret.starts_with("whsec_")) {
         faults.add("RESEND_WEBHOOK_SECRET doit commencer par whsec_");
     }
@@ -212,6 +212,11 @@ mod tests {
     #[case("COMPANY_FROM_EMAIL", "value@host")]
     #[case("COMPANY_FROM_EMAIL", "Value <value@host.fr")]
     #[case("COMPANY_FROM_EMAIL", "a@value.fr,b@value.fr")]
+    #[case("COMPANY_FROM_EMAIL", "Value\n<value@host.fr>")]
+    #[case("RESEND_API_KEY", "re_a\nvalue")]
+    #[case("RESEND_BASE_URL", "https://mail.example/\nvalue")]
+    #[case("JOBS_BASE_URL", "https://jobs.example/\nvalue")]
+    #[case("NEXT_PUBLIC_BASE_URL", "https://app.example/\nvalue")]
     #[case("JOBS_BASE_URL", "value")]
     #[case("NEXT_PUBLIC_BASE_URL", "http://value.example")]
     #[case("RESEND_BASE_URL", "value")]
@@ -226,5 +231,12 @@ mod tests {
         let faults = faults(&vars);
         assert!(faults.contains(name), "{faults}");
         assert!(!faults.contains("value") && !faults.contains("price_"), "{faults}");
+    }
+
+    #[test]
+    fn a_webhook_secret_with_a_line_break_is_a_fault() {
+        let get = |name: &str| (name == "RESEND_WEBHOOK_SECRET").then(|| "whsec_a\nvalue".to_owned());
+        let faults = webhook_secret(&Environment(&get)).err().unwrap().to_string();
+        assert!(faults.contains("RESEND_WEBHOOK_SECRET") && !faults.contains("value"), "{faults}");
     }
 }

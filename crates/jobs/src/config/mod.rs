@@ -18,7 +18,7 @@ pub use self::{
     operator::OperatorConfig,
 };
 use crate::{
-    crypto::keys::PurposeKey, crypto::tokens::TokenKey, providers::shopify::ApiBase, schedule::Settings,
+    crypto::keys::PurposeKey, crypto::tokens::TokenKey, http, providers::shopify::ApiBase, schedule::Settings,
 };
 
 /// Everything the environment says, sound or not.
@@ -154,6 +154,12 @@ impl Environment<'_> {
         value
     }
 
+    /// A variable that must be there and that leaves in a header, a URL or a form: a line break that was pasted
+    /// along would stop each request before it is made, and what was never asked would look unknown.
+    fn required_to_send(&self, name: &str, or: Option<&str>, faults: &mut Faults) -> Option<String> {
+        self.required(name, or, faults).filter(|value| sendable(name, value, faults))
+    }
+
     /// A whole number in `range`, `default` where the variable is missing.
     fn number(
         &self,
@@ -174,16 +180,25 @@ impl Environment<'_> {
     }
 
     fn url(name: &str, value: &str, faults: &mut Faults) -> Option<Url> {
-        let url = Url::parse(value).ok().filter(|url| {
-            let local = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
-            let scheme = url.scheme() == "https" || (url.scheme() == "http" && local);
-            scheme && url.has_host() && url.username().is_empty() && url.password().is_none()
-        });
+        // `Url` drops a line break silently; letters of other alphabets it writes in ASCII.
+        let plain = Some(value).filter(|value| !value.chars().any(char::is_control));
+        let url = plain.and_then(|value| Url::parse(value).ok()).filter(http::is_safe);
         if url.is_none() {
             faults.add(format!("{name} doit être une adresse https://… complète"));
         }
         url
     }
+}
+
+/// Says whether a value can stand in a header as it is.
+fn sendable(name: &str, value: &str, faults: &mut Faults) -> bool {
+    let sendable = value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if !sendable {
+        faults.add(format!(
+            "{name} contient un saut de ligne ou un caractère qui ne peut pas être envoyé ; collez la valeur à nouveau"
+        ));
+    }
+    sendable
 }
 
 impl Config {
@@ -198,8 +213,12 @@ impl Config {
         let mut optional_faults = Faults::default();
         let own_url = own_url(&env, &mut optional_faults);
         let operator = operator::operator(&env, &mut optional_faults);
+        let cron_secret = env.get("CRON_SECRET");
+        if let Some(secret) = &cron_secret {
+            sendable("CRON_SECRET", secret, &mut optional_faults);
+        }
         Self {
-            cron_secret: env.get("CRON_SECRET").map(SecretString::from),
+            cron_secret: cron_secret.map(SecretString::from),
             supabase: supabase(&env),
             tuning: tuning(&env, optional_faults),
             operator,
@@ -242,7 +261,7 @@ fn supabase(env: &Environment) -> Result<SupabaseConfig, Faults> {
     let mut faults = Faults::default();
     let url = env.required("SUPABASE_URL", Some("NEXT_PUBLIC_SUPABASE_URL"), &mut faults);
     let url = url.and_then(|url| Environment::url("SUPABASE_URL", &url, &mut faults));
-    let key = env.required("SUPABASE_SECRET_KEY", Some("SUPABASE_SERVICE_ROLE_KEY"), &mut faults);
+    let key = env.required_to_send("SUPABASE_SECRET_KEY", Some("SUPABASE_SERVICE_ROLE_KEY"), &mut faults);
     let key = key.and_then(|key| supabase_key(key, &mut faults));
     let parts = url.zip(key).map(|(url, key)| SupabaseConfig {
         url: url.as_str().trim_end_matches('/').trim_end_matches("/rest/v1").to_owned(),
@@ -301,12 +320,12 @@ fn tuning(env: &Environment, mut faults: Faults) -> Result<Tuning, Faults> {
 
 fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
     let mut faults = Faults::default();
-    let stripe = env.required("STRIPE_SECRET_KEY", None, &mut faults);
+    let stripe = env.required_to_send("STRIPE_SECRET_KEY", None, &mut faults);
     if stripe.as_ref().is_some_and(|key| !(key.starts_with("sk_") || key.starts_with("rk_"))) {
         faults.add("STRIPE_SECRET_KEY doit commencer par sk_ ou rk_");
     }
-    let client_id = env.required("SHOPIFY_CLIENT_ID", None, &mut faults);
-    let client_secret = env.required("SHOPIFY_CLIENT_SECRET", None, &mut faults);
+    let client_id = env.required_to_send("SHOPIFY_CLIENT_ID", None, &mut faults);
+    let client_secret = env.required_to_send("SHOPIFY_CLIENT_SECRET", None, &mut faults);
     let key = env.required("ENCRYPTION_KEY", None, &mut faults).and_then(|key| {
         let key = TokenKey::new(&key.into());
         if key.is_err() {
@@ -322,7 +341,7 @@ fn integrations(env: &Environment) -> Result<IntegrationsConfig, Faults> {
         Some(template) => {
             let base = template.parse::<ApiBase>();
             if base.is_err() {
-                faults.add("SHOPIFY_API_BASE doit être une adresse complète contenant {shop}");
+                faults.add("SHOPIFY_API_BASE doit être une adresse https://… complète contenant {shop}");
             }
             base.ok()
         }
@@ -433,6 +452,8 @@ mod tests {
     #[case("STRIPE_SECRET_KEY", "pk_live_value")]
     #[case("ENCRYPTION_KEY", "value-too-short")]
     #[case("SHOPIFY_API_BASE", "https://value.example")]
+    #[case("SHOPIFY_API_BASE", "http://value.example/{shop}")]
+    #[case("SHOPIFY_API_BASE", "https://{shop}\n.value.example")]
     #[case("STRIPE_API_BASE", "value")]
     #[case("JOB_CONCURRENCY", "0")]
     #[case("JOB_BUDGET_SECONDS", "value")]
@@ -446,6 +467,28 @@ mod tests {
     #[case("PING_URL_SYNC_INTEGRATIONS", "value")]
     #[case("PING_URL_MARKETING_DAY3", "http://value.example/x")]
     fn a_fault_is_named_and_its_value_is_not(#[case] name: &'static str, #[case] value: &str) {
+        let mut vars = sound();
+        vars.insert(name, value.to_owned());
+        let faults = faults(&vars);
+        assert!(faults.contains(name), "{faults}");
+        assert!(!faults.contains("value"), "{faults}");
+    }
+
+    /// All that leaves in a header, an address or a form, and what callers send us.
+    #[rstest]
+    #[case("CRON_SECRET", "first\nvalue")]
+    #[case("CRON_SECRET", "valueé")]
+    #[case("SUPABASE_URL", "https://ref.sup\nabase.co/value")]
+    #[case("SUPABASE_SECRET_KEY", "sb_secret_a\nvalue")]
+    #[case("SUPABASE_SECRET_KEY", "sb_secret_a\u{7f}value")]
+    #[case("STRIPE_SECRET_KEY", "sk_live_a\r\nvalue")]
+    #[case("STRIPE_API_BASE", "https://stripe.example/\tvalue")]
+    #[case("SHOPIFY_CLIENT_ID", "a\nvalue")]
+    #[case("SHOPIFY_CLIENT_SECRET", "a\0value")]
+    #[case("SHOPIFY_API_BASE", "https://{shop}/\nvalue")]
+    #[case("PING_URL_MONTHLY_SYNC", "https://hc.example/a\nvalue")]
+    #[case("OPERATOR_EMAIL", "a@host.fr\nvalue@host.fr")]
+    fn what_cannot_be_sent_is_a_fault(#[case] name: &'static str, #[case] value: &str) {
         let mut vars = sound();
         vars.insert(name, value.to_owned());
         let faults = faults(&vars);

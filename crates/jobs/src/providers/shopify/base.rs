@@ -5,16 +5,17 @@ use std::str::FromStr;
 use url::Url;
 
 use super::ShopDomain;
+use crate::http;
 
 const PLACE: &str = "{shop}";
 
-/// The value of `SHOPIFY_API_BASE`: a URL in which a literal `{shop}` stands for the shop's domain.
+/// The value of `SHOPIFY_API_BASE`: an https URL, or a local one, in which a literal `{shop}` stands for the shop's domain.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ApiBase(String);
 
 /// Not such a URL.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("must be an http(s) URL that contains {{shop}}")]
+#[error("must be an https URL that contains {{shop}}")]
 pub struct InvalidApiBase;
 
 impl ApiBase {
@@ -38,8 +39,10 @@ impl FromStr for ApiBase {
         let text = text.trim().trim_end_matches('/');
         let example =
             Url::parse(&text.replace(PLACE, "example.myshopify.com")).map_err(|_| InvalidApiBase)?;
+        // `Url` drops line breaks and tabs silently.
         let usable = text.contains(PLACE)
-            && matches!(example.scheme(), "http" | "https")
+            && text.bytes().all(|byte| byte.is_ascii_graphic())
+            && http::is_safe(&example)
             && example.query().is_none()
             && example.fragment().is_none();
         if usable { Ok(Self(text.to_owned())) } else { Err(InvalidApiBase) }
@@ -66,6 +69,10 @@ mod tests {
     #[case("https://example.com")]
     #[case("{shop}")]
     #[case("ftp://{shop}")]
+    #[case("http://{shop}")]
+    #[case("http://proxy.example/{shop}")]
+    #[case("https://user:password@{shop}")]
+    #[case("https://{shop}/\nx")]
     #[case("https://{shop}?a=b")]
     #[case("https://{shop}#a")]
     fn refused(#[case] base: &str) {
