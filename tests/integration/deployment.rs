@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use chrono::{DateTime, Datelike, TimeDelta, Timelike, Utc};
-use jobs::schedule::{Decision, ROUTES, Settings, Task, Via, gate, next_due};
+use jobs::{
+    routes::Route,
+    schedule::{Decision, Settings, Task, Via, gate, next_due},
+};
 use serde_json::Value;
 
 const DEFAULT: &str = "vercel.json";
@@ -108,20 +111,18 @@ fn crons(file: &str) -> Vec<(String, Cron)> {
         .collect()
 }
 
-fn route(path: &str) -> (Via, &'static [Task]) {
-    let (_, via, tasks) =
-        ROUTES.into_iter().find(|(known, ..)| *known == path).unwrap_or_else(|| panic!("no route {path}"));
-    (via, tasks)
+fn route(path: &str) -> Route {
+    Route::ALL.into_iter().find(|route| route.path() == path).unwrap_or_else(|| panic!("no route {path}"))
 }
 
 /// The slots that a file's crons claim in a year, each fired `late` after its full hour.
 fn claimed(file: &str, year: i32, late: TimeDelta, settings: Settings) -> BTreeMap<Task, BTreeSet<String>> {
     let mut slots = BTreeMap::<Task, BTreeSet<String>>::new();
     for (path, cron) in crons(file) {
-        let (via, tasks) = route(&path);
+        let route = route(&path);
         for at in cron.firings(year) {
-            for task in tasks {
-                if let Decision::Due { slot } = gate(*task, via, at + late, settings) {
+            for task in route.tasks() {
+                if let Decision::Due { slot } = gate(*task, route.via(), at + late, settings) {
                     slots.entry(*task).or_default().insert(slot.to_string());
                 }
             }
@@ -312,35 +313,24 @@ fn binaries() -> Vec<(String, PathBuf)> {
 }
 
 #[test]
-fn every_file_below_api_is_one_function() {
-    let (sources, binaries) = (sources("api"), binaries());
-    assert!((1..=12).contains(&sources.len()), "{} functions; a Hobby deployment takes 12", sources.len());
-
-    for source in &sources {
-        let expected = source
-            .strip_prefix("api")
-            .unwrap()
-            .with_extension("")
-            .iter()
-            .map(|part| part.to_str().unwrap())
-            .collect::<Vec<_>>()
-            .join("-");
+fn every_file_below_api_is_one_route_and_its_function() {
+    let (mut sources, binaries) = (sources("api"), binaries());
+    assert!(Route::ALL.len() <= 12, "{} functions; a Hobby deployment takes 12", Route::ALL.len());
+    for route in Route::ALL {
+        let source = PathBuf::from(format!("{}.rs", route.path().trim_start_matches('/')));
+        let place = sources.iter().position(|known| *known == source);
+        sources.remove(place.unwrap_or_else(|| panic!("{} is missing", source.display())));
         let names: Vec<_> =
-            binaries.iter().filter(|(_, path)| path == source).map(|(name, _)| name).collect();
-        assert_eq!(names, [&expected], "[[bin]] of {}", source.display());
+            binaries.iter().filter(|(_, path)| *path == source).map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, [route.binary()], "[[bin]] of {}", source.display());
+        let serves = format!("jobs::serve(jobs::Route::{route:?})");
+        assert!(read(source.to_str().unwrap()).contains(&serves), "{}: {serves}", source.display());
     }
+    assert_eq!(sources, Vec::<PathBuf>::new(), "no route is served by these");
     for (name, source) in &binaries {
         let same = binaries.iter().filter(|(other, _)| other == name).count();
         assert_eq!(same, 1, "{name} names {same} binaries of the workspace");
-        assert!(!source.starts_with("api") || sources.contains(source), "{} is missing", source.display());
-    }
-}
-
-#[test]
-fn every_scheduled_route_is_a_function() {
-    let sources = sources("api");
-    for (path, ..) in ROUTES {
-        let source = PathBuf::from(format!("{}.rs", path.trim_start_matches('/')));
-        assert!(sources.contains(&source), "{path}");
+        let missing = source.starts_with("api") && !Route::ALL.iter().any(|route| route.binary() == name);
+        assert!(!missing, "{name} is no route's");
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
+use jobs::routes::Route;
 use local_stack::{
     Environment, Stack,
     clock::Clock,
@@ -22,21 +23,6 @@ use crate::{clock::today, leaks::Watch};
 
 pub(crate) const SECRET: &str = "test-cron-secret-0123456789";
 pub(crate) const ENCRYPTION_KEY: &str = "0123456789abcdef0123456789abcdef";
-
-/// The functions by the last part of their path.
-const FUNCTIONS: [(&str, &str); 11] = [
-    ("daily-orchestrator", env!("CARGO_BIN_EXE_cron-daily-orchestrator")),
-    ("monthly-orchestrator", env!("CARGO_BIN_EXE_cron-monthly-orchestrator")),
-    ("send-reminders", env!("CARGO_BIN_EXE_cron-send-reminders")),
-    ("daily-tasks", env!("CARGO_BIN_EXE_cron-daily-tasks")),
-    ("drain-queue", env!("CARGO_BIN_EXE_cron-drain-queue")),
-    ("check-thresholds", env!("CARGO_BIN_EXE_manual-check-thresholds")),
-    ("monthly-sync", env!("CARGO_BIN_EXE_manual-monthly-sync")),
-    ("sync-integrations", env!("CARGO_BIN_EXE_manual-sync-integrations")),
-    ("unsubscribe", env!("CARGO_BIN_EXE_unsubscribe")),
-    ("resend", env!("CARGO_BIN_EXE_webhooks-resend")),
-    ("status", env!("CARGO_BIN_EXE_status")),
-];
 
 /// One test's world.
 pub(crate) struct World {
@@ -140,7 +126,7 @@ impl World {
         }
     }
 
-    /// Starts a function's process.
+    /// Starts a function's process; `name` is the last part of its path.
     pub(crate) async fn function(&self, name: &str) -> Result<Function> {
         Function::start(name, &self.vars).await
     }
@@ -268,7 +254,7 @@ pub(crate) fn encrypt(token: &str) -> String {
 /// A running function, called under its own path. Whatever it answers and writes is looked through for what is
 /// nobody's business: the test in which it says too much fails.
 pub(crate) struct Function {
-    path: String,
+    path: &'static str,
     process: functions::Function,
     watch: Watch,
 }
@@ -283,17 +269,13 @@ impl Drop for Function {
 
 impl Function {
     async fn start(name: &str, vars: &HashMap<String, String>) -> Result<Self> {
-        let (_, binary) = FUNCTIONS.iter().find(|(known, _)| *known == name).context("no such function")?;
-        let folder = match name {
-            "unsubscribe" | "status" => "",
-            "resend" => "webhooks/",
-            _ if binary.contains("/manual-") => "manual/",
-            _ => "cron/",
-        };
+        let route = Route::ALL.into_iter().find(|route| route.name() == name).context("no such function")?;
+        // Cargo builds all binaries of the package for this test, and puts them beside each other.
+        let binary = Path::new(env!("CARGO_BIN_EXE_status")).with_file_name(route.binary());
         let watch = Watch::new(vars);
         let vars: Vec<(&String, &String)> = vars.iter().collect();
-        let process = functions::Function::start(Path::new(binary), &vars).await?;
-        Ok(Self { path: format!("/api/{folder}{name}"), process, watch })
+        let process = functions::Function::start(&binary, &vars).await?;
+        Ok(Self { path: route.path(), process, watch })
     }
 
     /// Its address, without a query.

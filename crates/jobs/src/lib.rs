@@ -22,6 +22,7 @@ pub mod ping;
 pub mod providers;
 pub mod queue;
 pub mod retry;
+pub mod routes;
 pub mod schedule;
 pub mod supabase;
 pub mod tasks;
@@ -29,4 +30,5 @@ pub mod tasks;
 mod test_server;
 pub mod urssaf;
 
-pub use entry::{Route, serve};
+pub use entry::serve;
+pub use routes::Route;

@@ -16,6 +16,7 @@ use crate::{
     http::{NetworkFault, fetch},
     ping::{Signal, ping},
     queue::Failure,
+    routes::Route,
     schedule::{Decision, Task, gate},
     tasks::{
         Call, Context, TaskError, TaskOutcome, Trigger, check_thresholds, drain_until_nothing_waits,
@@ -27,8 +28,6 @@ use crate::{
 pub const CHAIN_HEADER: &str = "x-jobs-chain";
 /// Header of a chain of drain-queue invocations: how many went before.
 pub const HOP_HEADER: &str = "x-jobs-hop";
-/// Where this deployment goes on with what is queued.
-const DRAIN_PATH: &str = "/api/cron/drain-queue";
 /// A chain ends here; the next cron goes on. 48 hops of 270 seconds are more than half of six hours.
 pub const MOST_HOPS: u32 = 48;
 
@@ -180,7 +179,7 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Dra
         let message = "Une autre exécution vide déjà la file.".to_owned();
         return Ok(Drained { settled: 0, errors: 0, message: Some(message) });
     }
-    let drained = drain_until_nothing_waits(context, DRAIN_PATH).await;
+    let drained = drain_until_nothing_waits(context, Route::DrainQueue.path()).await;
     let left = matches!(&drained, Ok(drained) if drained.out_of_time);
     let next = if left && hop < MOST_HOPS { go_on(context, chain, hop + 1).await } else { Next::Nobody };
     let goes_on = next == Next::GoesOn;
@@ -231,9 +230,11 @@ async fn go_on(context: &Context, chain: Uuid, hop: u32) -> Next {
         tracing::info!("work is left for the next cron");
         return Next::Nobody;
     };
-    let (Ok(url), Some(timeout), Ok(bearer)) =
-        (own.join(DRAIN_PATH), context.deadline.request_timeout(Duration::from_secs(10)), bearer(secret))
-    else {
+    let (Ok(url), Some(timeout), Ok(bearer)) = (
+        own.join(Route::DrainQueue.path()),
+        context.deadline.request_timeout(Duration::from_secs(10)),
+        bearer(secret),
+    ) else {
         tracing::error!(%chain, hop, "no time is left to ask drain-queue to go on");
         return Next::Nobody;
     };

@@ -7,13 +7,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use jobs::routes::{Kind, Route};
 use reqwest::{Method, Response, StatusCode, header};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_mins(1);
-
-const CRONS: [&str; 4] = ["daily-orchestrator", "monthly-orchestrator", "send-reminders", "daily-tasks"];
-const MANUAL: [&str; 3] = ["check-thresholds", "monthly-sync", "sync-integrations"];
 
 /// What must not be published: the builder serves the whole repository where `public/` is missing.
 const SOURCES: [&str; 9] = [
@@ -81,7 +79,7 @@ impl Doctor {
     }
 
     async fn ask(&self, method: Method, path: &str, bearer: Option<&str>) -> Result<Seen, String> {
-        let mut request = self.http.request(method, format!("{}/{path}", self.base)).timeout(PATIENCE);
+        let mut request = self.http.request(method, format!("{}{path}", self.base)).timeout(PATIENCE);
         request = request.header(header::ACCEPT, "application/json");
         if let Some(bearer) = bearer {
             request = request.bearer_auth(bearer);
@@ -99,34 +97,45 @@ impl Doctor {
 
     /// What anybody gets.
     async fn strangers(&mut self) {
-        for name in MANUAL {
-            let path = format!("api/manual/{name}");
-            let seen = self.ask(Method::GET, &path, None).await;
-            self.note(&format!("GET /{path} donne son mode d’emploi"), is(seen, 200));
-            let seen = self.ask(Method::POST, &path, None).await;
-            self.note(&format!("POST /{path} sans secret est refusé"), is(seen, 401));
-            let seen = self.ask(Method::POST, &path, Some("un-autre-secret")).await;
-            self.note(&format!("POST /{path} avec un autre secret est refusé"), is(seen, 401));
+        for route in Route::ALL {
+            let path = route.path();
+            match route.kind() {
+                Kind::Manual => {
+                    let seen = self.ask(Method::GET, path, None).await;
+                    self.note(&format!("GET {path} donne son mode d’emploi"), is(seen, 200));
+                    let seen = self.ask(Method::POST, path, None).await;
+                    self.note(&format!("POST {path} sans secret est refusé"), is(seen, 401));
+                    let seen = self.ask(Method::POST, path, Some("un-autre-secret")).await;
+                    self.note(&format!("POST {path} avec un autre secret est refusé"), is(seen, 401));
+                }
+                Kind::Cron => {
+                    let seen = self.ask(Method::GET, path, Some("un-autre-secret")).await;
+                    self.note(&format!("GET {path} avec un autre secret est refusé"), is(seen, 401));
+                }
+                Kind::Drain => {
+                    let seen = self.ask(Method::POST, path, None).await;
+                    self.note(&format!("POST {path} sans secret est refusé"), is(seen, 401));
+                }
+                Kind::Link => {
+                    let seen = self.ask(Method::GET, &format!("{path}?t=1.x.y.z"), None).await;
+                    self.note("un lien de désabonnement faux donne une page d’erreur", is(seen, 400));
+                }
+                Kind::Webhook => {
+                    let seen = self.ask(Method::POST, path, None).await;
+                    self.note("un webhook sans signature est refusé", is(seen, 401));
+                }
+                Kind::Page => {
+                    let seen = self.ask(Method::GET, path, None).await;
+                    self.note("la page d’état ne se montre pas sans secret", is(seen, 401));
+                }
+            }
         }
-        for name in CRONS {
-            let path = format!("api/cron/{name}");
-            let seen = self.ask(Method::GET, &path, Some("un-autre-secret")).await;
-            self.note(&format!("GET /{path} avec un autre secret est refusé"), is(seen, 401));
-        }
-        let seen = self.ask(Method::POST, "api/cron/drain-queue", None).await;
-        self.note("POST /api/cron/drain-queue sans secret est refusé", is(seen, 401));
-        let seen = self.ask(Method::GET, "api/unsubscribe?t=1.x.y.z", None).await;
-        self.note("un lien de désabonnement faux donne une page d’erreur", is(seen, 400));
-        let seen = self.ask(Method::POST, "api/webhooks/resend", None).await;
-        self.note("un webhook sans signature est refusé", is(seen, 401));
-        let seen = self.ask(Method::GET, "api/status", None).await;
-        self.note("la page d’état ne se montre pas sans secret", is(seen, 401));
     }
 
     /// What must not be there.
     async fn sources(&mut self) {
         for path in SOURCES {
-            let verdict = match self.ask(Method::GET, path, None).await {
+            let verdict = match self.ask(Method::GET, &format!("/{path}"), None).await {
                 Ok(seen) if seen.status.is_success() => Err(format!(
                     "répond {} : les sources sont publiées ; il manque public/ avec un fichier dedans",
                     seen.status
@@ -140,12 +149,12 @@ impl Doctor {
 
     /// What the operator gets.
     async fn operator(&mut self, secret: &str) {
-        for name in MANUAL {
-            let path = format!("api/manual/{name}?dry_run=true");
+        for route in Route::ALL.into_iter().filter(|route| route.kind() == Kind::Manual) {
+            let path = format!("{}?dry_run=true", route.path());
             let seen = self.ask(Method::POST, &path, Some(secret)).await;
-            self.note(&format!("essai de {name}"), is(seen, 200));
+            self.note(&format!("essai de {}", route.name()), is(seen, 200));
         }
-        let status = self.ask(Method::GET, "api/status", Some(secret)).await;
+        let status = self.ask(Method::GET, Route::Status.path(), Some(secret)).await;
         let checks = match &status {
             Ok(seen) if seen.status == StatusCode::OK && !seen.html => {
                 serde_json::from_str::<Value>(&seen.text).ok()

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use jobs::routes::Route;
 use sqlx::PgPool;
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
 const FURNITURE: &str = include_str!("../sql/status_page.sql");
 /// A small phone and a window on a desk.
 const WIDTHS: [u32; 2] = [320, 1200];
-const PATH: &str = "/api/status";
+const PATH: &str = Route::Status.path();
 
 /// Fills a migrated database with users, integrations, runs and mails, as if crons had come by for three weeks.
 pub async fn furnish(pool: &PgPool) -> Result<()> {
@@ -102,7 +103,7 @@ pub async fn write(folder: &Path) -> Result<()> {
     ];
     env.extend(environment.env_vars());
     env.extend(resend.env_vars());
-    let function = Function::start(&checkout.join("target/debug/status"), &env).await?;
+    let function = Function::start(&checkout.join("target/debug").join(Route::Status.binary()), &env).await?;
     let (url, folder) = (format!("{}{PATH}", function.url()), folder.to_owned());
     let files = tokio::task::spawn_blocking(move || {
         let mut chrome = Chrome::start(&browser)?;

@@ -10,10 +10,8 @@ use sha2::Sha256;
 use uuid::Uuid;
 
 use super::Kind;
-use crate::crypto::keys::PurposeKey;
+use crate::{crypto::keys::PurposeKey, routes::Route};
 
-/// The path of the route that takes these links.
-pub const PATH: &str = "/api/unsubscribe";
 /// The parameter that holds the token.
 pub const PARAMETER: &str = "t";
 
@@ -21,7 +19,8 @@ const VERSION: &str = "1";
 
 /// The link of one user and kind. `None` for alerts and the like: whoever does not want them says so in the application.
 pub fn unsubscribe(jobs_url: &str, key: &PurposeKey, user: Uuid, kind: Kind) -> Option<String> {
-    kind.has_link().then(|| format!("{jobs_url}{PATH}?{PARAMETER}={}", token(key, user, kind)))
+    kind.has_link()
+        .then(|| format!("{jobs_url}{}?{PARAMETER}={}", Route::Unsubscribe.path(), token(key, user, kind)))
 }
 
 fn token(key: &PurposeKey, user: Uuid, kind: Kind) -> String {

@@ -8,7 +8,6 @@
 mod answer;
 mod log;
 mod request;
-mod route;
 mod shape;
 mod status;
 mod unsubscribe;
@@ -28,8 +27,6 @@ use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 use vercel_runtime::{AppState, Error, Request, Response, ResponseBody, service_fn};
 
-use self::route::Kind;
-pub use self::route::Route;
 use self::{
     answer::{Answer, Fields},
     request::{Admission, Incoming, admit},
@@ -44,6 +41,7 @@ use crate::{
     integrations::Clients,
     orchestrator,
     queue::Queue,
+    routes::{Kind, Route},
     supabase::Supabase,
     tasks::{Call, Context, Trigger, operator_digest},
 };

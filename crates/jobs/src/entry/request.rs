@@ -6,12 +6,10 @@ use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::{
-    answer::{Answer, Fields},
-    route::{Kind, Parameter, Route},
-};
+use super::answer::{Answer, Fields};
 use crate::{
     crypto::secret,
+    routes::{Kind, Parameter, Route},
     schedule::{Days, Month, MonthlySync, YEARS, monthly_sync_month, parse_at},
     tasks::{Call, Trigger},
 };

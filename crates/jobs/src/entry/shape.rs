@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-use super::{
-    answer::{Answer, Fields},
-    route::Route,
-};
+use super::answer::{Answer, Fields};
 use crate::{
     queue::{Failure, MailCounts},
+    routes::Route,
     schedule::{Task, paris},
     tasks::{Call, RunSummary, TaskOutcome, month_of},
 };

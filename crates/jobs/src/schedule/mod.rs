@@ -1,8 +1,7 @@
 //! When is what due? Pure functions of an instant: nothing here reads a clock or does I/O.
 //!
-//! Two tables say it all: [`Task::gate`] (which instants let a task run, and under which slot) and
-//! [`ROUTES`] (which route asks for which tasks). `tests/integration/deployment.rs` walks a year of
-//! every deployment file's crons against them.
+//! [`Task::gate`] says which instants let a task run, and under which slot; [`crate::routes`] says which route asks
+//! for which tasks. `tests/integration/deployment.rs` walks a year of every deployment file's crons against both.
 
 mod gate;
 mod month;
@@ -106,17 +105,6 @@ pub enum Via {
     /// `/api/manual/*` called by a cron: whoever schedules the route chose the moment.
     ManualRoute,
 }
-
-/// Which route asks for which tasks, in the order in which it runs them.
-pub static ROUTES: [(&str, Via, &[Task]); 7] = [
-    ("/api/cron/daily-orchestrator", Via::CronRoute, &[Task::MarketingDay3, Task::SyncIntegrations]),
-    ("/api/cron/monthly-orchestrator", Via::CronRoute, &[Task::MonthlyReminders, Task::MonthlySync]),
-    ("/api/cron/send-reminders", Via::CronRoute, &[Task::MonthlyReminders]),
-    ("/api/cron/daily-tasks", Via::CronRoute, &[Task::MarketingDay3]),
-    ("/api/manual/check-thresholds", Via::ManualRoute, &[Task::CheckThresholds]),
-    ("/api/manual/monthly-sync", Via::ManualRoute, &[Task::MonthlySync]),
-    ("/api/manual/sync-integrations", Via::ManualRoute, &[Task::SyncIntegrations]),
-];
 
 /// What the operator may tune.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

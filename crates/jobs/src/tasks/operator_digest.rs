@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{Call, Context, TaskError, Trigger, mails::post};
 use crate::{
     email::DigestPoint,
+    routes::Route,
     schedule::{Settings, Task, missed, paris},
 };
 
@@ -21,7 +22,7 @@ const FROM_HOUR: u32 = 7;
 const MISSED_SINCE: TimeDelta = TimeDelta::days(2);
 /// Each orchestrator, and how long after its last call it is missed: its rhythm and an hour or two.
 const ORCHESTRATORS: [(&str, i64); 2] =
-    [("/api/cron/daily-orchestrator", 8), ("/api/cron/monthly-orchestrator", 26)];
+    [(Route::DailyOrchestrator.path(), 8), (Route::MonthlyOrchestrator.path(), 26)];
 
 /// What `jobs_troubles` answers.
 #[derive(Deserialize)]
@@ -87,7 +88,7 @@ async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskE
     let day = paris::date(context.now);
     let arguments = json!({
         "p_run_id": Uuid::new_v4(), "p_route": call.route, "p_now": context.now,
-        "p_facts": {"to": address, "day": day, "points": points, "status_url": format!("{jobs_url}/api/status")},
+        "p_facts": {"to": address, "day": day, "points": points, "status_url": format!("{jobs_url}{}", Route::Status.path())},
     });
     let planned: Value = context.supabase.rpc("jobs_plan_digest", &arguments, &context.deadline).await?;
     if planned["state"] == "planned" {

@@ -19,6 +19,7 @@ mod world;
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use jobs::routes::Route;
 
 use self::{report::Report, world::World};
 
@@ -87,12 +88,14 @@ impl Options {
         let mut binaries: Vec<&str> = Vec::new();
         for workload in &self.workloads {
             match workload.as_str() {
-                "routes" => binaries.extend(routes::binaries()),
-                "w1" | "w2" => binaries.extend(["manual-sync-integrations", "cron-daily-orchestrator"]),
-                "w1p" => binaries.push("manual-sync-integrations"),
-                "w3" => binaries.push("cron-daily-tasks"),
-                "w5" => binaries.push("manual-monthly-sync"),
-                _ => binaries.push("manual-check-thresholds"),
+                "routes" => binaries.extend(Route::ALL.map(Route::binary)),
+                "w1" | "w2" => {
+                    binaries.extend([Route::SyncIntegrations, Route::DailyOrchestrator].map(Route::binary));
+                }
+                "w1p" => binaries.push(Route::SyncIntegrations.binary()),
+                "w3" => binaries.push(Route::DailyTasks.binary()),
+                "w5" => binaries.push(Route::MonthlySync.binary()),
+                _ => binaries.push(Route::CheckThresholds.binary()),
             }
         }
         binaries.sort_unstable();

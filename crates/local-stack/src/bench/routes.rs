@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use jobs::{
     crypto::keys,
-    email::{Kind, links},
+    email::{self, links},
+    routes::{Kind, Route},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -25,44 +26,18 @@ use crate::{ports, resend::webhooks};
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A route and how it is called.
-struct Route {
-    binary: &'static str,
-    method: &'static str,
-    path: &'static str,
-}
-
-const ROUTES: [Route; 11] = [
-    Route { binary: "cron-daily-orchestrator", method: "GET", path: "/api/cron/daily-orchestrator" },
-    Route { binary: "cron-monthly-orchestrator", method: "GET", path: "/api/cron/monthly-orchestrator" },
-    Route { binary: "cron-send-reminders", method: "GET", path: "/api/cron/send-reminders" },
-    Route { binary: "cron-daily-tasks", method: "GET", path: "/api/cron/daily-tasks" },
-    Route { binary: "cron-drain-queue", method: "POST", path: "/api/cron/drain-queue" },
-    Route { binary: "manual-check-thresholds", method: "POST", path: "/api/manual/check-thresholds" },
-    Route { binary: "manual-monthly-sync", method: "POST", path: "/api/manual/monthly-sync?force=true" },
-    Route { binary: "manual-sync-integrations", method: "POST", path: "/api/manual/sync-integrations" },
-    Route { binary: "unsubscribe", method: "POST", path: "/api/unsubscribe" },
-    Route { binary: "status", method: "GET", path: "/api/status" },
-    Route { binary: "webhooks-resend", method: "POST", path: "/api/webhooks/resend" },
-];
-
-/// All functions.
-pub(super) fn binaries() -> impl Iterator<Item = &'static str> {
-    ROUTES.iter().map(|route| route.binary)
-}
-
 /// Starts each route this often; the medians.
 pub(super) async fn measure(binaries: &Path, starts: usize) -> Result<Vec<Cold>> {
-    let mut routes = Vec::with_capacity(ROUTES.len());
-    for route in &ROUTES {
-        let binary = binaries.join(route.binary);
+    let mut routes = Vec::with_capacity(Route::ALL.len());
+    for route in Route::ALL {
+        let binary = binaries.join(route.binary());
         let (mut refusals, mut upstreams) = (Vec::new(), Vec::new());
         for _ in 0..starts {
-            refusals.push(route.refusal(&binary).await.with_context(|| route.binary)?);
-            upstreams.push(route.upstream(&binary).await.with_context(|| route.binary)?);
+            refusals.push(refusal(route, &binary).await.with_context(|| route.binary())?);
+            upstreams.push(upstream(route, &binary).await.with_context(|| route.binary())?);
         }
         routes.push(Cold {
-            route: route.binary,
+            route: route.binary(),
             starts,
             refusal_ms: median(&mut refusals),
             upstream_ms: median(&mut upstreams),
@@ -139,53 +114,63 @@ fn webhook_secret() -> String {
     "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into()
 }
 
-impl Route {
-    fn http(&self, target: &str, headers: &str, body: &str) -> String {
-        format!(
-            "{} {target} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {}\r\n\r\n{body}",
-            self.method,
-            body.len()
-        )
-    }
+/// A request of `route`, by the method that makes it work.
+fn http(route: Route, target: &str, headers: &str, body: &str) -> String {
+    format!(
+        "{} {target} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {}\r\n\r\n{body}",
+        route.kind().method(),
+        body.len()
+    )
+}
 
-    /// To the answer of a request without credentials.
-    async fn refusal(&self, binary: &Path) -> Result<Duration> {
-        let started = Started::new(binary, 1)?;
-        let mut stream = started.request(&self.http(self.path, "accept: application/json\r\n", "")).await?;
-        let mut answer = [0; 512];
-        let read = timeout(PATIENCE, stream.read(&mut answer)).await.context("no answer")??;
-        let took = started.at.elapsed();
-        let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
-        let status = answer.split(' ').nth(1).unwrap_or_default();
-        ensure!(matches!(status, "400" | "401"), "not refused: {answer}");
-        Ok(took)
+/// Where `route` is called so that it does something on every day.
+fn target(route: Route) -> String {
+    match route {
+        Route::MonthlySync => format!("{}?force=true", route.path()),
+        _ => route.path().to_owned(),
     }
+}
 
-    /// To the first byte that the function sends to the database.
-    async fn upstream(&self, binary: &Path) -> Result<Duration> {
-        let database = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let started = Started::new(binary, database.local_addr()?.port())?;
-        let request = match self.binary {
-            "unsubscribe" => {
-                let key = keys::derive(&KEY.to_owned().into(), "unsubscribe-link/v1");
-                let link = links::unsubscribe("", &key, Uuid::new_v4(), Kind::MarketingDay3);
-                self.http(&link.unwrap_or_default(), "", "")
-            }
-            "webhooks-resend" => {
-                let body = webhooks::complained(&Uuid::new_v4().to_string(), "a@exemple.fr").to_string();
-                let now = chrono::Utc::now().timestamp();
-                let signed = webhooks::svix_headers(&webhook_secret(), "msg_bench", now, &body)?;
-                let headers = signed.iter().fold(String::new(), |headers, (name, value)| {
-                    format!("{headers}{name}: {}\r\n", value.to_str().unwrap_or_default())
-                });
-                self.http(self.path, &headers, &body)
-            }
-            _ => self.http(self.path, &format!("authorization: Bearer {SECRET}\r\n"), ""),
-        };
-        let _open = started.request(&request).await?;
-        let (mut caller, _) = timeout(PATIENCE, database.accept()).await.context("it asks nothing")??;
-        let mut first = [0; 64];
-        timeout(PATIENCE, caller.read(&mut first)).await.context("it asks nothing")??;
-        Ok(started.at.elapsed())
-    }
+/// To the answer of a request without credentials.
+async fn refusal(route: Route, binary: &Path) -> Result<Duration> {
+    let started = Started::new(binary, 1)?;
+    let request = http(route, &target(route), "accept: application/json\r\n", "");
+    let mut stream = started.request(&request).await?;
+    let mut answer = [0; 512];
+    let read = timeout(PATIENCE, stream.read(&mut answer)).await.context("no answer")??;
+    let took = started.at.elapsed();
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    let status = answer.split(' ').nth(1).unwrap_or_default();
+    ensure!(matches!(status, "400" | "401"), "not refused: {answer}");
+    Ok(took)
+}
+
+/// To the first byte that the function sends to the database.
+async fn upstream(route: Route, binary: &Path) -> Result<Duration> {
+    let database = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let started = Started::new(binary, database.local_addr()?.port())?;
+    let request = match route.kind() {
+        Kind::Link => {
+            let key = keys::derive(&KEY.to_owned().into(), "unsubscribe-link/v1");
+            let link = links::unsubscribe("", &key, Uuid::new_v4(), email::Kind::MarketingDay3);
+            http(route, &link.unwrap_or_default(), "", "")
+        }
+        Kind::Webhook => {
+            let body = webhooks::complained(&Uuid::new_v4().to_string(), "a@exemple.fr").to_string();
+            let now = chrono::Utc::now().timestamp();
+            let signed = webhooks::svix_headers(&webhook_secret(), "msg_bench", now, &body)?;
+            let headers = signed.iter().fold(String::new(), |headers, (name, value)| {
+                format!("{headers}{name}: {}\r\n", value.to_str().unwrap_or_default())
+            });
+            http(route, route.path(), &headers, &body)
+        }
+        Kind::Cron | Kind::Manual | Kind::Drain | Kind::Page => {
+            http(route, &target(route), &format!("authorization: Bearer {SECRET}\r\n"), "")
+        }
+    };
+    let _open = started.request(&request).await?;
+    let (mut caller, _) = timeout(PATIENCE, database.accept()).await.context("it asks nothing")??;
+    let mut first = [0; 64];
+    timeout(PATIENCE, caller.read(&mut first)).await.context("it asks nothing")??;
+    Ok(started.at.elapsed())
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
 use chrono::{DateTime, Months, TimeDelta, Utc};
-use reqwest::Method;
+use jobs::routes::Route;
 
 use super::{
     report::{Lane, Run},
@@ -94,9 +94,8 @@ impl World {
             let w1 = synced("w1", &called, None);
 
             let mark = mark(environment).await?;
-            let target = format!("/api/cron/daily-orchestrator?at={}", rfc3339(second));
-            let cron =
-                Call { binary: "cron-daily-orchestrator", method: Method::GET, target, vars: NO_LIMIT };
+            let query = format!("at={}", rfc3339(second));
+            let cron = Call { route: Route::DailyOrchestrator, query, vars: NO_LIMIT };
             let called = self.call(environment, &vendors, cron).await?;
             let counted = &called.answer["results"]["syncIntegrations"];
             ensure!(counted["synced"] == INTEGRATIONS && counted["errors"] == 0, "{}", called.answer);
@@ -148,12 +147,7 @@ impl World {
         println!("· w3");
         self.repeat(&seeded, runs, async |environment| {
             let vendors = Vendors::start(Some(5)).await?;
-            let cron = Call {
-                binary: "cron-daily-tasks",
-                method: Method::GET,
-                target: "/api/cron/daily-tasks".into(),
-                vars: &[],
-            };
+            let cron = Call { route: Route::DailyTasks, query: String::new(), vars: &[] };
             let called = self.call(environment, &vendors, cron).await?;
             ensure!(vendors.resend.accepted_count() == RECIPIENTS, "{}", called.answer);
             let drained = called.wall - called.planned;
@@ -175,12 +169,7 @@ impl World {
         println!("· {name}");
         let all = self.repeat(&seeded, runs, async |environment| {
             let vendors = Vendors::start(None).await?;
-            let post = Call {
-                binary: "manual-check-thresholds",
-                method: Method::POST,
-                target: "/api/manual/check-thresholds".into(),
-                vars: &[],
-            };
+            let post = Call { route: Route::CheckThresholds, query: String::new(), vars: &[] };
             let called = self.call(environment, &vendors, post).await?;
             ensure!(vendors.resend.accepted_count() == users / 100, "{}", called.answer);
             let checked = called.planned;
@@ -221,12 +210,8 @@ impl World {
         println!("· w5 (the first run is not counted)");
         let all = self.repeat(&seeded, runs + 1, async |environment| {
             vendors.resend.clear().await?;
-            let post = Call {
-                binary: "manual-monthly-sync",
-                method: Method::POST,
-                target: format!("/api/manual/monthly-sync?month={}", calendar::name(month)),
-                vars: NO_LIMIT,
-            };
+            let query = format!("month={}", calendar::name(month));
+            let post = Call { route: Route::MonthlySync, query, vars: NO_LIMIT };
             let called = self.call(environment, &vendors, post).await?;
             ensure!(called.answer["totalUsers"] == INTEGRATIONS, "{}", called.answer["totalUsers"]);
             let mails = vendors.resend.accepted_count();
@@ -262,8 +247,7 @@ fn open_books(vendors: &Vendors, integrations: &Integrations, end: DateTime<Utc>
 }
 
 fn sync_at<'a>(at: DateTime<Utc>, vars: &'a [(&'a str, &'a str)]) -> Call<'a> {
-    let target = format!("/api/manual/sync-integrations?at={}", rfc3339(at));
-    Call { binary: "manual-sync-integrations", method: Method::POST, target, vars }
+    Call { route: Route::SyncIntegrations, query: format!("at={}", rfc3339(at)), vars }
 }
 
 fn rfc3339(at: DateTime<Utc>) -> String {

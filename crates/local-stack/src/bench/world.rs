@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use reqwest::Method;
+use jobs::routes::Route;
 use serde_json::Value;
 
 use super::measure::{self, Usage};
@@ -46,10 +46,8 @@ pub(super) struct Vendors {
 
 /// How a function is called.
 pub(super) struct Call<'a> {
-    pub(super) binary: &'a str,
-    pub(super) method: Method,
-    /// Path and query.
-    pub(super) target: String,
+    pub(super) route: Route,
+    pub(super) query: String,
     pub(super) vars: &'a [(&'a str, &'a str)],
 }
 
@@ -101,15 +99,16 @@ impl World {
             faults.drop_bodies();
             faults.forget();
         }
-        let binary = self.binaries.join(call.binary);
+        let binary = self.binaries.join(call.route.binary());
         let vars = self.vars(environment, vendors, call.vars);
         let mut function = Function::start(&binary, &vars.iter().collect::<Vec<_>>()).await?;
         let pid = measure::child_of(function.watchdog_id(), &binary)?;
         let (load, before) = (measure::load(), Usage::now(pid));
 
         let begun = Instant::now();
+        let url = format!("{}{}?{}", function.url(), call.route.path(), call.query);
         let response = jobs::http::client()?
-            .request(call.method, format!("{}{}", function.url(), call.target))
+            .request(call.route.kind().method().parse()?, url)
             .bearer_auth(SECRET)
             .send()
             .await?;

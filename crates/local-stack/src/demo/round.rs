@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
+use jobs::routes::Route;
 use serde_json::Value;
 
 use super::{
@@ -16,13 +17,13 @@ use crate::seed::{
     people::Mail,
 };
 
-const DAILY: &str = "/api/cron/daily-orchestrator";
-const MONTHLY: &str = "/api/cron/monthly-orchestrator";
-const REMINDERS: &str = "/api/cron/send-reminders";
-const OFFERS: &str = "/api/cron/daily-tasks";
-const THRESHOLDS: &str = "/api/manual/check-thresholds";
-const SYNC: &str = "/api/manual/sync-integrations";
-const MONTH: &str = "/api/manual/monthly-sync";
+const DAILY: &str = Route::DailyOrchestrator.path();
+const MONTHLY: &str = Route::MonthlyOrchestrator.path();
+const REMINDERS: &str = Route::SendReminders.path();
+const OFFERS: &str = Route::DailyTasks.path();
+const THRESHOLDS: &str = Route::CheckThresholds.path();
+const SYNC: &str = Route::SyncIntegrations.path();
+const MONTH: &str = Route::MonthlySync.path();
 const DAILY_CRON: Caller = Caller::Cron("0 */6 * * *");
 const MONTHLY_CRON: Caller = Caller::Cron("0 7 * * *");
 const REMINDERS_CRON: Caller = Caller::Cron("0 7 2 * *");

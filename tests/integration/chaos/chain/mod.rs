@@ -20,7 +20,7 @@ use crate::{
     world::{Function, World},
 };
 
-const DRAIN: &str = "/api/cron/drain-queue";
+const DRAIN: &str = jobs::Route::DrainQueue.path();
 const CHAIN: &str = "x-jobs-chain";
 const HOP: &str = "x-jobs-hop";
 /// More than three invocations work off in the second that each of them has.

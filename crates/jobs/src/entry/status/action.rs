@@ -7,8 +7,9 @@ use vercel_runtime::AppState;
 
 use super::view::LANES;
 use crate::{
-    entry::{answer::Fields, log, route::Route, shape},
+    entry::{answer::Fields, log, shape},
     orchestrator,
+    routes::Route,
     schedule::{Occasion, Task, find_occasion, replay_of},
     tasks::{Call, Context, Trigger},
 };

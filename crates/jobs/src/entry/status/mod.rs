@@ -26,8 +26,8 @@ use self::{
     session::{Keys, Session},
     view::Status,
 };
-use super::{App, BODY_TIMEOUT, answer::Answer, request, route::Route};
-use crate::{crypto::secret, deadline::Deadline};
+use super::{App, BODY_TIMEOUT, answer::Answer, request};
+use crate::{crypto::secret, deadline::Deadline, routes::Route};
 
 /// Tries with a wrong secret, of everybody together …
 const MOST_TRIES: u32 = 10;
