@@ -2,8 +2,10 @@
 -- project). Production has had them for long: there this file finds them and changes nothing, takes no lock.
 --
 -- All of them or none: a project that has only some is not the application's, and this file stops.
+-- Safe to run twice.
 
 begin;
+set local lock_timeout = '5s';
 
 do $baseline$
 declare

@@ -7,7 +7,7 @@
 -- If a long transaction holds a table, lock_timeout makes this file fail instead of queueing everybody behind
 -- it: run it again. Nothing is left half done: the file is one transaction.
 --
--- Forward only; safe to run twice.
+-- Safe to run twice.
 
 begin;
 set local lock_timeout = '5s';
@@ -45,5 +45,13 @@ alter table public.sync_logs add constraint sync_logs_provider_check
     check (provider in ('shopify', 'stripe', 'resend', 'jobs')) not valid;
 alter table public.sync_logs add constraint sync_logs_sync_type_check
     check (sync_type in ('manual', 'webhook', 'cron', 'replay', 'drain', 'dry_run')) not valid;
+
+-- email_preferences: two more choices, beside monthly_reminder and monthly_recap_email.
+alter table public.email_preferences
+    add column if not exists marketing_email boolean not null default true,
+    add column if not exists threshold_alert_email boolean not null default true;
+
+comment on column public.email_preferences.marketing_email is 'News and offers; false since the user refused them';
+comment on column public.email_preferences.threshold_alert_email is 'Alerts about ceilings; false since the user refused them';
 
 commit;

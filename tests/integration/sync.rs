@@ -78,7 +78,7 @@ async fn the_daily_cron_claims_its_slot_once() -> Result<()> {
     assert_eq!((&sync["synced"], &sync["skipped"]), (&json!(1), &json!(true)), "{second}");
     assert!(sync["note"].as_str().unwrap_or_default().starts_with("déjà planifié"), "{second}");
     assert_eq!(
-        world.value::<i64>("select count(*) from public.job_runs where task = 'sync_integrations'").await?,
+        world.value::<i64>("select count(*) from jobs.job_runs where task = 'sync_integrations'").await?,
         1
     );
     Ok(())

@@ -11,7 +11,7 @@ select md5('token' || u.id)::uuid, u.id, case when n % 3 = 0 then 'shopify' else
     $now - interval '50 days', n <> 58
 from (select id, row_number() over (order by id) as n from auth.users) u;
 
-insert into public.integration_state (user_id, provider, last_success_at, failures, failed_at, failure)
+insert into jobs.integration_state (user_id, provider, last_success_at, failures, failed_at, failure)
 select t.user_id, t.provider, case when n = 59 then null when n in (7, 12) then $now - interval '4 days' else $now - interval '5 hours' end,
     case n when 7 then 14 when 12 then 3 else 0 end, case when n in (7, 12) then $now - interval '5 hours' end,
     case n when 7 then '{"code": "token_rejected", "message": "La connexion à Stripe n’est plus valide : elle doit être refaite."}'::jsonb
@@ -19,42 +19,42 @@ select t.user_id, t.provider, case when n = 59 then null when n in (7, 12) then 
 from (select *, row_number() over (order by user_id) as n from public.integration_tokens) t where n <> 59;
 
 -- Syncs every six hours, one of them missed; the J+3 mail each day; last month's end; a reminder that was missed.
-insert into public.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at, plan)
+insert into jobs.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at, plan)
 select md5('sync' || at)::uuid, 'sync_integrations', to_char(at at time zone 'utc', 'YYYY-MM-DD"T"HH24"Z"'), 'cron', '/api/cron/daily-orchestrator', at,
     'partial', at + interval '2 seconds', at + interval '2 seconds' + make_interval(secs => 4 + extract(hour from at) / 2.4), '{"skipped": {"inactive": 1}}'
 from generate_series(date_trunc('day', $now at time zone 'utc') at time zone 'utc' - interval '20 days', $now, interval '6 hours') at
 where at <> date_trunc('day', $now at time zone 'utc') at time zone 'utc' - interval '30 hours'
     and at < $now - interval '7 hours';   -- the last one was missed, too, and nothing has made up for it
-insert into public.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at, plan)
+insert into jobs.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at, plan)
 select md5('day3' || day)::uuid, 'marketing_day3', day::date::text, 'cron', '/api/cron/daily-orchestrator', day, 'success', day, day + interval '900 ms',
     '{"skipped": {"paid_plan": 2, "refused_by_user": 1, "suppressed": 1}}'
 from generate_series(date_trunc('day', $now at time zone 'utc') at time zone 'utc' - interval '20 days' + interval '6 hours 1 second', $now, interval '1 day') day;
-insert into public.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at) values
+insert into jobs.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at) values
     (md5('month')::uuid, 'monthly_sync', to_char($now - interval '1 month', 'YYYY-MM'), 'replay', '/api/status', $now - interval '20 days', 'partial', $now - interval '20 days', $now - interval '20 days' + interval '3 minutes 12 seconds'),
     (md5('alerts')::uuid, 'check_thresholds', null, 'manual', '/api/manual/check-thresholds', $now - interval '2 days', 'success', $now - interval '2 days', $now - interval '2 days' + interval '1.4 seconds'),
     (md5('running')::uuid, 'sync_integrations', null, 'manual', '/api/manual/sync-integrations', $now, 'running', $now - interval '40 seconds', null);
-insert into public.job_runs (run_id, task, trigger, route, as_of, parameters, status, started_at, finished_at)
+insert into jobs.job_runs (run_id, task, trigger, route, as_of, parameters, status, started_at, finished_at)
 select gen_random_uuid(), 'check_thresholds', 'manual', '/api/manual/check-thresholds', $now, '{"user_id": "x"}', case n when 3 then 'error' else 'success' end, $now - make_interval(mins => n), $now
 from generate_series(1, 23) n;
-insert into public.job_slots (task, slot, run_id, claimed_at) select task, slot, run_id, started_at from public.job_runs where slot is not null;
+insert into jobs.job_slots (task, slot, run_id, claimed_at) select task, slot, run_id, started_at from jobs.job_runs where slot is not null;
 
-insert into public.job_items (run_id, lane, kind, subject, user_id, status, result, error, created_at, settled_at)
+insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, result, error, created_at, settled_at)
 select r.run_id, t.provider, 'sync_integration', t.id, t.user_id, case when s.failures > 0 then 'failed' else 'done' end,
     case when s.failures > 0 then '{"records": 0}'::jsonb else '{"records": 2}' end, s.failure, r.started_at, r.finished_at
-from public.job_runs r, public.integration_tokens t join public.integration_state s using (user_id)
+from jobs.job_runs r, public.integration_tokens t join jobs.integration_state s using (user_id)
 where r.task = 'sync_integrations' and r.slot is not null and t.is_active;
-insert into public.job_items (run_id, lane, kind, subject, user_id, status, error, created_at, leased_until)
+insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, error, created_at, leased_until)
 select md5('running')::uuid, t.provider, 'sync_integration', t.id, t.user_id, 'queued',
     case when n % 4 = 0 then '{"code": "server_error", "message": "Stripe ne répond pas correctement pour le moment : un nouvel essai suivra."}'::jsonb end,
     $now - interval '40 seconds', case when n % 4 <> 0 then clock_timestamp() + interval '1 minute' end
 from (select *, row_number() over (order by id) as n from public.integration_tokens) t where n <= 12;
-insert into public.job_items (run_id, lane, kind, subject, user_id, status, result, payload, created_at, settled_at)
+insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, result, payload, created_at, settled_at)
 select md5('month')::uuid, 'months', 'sync_month', u.id, u.id, case when right(u.id::text, 2) = '09' then 'partial' else 'done' end,
     case when right(u.id::text, 2) = '09' then '{"records": 1, "uncounted_currencies": ["USD"]}'::jsonb else '{"records": 4}' end, '{"month": "2026-10"}', $now - interval '20 days', $now - interval '20 days'
 from auth.users u;
 
 -- Mails of two weeks, and some that did not go well.
-insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, reason, feedback, planned_at, settled_at)
+insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, reason, feedback, planned_at, settled_at)
 select 'look/' || k || '/' || day || '/' || u.id, k, u.id, u.id, gen_random_uuid(),
     case when h % 23 = 0 then 'skipped' when h % 57 = 1 then 'expired' when h % 91 = 2 and day in (4, 9) then 'refused' else 'sent' end,
     case when h % 23 = 0 then (array['refused_by_user', 'suppressed', 'paid_plan'])[1 + h % 3] when h % 57 = 1 then 'expired' when h % 91 = 2 and day in (4, 9) then 'Resend a refusé ce courriel : invalid recipient' end,
@@ -62,14 +62,14 @@ select 'look/' || k || '/' || day || '/' || u.id, k, u.id, u.id, gen_random_uuid
 from auth.users u, generate_series(0, 13) day, unnest(array['threshold_alert', 'monthly_reminder', 'monthly_recap', 'marketing_day3']) k,
     lateral (select abs(hashtext(k || day || u.id::text)) as h) x
 where case k when 'marketing_day3' then h % 12 = 0 when 'threshold_alert' then h % 20 = 0 when 'monthly_recap' then day = 11 else day = 9 end;
-insert into public.job_items (run_id, lane, kind, subject, user_id, status, result, error, created_at, settled_at)
+insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, result, error, created_at, settled_at)
 select md5('alerts')::uuid, 'alerts', 'threshold_alert', md5('mail' || u.id)::uuid, u.id, case when n < 9 then 'done' else 'failed' end,
     jsonb_build_object('mail', case when n < 9 then 'sent' when n = 9 then 'unknown' else 'refused' end),
     case when n = 9 then '{"code": "unknown_outcome", "message": "On ne sait pas si Resend a accepté ce courriel."}'::jsonb
         when n = 10 then '{"code": "refused", "message": "Resend a refusé ce courriel : invalid recipient"}' end, $now - interval '2 days', $now - interval '2 days'
 from (select id, row_number() over (order by id) as n from auth.users) u where n <= 10;
-update public.job_runs set status = 'partial' where run_id = md5('alerts')::uuid;
-insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, item_id, status, reason, settled_at)
+update jobs.job_runs set status = 'partial' where run_id = md5('alerts')::uuid;
+insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, item_id, status, reason, settled_at)
 select 'look/' || i.item_id, 'threshold_alert', i.user_id, i.user_id, i.run_id, i.item_id, i.result ->> 'mail', i.error ->> 'message', i.settled_at
-from public.job_items i where i.lane = 'alerts';
-insert into public.email_suppressions (address_hash, reason) values (sha256('a'), 'bounced'), (sha256('b'), 'complained');
+from jobs.job_items i where i.lane = 'alerts';
+insert into jobs.email_suppressions (address_hash, reason) values (sha256('a'), 'bounced'), (sha256('b'), 'complained');

@@ -45,29 +45,35 @@ impl Template {
     }
 }
 
-/// One file of `supabase/migrations`.
+/// One file of SQL.
 #[derive(Clone, Debug)]
-pub struct Migration {
-    /// Its file name, without the directory.
+pub struct SqlFile {
+    /// Its name, without the directory.
     pub name: String,
     pub sql: String,
 }
 
 /// Our migrations, in the order in which Supabase applies them.
-pub fn migrations() -> Result<Vec<Migration>> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../supabase/migrations");
-    let mut files: Vec<PathBuf> = match fs::read_dir(&directory) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?,
-        // There are none before the first one is written.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", directory.display())),
-    };
+pub fn migrations() -> Result<Vec<SqlFile>> {
+    sql_files("migrations")
+}
+
+/// The state that the migrations lead to, a file per subject in the order of loading.
+pub fn schemas() -> Result<Vec<SqlFile>> {
+    sql_files("schemas")
+}
+
+fn sql_files(folder: &str) -> Result<Vec<SqlFile>> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../supabase").join(folder);
+    let mut files: Vec<PathBuf> = fs::read_dir(&directory)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .with_context(|| format!("cannot read {}", directory.display()))?;
     files.retain(|file| file.extension().is_some_and(|e| e == "sql"));
     files.sort();
     let read = |file: PathBuf| {
         let sql = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Migration { name, sql })
+        Ok(SqlFile { name, sql })
     };
     files.into_iter().map(read).collect()
 }

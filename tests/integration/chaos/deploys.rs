@@ -19,7 +19,7 @@ async fn a_template_changes_in_the_middle_of_a_drain() -> Result<()> {
     plan(&company.world).await?;
     let planned: Vec<String> = sqlx::query_scalar(
         "select u.email::text from pgmq.q_jobs_marketing m \
-         join public.job_items i on i.item_id = (m.message ->> 'item_id')::bigint \
+         join jobs.job_items i on i.item_id = (m.message ->> 'item_id')::bigint \
          join auth.users u on u.id = i.user_id order by m.msg_id",
     )
     .fetch_all(company.world.pool())
@@ -34,7 +34,7 @@ async fn a_template_changes_in_the_middle_of_a_drain() -> Result<()> {
     let bearer = bearer();
     let meanwhile = async {
         until("two batches with unknown outcomes, one on its way", async || {
-            let given_back = "select count(*) from public.email_deliveries d join public.job_items i using (item_id) \
+            let given_back = "select count(*) from jobs.email_deliveries d join jobs.job_items i using (item_id) \
                               where d.status = 'sealed' and i.lease_id is null";
             Ok(company.world.value::<i64>(given_back).await? == 200 && resend.count(BATCH) == 5)
         })
@@ -56,7 +56,7 @@ async fn a_template_changes_in_the_middle_of_a_drain() -> Result<()> {
     let (old, new) = (says("75000 Paris"), says("69000 Lyon"));
     assert_eq!(old + new, PEOPLE);
     assert!(old >= 100 && new >= 100, "as the service got it first: {old}, {new}");
-    let attempts: i64 = company.world.value("select sum(attempts)::bigint from public.job_items").await?;
+    let attempts: i64 = company.world.value("select sum(attempts)::bigint from jobs.job_items").await?;
     assert_eq!(attempts, 200, "one for each mail whose outcome was not known");
     Ok(())
 }

@@ -71,12 +71,12 @@ async fn each_of(steps: &[(&str, Fault)]) -> Result<()> {
         ended(&world).await.context(what)?;
     }
     let (attempts, new): (i64, i64) = sqlx::query_as(
-        "select sum(attempts)::bigint, sum((result ->> 'records')::bigint)::bigint from public.job_items",
+        "select sum(attempts)::bigint, sum((result ->> 'records')::bigint)::bigint from jobs.job_items",
     )
     .fetch_one(world.pool())
     .await?;
     assert_eq!((attempts, new), (0, 3 * i64::try_from(steps.len())?), "a kill is no attempt");
-    let told: i64 = world.value("select count(*) from public.email_deliveries where status = 'sent'").await?;
+    let told: i64 = world.value("select count(*) from jobs.email_deliveries where status = 'sent'").await?;
     assert_eq!(told, i64::try_from(steps.len())?);
     Ok(())
 }
@@ -135,13 +135,11 @@ async fn while_a_token_is_renewed() -> Result<()> {
     ] {
         let what = format!("{step}, {fault:?}");
         world.shopify.expire_access_tokens(SHOP);
-        world
-            .run("update public.integration_state set token_expires_at = $now - interval '1 minute'")
-            .await?;
+        world.run("update jobs.integration_state set token_expires_at = $now - interval '1 minute'").await?;
         cents += world.shopify.tenders(SHOP, at("2026-11-01T10:00:00Z"), TimeDelta::zero(), 1);
         let sync = (Method::POST, "sync-integrations", "");
         killed_at(&world, sync, (step, fault)).await.with_context(|| what.clone())?;
-        world.run("update public.integration_state set refresh_lease_until = '-infinity'").await?;
+        world.run("update jobs.integration_state set refresh_lease_until = '-infinity'").await?;
         let answer = world.post("sync-integrations", "").await?;
         assert_eq!((&answer["errors"], &answer["remaining"]), (&json!(0), &Value::Null), "{what}: {answer}");
         assert_eq!(imported_cents(&world, user).await?, cents, "{what}");
@@ -169,7 +167,7 @@ async fn while_it_gives_back() -> Result<()> {
             world.resend.faults().add(Rule::on(BATCH, Fault::CutBefore));
         }
         killed_at(&world, (Method::POST, "sync-integrations", ""), (step, fault)).await?;
-        let attempts: i64 = world.value("select sum(attempts)::bigint from public.job_items").await?;
+        let attempts: i64 = world.value("select sum(attempts)::bigint from jobs.job_items").await?;
         assert_eq!(attempts, counted, "{step}");
         world.stripe.faults().clear();
         world.resend.faults().clear();

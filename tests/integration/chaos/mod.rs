@@ -198,7 +198,7 @@ impl Company {
             all += stored;
         }
         let new: i64 = world
-            .value("select coalesce(sum((result ->> 'records')::bigint), 0)::bigint from public.job_items where kind like 'sync%'")
+            .value("select coalesce(sum((result ->> 'records')::bigint), 0)::bigint from jobs.job_items where kind like 'sync%'")
             .await?;
         assert_eq!(new, all, "each movement was new once");
 
@@ -209,7 +209,7 @@ impl Company {
         let due: BTreeMap<(String, &str), usize> = self.due.iter().cloned().map(|mail| (mail, 1)).collect();
         assert_eq!(got, due, "each mail once");
         let told: Vec<(String, i64)> =
-            sqlx::query_as("select status, count(*) from public.email_deliveries group by 1")
+            sqlx::query_as("select status, count(*) from jobs.email_deliveries group by 1")
                 .fetch_all(world.pool())
                 .await?;
         assert_eq!(told, [("sent".to_owned(), i64::try_from(due.len())?)], "and noted");
@@ -253,16 +253,16 @@ async fn drained(function: &Function) -> Result<()> {
 /// Nothing waits, nothing is open: every run and every call ended as one of three things.
 async fn ended(world: &World) -> Result<()> {
     for sql in [
-        "select count(*) from public.job_items where status = 'queued'",
-        "select count(*) from public.email_batches where state = 'sealed'",
-        "select count(*) from public.job_runs where finished_at is null or status not in ('success', 'partial', 'error')",
+        "select count(*) from jobs.job_items where status = 'queued'",
+        "select count(*) from jobs.email_batches where state = 'sealed'",
+        "select count(*) from jobs.job_runs where finished_at is null or status not in ('success', 'partial', 'error')",
         "select count(*) from public.sync_logs where status not in ('success', 'partial', 'error')",
     ] {
         assert_eq!(world.value::<i64>(sql).await?, 0, "{sql}");
     }
     for lane in LANES {
         let sql = format!(
-            "select count(*) from pgmq.q_jobs_{lane} m where not exists (select from public.job_items i where i.item_id = (m.message ->> 'item_id')::bigint and i.status <> 'queued')"
+            "select count(*) from pgmq.q_jobs_{lane} m where not exists (select from jobs.job_items i where i.item_id = (m.message ->> 'item_id')::bigint and i.status <> 'queued')"
         );
         let left: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(world.pool()).await?;
         assert_eq!(left, 0, "{lane}");
@@ -276,7 +276,7 @@ async fn time_passes(world: &World) -> Result<()> {
         let sql = format!("select pgmq.set_vt('jobs_{lane}', msg_id, 0) from pgmq.q_jobs_{lane}");
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.pool()).await?;
     }
-    world.run("update public.job_items set leased_until = '-infinity' where status = 'queued'").await?;
+    world.run("update jobs.job_items set leased_until = '-infinity' where status = 'queued'").await?;
     Ok(())
 }
 

@@ -37,7 +37,7 @@ async fn at_once(company: &Company, calls: &[Call]) -> Result<()> {
 /// Nobody's help: what one of them left to another is done when they all have ended.
 async fn settled(company: &Company) -> Result<()> {
     until("nothing is queued", async || {
-        let queued = "select count(*) from public.job_items where status = 'queued'";
+        let queued = "select count(*) from jobs.job_items where status = 'queued'";
         Ok(company.world.value::<i64>(queued).await? == 0)
     })
     .await?;

@@ -15,7 +15,7 @@ async fn restarted(stays_away: bool) -> Result<()> {
     let call = tokio::spawn(async move { function.call(Method::GET, "", Some(&bearer())).await });
     until("a request with mails", async || Ok(resend.count(BATCH) > 0)).await?;
     let sealed: i64 =
-        company.world.value("select count(*) from public.email_deliveries where status = 'sealed'").await?;
+        company.world.value("select count(*) from jobs.email_deliveries where status = 'sealed'").await?;
     assert!(sealed >= 100, "{sealed}");
     company.world.environment.postgrest.kill();
     until("mails that nobody can note", async || Ok(company.world.resend.accepted_count() >= 100)).await?;

@@ -67,12 +67,10 @@ async fn drained_by(processes: usize) -> Result<()> {
         all += count;
     }
     let new: i64 = world
-        .value(
-            "select sum((result ->> 'records')::bigint)::bigint from public.job_items where status = 'done'",
-        )
+        .value("select sum((result ->> 'records')::bigint)::bigint from jobs.job_items where status = 'done'")
         .await?;
     assert_eq!(new, all, "each movement was new once");
-    let attempts: i64 = world.value("select sum(attempts)::bigint from public.job_items").await?;
+    let attempts: i64 = world.value("select sum(attempts)::bigint from jobs.job_items").await?;
     assert_eq!(attempts, 0);
 
     let requests = world.stripe.faults().seen();

@@ -60,7 +60,7 @@ async fn each_of(steps: &[&str], payments: usize) -> Result<()> {
             .await?;
         assert_eq!(calls, i64::try_from(n + 1)?, "{step}: the call's row");
     }
-    let attempts: i64 = world.value("select sum(attempts)::bigint from public.job_items").await?;
+    let attempts: i64 = world.value("select sum(attempts)::bigint from jobs.job_items").await?;
     assert_eq!(attempts, 0);
     Ok(())
 }
@@ -149,7 +149,7 @@ async fn it_does_not_outlast_its_budget() -> Result<()> {
     assert!(function.terminate().await?.success());
     drop(caller.await);
     let held: i64 =
-        company.world.value("select count(*) from public.job_items where lease_id is not null").await?;
+        company.world.value("select count(*) from jobs.job_items where lease_id is not null").await?;
     assert_eq!(held, 0, "given back");
     company.world.set("JOB_BUDGET_SECONDS", "270");
     time_passes(&company.world).await?;

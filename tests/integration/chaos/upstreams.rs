@@ -68,7 +68,7 @@ async fn once(status: u16) -> Result<()> {
             faults.add(Rule::on(step, page(status)).times(1));
         }
     }
-    world.run("update public.integration_state set proof = null").await?;
+    world.run("update jobs.integration_state set proof = null").await?;
     for call in DUE {
         let name = call.1;
         let answer = company.call(call).await?;
@@ -144,7 +144,7 @@ async fn what_lasts_is_told_and_made_good_by_the_next_call() -> Result<()> {
             }
         }
     }
-    let told: String = world.value("select string_agg(error::text, ' ') from public.job_items").await?;
+    let told: String = world.value("select string_agg(error::text, ' ') from jobs.job_items").await?;
     for words in ["Stripe ne répond", "Shopify ne répond", "Resend"] {
         assert!(told.contains(words), "{words}: {told}");
     }
@@ -160,9 +160,6 @@ async fn what_lasts_is_told_and_made_good_by_the_next_call() -> Result<()> {
         let answer = company.call(call).await?;
         assert_eq!((answer.status.as_u16(), errors(&answer.json())), (200, 0), "{}", answer.text);
     }
-    assert_eq!(
-        world.value::<i64>("select count(*) from public.job_runs where finished_at is null").await?,
-        0
-    );
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_runs where finished_at is null").await?, 0);
     company.check().await
 }

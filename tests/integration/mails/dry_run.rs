@@ -15,11 +15,11 @@ async fn written(world: &World) -> Result<Value> {
     world
         .value(
             "select jsonb_build_array(\
-             (select count(*) from public.job_runs), (select count(*) from public.job_items), \
-             (select count(*) from public.job_slots), (select count(*) from public.email_deliveries), \
-             (select count(*) from public.email_batches), (select count(*) from public.threshold_alerts), \
+             (select count(*) from jobs.job_runs), (select count(*) from jobs.job_items), \
+             (select count(*) from jobs.job_slots), (select count(*) from jobs.email_deliveries), \
+             (select count(*) from jobs.email_batches), (select count(*) from jobs.threshold_alerts), \
              (select count(*) from public.marketing_emails), (select count(*) from public.email_preferences), \
-             (select count(*) from public.integration_transactions), (select count(*) from public.ca_records), \
+             (select count(*) from jobs.integration_transactions), (select count(*) from public.ca_records), \
              (select count(*) from pgmq.q_jobs_alerts), (select count(*) from pgmq.q_jobs_marketing), \
              (select count(*) from pgmq.q_jobs_reminders), (select count(*) from pgmq.q_jobs_recaps))",
         )

@@ -49,7 +49,7 @@ async fn a_thousand_and_one_mails_leave_in_full_batches() -> Result<()> {
         world.resend.accepted().iter().map(|accepted| accepted.key.clone()).collect();
     assert_eq!(keys.len(), 11, "ten full batches and the last one");
     for (what, count) in [
-        ("sent", "select count(*) from public.email_deliveries where status = 'sent'"),
+        ("sent", "select count(*) from jobs.email_deliveries where status = 'sent'"),
         ("noted", "select count(*) from public.marketing_emails where email_type = 'upgrade_day3'"),
     ] {
         let count: i64 = world.value(count).await?;
@@ -69,12 +69,12 @@ async fn a_hundred_thousand_are_planned_and_what_does_not_fit_waits() -> Result<
     // About as long as planning takes: hardly any leave. (A request may take 20 seconds more, on a busy machine.)
     world.set("JOB_BUDGET_SECONDS", "11");
     let planned = offers(&world).await?;
-    let run: Value = world.value("select plan from public.job_runs where task = 'marketing_day3'").await?;
+    let run: Value = world.value("select plan from jobs.job_runs where task = 'marketing_day3'").await?;
     assert_eq!(run["items"], PEOPLE);
     for (what, count) in [
-        ("deliveries", "select count(*) from public.email_deliveries"),
-        ("people", "select count(distinct user_id) from public.email_deliveries"),
-        ("items", "select count(*) from public.job_items"),
+        ("deliveries", "select count(*) from jobs.email_deliveries"),
+        ("people", "select count(distinct user_id) from jobs.email_deliveries"),
+        ("items", "select count(*) from jobs.job_items"),
     ] {
         let count: i64 = world.value(count).await?;
         assert_eq!(count, i64::from(PEOPLE), "{what}");
@@ -90,7 +90,7 @@ async fn a_hundred_thousand_are_planned_and_what_does_not_fit_waits() -> Result<
     assert_eq!(drained["remaining"], left, "{drained}");
     assert!(planned["remaining"].as_i64() >= drained["remaining"].as_i64(), "{planned}");
     for (what, count) in [
-        ("planned", "select count(*) from public.email_deliveries where status = 'planned'"),
+        ("planned", "select count(*) from jobs.email_deliveries where status = 'planned'"),
         ("messages", "select count(*) from pgmq.q_jobs_marketing"),
     ] {
         let count: i64 = world.value(count).await?;

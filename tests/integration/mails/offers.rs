@@ -43,8 +43,8 @@ async fn whoever_cannot_or_will_not_be_written_to_is_left_alone() -> Result<()> 
         ),
         (
             "bounced",
-            "insert into public.email_suppressions (address_hash, reason) \
-             select public.mail_address_hash(upper(email)), 'bounced' from auth.users where id = $1",
+            "insert into jobs.email_suppressions (address_hash, reason) \
+             select jobs.address_hash(upper(email)), 'bounced' from auth.users where id = $1",
             Some("suppressed"),
         ),
     ];
@@ -73,7 +73,7 @@ async fn whoever_cannot_or_will_not_be_written_to_is_left_alone() -> Result<()> 
     world
         .run("update auth.users set email_confirmed_at = $now where email = 'unconfirmed@example.test'")
         .await?;
-    world.run("delete from public.job_slots").await?;
+    world.run("delete from jobs.job_slots").await?;
     let answer = world.cron("daily-orchestrator", "").await?;
     assert_eq!(answer["results"]["marketingEmails"]["sent"], 1, "{answer}");
     assert_eq!(recipients(&world).len(), expected.len() + 1);
@@ -116,8 +116,8 @@ async fn three_to_six_paris_days() -> Result<()> {
             assert_eq!(recipients(&world), expected.map(|name| format!("{name}@example.test")), "{today}");
             world.resend.clear().await?;
             world.run("delete from auth.users").await?;
-            world.run("delete from public.email_deliveries").await?;
-            world.run("delete from public.job_slots").await?;
+            world.run("delete from jobs.email_deliveries").await?;
+            world.run("delete from jobs.job_slots").await?;
         }
     }
     Ok(())
@@ -198,7 +198,7 @@ async fn second_thoughts() -> Result<()> {
     assert_eq!(recipients(&world), ["moved@example.test", "same@example.test"]);
     for ((name, _, reason), user) in changes.iter().zip(users) {
         let found: Option<String> =
-            sqlx::query_scalar("select reason from public.email_deliveries where recipient = $1")
+            sqlx::query_scalar("select reason from jobs.email_deliveries where recipient = $1")
                 .bind(user)
                 .fetch_one(world.pool())
                 .await?;

@@ -250,8 +250,7 @@ async fn without_price_variables_the_mails_fail_alone() -> Result<()> {
     assert_eq!((&sync["synced"], &sync["errors"]), (&json!(1), &json!(0)), "{body}");
     assert_eq!(world.imported(user).await?.len(), 1);
     assert!(mails_to(&world, "free@example.test").is_empty());
-    let slots: i64 =
-        world.value("select count(*) from public.job_slots where task = 'marketing_day3'").await?;
+    let slots: i64 = world.value("select count(*) from jobs.job_slots where task = 'marketing_day3'").await?;
     assert_eq!(slots, 0, "the corrected deployment makes up for it");
 
     let answer = cron(&world, "daily-tasks", "").await?;

@@ -88,7 +88,7 @@ async fn premium_users_who_wish_it_and_nobody_else() -> Result<()> {
     );
     assert!(part["note"].as_str().unwrap_or_default().starts_with("déjà planifié par cron"), "{again}");
     assert_eq!(world.resend.accepted_count(), 1);
-    assert_eq!(world.value::<i64>("select count(*) from public.job_slots").await?, 1);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_slots").await?, 1);
     Ok(())
 }
 

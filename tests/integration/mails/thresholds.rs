@@ -33,7 +33,7 @@ async fn books(world: &World, name: &str, rows: &[(&str, &str)]) -> Result<Uuid>
 
 /// A user's held steps: the highest of each threshold, and how many there are altogether.
 async fn held(world: &World, user: Uuid, year: i32) -> Result<(BTreeMap<String, i16>, i64)> {
-    let sql = "select threshold, max(step), count(*) from public.threshold_alerts \
+    let sql = "select threshold, max(step), count(*) from jobs.threshold_alerts \
                where user_id = $1 and year = $2 group by threshold";
     let rows: Vec<(String, i16, i64)> =
         sqlx::query_as(sql).bind(user).bind(year).fetch_all(world.pool()).await?;
@@ -369,7 +369,7 @@ async fn a_cron_checks_once_a_week() -> Result<()> {
     let second = world.cron("check-thresholds", "").await?;
     assert_eq!((&second["skipped"], &second["sent"]), (&json!(true), &json!(1)), "{second}");
     says(second["note"].as_str().unwrap_or_default(), &["déjà planifié par cron pour 2026-W48"]);
-    assert_eq!(world.value::<i64>("select count(*) from public.job_slots").await?, 1);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_slots").await?, 1);
     assert_eq!(world.resend.accepted_count(), 1);
     // An operator is never blocked; the next Monday has its own slot.
     assert_eq!(world.post("check-thresholds", "").await?["sent"], 1);
@@ -389,7 +389,7 @@ async fn a_sync_that_changes_totals_tells_in_the_same_run() -> Result<()> {
     let earlier = (now - TimeDelta::minutes(30)).max(jobs::schedule::paris::month(now).start());
     world.stripe.payment("acct_alerts", earlier, 3_000_000, "eur");
     world.stripe.payment("acct_small", earlier, 1_000, "eur");
-    let due = "select count(*) from public.threshold_checks_due";
+    let due = "select count(*) from jobs.threshold_checks_due";
     let answer = world.post("sync-integrations", "").await?;
     assert_eq!((&answer["totalSynced"], &answer["errors"]), (&json!(2), &json!(0)), "{answer}");
     assert_eq!(answer["alerts"], json!({"sent": 1, "errors": 0}), "{answer}");
@@ -397,7 +397,7 @@ async fn a_sync_that_changes_totals_tells_in_the_same_run() -> Result<()> {
     assert_eq!(recipients(&world), ["acct_alerts@example.test"]);
     says(&text(&mail_to(&world, "acct_alerts@example.test")), &["30 000,00 €", "80 % atteints"]);
     assert_eq!(world.value::<i64>(due).await?, 0);
-    let run: String = world.value("select task from public.job_runs").await?;
+    let run: String = world.value("select task from jobs.job_runs").await?;
     assert_eq!(run, "sync_integrations", "one run");
 
     let again = world.post("sync-integrations", "").await?;
@@ -425,18 +425,18 @@ async fn drain_queue_checks_what_is_left() -> Result<()> {
         until("the drain's row in the log", async || Ok(world.value::<i64>(logged).await? == times)).await
     };
     let small = books(&world, "small", &[(SERVICES, "29999.99")]).await?;
-    let mark = "insert into public.threshold_checks_due (user_id) values ($1)";
+    let mark = "insert into jobs.threshold_checks_due (user_id) values ($1)";
     about(&world, small, mark).await?;
     drained(1).await?;
     let left =
-        "select (select count(*) from public.threshold_checks_due) + (select count(*) from public.job_runs)";
+        "select (select count(*) from jobs.threshold_checks_due) + (select count(*) from jobs.job_runs)";
     assert_eq!(world.value::<i64>(left).await?, 0, "checked, and no run where there is nothing to tell");
     turnover(&world, small, "2026-10", SERVICES, "0.01", "manual").await?;
     about(&world, small, mark).await?;
     drained(2).await?;
     assert_eq!(recipients(&world), ["small@example.test"]);
     let runs: Value =
-        world.value("select jsonb_agg(jsonb_build_array(task, route, status)) from public.job_runs").await?;
+        world.value("select jsonb_agg(jsonb_build_array(task, route, status)) from jobs.job_runs").await?;
     assert_eq!(runs, json!([["check_thresholds", "/api/cron/drain-queue", "success"]]));
     Ok(())
 }

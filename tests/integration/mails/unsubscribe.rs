@@ -107,8 +107,8 @@ async fn a_link_shows_a_page_and_its_button_stops_one_kind() -> Result<()> {
     assert_eq!(page.status, 200);
     assert_eq!(preferences(&world).await?, json!([false, true, false, true]));
     // It has its effect.
-    world.run("delete from public.job_slots").await?;
-    world.run("delete from public.email_deliveries").await?;
+    world.run("delete from jobs.job_slots").await?;
+    world.run("delete from jobs.email_deliveries").await?;
     assert_eq!(world.cron("send-reminders", "").await?["sent"], 0);
     assert!(recipients(&world).is_empty());
     Ok(())

@@ -28,7 +28,7 @@ fn received(new: bool) -> Value {
 }
 
 async fn suppressed(world: &World) -> Result<i64> {
-    world.value("select count(*) from public.email_suppressions").await
+    world.value("select count(*) from jobs.email_suppressions").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,7 +76,7 @@ async fn bounces_and_complaints_keep_mails_away() -> Result<()> {
     assert_eq!(suppressed(&world).await?, 2);
     let feedback: Value = world
         .value(
-            "select jsonb_object_agg(split_part(address, '@', 1), feedback) from public.email_deliveries \
+            "select jsonb_object_agg(split_part(address, '@', 1), feedback) from jobs.email_deliveries \
              where feedback is not null",
         )
         .await?;
@@ -86,15 +86,15 @@ async fn bounces_and_complaints_keep_mails_away() -> Result<()> {
         "{feedback}"
     );
     let kept: String = world
-        .value("select string_agg(encode(address_hash, 'escape'), ' ') from public.email_suppressions")
+        .value("select string_agg(encode(address_hash, 'escape'), ' ') from jobs.email_suppressions")
         .await?;
     assert!(!kept.contains("example.test"), "suppressions remember no address");
 
     // The next mail does not go to those two.
     world.resend.clear().await?;
-    world.run("delete from public.email_deliveries").await?;
+    world.run("delete from jobs.email_deliveries").await?;
     world.run("delete from public.marketing_emails").await?;
-    world.run("delete from public.job_slots").await?;
+    world.run("delete from jobs.job_slots").await?;
     let tried = world.cron("daily-tasks", "dry_run=true").await?;
     assert_eq!(tried["results"]["upgradeEmails"]["dryRun"]["skipped"], json!({"suppressed": 2}), "{tried}");
     world.cron("daily-tasks", "").await?;
@@ -167,7 +167,7 @@ async fn only_what_resend_has_signed_these_minutes() -> Result<()> {
         assert!(error.starts_with(expected), "{what}: {error}");
     }
     assert_eq!(suppressed(&world).await?, 0);
-    assert_eq!(world.value::<i64>("select count(*) from public.email_events").await?, 0);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.email_events").await?, 0);
 
     // While the secret is being changed there are several signatures.
     let other = svix_headers(&signing_secret(), "msg_x", now, &body)?;
@@ -213,7 +213,7 @@ async fn bodies_that_are_no_events_are_refused() -> Result<()> {
         assert_eq!(answer.status, 400, "{body:.40}: {}", answer.text);
         assert!(answer.json()["error"].as_str().is_some_and(|error| error.starts_with("Corps illisible")));
     }
-    assert_eq!(world.value::<i64>("select count(*) from public.email_events").await?, 0);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.email_events").await?, 0);
     Ok(())
 }
 

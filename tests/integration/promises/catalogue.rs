@@ -1,49 +1,88 @@
 //! Only `service_role` reaches what is ours: read from the catalogue, and tried through the gateway.
 
 use anyhow::Result;
-use reqwest::Method;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::rpc_as;
 use crate::world::World;
 
-/// Tables, functions and sequences that our migrations make; everything else is the application's.
-const OUR_FUNCTIONS: &str =
+/// What the code calls; everything else in `public` is the application's.
+const OUR_RPC: &str =
     "p.pronamespace = 'public'::regnamespace and p.proname ~ '^(jobs|integration|mail|threshold)_'";
-const OUR_TABLES: &str = "c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S') \
-    and c.relname ~ '^(job_|jobs_|integration_state|integration_transactions|auto_sync|mail_|threshold_|email_(batches|deliveries|suppressions|events))'";
+/// What only our own functions call.
+const INNER_FUNCTIONS: &str = "p.pronamespace = 'jobs'::regnamespace";
+const OUR_TABLES: &str = "c.relnamespace = 'jobs'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S')";
+const APPLICATION_ROLES: &str = "unnest(array['anon', 'authenticated', 'service_role', 'authenticator'])";
 
 async fn strings(world: &World, sql: String) -> Result<Vec<String>> {
     Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(world.pool()).await?)
 }
 
+/// Each question names what must not be there.
+async fn assert_none<const N: usize>(world: &World, questions: [(&str, String); N]) -> Result<()> {
+    for (what, sql) in questions {
+        assert_eq!(strings(world, sql).await?, Vec::<String>::new(), "{what}");
+    }
+    Ok(())
+}
+
+/// The other tests of this file would find nothing wrong in a schema that they do not find.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_catalogue_gives_nothing_to_users() -> Result<()> {
+async fn the_catalogue_knows_what_is_ours() -> Result<()> {
     let world = World::new().await?;
-    let all = strings(&world, format!("select oid::regprocedure::text from pg_proc p where {OUR_FUNCTIONS}"))
-        .await?;
-    assert!(all.len() > 25, "{all:#?}");
-    let tables = strings(&world, format!("select relname from pg_class c where {OUR_TABLES}")).await?;
-    assert!(tables.len() >= 8, "{tables:#?}");
-
-    // Nothing else was made by us: who adds a function or a table names it like these.
-    let strangers = strings(
-        &world,
-        format!(
-            "select p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'public'::regnamespace \
-             and not ({OUR_FUNCTIONS}) and p.proname <> 'handle_auth_user_created'"
+    for (what, least, sql) in [
+        ("functions that the code calls", 30, format!("select p.proname from pg_proc p where {OUR_RPC}")),
+        ("inner functions", 30, format!("select p.proname from pg_proc p where {INNER_FUNCTIONS}")),
+        ("tables", 15, format!("select c.relname from pg_class c where {OUR_TABLES} and c.relkind = 'r'")),
+    ] {
+        let found = strings(&world, sql).await?;
+        assert!(found.len() >= least, "{what}: {found:#?}");
+    }
+    let strangers = [
+        (
+            "in public and neither the application's nor called by the code",
+            format!(
+                "select p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'public'::regnamespace \
+                 and not ({OUR_RPC}) and p.proname <> 'handle_auth_user_created'"
+            ),
         ),
-    )
-    .await?;
-    assert_eq!(strangers, Vec::<String>::new());
+        (
+            "a table, view or sequence in public that is not the application's",
+            "select relname from pg_class where relnamespace = 'public'::regnamespace \
+             and relkind in ('r', 'p', 'v', 'm', 'S') and relname not in ('user_profiles', 'subscriptions', \
+             'ca_records', 'email_preferences', 'marketing_emails', 'user_onboarding_data', \
+             'integration_tokens', 'sync_logs')"
+                .to_owned(),
+        ),
+        (
+            "an overload",
+            format!(
+                "select p.proname from pg_proc p where ({OUR_RPC}) or ({INNER_FUNCTIONS}) \
+                 group by p.pronamespace, p.proname having count(*) > 1"
+            ),
+        ),
+    ];
+    assert_none(&world, strangers).await
+}
 
-    for (what, sql) in [
+#[tokio::test(flavor = "multi_thread")]
+async fn no_user_may_execute_a_function_and_none_trusts_a_path() -> Result<()> {
+    let world = World::new().await?;
+    let wrong = [
+        (
+            "somebody but its owner may execute an inner function",
+            format!(
+                "select p.oid::regprocedure::text || ' ' || a.grantee::regrole from pg_proc p, \
+                 aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a \
+                 where {INNER_FUNCTIONS} and a.grantee <> p.proowner"
+            ),
+        ),
         (
             "a user may execute it",
             format!(
                 "select p.oid::regprocedure::text from pg_proc p, unnest(array['anon', 'authenticated']) r \
-                 where {OUR_FUNCTIONS} and has_function_privilege(r, p.oid, 'execute')"
+                 where {OUR_RPC} and has_function_privilege(r, p.oid, 'execute')"
             ),
         ),
         (
@@ -51,11 +90,68 @@ async fn the_catalogue_gives_nothing_to_users() -> Result<()> {
             format!(
                 "select p.oid::regprocedure::text || ' ' || a.grantee::regrole from pg_proc p, \
                  aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a \
-                 where {OUR_FUNCTIONS} and a.grantee not in (p.proowner, 'service_role'::regrole)"
+                 where {OUR_RPC} and a.grantee not in (p.proowner, 'service_role'::regrole)"
             ),
         ),
         (
-            "somebody but its owner has rights on it",
+            "service_role may not execute it",
+            format!(
+                "select p.oid::regprocedure::text from pg_proc p \
+                 where {OUR_RPC} and not has_function_privilege('service_role', p.oid, 'execute')"
+            ),
+        ),
+        (
+            "not security definer with an empty search_path",
+            format!(
+                "select p.oid::regprocedure::text from pg_proc p where {OUR_RPC} \
+                 and not (p.prosecdef and coalesce('search_path=\"\"' = any (p.proconfig), false))"
+            ),
+        ),
+        (
+            "runs as its owner, whoever calls it",
+            format!(
+                "select p.oid::regprocedure::text from pg_proc p where {INNER_FUNCTIONS} and p.prosecdef"
+            ),
+        ),
+        (
+            // SQL without any setting becomes part of the query that uses it; its caller's path is empty.
+            "an inner function with a search_path that is not empty",
+            format!(
+                "select p.oid::regprocedure::text from pg_proc p join pg_language l on l.oid = p.prolang \
+                 where {INNER_FUNCTIONS} and not coalesce('search_path=\"\"' = any (p.proconfig), \
+                 l.lanname = 'sql')"
+            ),
+        ),
+        (
+            "a statement timeout that is not 1 to 30 seconds",
+            format!(
+                "select p.oid::regprocedure::text from pg_proc p where {OUR_RPC} and not exists (\
+                 select from unnest(p.proconfig) s where s ~ '^statement_timeout=([1-9]|[12][0-9]|30)s$')"
+            ),
+        ),
+    ];
+    assert_none(&world, wrong).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_may_use_the_schema_or_its_tables() -> Result<()> {
+    let world = World::new().await?;
+    let wrong = [
+        (
+            "somebody may use the schema",
+            format!(
+                "select r from {APPLICATION_ROLES} r where has_schema_privilege(r, 'jobs', 'usage') \
+                 or has_schema_privilege(r, 'jobs', 'create')"
+            ),
+        ),
+        (
+            "somebody but its owner has rights on the schema",
+            "select a.grantee::regrole::text from pg_namespace n, aclexplode(n.nspacl) a \
+             where n.nspname = 'jobs' and a.grantee <> n.nspowner"
+                .to_owned(),
+        ),
+        (
+            "somebody but its owner has rights on a table",
             format!(
                 "select c.relname || ' ' || a.grantee::regrole from pg_class c, aclexplode(c.relacl) a \
                  where {OUR_TABLES} and a.grantee <> c.relowner"
@@ -74,31 +170,14 @@ async fn the_catalogue_gives_nothing_to_users() -> Result<()> {
             ),
         ),
         (
-            "security definer without an empty search_path",
-            format!(
-                "select p.oid::regprocedure::text from pg_proc p where {OUR_FUNCTIONS} and p.prosecdef \
-                 and not coalesce('search_path=\"\"' = any (p.proconfig), false)"
-            ),
-        ),
-        (
-            "service_role may call it without a statement timeout of 1 to 30 seconds",
-            format!(
-                "select p.oid::regprocedure::text from pg_proc p where {OUR_FUNCTIONS} \
-                 and has_function_privilege('service_role', p.oid, 'execute') and not exists (\
-                 select from unnest(p.proconfig) s where s ~ '^statement_timeout=([1-9]|[12][0-9]|30)s$')"
-            ),
-        ),
-        (
             "a user reaches the queues",
             "select c.relname from pg_class c, unnest(array['anon', 'authenticated', 'service_role']) r \
              where c.relnamespace = 'pgmq'::regnamespace and c.relname ~ '^[qa]_jobs_' and c.relkind = 'r' \
              and has_table_privilege(r, c.oid, 'select, insert, update, delete, truncate')"
                 .to_owned(),
         ),
-    ] {
-        assert_eq!(strings(&world, sql).await?, Vec::<String>::new(), "{what}");
-    }
-    Ok(())
+    ];
+    assert_none(&world, wrong).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,7 +189,7 @@ async fn the_gateway_lets_no_user_in() -> Result<()> {
     let callers = [(&keys.publishable, None), (&keys.anon, None), (&keys.publishable, Some(token.as_str()))];
 
     let functions: Vec<(String, Vec<String>)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-        "select p.proname::text, coalesce(p.proargnames[1:p.pronargs], '{{}}') from pg_proc p where {OUR_FUNCTIONS} order by 1"
+        "select p.proname::text, coalesce(p.proargnames[1:p.pronargs], '{{}}') from pg_proc p where {OUR_RPC} order by 1"
     )))
     .fetch_all(world.pool())
     .await?;
@@ -118,41 +197,46 @@ async fn the_gateway_lets_no_user_in() -> Result<()> {
         let arguments: Map<String, Value> = names.iter().map(|name| (name.clone(), Value::Null)).collect();
         for (key, token) in callers {
             let (status, answer) = rpc_as(&world, key, token, function, &arguments.clone().into()).await?;
-            // A function without a name for each argument cannot be called through PostgREST at all.
-            let refused = answer["code"] == "42501" || answer["code"] == "PGRST202";
-            assert!(!status.is_success() && refused, "{function}: {status} {answer}");
+            assert!(!status.is_success() && answer["code"] == "42501", "{function}: {status} {answer}");
         }
     }
+    Ok(())
+}
 
+/// The Data API does not know the schema `jobs`, whoever asks: not by default, not by name.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_does_not_know_the_schema() -> Result<()> {
+    let world = World::new().await?;
+    let user = world.user("curious@example.test").await?;
+    let keys = world.environment.gateway.keys().clone();
+    let token = keys.user_token(user)?;
+    let callers =
+        [(&keys.publishable, None), (&keys.publishable, Some(token.as_str())), (&keys.secret, None)];
     let http = jobs::http::client()?;
-    let tables =
-        strings(&world, format!("select relname from pg_class c where {OUR_TABLES} and relkind = 'r'"))
+    let mut paths =
+        strings(&world, format!("select relname from pg_class c where {OUR_TABLES} and relkind <> 'S'"))
             .await?;
-    for table in tables {
+    paths.extend(
+        strings(&world, format!("select 'rpc/' || p.proname from pg_proc p where {INNER_FUNCTIONS}")).await?,
+    );
+    for path in paths {
         for (key, token) in callers {
-            for method in [Method::GET, Method::POST, Method::PATCH, Method::DELETE] {
-                let url = format!("{}/rest/v1/{table}", world.environment.gateway.url());
-                let mut request = http.request(method.clone(), url).header("apikey", key);
+            for profile in [None, Some("jobs")] {
+                let url = format!("{}/rest/v1/{path}", world.environment.gateway.url());
+                let mut request = http.post(url).header("apikey", key).json(&serde_json::json!({}));
                 if let Some(token) = token {
                     request = request.bearer_auth(token);
                 }
-                if method != Method::GET {
-                    request = request.json(&serde_json::json!({}));
+                if let Some(profile) = profile {
+                    request = request.header("content-profile", profile);
                 }
                 let response = request.send().await?;
-                let (status, text) = (response.status(), response.text().await?);
-                assert!(
-                    matches!(status.as_u16(), 401 | 403) && text.contains("42501"),
-                    "{method} {table}: {status} {text}"
-                );
+                let (status, answer) = (response.status().as_u16(), response.json::<Value>().await?);
+                // Asked for by name, the schema is refused; else there is no such relation or function.
+                let expected = if profile.is_some() { 406 } else { 404 };
+                assert_eq!(status, expected, "{path}: {answer}");
             }
         }
-    }
-    // Nor does the service key reach the tables: only the functions.
-    for table in ["job_items", "integration_state", "email_deliveries", "threshold_alerts", "mail_people"] {
-        let url = format!("{}/rest/v1/{table}", world.environment.gateway.url());
-        let response = http.get(url).header("apikey", &keys.secret).send().await?;
-        assert_eq!(response.status().as_u16(), 403, "{table}");
     }
     Ok(())
 }

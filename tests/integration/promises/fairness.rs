@@ -25,7 +25,7 @@ async fn busy_merchants_let_the_others_pass() -> Result<()> {
     }
     rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let order: Vec<(Uuid, String)> = sqlx::query_as(
-        "select i.user_id, t.stripe_account_id from public.job_items i \
+        "select i.user_id, t.stripe_account_id from jobs.job_items i \
          join public.integration_tokens t on t.id = i.subject order by i.item_id",
     )
     .fetch_all(world.pool())
@@ -40,7 +40,7 @@ async fn busy_merchants_let_the_others_pass() -> Result<()> {
     let function = world.function("drain-queue").await?;
     function.call(Method::POST, "", Some(&format!("Bearer {SECRET}"))).await?;
     until("everything is settled", async || {
-        Ok(world.value::<i64>("select count(*) from public.job_items where status = 'queued'").await? == 0)
+        Ok(world.value::<i64>("select count(*) from jobs.job_items where status = 'queued'").await? == 0)
     })
     .await?;
 
@@ -67,9 +67,7 @@ async fn busy_merchants_let_the_others_pass() -> Result<()> {
         assert_eq!(movements(&world, *user).await?, i64::try_from(MANY)?);
     }
     let records: i64 = world
-        .value(
-            "select sum((result ->> 'records')::bigint)::bigint from public.job_items where status = 'done'",
-        )
+        .value("select sum((result ->> 'records')::bigint)::bigint from jobs.job_items where status = 'done'")
         .await?;
     assert_eq!(records, i64::try_from(busy.len() * MANY + others.len() * 3)?);
     Ok(())

@@ -48,17 +48,15 @@ async fn check(world: &World, user: Uuid, account: &str) -> Result<()> {
     assert_eq!(imported_cents(world, user).await?, listed_cents(world, account));
     assert_eq!(movements(world, user).await?, 224);
     let twice: i64 = world
-        .value("select count(*) from (select item_id from public.job_items where status <> 'queued' group by 1 having count(*) > 1) t")
+        .value("select count(*) from (select item_id from jobs.job_items where status <> 'queued' group by 1 having count(*) > 1) t")
         .await?;
     let logged: i64 = world.value("select count(*) from public.sync_logs where user_id is not null").await?;
     let settled: i64 = world
-        .value("select count(*) from public.job_items where status in ('done', 'partial', 'failed')")
+        .value("select count(*) from jobs.job_items where status in ('done', 'partial', 'failed')")
         .await?;
     assert_eq!((twice, logged), (0, settled), "one row of the log for each settled item");
     let counted: i64 = world
-        .value(
-            "select sum((result ->> 'records')::bigint)::bigint from public.job_items where status = 'done'",
-        )
+        .value("select sum((result ->> 'records')::bigint)::bigint from jobs.job_items where status = 'done'")
         .await?;
     assert_eq!(counted, 224, "each movement was new once");
     Ok(())
@@ -84,7 +82,7 @@ async fn after_pages_were_read() -> Result<()> {
     let function = world.function("drain-queue").await?;
     function.call(Method::POST, "", Some(&format!("Bearer {SECRET}"))).await?;
     until("both items are settled", async || {
-        Ok(world.value::<i64>("select count(*) from public.job_items where status = 'done'").await? == 2)
+        Ok(world.value::<i64>("select count(*) from jobs.job_items where status = 'done'").await? == 2)
     })
     .await?;
     check(&world, user, "acct_read").await
@@ -135,7 +133,7 @@ async fn after_the_settle_before_the_answer() -> Result<()> {
     let answer = world.post("sync-integrations", "").await?;
     assert_eq!(answer["totalSynced"], 0, "{answer}");
     check(&world, user, "acct_told").await?;
-    let open: i64 = world.value("select count(*) from public.job_runs where finished_at is null").await?;
+    let open: i64 = world.value("select count(*) from jobs.job_runs where finished_at is null").await?;
     assert_eq!(open, 0, "the dead run was closed, too");
     Ok(())
 }
@@ -152,7 +150,7 @@ async fn answers_that_are_lost() -> Result<()> {
     assert_eq!((&answer["totalSynced"], &answer["errors"]), (&json!(224), &json!(0)), "{answer}");
     assert_eq!(answer["skipped"], Value::Null, "{answer}");
     check(&world, user, "acct_cut").await?;
-    let runs: i64 = world.value("select count(*) from public.job_runs").await?;
+    let runs: i64 = world.value("select count(*) from jobs.job_runs").await?;
     let calls: i64 = world.value("select count(*) from public.sync_logs where user_id is null").await?;
     assert_eq!((runs, calls), (1, 1));
     Ok(())
@@ -176,7 +174,7 @@ async fn between_two_checkpoints() -> Result<()> {
     until("the item is settled", async || Ok(imported_cents(&world, user).await? == sum)).await?;
 
     assert_eq!(movements(&world, user).await?, 4_150);
-    let records: i64 = world.value("select (result ->> 'records')::bigint from public.job_items").await?;
+    let records: i64 = world.value("select (result ->> 'records')::bigint from jobs.job_items").await?;
     let logged: i32 =
         world.value("select records_synced from public.sync_logs where user_id is not null").await?;
     assert_eq!((records, logged), (4_150, 4_150), "those of the dead worker count, too");
@@ -216,11 +214,11 @@ async fn between_two_checkpoints_and_another_shop() -> Result<()> {
     let function = world.function("drain-queue").await?;
     function.call(Method::POST, "", Some(&format!("Bearer {SECRET}"))).await?;
     until("the item is settled", async || {
-        Ok(world.value::<i64>("select count(*) from public.job_items where status = 'done'").await? == 1)
+        Ok(world.value::<i64>("select count(*) from jobs.job_items where status = 'done'").await? == 1)
     })
     .await?;
     let of_after: i64 = world
-        .value("select coalesce(sum(amount_minor), 0)::bigint from public.integration_transactions where account = 'after.myshopify.com'")
+        .value("select coalesce(sum(amount_minor), 0)::bigint from jobs.integration_transactions where account = 'after.myshopify.com'")
         .await?;
     assert_eq!(of_after, after);
     assert!(

@@ -34,8 +34,8 @@ async fn many_shops(world: &World) -> Result<i64> {
     .await?;
     world
         .run(
-            "insert into public.integration_state (user_id, provider, account, proof) \
-             select user_id, provider, shop_domain, public.integration_fingerprint(t) from public.integration_tokens t",
+            "insert into jobs.integration_state (user_id, provider, account, proof) \
+             select user_id, provider, shop_domain, jobs.token_fingerprint(t) from public.integration_tokens t",
         )
         .await?;
     Ok(sum)
@@ -135,11 +135,11 @@ async fn thousands_of_payments_seen_through_both() -> Result<()> {
         world.value("select id from public.integration_tokens where provider = 'stripe'").await?;
     // What was read before: 20,000 payments, each through both, and 2,000 refunds that name no payment.
     sqlx::query(
-        "with state as (insert into public.integration_state (user_id, provider, account, activity, first_month, counted) \
+        "with state as (insert into jobs.integration_state (user_id, provider, account, activity, first_month, counted) \
              select $1, p, 'x', 'Vente de marchandises', date_trunc('month', $2 at time zone 'Europe/Paris'), \
              datemultirange(daterange(date_trunc('month', $2 at time zone 'Europe/Paris')::date, null)) \
              from unnest(array['stripe', 'shopify']) p) \
-         insert into public.integration_transactions \
+         insert into jobs.integration_transactions \
              (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs) \
          select $1, p, kind || n, 'x', kind, $2, case kind when 'payment' then 1000 else -100 end, 'EUR', \
              case when p = 'stripe' then array['ch_' || n] when kind = 'payment' \

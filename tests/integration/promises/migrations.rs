@@ -1,27 +1,49 @@
-//! The migrations: on top of the application's tables with rows in them, and the same schema everywhere.
+//! The migrations: on top of the application's tables with rows in them, the same schema everywhere, and the one that
+//! `supabase/schemas` describes.
 
 use anyhow::{Context, Result};
 use local_stack::{
     Stack,
-    database::{Database, Template, apply, migrations},
+    database::{Database, SqlFile, Template, apply, migrations, schemas},
 };
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 
-/// Tables, columns, constraints, indexes, policies, rights and functions of `public`, one line each.
-const SCHEMA: &str = "select line collate \"C\" from (\
-    select format('relation %s %s rls %s %s', oid::regclass, relkind, relrowsecurity, relacl) as line \
-    from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'S', 'v', 'i') \
-    union all select format('column %s.%s %s %s not null %s %s', attrelid::regclass, attname, attnum, \
-        format_type(atttypid, atttypmod), attnotnull, pg_get_expr(d.adbin, d.adrelid)) \
-    from pg_attribute a join pg_class c on c.oid = a.attrelid left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum \
-    where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and attnum > 0 and not attisdropped \
-    union all select format('constraint %s %s %s', conrelid::regclass, conname, pg_get_constraintdef(oid)) \
-    from pg_constraint where connamespace = 'public'::regnamespace \
-    union all select format('index %s', indexdef) from pg_indexes where schemaname = 'public' \
-    union all select format('policy %s.%s %s %s', tablename, policyname, qual, with_check) from pg_policies \
-    union all select format('function %s %s', pg_get_functiondef(oid), proacl) \
-    from pg_proc where pronamespace = 'public'::regnamespace \
-    union all select format('queue %s', relname) from pg_class where relnamespace = 'pgmq'::regnamespace and relname ~ '^q_'\
+/// Everything of `public` and `jobs` that can differ, and our queues, one line each.
+const SCHEMA: &str = "
+    with ours as (select oid from pg_namespace where nspname in ('public', 'jobs'))
+    select line collate \"C\" from (
+        select format('schema %s %s', nspname, nspacl) as line from pg_namespace where oid in (select oid from ours)
+        union all
+        select format('default rights %s %s %s', defaclnamespace::regnamespace, defaclobjtype, defaclacl)
+        from pg_default_acl
+        union all
+        select format('relation %s %s rls %s %s %s %s', c.oid::regclass, relkind, relrowsecurity, relforcerowsecurity,
+            relacl, case relkind when 'v' then pg_get_viewdef(c.oid) end)
+        from pg_class c where relnamespace in (select oid from ours) and relkind in ('r', 'S', 'v', 'm', 'p')
+        union all
+        select format('column %s.%s %s %s not null %s identity %s generated %s %s %s', c.oid::regclass, attname, attnum,
+            format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated, pg_get_expr(d.adbin, d.adrelid), attacl)
+        from pg_attribute a join pg_class c on c.oid = a.attrelid
+        left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
+        where c.relnamespace in (select oid from ours) and c.relkind in ('r', 'v', 'm', 'p') and attnum > 0 and not attisdropped
+        union all
+        select format('constraint %s %s %s valid %s', conrelid::regclass, conname, pg_get_constraintdef(oid), convalidated)
+        from pg_constraint where connamespace in (select oid from ours)
+        union all
+        select format('index %s', indexdef) from pg_indexes where schemaname in ('public', 'jobs')
+        union all
+        select format('trigger %s', pg_get_triggerdef(t.oid)) from pg_trigger t where not tgisinternal
+        union all
+        select format('policy %s.%s.%s %s %s %s %s %s', schemaname, tablename, policyname, permissive, roles, cmd, qual,
+            with_check) from pg_policies
+        union all
+        select format('function %s %s', pg_get_functiondef(oid), proacl)
+        from pg_proc where pronamespace in (select oid from ours)
+        union all
+        select format('comment %s %s %s', pg_describe_object(classoid, objoid, objsubid), objsubid, description)
+        from pg_description where objoid >= 16384
+        union all
+        select format('queue %s', relname) from pg_class where relnamespace = 'pgmq'::regnamespace and relname ~ '^[qa]_'
     ) lines order by 1";
 
 async fn schema(pool: &PgPool) -> Result<Vec<String>> {
@@ -32,11 +54,17 @@ async fn database(template: Template) -> Result<Database> {
     Stack::shared().await?.database(template).await
 }
 
-async fn migrate(pool: &PgPool) -> Result<()> {
-    for migration in migrations()? {
-        apply(pool, &migration.name, &migration.sql).await?;
+async fn apply_all(pool: &PgPool, files: Vec<SqlFile>) -> Result<()> {
+    for file in files {
+        apply(pool, &file.name, &file.sql).await?;
     }
     Ok(())
+}
+
+fn assert_same(what: &str, expected: &[String], found: &[String]) {
+    let missing: Vec<_> = expected.iter().filter(|line| !found.contains(line)).collect();
+    let added: Vec<_> = found.iter().filter(|line| !expected.contains(line)).collect();
+    assert!(missing.is_empty() && added.is_empty(), "{what}: missing {missing:#?}, added {added:#?}");
 }
 
 /// Rows of every kind that production holds, also such as our checks would not let in anew.
@@ -68,7 +96,7 @@ async fn no_row_of_the_application_is_lost() -> Result<()> {
     apply(pool, "rows", ROWS).await?;
     let before: String = sqlx::query_scalar(COUNTS).fetch_one(pool).await?;
     assert!(before.starts_with("1200 100 50 50 50 120660.00 50 "), "{before}");
-    migrate(pool).await?;
+    apply_all(pool, migrations()?).await?;
     let after: String = sqlx::query_scalar(COUNTS).fetch_one(pool).await?;
     assert_eq!(after, before);
     let manual: i64 = sqlx::query_scalar("select count(*) from public.ca_records where source = 'manual' and external_id is null and metadata = '{}'")
@@ -85,44 +113,86 @@ async fn no_row_of_the_application_is_lost() -> Result<()> {
 
 #[tokio::test]
 async fn everywhere_the_same_schema() -> Result<()> {
-    let (fresh, full, shipped) = (
-        database(Template::Application).await?,
-        database(Template::Application).await?,
-        database(Template::Migrated).await?,
-    );
-    apply(full.pool(), "rows", ROWS).await?;
-    migrate(fresh.pool()).await?;
-    migrate(full.pool()).await?;
-    let expected = schema(shipped.pool()).await?;
-    assert!(expected.len() > 150, "{expected:#?}");
-    for other in [fresh, full] {
-        let found = schema(other.pool()).await?;
-        let differing: Vec<_> = found
-            .iter()
-            .filter(|line| !expected.contains(line))
-            .chain(expected.iter().filter(|line| !found.contains(line)))
-            .collect();
-        assert_eq!(differing, Vec::<&String>::new());
+    let expected = schema(database(Template::Migrated).await?.pool()).await?;
+    assert!(expected.len() > 400, "{expected:#?}");
+    for (what, template, rows) in [
+        ("an empty project", Template::Platform, ""),
+        ("the application's tables, empty", Template::Application, ""),
+        ("the application's tables with rows", Template::Application, ROWS),
+    ] {
+        let project = database(template).await?;
+        apply(project.pool(), "rows", rows).await?;
+        apply_all(project.pool(), migrations()?).await?;
+        assert_same(what, &expected, &schema(project.pool()).await?);
     }
     Ok(())
 }
 
-/// Pasted into the SQL editor a second time, a file changes nothing: it is refused as a whole, or says the same.
+/// Whoever changes a function edits `schemas` and writes a migration that repeats it: neither alone.
+#[tokio::test]
+async fn the_schemas_say_what_the_migrations_lead_to() -> Result<()> {
+    let described = database(Template::Platform).await?;
+    apply_all(described.pool(), schemas()?).await?;
+    let migrated = database(Template::Migrated).await?;
+    assert_same(
+        "supabase/schemas (expected) and supabase/migrations (found)",
+        &schema(described.pool()).await?,
+        &schema(migrated.pool()).await?,
+    );
+    Ok(())
+}
+
+/// Every function is found by its name, in one file; where a function stands twice, the first one is dead.
+#[test]
+fn in_the_schemas_each_function_stands_once() -> Result<()> {
+    let mut names: Vec<String> = Vec::new();
+    for file in schemas()? {
+        for line in file.sql.lines() {
+            assert!(!line.contains("or replace"), "{}: {line}", file.name);
+            if let Some(rest) = line.trim_start().strip_prefix("create function ") {
+                names.push(rest.split('(').next().unwrap_or_default().to_owned());
+            }
+        }
+    }
+    assert!(names.len() > 60, "{names:?}");
+    names.sort();
+    let twice: Vec<_> = names.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+    assert_eq!(twice, Vec::<&[String]>::new());
+    Ok(())
+}
+
+/// Pasted into the SQL editor a second time, a file changes nothing: it says the same, or is refused as a whole.
 #[tokio::test]
 async fn a_file_twice_changes_nothing() -> Result<()> {
     let database = database(Template::Migrated).await?;
     let before = schema(database.pool()).await?;
     let mut connection = database.pool().acquire().await?;
+    let mut repeatable = 0;
     for migration in migrations()? {
-        let again =
-            sqlx::raw_sql(sqlx::AssertSqlSafe(migration.sql.as_str())).execute(&mut *connection).await;
-        if migration.sql.contains("safe to run twice") {
+        let again = sqlx::raw_sql(AssertSqlSafe(migration.sql.as_str())).execute(&mut *connection).await;
+        if migration.sql.contains("Safe to run twice") {
             again.context(migration.name)?;
+            repeatable += 1;
+        } else {
+            assert!(again.is_err(), "{} is safe to run twice and does not say so", migration.name);
         }
         sqlx::raw_sql("rollback").execute(&mut *connection).await?;
     }
-    let after = schema(database.pool()).await?;
-    assert_eq!(after, before);
+    assert!(repeatable >= 2, "both files about the application's tables");
+    assert_same("a second time", &before, &schema(database.pool()).await?);
+    Ok(())
+}
+
+/// Whoever waits for a lock holds up everybody behind it: each file is one transaction that gives up early.
+#[test]
+fn each_file_is_one_transaction_that_does_not_wait_for_locks() -> Result<()> {
+    for migration in migrations()? {
+        let statements: Vec<&str> = migration.sql.lines().filter(|line| !line.starts_with("--")).collect();
+        let statements = statements.join("\n");
+        let body = statements.trim();
+        assert!(body.starts_with("begin;\nset local lock_timeout = '5s';\n"), "{}", migration.name);
+        assert!(body.ends_with("\ncommit;"), "{}", migration.name);
+    }
     Ok(())
 }
 
@@ -131,7 +201,8 @@ async fn a_file_twice_changes_nothing() -> Result<()> {
 async fn a_project_without_the_application_is_told_so() -> Result<()> {
     let database = database(Template::Application).await?;
     sqlx::raw_sql("drop table public.ca_records cascade").execute(database.pool()).await?;
-    let refused = format!("{:#}", migrate(database.pool()).await.expect_err("no such table"));
+    let refused =
+        format!("{:#}", apply_all(database.pool(), migrations()?).await.expect_err("no such table"));
     assert!(refused.contains("not a Comptalyze database: these tables are missing: ca_records"), "{refused}");
     Ok(())
 }

@@ -93,7 +93,7 @@ pub(crate) fn listed_cents(world: &World, account: &str) -> i64 {
 
 /// How many movements of a user are stored.
 pub(crate) async fn movements(world: &World, user: Uuid) -> Result<i64> {
-    let sql = "select count(*) from public.integration_transactions where user_id = $1";
+    let sql = "select count(*) from jobs.integration_transactions where user_id = $1";
     Ok(sqlx::query_scalar(sql).bind(user).fetch_one(world.pool()).await?)
 }
 

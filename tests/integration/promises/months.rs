@@ -28,7 +28,7 @@ async fn add_shop(world: &World, user: Uuid) -> Result<()> {
 
 /// What a month's figure is worth, looked at in the middle of that month or after its end.
 async fn status(world: &World, user: Uuid, month: Month, at: DateTime<Utc>) -> Result<String> {
-    let sql = "select public.integration_month_status($1, $2, $3)";
+    let sql = "select jobs.month_status($1, $2, $3)";
     Ok(sqlx::query_scalar(sql).bind(user).bind(month.first_day()).bind(at).fetch_one(world.pool()).await?)
 }
 
@@ -135,7 +135,7 @@ async fn what_a_figure_is_worth() -> Result<()> {
                 )
             })
             .collect();
-        sqlx::query("update public.integration_state set covered = $1::text::tstzmultirange")
+        sqlx::query("update jobs.integration_state set covered = $1::text::tstzmultirange")
             .bind(format!("{{{}}}", ranges.join(",")))
             .execute(world.pool())
             .await?;

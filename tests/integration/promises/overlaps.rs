@@ -79,8 +79,8 @@ async fn two_and_twenty_crons_at_once_are_one_run() -> Result<()> {
             assert_eq!(imported_cents(&world, *user).await?, listed_cents(&world, account));
         }
         let (runs, items, logged, called): (i64, i64, i64, i64) = sqlx::query_as(
-            "select (select count(*) from public.job_runs where task = 'sync_integrations'), \
-             (select count(*) from public.job_items where kind = 'sync_integration'), \
+            "select (select count(*) from jobs.job_runs where task = 'sync_integrations'), \
+             (select count(*) from jobs.job_items where kind = 'sync_integration'), \
              (select count(*) from public.sync_logs where user_id is not null), \
              (select count(*) from public.sync_logs where user_id is null)",
         )
@@ -126,7 +126,7 @@ async fn every_route_at_once_for_the_same_users() -> Result<()> {
     // What another run took over is settled by it.
     let world = &world;
     until("nothing is queued", async || {
-        Ok(world.value::<i64>("select count(*) from public.job_items where status = 'queued'").await? == 0)
+        Ok(world.value::<i64>("select count(*) from jobs.job_items where status = 'queued'").await? == 0)
     })
     .await?;
     let shop: i64 = (1_000..1_004).sum();
@@ -136,9 +136,7 @@ async fn every_route_at_once_for_the_same_users() -> Result<()> {
         assert_eq!(movements(world, *user).await?, stripe + 4);
     }
     let records: i64 = world
-        .value(
-            "select sum((result ->> 'records')::bigint)::bigint from public.job_items where status = 'done'",
-        )
+        .value("select sum((result ->> 'records')::bigint)::bigint from jobs.job_items where status = 'done'")
         .await?;
     assert_eq!(records, 3 + 4 + 5 + 3 * 4, "each movement was new to one run only");
     Ok(())

@@ -231,7 +231,7 @@ async fn a_row_goes_when_nothing_is_left() -> Result<()> {
     world.post("sync-integrations", "").await?;
     assert_eq!(rows(&world, user).await?, [row(SERVICES, 4_000)], "once, as Stripe's");
     assert_eq!(imported_cents(&world, user).await?, 4_000);
-    assert_eq!(world.value::<i64>("select count(*) from public.auto_sync_totals").await?, 1);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.auto_sync_totals").await?, 1);
     Ok(())
 }
 
@@ -255,10 +255,9 @@ async fn an_overflow_stays_that_users() -> Result<()> {
         super::pass_visibility(&world).await?;
         world.post("sync-integrations", "days=1").await?;
     }
-    let failed: Vec<i32> =
-        sqlx::query_scalar("select attempts from public.job_items where status = 'failed'")
-            .fetch_all(world.pool())
-            .await?;
+    let failed: Vec<i32> = sqlx::query_scalar("select attempts from jobs.job_items where status = 'failed'")
+        .fetch_all(world.pool())
+        .await?;
     assert_eq!(failed, [4], "four attempts and the one that gave it up");
     let told: String =
         world.value("select last_error from public.integration_tokens where last_error is not null").await?;

@@ -24,7 +24,7 @@ async fn a_repeated_plan_is_the_same_run() -> Result<()> {
         assert_eq!(first["plan"], second["plan"]);
         assert_eq!((&second["run_id"], &first["plan"]["items"]), (&json!(run), &json!(2)));
     }
-    assert_eq!(world.value::<i64>("select count(*) from public.job_runs").await?, 2);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_runs").await?, 2);
     // The second run took the items of the first over, and their messages went.
     assert_eq!(world.value::<i64>("select count(*) from pgmq.q_jobs_stripe").await?, 2);
     Ok(())
@@ -58,8 +58,8 @@ async fn a_plan_repeated_while_it_runs_is_the_same_run() -> Result<()> {
         states.sort_by_key(ToString::to_string);
         assert_eq!(states, [json!("planned"), json!("repeated")], "{slot:?}");
     }
-    assert_eq!(world.value::<i64>("select count(*) from public.job_runs").await?, 2);
-    assert_eq!(world.value::<i64>("select count(*) from public.job_items").await?, 2);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_runs").await?, 2);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_items").await?, 2);
     Ok(())
 }
 
@@ -186,6 +186,6 @@ async fn an_old_lease_writes_nothing() -> Result<()> {
     rpc(&world, "integration_settle", &settle(&world, &item, new, integration, &[("txn_1", 100)])).await?;
     old_tries().await?;
     assert_eq!((movements(&world, user).await?, imported_cents(&world, user).await?), (1, 100));
-    assert_eq!(world.value::<i32>("select attempts from public.job_items").await?, 0);
+    assert_eq!(world.value::<i32>("select attempts from jobs.job_items").await?, 0);
     Ok(())
 }

@@ -17,22 +17,22 @@ const MOST: i64 = 20_000;
 /// Two old runs with more items than two calls forget, as many logs, 50 old runs of single users; and a run of
 /// yesterday.
 const OLD: &str = "
-    insert into public.job_runs (run_id, task, trigger, route, as_of, status, started_at, finished_at)
+    insert into jobs.job_runs (run_id, task, trigger, route, as_of, status, started_at, finished_at)
         select md5('r' || n)::uuid, 'sync_integrations', 'cron', '/', t, 'success', t, t
         from generate_series(1, 53) n, lateral (select $now - interval '1 day' * case when n <= 52 then 90 + n else 1 end as t) x;
-    insert into public.job_items (run_id, lane, kind, subject, status, settled_at)
+    insert into jobs.job_items (run_id, lane, kind, subject, status, settled_at)
         select md5('r' || r.n)::uuid, 'stripe', 'sync_integration', gen_random_uuid(), 'done', $now
         from (values (1, 30000), (2, 12000), (53, 40)) r (n, items), generate_series(1, r.items);
     insert into public.sync_logs (provider, sync_type, status, synced_at)
         select 'stripe', 'cron', 'success', $now - interval '1 day' * case when n <= 42000 then 91 else 1 end
         from generate_series(1, 42040) n;
-    insert into public.email_events (event_id, kind, received_at)
+    insert into jobs.email_events (event_id, kind, received_at)
         select n::text, 'email.sent', $now - interval '91 days' from generate_series(1, 10) n;";
 
 /// Items, runs, logs of integrations, events.
-const KEPT: &str = "select format('%s %s %s %s', (select count(*) from public.job_items), \
-    (select count(*) from public.job_runs where route = '/'), \
-    (select count(*) from public.sync_logs where provider = 'stripe'), (select count(*) from public.email_events))";
+const KEPT: &str = "select format('%s %s %s %s', (select count(*) from jobs.job_items), \
+    (select count(*) from jobs.job_runs where route = '/'), \
+    (select count(*) from public.sync_logs where provider = 'stripe'), (select count(*) from jobs.email_events))";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cron_forgets_all_that_is_old() -> Result<()> {
@@ -55,7 +55,7 @@ async fn one_call_forgets_a_slice_of_the_oldest() -> Result<()> {
     let slice = json!({"logs": MOST, "items": MOST, "runs": 51, "events": 10, "blanked": 0, "left": true});
     assert_eq!(pruned, slice, "the runs without items are forgotten at once");
     let of_the_oldest: i64 =
-        world.value("select count(*) from public.job_items where run_id = md5('r2')::uuid").await?;
+        world.value("select count(*) from jobs.job_items where run_id = md5('r2')::uuid").await?;
     assert_eq!(of_the_oldest, 0);
     for (items, runs, left) in [(MOST, 0, true), (2_000, 1, false)] {
         let pruned = rpc(&world, "jobs_prune", &json!({})).await?;
@@ -74,7 +74,7 @@ async fn forgetting_waits_for_nobody() -> Result<()> {
     let world = World::new().await?;
     sqlx::raw_sql(AssertSqlSafe(world.dated(OLD))).execute(world.pool()).await?;
     let mut held = world.pool().begin().await?;
-    sqlx::raw_sql("select from public.job_items for update; select from public.sync_logs for update")
+    sqlx::raw_sql("select from jobs.job_items for update; select from public.sync_logs for update")
         .execute(&mut *held)
         .await?;
     let pruned = rpc(&world, "jobs_prune", &json!({})).await?;
@@ -114,7 +114,7 @@ async fn waiting_adds_nothing_up() -> Result<()> {
     let (query, bearer) = (replay(hour), format!("Bearer {SECRET}"));
     let comes_free = async {
         until("three looks", async || Ok(faults.count("jobs_run_waits") >= 3)).await?;
-        world.run("update public.job_items set leased_until = '-infinity'").await?;
+        world.run("update jobs.job_items set leased_until = '-infinity'").await?;
         pass_visibility(&world).await
     };
     let (answer, freed) = tokio::join!(joined.call(reqwest::Method::GET, &query, Some(&bearer)), comes_free);
@@ -139,7 +139,7 @@ async fn each_item_takes_over_its_own() -> Result<()> {
     let of = "from public.integration_tokens t where t.id = i.subject and t.stripe_account_id";
     rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     // Held by somebody, they are not superseded by the second run, but by the third.
-    world.run("update public.job_items set leased_until = '2999-01-01'").await?;
+    world.run("update jobs.job_items set leased_until = '2999-01-01'").await?;
     rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let stored = |records: u32, month: &str| json!({"records": records, "by_provider": {"stripe": records}, "months": [month], "cursor": {"after": "x"}});
     let (second, older) = ("i.leased_until is null", "i.leased_until is not null");
@@ -150,16 +150,16 @@ async fn each_item_takes_over_its_own() -> Result<()> {
         ("attempts = 1, error = '{\"code\": \"new\"}'".to_owned(), second, "acct_b"),
         ("payload = '{\"days\": 400}'".to_owned(), older, "acct_c"),
     ] {
-        let sql = format!("update public.job_items i set {set} {of} = '{account}' and {which}");
+        let sql = format!("update jobs.job_items i set {set} {of} = '{account}' and {which}");
         let changed = sqlx::query(AssertSqlSafe(sql)).execute(world.pool()).await?.rows_affected();
         assert_eq!(changed, 1, "{account}");
     }
-    world.run("update public.job_items set leased_until = null").await?;
+    world.run("update jobs.job_items set leased_until = null").await?;
     rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let items: Value = world
         .value(
             "select jsonb_object_agg(t.stripe_account_id, jsonb_build_array(i.attempts, i.error -> 'code', i.progress, i.payload)) \
-             from public.job_items i join public.integration_tokens t on t.id = i.subject where i.status = 'queued'",
+             from jobs.job_items i join public.integration_tokens t on t.id = i.subject where i.status = 'queued'",
         )
         .await?;
     let both = json!({"records": 12, "by_provider": {"stripe": 12}, "months": ["2026-10-01", "2026-11-01"]});
@@ -174,7 +174,7 @@ async fn each_item_takes_over_its_own() -> Result<()> {
         .fetch_all(world.pool())
         .await?;
     let ids: Vec<i64> =
-        sqlx::query_scalar("select item_id from public.job_items where status = 'queued' order by item_id")
+        sqlx::query_scalar("select item_id from jobs.job_items where status = 'queued' order by item_id")
             .fetch_all(world.pool())
             .await?;
     assert_eq!(messages.len(), 4, "those of the superseded went with them");
@@ -194,7 +194,7 @@ async fn what_changes_during_a_plan_is_taken_over() -> Result<()> {
         world.stripe_user(account).await?;
     }
     rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
-    world.run("update public.job_items set attempts = 2, error = '{\"code\": \"m\"}'").await?;
+    world.run("update jobs.job_items set attempts = 2, error = '{\"code\": \"m\"}'").await?;
     // The new items' foreign keys wait for their users.
     let mut held = world.pool().begin().await?;
     sqlx::query("select from auth.users for update").execute(&mut *held).await?;
@@ -204,7 +204,7 @@ async fn what_changes_during_a_plan_is_taken_over() -> Result<()> {
         until("the plan waits", async || Ok(world.value::<i64>(waiting).await? == 1)).await?;
         for (set, account) in [("leased_until = '2999-01-01'", "acct_a"), ("attempts = 3", "acct_b")] {
             let sql = format!(
-                "update public.job_items i set {set} from public.integration_tokens t \
+                "update jobs.job_items i set {set} from public.integration_tokens t \
                  where t.id = i.subject and t.stripe_account_id = '{account}'"
             );
             sqlx::query(AssertSqlSafe(sql)).execute(world.pool()).await?;
@@ -219,7 +219,7 @@ async fn what_changes_during_a_plan_is_taken_over() -> Result<()> {
     let items: Value = world
         .value(
             "select jsonb_agg(jsonb_build_array(t.stripe_account_id, i.status, i.attempts)) \
-             from public.job_items i join public.integration_tokens t on t.id = i.subject",
+             from jobs.job_items i join public.integration_tokens t on t.id = i.subject",
         )
         .await?;
     let mut items: Vec<Value> = serde_json::from_value(items)?;

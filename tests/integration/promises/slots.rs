@@ -10,8 +10,12 @@ use crate::world::World;
 
 async fn count(world: &World, table: &'static str) -> Result<i64> {
     // Whether the J+3 mail is due depends on the hour at which the tests run.
-    let syncs = if matches!(table, "job_runs" | "job_slots") { "where task <> 'marketing_day3'" } else { "" };
-    let sql = format!("select count(*) from public.{table} {syncs}");
+    let syncs = if matches!(table, "jobs.job_runs" | "jobs.job_slots") {
+        "where task <> 'marketing_day3'"
+    } else {
+        ""
+    };
+    let sql = format!("select count(*) from {table} {syncs}");
     Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(world.pool()).await?)
 }
 
@@ -26,11 +30,14 @@ async fn a_cron_twice_is_one_run_and_a_post_is_never_blocked() -> Result<()> {
     assert_eq!(joined["skipped"], true, "{joined}");
     let joined = world.cron("sync-integrations", "").await?;
     assert_eq!(joined["skipped"], true, "{joined}");
-    assert_eq!((count(&world, "job_runs").await?, count(&world, "job_slots").await?), (1, 1));
+    assert_eq!((count(&world, "jobs.job_runs").await?, count(&world, "jobs.job_slots").await?), (1, 1));
     for expected in 2..=3 {
         let answer = world.post("sync-integrations", "").await?;
         assert_eq!(answer["skipped"], Value::Null, "{answer}");
-        assert_eq!((count(&world, "job_runs").await?, count(&world, "job_slots").await?), (expected, 1));
+        assert_eq!(
+            (count(&world, "jobs.job_runs").await?, count(&world, "jobs.job_slots").await?),
+            (expected, 1)
+        );
     }
     Ok(())
 }
@@ -47,20 +54,20 @@ async fn only_a_schedulers_whole_run_claims_a_slot() -> Result<()> {
     world.cron("monthly-sync", &format!("month={}", world.months_ago(1))).await?;
     world.post("sync-integrations", &slot).await?;
     world.cron("sync-integrations", &format!("{slot}&dry_run=true")).await?;
-    assert_eq!(count(&world, "job_slots").await?, 0);
-    assert_eq!(count(&world, "job_runs").await?, 4);
+    assert_eq!(count(&world, "jobs.job_slots").await?, 0);
+    assert_eq!(count(&world, "jobs.job_runs").await?, 4);
     // So the cron that was meant still does its work, for everybody.
     let cron = world.cron("daily-orchestrator", &slot).await?;
     assert_eq!(cron["results"]["syncIntegrations"]["skipped"], false, "{cron}");
     assert_eq!(cron["results"]["syncIntegrations"]["synced"], 2, "{cron}");
     let slots: Vec<(String, String)> =
-        sqlx::query_as("select task, slot from public.job_slots where task <> 'marketing_day3'")
+        sqlx::query_as("select task, slot from jobs.job_slots where task <> 'marketing_day3'")
             .fetch_all(world.pool())
             .await?;
     let expected = world.last_sync_hour().format("%Y-%m-%dT%HZ").to_string();
     assert_eq!(slots, [("sync_integrations".to_owned(), expected)]);
     let replayed: String = world
-        .value("select trigger from public.job_runs where slot is not null and task <> 'marketing_day3'")
+        .value("select trigger from jobs.job_runs where slot is not null and task <> 'marketing_day3'")
         .await?;
     assert_eq!(replayed, "replay");
     assert_ne!(user, other);
@@ -69,12 +76,12 @@ async fn only_a_schedulers_whole_run_claims_a_slot() -> Result<()> {
 
 /// Everything there is, in one number; logs apart.
 const EVERYTHING: &str = "select md5(string_agg(t::text, '|' order by t::text)) from (\
-    select r::text as t from public.job_runs r union all select s::text from public.job_slots s \
-    union all select i::text from public.job_items i union all select x::text from public.integration_state x \
-    union all select x::text from public.integration_transactions x \
-    union all select x::text from public.auto_sync_totals x union all select x::text from public.ca_records x \
+    select r::text as t from jobs.job_runs r union all select s::text from jobs.job_slots s \
+    union all select i::text from jobs.job_items i union all select x::text from jobs.integration_state x \
+    union all select x::text from jobs.integration_transactions x \
+    union all select x::text from jobs.auto_sync_totals x union all select x::text from public.ca_records x \
     union all select x::text from public.integration_tokens x union all select q::text from pgmq.q_jobs_stripe q \
-    union all select q::text from pgmq.q_jobs_months q union all select c::text from public.job_chain c) t";
+    union all select q::text from pgmq.q_jobs_months q union all select c::text from jobs.job_chain c) t";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_writes_its_log_row_and_nothing_else() -> Result<()> {
@@ -85,7 +92,7 @@ async fn a_dry_run_writes_its_log_row_and_nothing_else() -> Result<()> {
     world.stripe.payment("acct_a", world.earlier(4), 2_000, "eur");
     world.stripe.faults().forget();
     let before: String = world.value(EVERYTHING).await?;
-    let logged = count(&world, "sync_logs").await?;
+    let logged = count(&world, "public.sync_logs").await?;
     let calls = [
         (Method::POST, "sync-integrations", "dry_run=true"),
         (Method::GET, "sync-integrations", "dry_run=true"),
@@ -99,7 +106,7 @@ async fn a_dry_run_writes_its_log_row_and_nothing_else() -> Result<()> {
         assert_eq!(answer.status, 200, "{name}: {}", answer.text);
         assert_eq!(world.value::<String>(EVERYTHING).await?, before, "{name}?{query}");
     }
-    assert_eq!(count(&world, "sync_logs").await?, logged + i64::try_from(calls.len())?);
+    assert_eq!(count(&world, "public.sync_logs").await?, logged + i64::try_from(calls.len())?);
     let dry: i64 = world
         .value("select count(*) from public.sync_logs where sync_type = 'dry_run' and user_id is null")
         .await?;
@@ -119,7 +126,7 @@ async fn a_plan_that_failed_left_no_slot() -> Result<()> {
     let slot = replay(world.last_sync_hour());
     let answer = world.call(Method::GET, "daily-orchestrator", &slot).await?;
     assert_eq!(answer.status, 500, "{}", answer.text);
-    for table in ["job_slots", "job_runs", "job_items"] {
+    for table in ["jobs.job_slots", "jobs.job_runs", "jobs.job_items"] {
         assert_eq!(count(&world, table).await?, 0, "{table}");
     }
     world.run("alter table pgmq.q_jobs_stripe drop constraint broken").await?;
@@ -144,10 +151,10 @@ async fn what_an_older_run_left_is_superseded() -> Result<()> {
     assert_eq!((&answer["totalSynced"], &answer["resultsTotal"]), (&json!(40), &json!(40)), "{answer}");
     assert_eq!(answer["remaining"], Value::Null, "{answer}");
     let superseded: i64 =
-        world.value("select count(*) from public.job_items where status = 'superseded'").await?;
+        world.value("select count(*) from jobs.job_items where status = 'superseded'").await?;
     assert_eq!(superseded, 40);
     let (status, finished): (String, bool) =
-        sqlx::query_as("select status, finished_at is not null from public.job_runs where run_id = $1")
+        sqlx::query_as("select status, finished_at is not null from jobs.job_runs where run_id = $1")
             .bind(older)
             .fetch_one(world.pool())
             .await?;
@@ -162,7 +169,7 @@ async fn a_run_keeps_the_reach_of_those_it_supersedes() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_a").await?;
     let reach =
-        "select coalesce((payload ->> 'days')::integer, 0) from public.job_items where status = 'queued'";
+        "select coalesce((payload ->> 'days')::integer, 0) from jobs.job_items where status = 'queued'";
     for (days, expected) in
         [(json!(null), 0), (json!(90), 90), (json!(30), 90), (json!(null), 90), (json!(120), 120)]
     {
@@ -183,7 +190,7 @@ async fn what_is_worked_on_is_not_superseded() -> Result<()> {
     assert_eq!(claim(&world, Uuid::new_v4(), 1).await?.len(), 1);
     rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
     let superseded: i64 =
-        world.value("select count(*) from public.job_items where status = 'superseded'").await?;
+        world.value("select count(*) from jobs.job_items where status = 'superseded'").await?;
     assert_eq!(superseded, 0);
     Ok(())
 }
@@ -202,7 +209,7 @@ async fn a_run_whose_items_were_taken_over_says_so() -> Result<()> {
     let bearer = format!("Bearer {}", crate::world::SECRET);
     let other = async {
         super::until("two items are settled, one is claimed ahead", async || {
-            let claimed = "select count(*) from public.job_items where lease_id is not null";
+            let claimed = "select count(*) from jobs.job_items where lease_id is not null";
             Ok(world.value::<i64>(super::WAITING).await? == 2 && world.value::<i64>(claimed).await? == 3)
         })
         .await?;

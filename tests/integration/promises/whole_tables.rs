@@ -14,22 +14,22 @@ const HISTORY: &str = "
     insert into auth.users (id, created_at) select md5('u' || n)::uuid, timestamptz '2020-01-01' from generate_series(1, 3000) n;
     insert into public.integration_tokens (user_id, provider, access_token, stripe_account_id, shop_domain)
         select id, p, 'x', 'acct_' || id, id || '.myshopify.com' from auth.users, unnest(array['stripe', 'shopify']) p;
-    insert into public.integration_state (user_id, provider, account, activity, first_month, counted)
+    insert into jobs.integration_state (user_id, provider, account, activity, first_month, counted)
         select user_id, provider, 'acct_x', 'Vente de marchandises', '2020-01-01', '{[2020-01-01,)}'
         from public.integration_tokens;
-    insert into public.integration_transactions
+    insert into jobs.integration_transactions
         (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs)
         select user_id, provider, provider || n, 'acct_x', 'payment', $now - n * interval '5 days', 100, 'EUR',
             array['ch_' || user_id || n, 'gid://shopify/Order/' || n]
         from public.integration_tokens, generate_series(1, 8) n;
     insert into public.ca_records (user_id, year, month, activity_type, amount_eur)
         select id, 2026, n, 'services', 1 from auth.users, generate_series(1, 8) n;
-    insert into public.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at)
+    insert into jobs.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at)
         select md5('r' || n)::uuid, 'sync_integrations', n::text, 'cron', '/', $now, 'success', $now, $now
         from generate_series(1, 40) n;
-    insert into public.job_items (run_id, lane, kind, subject, user_id, status, settled_at)
+    insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, settled_at)
         select r.run_id, t.provider, 'sync_integration', t.id, t.user_id, 'done', $now
-        from public.job_runs r, (select * from public.integration_tokens limit 800) t;
+        from jobs.job_runs r, (select * from public.integration_tokens limit 800) t;
     analyze;";
 
 /// Runs a call; says which of our tables it read from end to end, with how many rows. The queue itself is pgmq's,
@@ -131,16 +131,16 @@ async fn planning_and_forgetting_read_no_history() -> Result<()> {
     let world = World::new().await?;
     sqlx::raw_sql(AssertSqlSafe(world.dated(HISTORY))).execute(world.pool()).await?;
     sqlx::raw_sql(AssertSqlSafe(world.dated(
-        "insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, settled_at)
+        "insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, settled_at)
              select 'monthly_recap/' || id || '/' || n, 'monthly_recap', id, id, md5('r')::uuid, 'sent', $now
              from auth.users, generate_series(1, 12) n;
          insert into public.sync_logs (user_id, provider, sync_type, status, synced_at)
              select id, 'stripe', 'cron', 'success', $now - n * interval '1 day'
              from auth.users, generate_series(85, 96) n;
-         insert into public.job_runs (run_id, task, trigger, route, as_of, status, parameters, started_at, finished_at)
+         insert into jobs.job_runs (run_id, task, trigger, route, as_of, status, parameters, started_at, finished_at)
              select gen_random_uuid(), 'check_thresholds', 'manual', '/', $now, 'success', '{}', $now, $now
              from generate_series(1, 20000);
-         update public.job_runs set finished_at = $now - interval '100 days' where run_id = md5('r1')::uuid;
+         update jobs.job_runs set finished_at = $now - interval '100 days' where run_id = md5('r1')::uuid;
          update auth.users set email = id || '@example.test', email_confirmed_at = $now, created_at = $now - interval '4 days';
          insert into public.email_preferences (user_id, monthly_reminder) select id, true from auth.users;
          analyze;",
@@ -164,13 +164,16 @@ async fn planning_and_forgetting_read_no_history() -> Result<()> {
     for call in calls {
         let mut read = read_whole(&world, &call).await?;
         read.retain(|(table, _)| {
-            matches!(table.as_str(), "job_items" | "job_runs" | "email_deliveries" | "sync_logs")
+            matches!(
+                table.as_str(),
+                "jobs.job_items" | "jobs.job_runs" | "jobs.email_deliveries" | "sync_logs"
+            )
         });
         assert_eq!(read, [], "{call}");
     }
     let counts: (i64, i64) = sqlx::query_as(
-        "select (select count(*) from public.job_items where status = 'superseded'), \
-         (select count(*) from public.email_deliveries where status = 'planned')",
+        "select (select count(*) from jobs.job_items where status = 'superseded'), \
+         (select count(*) from jobs.email_deliveries where status = 'planned')",
     )
     .fetch_one(world.pool())
     .await?;

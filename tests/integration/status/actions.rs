@@ -11,7 +11,7 @@ use crate::{clock::at, mails, world::World};
 /// Crons have come by for so many days, and then no more.
 async fn crons_came_by(world: &World, days: i64) -> Result<()> {
     sqlx::query(
-        "insert into public.job_slots (task, slot, run_id, claimed_at) \
+        "insert into jobs.job_slots (task, slot, run_id, claimed_at) \
          values ('sync_integrations', 'long-ago', gen_random_uuid(), $1)",
     )
     .bind(world.now() - TimeDelta::days(days))
@@ -52,7 +52,7 @@ async fn a_missed_slot_is_replayed_once() -> Result<()> {
         "select count(*) = 2 from public.sync_logs where sync_type = 'replay' and user_id is null",
     )
     .await?;
-    let runs: i64 = world.value("select count(*) from public.job_runs where slot is not null").await?;
+    let runs: i64 = world.value("select count(*) from jobs.job_runs where slot is not null").await?;
     assert_eq!(runs, 1, "the second one joined");
     let page = browser.get("?fait=rejeu").await?.text;
     assert!(page.contains("Le rejeu est lancé") && page.contains(&format!("Créneau {slot}")), "{page}");
@@ -94,7 +94,7 @@ async fn what_may_not_be_replayed_is_refused() -> Result<()> {
         let answer = post(&function, &[("action", "replay"), ("task", task), ("slot", slot)]).await?;
         assert_eq!(answer.status, status, "{task} {slot}: {}", answer.text);
     }
-    assert_eq!(world.value::<i64>("select count(*) from public.job_runs").await?, 0);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_runs").await?, 0);
     // A month's reminder within its month; a month's end, read to its last second.
     for (task, slot, at) in [
         ("monthly_reminders", "2026-11", "2026-11-02T22:59:59Z"),
@@ -103,7 +103,7 @@ async fn what_may_not_be_replayed_is_refused() -> Result<()> {
         let answer = post(&function, &[("action", "replay"), ("task", task), ("slot", slot)]).await?;
         assert_eq!((answer.status.as_u16(), &answer.json()["at"]), (202, &json!(at)), "{}", answer.text);
     }
-    eventually(&world, "select count(*) = 2 from public.job_slots").await?;
+    eventually(&world, "select count(*) = 2 from jobs.job_slots").await?;
     Ok(())
 }
 
@@ -133,12 +133,12 @@ async fn a_failed_sync_is_planned_anew_for_its_users_only() -> Result<()> {
     .await?;
     let answer = post(&function, &[("action", "retry"), ("lane", "stripe")]).await?;
     assert_eq!((answer.status.as_u16(), &answer.json()["planned"]), (202, &json!(1)), "{}", answer.text);
-    eventually(&world, "select count(*) = 1 from public.job_runs where parameters ->> 'retry' = 'stripe' and status <> 'running'").await?;
+    eventually(&world, "select count(*) = 1 from jobs.job_runs where parameters ->> 'retry' = 'stripe' and status <> 'running'").await?;
     let told = json(&function).await?;
     assert_eq!(told["queue"], json!([]), "{:#}", told["queue"]);
     assert_eq!(told["integrations"]["brokenTotal"], 0);
     assert_eq!(world.imported(broken).await?.len(), 1, "and read to its end");
-    let items: i64 = world.value("select count(*) from public.job_items").await?;
+    let items: i64 = world.value("select count(*) from jobs.job_items").await?;
     assert_eq!(items, 3, "the good one was left alone");
     let again = post(&function, &[("action", "retry"), ("lane", "stripe")]).await?;
     assert_eq!(again.json()["planned"], 0, "{}", again.text);
@@ -163,7 +163,7 @@ async fn what_waits_for_another_attempt_goes_at_once() -> Result<()> {
         "{}",
         answer.text
     );
-    eventually(&world, "select bool_and(status = 'done') from public.job_items").await?;
+    eventually(&world, "select bool_and(status = 'done') from jobs.job_items").await?;
     Ok(())
 }
 
@@ -180,9 +180,9 @@ async fn refused_mails_leave_again_and_unknown_ones_never() -> Result<()> {
     // As if nobody had ever known whether this one arrived.
     world
         .run(
-            "with d as (update public.email_deliveries d set status = 'unknown', provider_id = null from auth.users u \
+            "with d as (update jobs.email_deliveries d set status = 'unknown', provider_id = null from auth.users u \
              where u.id = d.user_id and u.email = 'unknown@example.test' returning d.item_id) \
-             update public.job_items i set status = 'failed', result = '{\"mail\": \"unknown\"}', \
+             update jobs.job_items i set status = 'failed', result = '{\"mail\": \"unknown\"}', \
              error = '{\"code\": \"unknown_outcome\", \"message\": \"m\"}' from d where i.item_id = d.item_id",
         )
         .await?;
@@ -195,7 +195,7 @@ async fn refused_mails_leave_again_and_unknown_ones_never() -> Result<()> {
     assert_eq!(answer.json()["mails"], 1, "{}", answer.text);
     eventually(
         &world,
-        "select count(*) = 2 from public.email_deliveries where status in ('refused', 'unknown')",
+        "select count(*) = 2 from jobs.email_deliveries where status in ('refused', 'unknown')",
     )
     .await?;
     eventually(
@@ -207,7 +207,7 @@ async fn refused_mails_leave_again_and_unknown_ones_never() -> Result<()> {
         .run("update auth.users set email = 'right@example.test' where email = 'refused@example.test'")
         .await?;
     post(&function, &[("action", "retry"), ("lane", "marketing")]).await?;
-    eventually(&world, "select count(*) = 2 from public.email_deliveries where status = 'sent'").await?;
+    eventually(&world, "select count(*) = 2 from jobs.email_deliveries where status = 'sent'").await?;
     for _ in 0..2 {
         let answer = post(&function, &[("action", "retry"), ("lane", "marketing")]).await?;
         assert_eq!(
@@ -239,10 +239,10 @@ async fn a_lost_answer_retries_once() -> Result<()> {
     let function = world.function("status").await?;
     let gateway = world.environment.gateway.faults();
     for (lane, done) in [
-        ("marketing", "select count(*) = 1 from public.email_deliveries where status = 'sent'"),
+        ("marketing", "select count(*) = 1 from jobs.email_deliveries where status = 'sent'"),
         (
             "stripe",
-            "select count(*) = 1 from public.job_runs where parameters ->> 'retry' = 'stripe' and status <> 'running'",
+            "select count(*) = 1 from jobs.job_runs where parameters ->> 'retry' = 'stripe' and status <> 'running'",
         ),
     ] {
         gateway.add(Rule::on("jobs_retry", Fault::CutAfter).times(1));

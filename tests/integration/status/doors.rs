@@ -113,10 +113,10 @@ async fn tries_are_limited_for_everybody_but_the_bearer() -> Result<()> {
     assert_eq!(Browser::new(&other)?.form(&[("secret", SECRET)]).await?.status, 429);
     json(&other).await?;
 
-    world.run("update public.job_sign_ins set tried_at = tried_at - interval '16 minutes'").await?;
+    world.run("update jobs.job_sign_ins set tried_at = tried_at - interval '16 minutes'").await?;
     assert_eq!(browser.form(&[("secret", SECRET)]).await?.status, 303);
     assert_eq!(
-        world.value::<i64>("select count(*) from public.job_sign_ins").await?,
+        world.value::<i64>("select count(*) from jobs.job_sign_ins").await?,
         0,
         "old ones are forgotten"
     );
@@ -134,7 +134,7 @@ async fn a_lost_answer_is_one_try() -> Result<()> {
     let mut browser = Browser::new(&function)?;
     assert_eq!(browser.form(&[("secret", "wrong-one")]).await?.status, 401);
     assert_eq!(browser.form(&[("secret", SECRET)]).await?.status, 303);
-    assert_eq!(world.value::<i64>("select count(*) from public.job_sign_ins").await?, 1);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_sign_ins").await?, 1);
     Ok(())
 }
 
@@ -154,7 +154,7 @@ async fn a_form_without_the_sessions_token_does_nothing() -> Result<()> {
     }
     assert_eq!(other.form(&[("action", "retry"), ("lane", "stripe"), ("csrf", &token)]).await?.status, 303);
     // Nor does a look change anything.
-    let rows = "select (select count(*) from public.sync_logs) + (select count(*) from public.job_runs)";
+    let rows = "select (select count(*) from public.sync_logs) + (select count(*) from jobs.job_runs)";
     super::eventually(&world, "select count(*) = 1 from public.sync_logs").await?;
     let before: i64 = world.value(rows).await?;
     one.get("").await?;

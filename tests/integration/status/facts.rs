@@ -29,14 +29,14 @@ async fn what_users_write_is_shown_as_text_and_addresses_are_cut() -> Result<()>
     world.post("sync-integrations", "").await?;
     // Whatever a provider may once answer.
     sqlx::query(
-        "update public.integration_state set failures = 3, failed_at = $2, \
+        "update jobs.integration_state set failures = 3, failed_at = $2, \
          failure = jsonb_build_object('code', $1::text, 'message', 'camille.moreau@example.test ' || $1)",
     )
     .bind(HOSTILE)
     .bind(world.now())
     .execute(world.pool())
     .await?;
-    sqlx::query("update public.job_items set error = jsonb_build_object('code', 'x', 'message', 'to: <camille.moreau@example.test>; ' || $1) where status = 'failed'")
+    sqlx::query("update jobs.job_items set error = jsonb_build_object('code', 'x', 'message', 'to: <camille.moreau@example.test>; ' || $1) where status = 'failed'")
         .bind(HOSTILE)
         .execute(world.pool())
         .await?;
@@ -225,22 +225,22 @@ const MANY: [&str; 9] = [
      select gen_random_uuid(), 'user' || n || '@example.test', $now, $now - interval '100 days' from generate_series(1, 1000) n",
     "insert into public.integration_tokens (user_id, provider, access_token, stripe_account_id, connected_at) \
      select id, 'stripe', 'x', 'acct_' || id, $now - interval '95 days' from auth.users",
-    "insert into public.integration_state (user_id, provider, last_success_at, failures, failed_at, failure) \
+    "insert into jobs.integration_state (user_id, provider, last_success_at, failures, failed_at, failure) \
      select user_id, 'stripe', $now, case when n <= 50 then 7 else 0 end, case when n <= 50 then $now end, \
      case when n <= 50 then '{\"code\": \"token_rejected\", \"message\": \"La connexion à Stripe n’est plus valide : elle doit être refaite.\"}'::jsonb end \
      from (select user_id, row_number() over (order by user_id) as n from public.integration_tokens) t",
-    "insert into public.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at) \
+    "insert into jobs.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at) \
      select gen_random_uuid(), 'sync_integrations', to_char(at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24\"Z\"'), 'cron', '/', at, 'success', at, at + interval '3 minutes' \
      from generate_series(date_trunc('day', $now) - interval '90 days', $now, interval '6 hours') at",
-    "insert into public.job_runs (run_id, task, trigger, route, as_of, parameters, status, started_at, finished_at) \
+    "insert into jobs.job_runs (run_id, task, trigger, route, as_of, parameters, status, started_at, finished_at) \
      select gen_random_uuid(), 'check_thresholds', 'manual', '/', at, jsonb_build_object('user_id', gen_random_uuid()), 'success', at, at + interval '1 second' \
      from generate_series($now - interval '90 days', $now, interval '13 minutes 30 seconds') at",
-    "insert into public.job_slots (task, slot, run_id, claimed_at) select task, slot, run_id, started_at from public.job_runs where slot is not null",
-    "insert into public.job_items (run_id, lane, kind, subject, user_id, status, result, error, created_at, settled_at) \
+    "insert into jobs.job_slots (task, slot, run_id, claimed_at) select task, slot, run_id, started_at from jobs.job_runs where slot is not null",
+    "insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, result, error, created_at, settled_at) \
      select r.run_id, 'stripe', 'sync_integration', t.id, t.user_id, case when s.failures > 0 then 'failed' else 'done' end, \
      '{\"records\": 3}', case when s.failures > 0 then s.failure end, r.started_at, r.finished_at \
-     from public.job_runs r, public.integration_tokens t join public.integration_state s using (user_id) where r.slot is not null",
-    "insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, reason, planned_at, settled_at) \
+     from jobs.job_runs r, public.integration_tokens t join jobs.integration_state s using (user_id) where r.slot is not null",
+    "insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, reason, planned_at, settled_at) \
      select 'k/' || n || '/' || id, (array['threshold_alert', 'monthly_reminder', 'monthly_recap', 'marketing_day3'])[1 + n % 4], id, id, gen_random_uuid(), \
      case when n = 7 then 'skipped' else 'sent' end, case when n = 7 then 'suppressed' end, $now, $now - make_interval(days => n) \
      from auth.users, generate_series(0, 30) n",

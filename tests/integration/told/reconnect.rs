@@ -39,10 +39,10 @@ async fn the_third_refusal_is_told_once_and_again_after_thirty_days() -> Result<
     sync(&world, 4).await?;
     assert_eq!(asked(&world), 1, "nobody is told the same every six hours");
 
-    world.run("update public.integration_state set trouble_mailed_at = $now - interval '31 days'").await?;
+    world.run("update jobs.integration_state set trouble_mailed_at = $now - interval '31 days'").await?;
     sync(&world, 2).await?;
     assert_eq!(asked(&world), 2);
-    world.run("update public.integration_state set trouble_mailed_at = $now - interval '31 days'").await?;
+    world.run("update jobs.integration_state set trouble_mailed_at = $now - interval '31 days'").await?;
     sync(&world, 2).await?;
     assert_eq!(asked(&world), 2, "twice is enough");
     Ok(())

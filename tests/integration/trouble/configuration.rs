@@ -77,7 +77,7 @@ async fn a_missing_variable_of_the_integrations_fails_that_task_alone() -> Resul
     assert_eq!(logged.len(), 3, "no failed call is a success: {logged:?}");
     // The slot was not claimed by a call that could not work: the corrected deployment catches up.
     assert_eq!(
-        world.value::<i64>("select count(*) from public.job_slots where task <> 'marketing_day3'").await?,
+        world.value::<i64>("select count(*) from jobs.job_slots where task <> 'marketing_day3'").await?,
         0
     );
     world.set("STRIPE_SECRET_KEY", &world.stripe.secret_key());

@@ -36,7 +36,7 @@ async fn other_currencies_are_kept_and_said_and_not_counted() -> Result<()> {
     let status: String = world.value("select metadata ->> 'status' from public.ca_records").await?;
     assert_eq!(status, "partial", "the month's figure says what it is worth");
     let kept: Vec<(String, i64)> = sqlx::query_as(
-        "select currency, amount_minor from public.integration_transactions where currency <> 'EUR' order by 1",
+        "select currency, amount_minor from jobs.integration_transactions where currency <> 'EUR' order by 1",
     )
     .fetch_all(world.pool())
     .await?;
@@ -64,7 +64,7 @@ async fn gift_cards_are_kept_and_not_counted() -> Result<()> {
     assert_eq!((told.status, &told.body["errors"]), (200, &json!(0)), "{}", told.text);
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
     let kept: Vec<(Option<String>, i64)> = sqlx::query_as(
-        "select excluded, amount_minor from public.integration_transactions order by occurred_at, 2 desc",
+        "select excluded, amount_minor from jobs.integration_transactions order by occurred_at, 2 desc",
     )
     .fetch_all(world.pool())
     .await?;

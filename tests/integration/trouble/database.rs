@@ -79,7 +79,7 @@ async fn something_else_answers() -> Result<()> {
             assert!(!told.text.contains(page), "{}", told.text);
         }
     }
-    assert_eq!(world.value::<i64>("select count(*) from public.job_runs").await?, 0, "nothing was begun");
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_runs").await?, 0, "nothing was begun");
 
     // For a moment only: nobody notices.
     for fault in [html(502), Fault::json(503, &upstream), Fault::json(504, &no_pool), Fault::CutBefore] {
@@ -118,7 +118,7 @@ async fn deadlocks_pass_and_refusals_are_counted() -> Result<()> {
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!((told.status, &told.body["remaining"]), (200, &json!(1)), "{}", told.text);
     assert!(told.problem("database").unwrap_or_default().contains("22003"), "{}", told.text);
-    let attempts = "select max(attempts) from public.job_items where status = 'queued'";
+    let attempts = "select max(attempts) from jobs.job_items where status = 'queued'";
     assert_eq!(world.value::<i32>(attempts).await?, 1);
     faults.clear();
 

@@ -114,7 +114,7 @@ async fn database_answers_without_their_fields() -> Result<()> {
             faults.clear();
             for lane in [
                 "update pgmq.q_jobs_stripe set vt = '-infinity'",
-                "update public.job_items set leased_until = '-infinity' where status = 'queued'",
+                "update jobs.job_items set leased_until = '-infinity' where status = 'queued'",
             ] {
                 world.run(lane).await?;
             }

@@ -30,7 +30,7 @@ async fn a_repeated_call_changes_nothing() -> Result<()> {
     let mut runs = 0;
     for name in CALLS.into_iter().chain(["integration_prove"]) {
         if name == "integration_prove" {
-            world.run("delete from public.integration_state").await?;
+            world.run("delete from jobs.integration_state").await?;
         }
         world.stripe.payment("acct_cut", world.earlier(90), 1_000, "eur");
         faults.clear();
@@ -50,8 +50,8 @@ async fn a_repeated_call_changes_nothing() -> Result<()> {
         let sum = format!("{runs}0.00");
         assert_eq!(turnover(&world, user).await?.as_deref(), Some(sum.as_str()), "{name}");
         let counts: (i64, i64, i64, i64, i64) = sqlx::query_as(
-            "select (select count(*) from public.job_runs), (select count(*) from public.job_items), \
-             (select count(*) from public.job_runs where status = 'success'), \
+            "select (select count(*) from jobs.job_runs), (select count(*) from jobs.job_items), \
+             (select count(*) from jobs.job_runs where status = 'success'), \
              (select count(*) from public.sync_logs where provider = 'jobs'), \
              (select count(*) from public.sync_logs where provider = 'stripe')",
         )
@@ -104,7 +104,7 @@ async fn a_repeated_giving_back_is_one_attempt() -> Result<()> {
     faults.add(Rule::on("/rpc/jobs_give_back", Fault::CutAfter).times(1));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!((told.status, &told.body["remaining"]), (200, &json!(1)), "{}", told.text);
-    assert_eq!(world.value::<i32>("select max(attempts) from public.job_items").await?, 1);
+    assert_eq!(world.value::<i32>("select max(attempts) from jobs.job_items").await?, 1);
     world.stripe.faults().clear();
     faults.clear();
     assert_eq!(heal(&world).await?, 1);
@@ -134,8 +134,8 @@ async fn a_repeated_plan_claims_its_slot_once() -> Result<()> {
     let told = ask(&world, Method::GET, "daily-orchestrator", &at).await?;
     assert_eq!(told.body["results"]["syncIntegrations"]["skipped"], true, "{}", told.text);
     let (runs, slots): (i64, i64) = sqlx::query_as(
-        "select (select count(*) from public.job_runs r where r.task = 'sync_integrations'), \
-         (select count(*) from public.job_slots s where s.task = 'sync_integrations')",
+        "select (select count(*) from jobs.job_runs r where r.task = 'sync_integrations'), \
+         (select count(*) from jobs.job_slots s where s.task = 'sync_integrations')",
     )
     .fetch_one(world.pool())
     .await?;

@@ -134,8 +134,8 @@ async fn last_error(world: &World, user: Uuid) -> Result<Option<String>> {
 async fn traces(world: &World) -> Result<i64> {
     world
         .value(
-            "select (select count(*) from public.job_runs) + (select count(*) from public.job_slots) \
-             + (select count(*) from public.sync_logs) + (select count(*) from public.job_items)",
+            "select (select count(*) from jobs.job_runs) + (select count(*) from jobs.job_slots) \
+             + (select count(*) from public.sync_logs) + (select count(*) from jobs.job_items)",
         )
         .await
 }

@@ -61,7 +61,7 @@ async fn a_wrong_parameter_is_named_and_nothing_runs() -> Result<()> {
     let told = ask(&world, Method::POST, "drain-queue", "days=3").await?;
     assert_eq!((told.status, told.error().contains("n’en prend aucun")), (400, true), "{}", told.text);
 
-    assert_eq!(world.value::<i64>("select count(*) from public.job_runs").await?, 0);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_runs").await?, 0);
     assert!(world.stripe.faults().seen().is_empty(), "nobody was asked for anything");
     // Whoever knows the secret leaves a trace, also of a mistake.
     let logged: Value = world
@@ -93,7 +93,7 @@ async fn looking_ahead_or_far_back_is_for_trying_only() -> Result<()> {
     }
     let told = ask(&world, Method::POST, SYNC, "dry_run=true&at=2100-01-01T00:00:00Z").await?;
     assert_eq!((told.status, told.error().contains("2099")), (400, true), "{}", told.text);
-    assert_eq!(world.value::<i64>("select count(*) from public.job_runs").await?, 0);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_runs").await?, 0);
     assert!(world.stripe.faults().seen().is_empty());
     Ok(())
 }
@@ -114,7 +114,7 @@ async fn parameters_in_the_body_are_refused_rather_than_ignored() -> Result<()> 
         assert!(text.contains("adresse") && text.contains("corps"), "{text}");
         harmless(&world, &text);
     }
-    assert_eq!(world.value::<i64>("select count(*) from public.job_runs").await?, 0);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_runs").await?, 0);
     // What clients send when they have nothing to say.
     for body in ["", "{}", " \n", "null"] {
         let (status, text) = post(body).await?;
@@ -157,7 +157,7 @@ async fn twenty_requests_at_once_in_one_process() -> Result<()> {
     for user in users {
         assert_eq!(turnover(&world, user).await?.as_deref(), Some("100.00"));
     }
-    assert_eq!(world.value::<i64>("select count(*) from public.job_runs").await?, 10);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.job_runs").await?, 10);
     assert_eq!(
         world.value::<i64>("select count(*) from public.sync_logs where provider = 'jobs'").await?,
         15,

@@ -116,7 +116,7 @@ async fn a_secret_in_the_query_is_kept_out_of_every_trace() -> Result<()> {
     let stored: String = world
         .value(
             "select coalesce((select string_agg(l::text, '') from public.sync_logs l), '') \
-             || coalesce((select string_agg(r::text, '') from public.job_runs r), '')",
+             || coalesce((select string_agg(r::text, '') from jobs.job_runs r), '')",
         )
         .await?;
     harmless(&world, &stored);

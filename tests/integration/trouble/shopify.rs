@@ -190,7 +190,7 @@ async fn a_dropped_search_term() -> Result<()> {
     world.shopify.faults().add(Rule::on("graphql", Fault::json(200, &rows)).body("tenderTransactions"));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     failed(&world, &told, user, "search_ignored", "correction du service").await?;
-    assert_eq!(world.value::<i64>("select count(*) from public.integration_transactions").await?, 0);
+    assert_eq!(world.value::<i64>("select count(*) from jobs.integration_transactions").await?, 0);
     world.shopify.faults().clear();
     healed(&world, user).await
 }
@@ -201,7 +201,7 @@ async fn lists_that_lead_nowhere_or_break_off() -> Result<()> {
     let user = world.shopify_user(SHOP).await?;
     world.shopify.set_bucket(SHOP, 100_000.0, 10_000.0);
     let sum = world.shopify.tenders(SHOP, world.earlier(600), TimeDelta::seconds(1), 450);
-    let nothing = "select (select count(*) from public.integration_transactions) + (select count(*) from public.ca_records)";
+    let nothing = "select (select count(*) from jobs.integration_transactions) + (select count(*) from public.ca_records)";
     for how in [Misbehaviour::LoopingCursor, Misbehaviour::NoCursor] {
         world.shopify.misbehave(SHOP, Some(how));
         let told = ask(&world, Method::POST, SYNC, "").await?;

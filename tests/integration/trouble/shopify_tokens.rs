@@ -30,7 +30,7 @@ async fn world_with_shop() -> Result<(World, Uuid)> {
 async fn expire(world: &World) -> Result<()> {
     world.shopify.expire_access_tokens(SHOP);
     world
-        .run("update public.integration_state set token_expires_at = $now - interval '1 minute' where account = 'expiring.myshopify.com'")
+        .run("update jobs.integration_state set token_expires_at = $now - interval '1 minute' where account = 'expiring.myshopify.com'")
         .await?;
     Ok(())
 }
@@ -57,7 +57,7 @@ async fn a_token_is_renewed_when_it_ends_and_keeps_its_proof() -> Result<()> {
     assert_eq!(world.shopify.refreshes(SHOP), 1);
     let second = stored(&world).await?;
     assert!(first.0 != second.0 && first.1 != second.1);
-    let proof = "select proof || proven_at::text from public.integration_state where proof is not null";
+    let proof = "select proof || proven_at::text from jobs.integration_state where proof is not null";
     let proven: String = world.value(proof).await?;
 
     // This time we know, and renew before we ask.
@@ -71,8 +71,8 @@ async fn a_token_is_renewed_when_it_ends_and_keeps_its_proof() -> Result<()> {
     assert_eq!(asked, [true, false, false], "renewed, then sales and disputes: proven already");
     let same_grant: bool = world
         .value(
-            "select s.proof = public.integration_fingerprint(t) and s.account = t.shop_domain \
-                from public.integration_state s join public.integration_tokens t using (user_id, provider)",
+            "select s.proof = jobs.token_fingerprint(t) and s.account = t.shop_domain \
+                from jobs.integration_state s join public.integration_tokens t using (user_id, provider)",
         )
         .await?;
     assert!(same_grant, "the proof of the old token is one of the new");
@@ -143,7 +143,7 @@ async fn lost_answers_on_the_way_lose_no_token() -> Result<()> {
         assert_eq!(heal(&world).await?, 1, "{name}");
         stored(&world).await?;
         let leases: i64 = world
-            .value("select count(*) from public.integration_state where refresh_lease is not null")
+            .value("select count(*) from jobs.integration_state where refresh_lease is not null")
             .await?;
         assert_eq!(leases, 0, "{name}: the lease is given back");
         assert_eq!(turnover(&world, user).await?, Some(format!("{}.00", 43 + number)));
@@ -156,7 +156,7 @@ async fn a_refused_refresh_asks_for_a_new_connection() -> Result<()> {
     let (world, user) = world_with_shop().await?;
     assert_eq!(heal(&world).await?, 1);
     world.shopify.uninstall(SHOP);
-    world.run("update public.integration_state set token_expires_at = $now - interval '1 minute'").await?;
+    world.run("update jobs.integration_state set token_expires_at = $now - interval '1 minute'").await?;
     let before = stored(&world).await?;
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!((told.status, &told.body["errors"]), (200, &json!(1)), "{}", told.text);
@@ -215,7 +215,7 @@ async fn a_permanent_token_is_never_renewed() -> Result<()> {
     assert_eq!(heal(&world).await?, 0);
     assert_eq!(world.shopify.faults().count(REFRESH), 0);
     let expiry: Option<chrono::DateTime<Utc>> =
-        world.value("select token_expires_at from public.integration_state").await?;
+        world.value("select token_expires_at from jobs.integration_state").await?;
     assert_eq!(expiry, None);
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
     Ok(())

@@ -87,7 +87,7 @@ async fn an_account_that_is_not_the_rows_own() -> Result<()> {
     failed(&world, &told, thief, "account_mismatch", "rien n’a été lu").await?;
     assert_eq!(world.stripe.faults().count(LIST), 0, "nothing was read");
     let theirs: i64 = sqlx::query_scalar(
-        "select count(*) from public.integration_transactions where user_id = $1 and account = 'acct_victim'",
+        "select count(*) from jobs.integration_transactions where user_id = $1 and account = 'acct_victim'",
     )
     .bind(thief)
     .fetch_one(world.pool())
@@ -163,7 +163,7 @@ async fn our_own_key_refused_stops_stripe_with_one_message_and_nothing_else() ->
     for user in &users {
         assert_eq!(last_error(&world, *user).await?, None, "no user is told to act on our mistake");
     }
-    assert_eq!(world.value::<i32>("select max(attempts) from public.job_items").await?, 0);
+    assert_eq!(world.value::<i32>("select max(attempts) from jobs.job_items").await?, 0);
 
     // The monthly sync says the same and does not fail the shop's owner.
     let told = ask(&world, Method::POST, "monthly-sync", &format!("month={}", world.month())).await?;
@@ -214,7 +214,7 @@ async fn a_throttle_is_obeyed_and_is_nobodys_attempt() -> Result<()> {
         told.text
     );
     assert_eq!(faults.count(LIST), 1, "not asked again before the hour is over");
-    assert_eq!(world.value::<i32>("select max(attempts) from public.job_items").await?, 0);
+    assert_eq!(world.value::<i32>("select max(attempts) from jobs.job_items").await?, 0);
     let logged: String = world
         .value("select status from public.sync_logs where provider = 'jobs' order by synced_at desc limit 1")
         .await?;
@@ -232,7 +232,7 @@ async fn a_page_that_fails_in_the_middle() -> Result<()> {
     let sum =
         world.stripe.payments("acct_pages", world.earlier(600), TimeDelta::milliseconds(10), 250, "eur");
     let faults = world.stripe.faults();
-    let nothing = "select (select count(*) from public.integration_transactions) + (select count(*) from public.ca_records)";
+    let nothing = "select (select count(*) from jobs.integration_transactions) + (select count(*) from public.ca_records)";
     // For good: nothing of the pages before is settled, and the trouble is told.
     for (fault, code) in [
         (stripe::server_error(false), "server_error"),
@@ -319,7 +319,7 @@ async fn a_wider_window_is_not_lost_to_a_narrower_one() -> Result<()> {
         let told = ask(&world, Method::GET, SYNC, &alone).await?;
         assert_eq!((told.status, &told.body["remaining"]), (200, &left), "{}", told.text);
     }
-    let days = "select payload ->> 'days' from public.job_items order by item_id desc limit 1";
+    let days = "select payload ->> 'days' from jobs.job_items order by item_id desc limit 1";
     assert_eq!(world.value::<Option<String>>(days).await?, None);
     assert_eq!(heal(&world).await?, 0);
     Ok(())
@@ -344,12 +344,11 @@ async fn five_attempts_and_then_it_is_said() -> Result<()> {
         super::eventually("the end of the attempt", drained).await?;
     }
     super::harmless(&world, &function.log());
-    let item: (String, String) = sqlx::query_as("select status, error ->> 'code' from public.job_items")
-        .fetch_one(world.pool())
-        .await?;
+    let item: (String, String) =
+        sqlx::query_as("select status, error ->> 'code' from jobs.job_items").fetch_one(world.pool()).await?;
     assert_eq!(item, ("failed".into(), "server_error".into()));
     assert!(last_error(&world, user).await?.unwrap_or_default().contains("Stripe ne répond pas"));
-    assert_eq!(world.value::<String>("select status from public.job_runs").await?, "error");
+    assert_eq!(world.value::<String>("select status from jobs.job_runs").await?, "error");
     world.stripe.faults().clear();
     assert_eq!(heal(&world).await?, 1);
     assert_eq!(last_error(&world, user).await?, None);

@@ -68,10 +68,10 @@ async fn a_process_that_is_killed_while_it_reads() -> Result<()> {
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
     // When the hold is over, the item is worked on like another: nothing is counted twice.
     world.run("update pgmq.q_jobs_stripe set vt = '-infinity'").await?;
-    world.run("update public.job_items set leased_until = '-infinity' where status = 'queued'").await?;
+    world.run("update jobs.job_items set leased_until = '-infinity' where status = 'queued'").await?;
     assert_eq!(heal(&world).await?, 0);
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
-    let open = "select count(*) from public.job_items where status = 'queued'";
+    let open = "select count(*) from jobs.job_items where status = 'queued'";
     assert_eq!(world.value::<i64>(open).await?, 0);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The outbox in the database (`supabase/migrations/…_mails.sql`): claiming, sealing, settling. Every call may be
+//! The outbox in the database (`supabase/schemas/30_mails.sql`): claiming, sealing, settling. Every call may be
 //! repeated; what another claim holds by now is not written.
 
 use chrono::{DateTime, Utc};

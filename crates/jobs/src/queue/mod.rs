@@ -1,6 +1,6 @@
 //! The work that is written down: lanes, items, and who holds them.
 //!
-//! pgmq carries and redelivers; `job_items` is the record (`supabase/migrations/…_job_engine.sql`). An item is
+//! pgmq carries and redelivers; `jobs.job_items` is the record (`supabase/schemas/12_items.sql`). An item is
 //! held under a *lease*, the id of the claim that read its message last: whatever is written with an older
 //! lease is refused by the database. An *attempt* is a classified failure of the item itself; a kill, the
 //! time budget or a refused key of ours is none.

@@ -339,7 +339,7 @@ fn shop_of(seen: &Seen) -> String {
 }
 
 async fn stored(environment: &Environment) -> Result<i64> {
-    let count = sqlx::query_scalar("select count(*) from public.integration_transactions");
+    let count = sqlx::query_scalar("select count(*) from jobs.integration_transactions");
     Ok(count.fetch_one(environment.db.pool()).await?)
 }
 
@@ -352,8 +352,8 @@ async fn mark(environment: &Environment) -> Result<i64> {
 /// Rows of movements, totals and records that were written since.
 async fn rewritten(environment: &Environment, mark: i64) -> Result<i64> {
     let count = sqlx::query_scalar(
-        "select (select count(*) from public.integration_transactions where xmin::text::bigint > $1)
-             + (select count(*) from public.auto_sync_totals where xmin::text::bigint > $1)
+        "select (select count(*) from jobs.integration_transactions where xmin::text::bigint > $1)
+             + (select count(*) from jobs.auto_sync_totals where xmin::text::bigint > $1)
              + (select count(*) from public.ca_records where xmin::text::bigint > $1)",
     );
     Ok(count.bind(mark).fetch_one(environment.db.pool()).await?)

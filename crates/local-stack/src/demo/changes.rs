@@ -13,13 +13,13 @@ use crate::{
 
 const COUNTS: &str = "
     select 'ca_records' as what, count(*) from public.ca_records
-    union all select 'integration_transactions', count(*) from public.integration_transactions
-    union all select 'integration_state', count(*) from public.integration_state
-    union all select 'email_deliveries ' || kind || ' ' || status, count(*) from public.email_deliveries
+    union all select 'integration_transactions', count(*) from jobs.integration_transactions
+    union all select 'integration_state', count(*) from jobs.integration_state
+    union all select 'email_deliveries ' || kind || ' ' || status, count(*) from jobs.email_deliveries
         group by kind, status
-    union all select 'threshold_alerts', count(*) from public.threshold_alerts
-    union all select 'job_runs', count(*) from public.job_runs
-    union all select 'job_items ' || status, count(*) from public.job_items group by status
+    union all select 'threshold_alerts', count(*) from jobs.threshold_alerts
+    union all select 'job_runs', count(*) from jobs.job_runs
+    union all select 'job_items ' || status, count(*) from jobs.job_items group by status
     union all select 'sync_logs', count(*) from public.sync_logs";
 
 const IMPORTED: &str = "

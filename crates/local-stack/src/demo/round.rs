@@ -239,7 +239,7 @@ impl<'a> Round<'a> {
     /// An orchestrator's answer only counts: the users' figures of its run are in its items.
     async fn stored_results(&self, month: NaiveDate) -> Result<Vec<Value>> {
         sqlx::query_scalar(
-            "select result from public.job_items where kind = 'sync_month' and payload ->> 'month' = $1",
+            "select result from jobs.job_items where kind = 'sync_month' and payload ->> 'month' = $1",
         )
         .bind(calendar::name(month))
         .fetch_all(self.demo.environment.db.pool())

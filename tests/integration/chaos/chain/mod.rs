@@ -103,12 +103,12 @@ impl Deployment {
     }
 
     async fn left(&self) -> Result<i64> {
-        self.world().value("select count(*) from public.job_items where status = 'queued'").await
+        self.world().value("select count(*) from jobs.job_items where status = 'queued'").await
     }
 
     /// A lease, a visibility timeout, a pause: whatever a dead invocation left passes.
     async fn later(&self) -> Result<()> {
-        self.world().run("update public.job_chain set held_until = '-infinity'").await?;
+        self.world().run("update jobs.job_chain set held_until = '-infinity'").await?;
         time_passes(self.world()).await
     }
 
@@ -133,7 +133,7 @@ async fn rows(world: &World) -> Result<Vec<(String, i64, Option<i64>, Option<Str
 }
 
 async fn held(world: &World) -> Result<bool> {
-    world.value("select exists (select from public.job_chain where held_until > clock_timestamp())").await
+    world.value("select exists (select from jobs.job_chain where held_until > clock_timestamp())").await
 }
 
 async fn call(function: &Function) -> Result<()> {

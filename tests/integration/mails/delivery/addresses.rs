@@ -35,7 +35,7 @@ async fn check(world: &World, users: usize, part: &Value) -> Result<()> {
     assert_eq!(states(world).await?, expected.into());
     assert_eq!(noted(world).await?, i64::try_from(sent)?);
     let reason: String =
-        world.value("select reason from public.email_deliveries where status = 'refused'").await?;
+        world.value("select reason from jobs.email_deliveries where status = 'refused'").await?;
     assert!(reason.contains("`to`") && !reason.contains('@'), "{reason}");
     // Nothing is left that would be tried again.
     let asked = requests(world).len();

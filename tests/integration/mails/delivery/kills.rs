@@ -174,7 +174,7 @@ async fn answers_of_the_database_that_are_lost() -> Result<()> {
     assert!(!function.log().contains("taken over"), "{}", function.log());
     check(&world).await?;
     assert_eq!(requests(&world).len(), 2);
-    let items: i64 = world.value("select count(*) from public.job_items").await?;
+    let items: i64 = world.value("select count(*) from jobs.job_items").await?;
     assert_eq!(items, 5);
     Ok(())
 }

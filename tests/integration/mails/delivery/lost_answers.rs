@@ -136,7 +136,7 @@ async fn a_stall_at_the_end_of_the_budget() -> Result<()> {
     world.set("JOB_BUDGET_SECONDS", "1");
     world.resend.faults().add(Rule::on(BATCH, Fault::Delay(Duration::from_mins(5))).times(1));
     stalled(&world).await?;
-    let held: i64 = world.value("select count(*) from public.job_items where lease_id is not null").await?;
+    let held: i64 = world.value("select count(*) from jobs.job_items where lease_id is not null").await?;
     assert_eq!(held, 0, "given back");
     world.set("JOB_BUDGET_SECONDS", "270");
     come_back(&world).await?;

@@ -77,7 +77,7 @@ async fn add(world: &World, run: Uuid, kind: &str, email: &str) -> Result<Uuid> 
     }
     let facts = samples::samples().into_iter().find(|(_, facts)| facts.kind().as_str() == kind);
     sqlx::query(
-        "insert into public.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts) \
+        "insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts) \
          values ($1 || '/' || $2::text, $1, $2, $2, $3, $4)",
     )
     .bind(kind)
@@ -86,7 +86,7 @@ async fn add(world: &World, run: Uuid, kind: &str, email: &str) -> Result<Uuid> 
     .bind(serde_json::to_value(facts.context("no sample")?.1)?)
     .execute(world.pool())
     .await?;
-    sqlx::query("select public.mail_queue($1, null)").bind(run).execute(world.pool()).await?;
+    sqlx::query("select jobs.queue_mails($1, null)").bind(run).execute(world.pool()).await?;
     Ok(user)
 }
 
@@ -107,7 +107,7 @@ async fn come_back(world: &World) -> Result<()> {
 /// How many deliveries are in each state.
 async fn states(world: &World) -> Result<BTreeMap<String, i64>> {
     let rows: Vec<(String, i64)> =
-        sqlx::query_as("select status, count(*) from public.email_deliveries group by 1")
+        sqlx::query_as("select status, count(*) from jobs.email_deliveries group by 1")
             .fetch_all(world.pool())
             .await?;
     Ok(rows.into_iter().collect())
@@ -119,7 +119,7 @@ fn all(state: &str, count: i64) -> BTreeMap<String, i64> {
 
 /// Attempts that were counted, all in all.
 async fn attempts(world: &World) -> Result<i64> {
-    world.value("select coalesce(sum(attempts), 0)::bigint from public.job_items").await
+    world.value("select coalesce(sum(attempts), 0)::bigint from jobs.job_items").await
 }
 
 async fn noted(world: &World) -> Result<i64> {
@@ -144,7 +144,7 @@ async fn assert_all_sent(world: &World, users: usize) -> Result<()> {
     let count = i64::try_from(users)?;
     assert_each_once(world, (0..users).map(address));
     assert_eq!((states(world).await?, noted(world).await?), (all("sent", count), count));
-    let open: i64 = world.value("select count(*) from public.email_batches where state = 'sealed'").await?;
+    let open: i64 = world.value("select count(*) from jobs.email_batches where state = 'sealed'").await?;
     let messages: i64 = world.value("select count(*) from pgmq.q_jobs_marketing").await?;
     assert_eq!((open, messages), (0, 0));
     Ok(())

@@ -19,7 +19,7 @@ async fn older_than_the_key_is_not_sent_again() -> Result<()> {
         world.resend.faults().add(Rule::on(BATCH, lost).times(2));
         drain(&world).await?;
         world.resend.forget_keys();
-        world.run("update public.email_batches set sealed_at = sealed_at - interval '24 hours'").await?;
+        world.run("update jobs.email_batches set sealed_at = sealed_at - interval '24 hours'").await?;
         for _ in 0..2 {
             come_back(&world).await?;
             let part = drain(&world).await?;

@@ -35,7 +35,7 @@ async fn at_once(calls: usize) -> Result<()> {
     let keys: std::collections::BTreeSet<String> =
         requests(&world).iter().map(|request| super::key(request).to_owned()).collect();
     assert_eq!(keys.len(), requests(&world).len(), "no batch was asked for twice");
-    let runs: i64 = world.value("select count(*) from public.job_runs where task = 'marketing_day3'").await?;
+    let runs: i64 = world.value("select count(*) from jobs.job_runs where task = 'marketing_day3'").await?;
     assert_eq!(runs, 1);
     Ok(())
 }

@@ -25,7 +25,7 @@ async fn each_mail_is_planned_by_one_of_them() -> Result<()> {
     let world = world_of(150).await?;
     let planned = try_join_all((0..8).map(|n| plan(&world, n))).await?;
     assert_eq!(planned.iter().sum::<u64>(), 150, "{planned:?}");
-    let items: i64 = world.value("select count(*) from public.job_items").await?;
+    let items: i64 = world.value("select count(*) from jobs.job_items").await?;
     assert_eq!(items, 150);
     drain(&world).await?;
     assert_each_once(&world, (0..150).map(super::address));

@@ -134,7 +134,7 @@ async fn a_mail_that_came_too_late_expires() -> Result<()> {
     plan(&world).await?;
     world
         .run(
-            "update public.email_deliveries set expires_at = '2020-01-01' where user_id = \
+            "update jobs.email_deliveries set expires_at = '2020-01-01' where user_id = \
              (select id from auth.users where email = 'user-1@example.test')",
         )
         .await?;
@@ -163,7 +163,7 @@ async fn of_those_who_are_gone_nothing_personal_stays() -> Result<()> {
     world.run("select public.mail_unsubscribe(id, 'threshold_alert') from auth.users where email = 'refused@example.test'").await?;
     let known = || {
         world.value::<i64>(
-            "select count(*) from public.email_deliveries where address is not null or facts <> '{}'",
+            "select count(*) from jobs.email_deliveries where address is not null or facts <> '{}'",
         )
     };
     sqlx::query(
@@ -181,12 +181,12 @@ async fn of_those_who_are_gone_nothing_personal_stays() -> Result<()> {
         3,
         "the sealed one is kept while it may be sent again, and the two who are there"
     );
-    world.run("update public.email_batches set sealed_at = sealed_at - interval '24 hours'").await?;
+    world.run("update jobs.email_batches set sealed_at = sealed_at - interval '24 hours'").await?;
     rpc(&world, "jobs_prune", &json!({})).await?;
     assert_eq!(known().await?, 2);
     let expected = [("sent", 3), ("skipped", 2), ("unknown", 1)].map(|(state, n)| (state.to_owned(), n));
     assert_eq!(states(&world).await?, expected.into());
-    let open: i64 = world.value("select count(*) from public.email_batches where state = 'sealed'").await?;
+    let open: i64 = world.value("select count(*) from jobs.email_batches where state = 'sealed'").await?;
     assert_eq!(open, 0);
     Ok(())
 }
@@ -199,10 +199,10 @@ async fn after_thirteen_months_nothing_personal_stays() -> Result<()> {
     add(&world, run, "threshold_alert", "refused@example.test").await?;
     world.run("select public.mail_unsubscribe(id, 'threshold_alert') from auth.users where email = 'refused@example.test'").await?;
     drain(&world).await?;
-    world.run("update public.email_deliveries set settled_at = settled_at - interval '14 months'").await?;
+    world.run("update jobs.email_deliveries set settled_at = settled_at - interval '14 months'").await?;
     rpc(&world, "jobs_prune", &json!({})).await?;
     let kept: i64 = world
-        .value("select count(*) from public.email_deliveries where address is not null or facts <> '{}'")
+        .value("select count(*) from jobs.email_deliveries where address is not null or facts <> '{}'")
         .await?;
     assert_eq!(kept, 0);
     Ok(())

@@ -69,7 +69,7 @@ async fn mails_are_held_against_the_day_that_is_played() -> Result<()> {
     world.cron("daily-tasks", "").await?;
     assert_eq!(received(&world).len(), 1);
     let status: String = sqlx::query_scalar(
-        "select d.status from public.email_deliveries d join auth.users u on u.id = d.user_id where u.email = $1",
+        "select d.status from jobs.email_deliveries d join auth.users u on u.id = d.user_id where u.email = $1",
     )
     .bind(other)
     .fetch_one(world.pool())

@@ -230,8 +230,8 @@ async fn write(pool: &PgPool, person: Uuid, change: Change) -> Result<()> {
             "update auth.users set raw_user_meta_data = raw_user_meta_data || '{\"is_pro\": true}' where id = $1",
         ),
         Change::Complains => sqlx::query(
-            "insert into public.email_suppressions (address_hash, reason) \
-             select public.mail_address_hash(email), 'complained' from auth.users where id = $1 \
+            "insert into jobs.email_suppressions (address_hash, reason) \
+             select jobs.address_hash(email), 'complained' from auth.users where id = $1 \
              on conflict do nothing",
         ),
         Change::Leaves => sqlx::query("update auth.users set deleted_at = '2026-01-01' where id = $1"),
@@ -287,8 +287,8 @@ async fn plan(
     .fetch_one(pool)
     .await?;
     let planned: Vec<(Uuid, DateTime<Utc>)> = sqlx::query_as(
-        "select d.user_id, d.expires_at from public.email_deliveries d \
-         join public.job_items i on i.run_id = d.run_id \
+        "select d.user_id, d.expires_at from jobs.email_deliveries d \
+         join jobs.job_items i on i.run_id = d.run_id \
              and (i.payload ->> 'delivery_id')::bigint = d.delivery_id and i.status = 'queued' \
          where d.run_id = $1 and d.kind = $2",
     )

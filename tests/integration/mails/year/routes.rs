@@ -232,7 +232,7 @@ async fn a_year_of_crons_sends_what_the_calendar_says() -> Result<()> {
     assert_eq!(kinds.len(), 4, "{kinds:?}");
     assert_eq!(model.offered.len(), model.free.len() - 1, "{:?}", model.offered);
     let unsent: i64 =
-        world.value("select count(*) from public.email_deliveries where status <> 'sent'").await?;
+        world.value("select count(*) from jobs.email_deliveries where status <> 'sent'").await?;
     assert_eq!(unsent, 0);
     Ok(())
 }

@@ -1,32 +1,27 @@
 -- What went wrong since the operator was told last, and the one mail a day that tells it.
---
--- Forward only; new objects only, so nothing of the application's is locked.
 
-begin;
-set local lock_timeout = '5s';
-
--- Troubles since the last digest (at least a day back), and what is needed to find missed crons.
+-- What went wrong since the last digest (at least a day back), and what is needed to find missed crons.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    calls: [{route, message, count}], routes: {route: last call}}
 create function public.jobs_troubles(p_now timestamptz) returns jsonb
 language plpgsql stable security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     since timestamptz := least(p_now - interval '1 day', coalesce(
-        (select max(r.as_of) from public.job_runs r where r.task = 'operator_digest'), '-infinity'));
+        (select max(r.as_of) from jobs.job_runs r where r.task = 'operator_digest'), '-infinity'));
 begin
     -- A first digest does not tell of years.
     since := greatest(since, p_now - interval '8 days');
     return jsonb_build_object(
         'since', since,
         'slots', (select coalesce(jsonb_agg(jsonb_build_object('task', s.task, 'slot', s.slot)), '[]')
-            from public.job_slots s where s.claimed_at > p_now - interval '60 days'),
+            from jobs.job_slots s where s.claimed_at > p_now - interval '60 days'),
         'failed', (select coalesce(jsonb_agg(f order by f.count desc, f.lane, f.code), '[]') from (
             select i.lane, i.error ->> 'code' as code, min(i.error ->> 'message') as message, count(*) as count
-            from public.job_items i where i.status = 'failed' and i.settled_at > since
+            from jobs.job_items i where i.status = 'failed' and i.settled_at > since
             group by 1, 2 order by 4 desc limit 20) f),
         'stuck', (select coalesce(jsonb_agg(q order by q.oldest), '[]') from (
             select i.lane, count(*) as count, min(i.created_at) as oldest
-            from public.job_items i where i.status = 'queued' and i.created_at < p_now - interval '12 hours'
+            from jobs.job_items i where i.status = 'queued' and i.created_at < p_now - interval '12 hours'
             group by 1) q),
         'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
             select l.metadata ->> 'route' as route, min(l.error_message) as message, count(*) as count
@@ -46,26 +41,15 @@ create function public.jobs_plan_digest(
     p_run_id uuid, p_route text, p_now timestamptz, p_facts jsonb
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
-    opened jsonb := public.jobs_open_run(
+    opened jsonb := jobs.open_run(
         p_run_id, 'operator_digest', p_facts ->> 'day', 'cron', p_route, p_now, '{}');
 begin
     if opened ->> 'state' <> 'planned' then
         return opened;
     end if;
-    insert into public.email_deliveries (dedupe_key, kind, run_id, facts, expires_at)
+    insert into jobs.email_deliveries (dedupe_key, kind, run_id, facts, expires_at)
     values ('operator_digest/' || (p_facts ->> 'day'), 'operator_digest', p_run_id, p_facts, p_now + interval '3 days')
     on conflict (dedupe_key) do nothing;
-    perform public.mail_queue(p_run_id, null);
+    perform jobs.queue_mails(p_run_id, null);
     return opened;
 end $$;
-
-revoke all on function
-    public.jobs_troubles(timestamptz),
-    public.jobs_plan_digest(uuid, text, timestamptz, jsonb)
-from public, anon, authenticated, service_role;
-grant execute on function
-    public.jobs_troubles(timestamptz),
-    public.jobs_plan_digest(uuid, text, timestamptz, jsonb)
-to service_role;
-
-commit;

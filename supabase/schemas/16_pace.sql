@@ -1,16 +1,9 @@
 -- A provider's rate limit holds for the account, not for an instance: instances lease turns from here.
---
--- Forward only; new objects only, so nothing of the application's is locked.
 
-begin;
-set local lock_timeout = '5s';
-
-create table public.job_paces (
+create table jobs.job_paces (
     name text primary key,                       -- stripe, resend
     next_at timestamptz not null                 -- the first turn that nobody has
 );
-alter table public.job_paces enable row level security;
-revoke all on public.job_paces from public, anon, authenticated, service_role;
 
 -- Leases p_count turns, p_interval_ms apart. Answers in how many milliseconds the first one comes. A repeated call
 -- leases others: nobody takes the first ones, and nothing is asked too fast.
@@ -19,7 +12,7 @@ language plpgsql security definer set search_path = '' set statement_timeout = '
 declare
     first_turn timestamptz;
 begin
-    insert into public.job_paces as p (name, next_at)
+    insert into jobs.job_paces as p (name, next_at)
     values (p_name, clock_timestamp() + make_interval(secs => p_count * p_interval_ms / 1000.0))
     on conflict (name) do update
         -- What an earlier lease left far ahead (a changed clock) is not waited for.
@@ -32,18 +25,7 @@ end $$;
 -- The provider has said that it is asked too fast: no turn comes before this is over.
 create function public.jobs_hold_turns(p_name text, p_wait_ms integer) returns void
 language sql security definer set search_path = '' set statement_timeout = '10s' as $$
-    insert into public.job_paces as p (name, next_at)
+    insert into jobs.job_paces as p (name, next_at)
     values (p_name, clock_timestamp() + make_interval(secs => p_wait_ms / 1000.0))
     on conflict (name) do update set next_at = greatest(p.next_at, excluded.next_at);
 $$;
-
-revoke all on function
-    public.jobs_lease_turns(text, integer, integer),
-    public.jobs_hold_turns(text, integer)
-from public, anon, authenticated, service_role;
-grant execute on function
-    public.jobs_lease_turns(text, integer, integer),
-    public.jobs_hold_turns(text, integer)
-to service_role;
-
-commit;

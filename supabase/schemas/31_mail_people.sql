@@ -1,0 +1,70 @@
+-- Who may get what.
+
+-- Suppressions remember no address.
+create function jobs.address_hash(p_address text) returns bytea
+language sql stable as $$
+    select sha256(convert_to(lower(btrim(p_address)), 'UTF8'));
+$$;
+
+-- The lane of a kind of mail; null for what is no kind.
+create function jobs.lane_of_mail(p_kind text) returns text
+language sql immutable as $$
+    select case p_kind when 'threshold_alert' then 'alerts' when 'integration_trouble' then 'alerts'
+        when 'operator_digest' then 'alerts' when 'monthly_reminder' then 'reminders'
+        when 'monthly_recap' then 'recaps' when 'marketing_day3' then 'marketing' end;
+$$;
+
+-- Everybody, with what keeps mail away (unreachable: null where nothing does) and what they wish. A missing row of
+-- email_preferences means: no reminder, everything else. Metadata is the user's own: it only ever keeps an offer
+-- away.
+create view jobs.mail_people as
+    select u.id as user_id, u.email::text as address, u.created_at,
+        nullif(left(split_part(btrim(p.full_name), ' ', 1), 40), '') as first_name,
+        case
+            when u.deleted_at is not null then 'user_deleted'
+            when u.banned_until > clock_timestamp() then 'user_banned'
+            when u.is_anonymous then 'anonymous'
+            when coalesce(btrim(u.email), '') = '' then 'no_address'
+            when u.email_confirmed_at is null then 'unconfirmed'
+            when s.address_hash is not null then 'suppressed'
+        end as unreachable,
+        coalesce(e.monthly_reminder, false) as wants_reminder,
+        coalesce(e.monthly_recap_email, true) as wants_recap,
+        coalesce(e.marketing_email, true) as wants_marketing,
+        coalesce(e.threshold_alert_email, true) as wants_alerts,
+        coalesce(u.raw_user_meta_data ->> 'plan', u.raw_user_meta_data ->> 'subscription_plan',
+            u.raw_app_meta_data ->> 'plan') in ('pro', 'premium')
+            or 'true' in (u.raw_user_meta_data ->> 'is_pro', u.raw_user_meta_data ->> 'is_premium') as says_paid
+    from auth.users u
+    left join public.user_profiles p on p.id = u.id
+    left join public.email_preferences e on e.user_id = u.id
+    left join jobs.email_suppressions s on s.address_hash = jobs.address_hash(u.email::text);
+
+-- Whether somebody refuses a kind of mail, or cannot be reached; null: they want it.
+create function jobs.mail_refusal(p jobs.mail_people, p_kind text) returns text
+language sql stable as $$
+    select coalesce(p.unreachable, case when not case p_kind
+        when 'threshold_alert' then p.wants_alerts
+        when 'integration_trouble' then true
+        when 'monthly_reminder' then p.wants_reminder
+        when 'monthly_recap' then p.wants_recap
+        when 'marketing_day3' then p.wants_marketing end then 'refused_by_user' end);
+$$;
+
+-- Each user's plan: free, pro or premium; null where a subscription has a price that p_prices
+-- ({price id: pro | premium}) does not know. Nobody is taken for free for want of knowing.
+create function jobs.user_plans(p_prices jsonb, p_now timestamptz)
+returns table (user_id uuid, plan text, unknown_price text)
+language sql stable as $$
+    select u.id,
+        case
+            when s.status in ('active', 'trialing') then p_prices ->> s.price_id
+            when p.trial_ends_at > p_now and p.trial_plan in ('pro', 'premium') then p.trial_plan
+            when p.plan in ('pro', 'premium') and p.plan_status = 'active' then p.plan
+            else 'free' end,
+        case when s.status in ('active', 'trialing') and p_prices ->> s.price_id is null
+            then coalesce(s.price_id, '') end
+    from auth.users u
+    left join public.subscriptions s on s.user_id = u.id
+    left join public.user_profiles p on p.id = u.id;
+$$;

@@ -1,0 +1,148 @@
+-- How a sender claims mails and keeps them.
+--
+-- Everything that claims, seals or settles mails first takes one advisory lock (lock_mail_ledger), then accounts,
+-- messages, items, each in the order of their ids. Planning takes none of it but its own rows.
+
+-- Claims, seals and settlements of mails, one at a time: a batch is taken over as a whole, whoever held which of
+-- its mails. Each takes some milliseconds; the mail service takes ten batches a second at most.
+create function jobs.lock_mail_ledger() returns void language sql set search_path = '' as $$
+    select pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.mails', 0));
+$$;
+
+-- Takes the messages and items of deliveries that this claim holds, and keeps them invisible for p_seconds.
+-- Answers the ids of the deliveries that may be written: those held, and those whose item went with its user.
+create function jobs.hold_mails(p_claim uuid, p_deliveries bigint[], p_seconds integer) returns bigint[]
+language plpgsql set search_path = '' as $$
+declare
+    held bigint[];
+begin
+    -- Whoever deletes a user waits for us, or we for them.
+    perform from auth.users u
+    where u.id in (select d.user_id from jobs.email_deliveries d where d.delivery_id = any (p_deliveries))
+    order by u.id for key share;
+    perform pgmq.set_vt('jobs_' || i.lane, i.msg_id, p_seconds)
+    from jobs.email_deliveries d join jobs.job_items i on i.item_id = d.item_id
+    where d.delivery_id = any (p_deliveries) and i.lease_id = p_claim and i.status = 'queued'
+    order by i.msg_id;
+    perform from jobs.job_items i
+    where i.item_id in (select d.item_id from jobs.email_deliveries d where d.delivery_id = any (p_deliveries))
+        and i.lease_id = p_claim and i.status = 'queued'
+    order by i.item_id for update;
+    update jobs.job_items i set leased_until = clock_timestamp() + make_interval(secs => p_seconds)
+    from jobs.email_deliveries d
+    where d.delivery_id = any (p_deliveries) and i.item_id = d.item_id and i.lease_id = p_claim and i.status = 'queued';
+    select array_agg(d.delivery_id) into held
+    from jobs.email_deliveries d left join jobs.job_items i on i.item_id = d.item_id
+    where d.delivery_id = any (p_deliveries) and d.status in ('planned', 'sealed')
+        and (i.item_id is null or (i.lease_id = p_claim and i.status = 'queued'));
+    return coalesce(held, '{}');
+end $$;
+
+-- Why a planned mail is not sent after all (null: it is): what may have changed since it was planned.
+create function jobs.mail_skip_reason_now(p_kind text, p jobs.mail_people, p_prices jsonb, p_now timestamptz)
+returns text language sql stable set search_path = '' as $$
+    select case
+        when p.user_id is null then 'user_deleted'
+        when jobs.mail_refusal(p, p_kind) is not null then jobs.mail_refusal(p, p_kind)
+        when p_kind = 'marketing_day3' and exists (select from public.marketing_emails m
+            where m.user_id = p.user_id and m.email_type = 'upgrade_day3') then 'already_sent'
+        when p_kind = 'marketing_day3' and p.says_paid then 'metadata_says_paid'
+        when p_prices is not null and p_kind in ('marketing_day3', 'monthly_reminder') then (
+            select case when l.plan is null then 'unknown_price'
+                when p_kind = 'marketing_day3' and l.plan <> 'free' then 'paid_plan'
+                when p_kind = 'monthly_reminder' and l.plan <> 'premium' then 'not_premium' end
+            from jobs.user_plans(p_prices, p_now) l where l.user_id = p.user_id) end;
+$$;
+
+-- Claims up to p_limit mails of the first lane that has any, and tells all that is needed to send them. Where one of
+-- them belongs to a sealed batch, the whole batch comes with it, and nothing else.
+-- Null: only messages without an item were seen so far, ask again. p_now: null but where a test plays another day.
+--   {mails: [{delivery_id, kind, user_id, batch_id, digest, address, facts, attempts, reason, expired,
+--             age_seconds}], sealed batches in the order of their payload}
+create function public.mail_claim(
+    p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
+declare
+    moment constant timestamptz := coalesce(p_now, clock_timestamp());
+    lane text;
+    claimed jsonb;
+    items bigint[];
+    mine bigint[];
+    batches uuid[];
+begin
+    perform jobs.lock_mail_ledger();
+    foreach lane in array array['alerts', 'reminders', 'recaps', 'marketing'] loop
+        claimed := public.jobs_claim(p_claim, lane, p_limit, p_seconds);
+        if claimed = 'null'::jsonb then
+            return claimed;
+        end if;
+        exit when claimed <> '[]'::jsonb;
+    end loop;
+
+    -- By arrays: statistics know nothing yet of what was just planned.
+    mine := array(select (i.payload ->> 'delivery_id')::bigint from jobs.job_items i
+        where i.lease_id = p_claim and i.status = 'queued');
+    update jobs.email_deliveries d set item_id = i.item_id
+    from jobs.job_items i
+    where d.delivery_id = any (mine) and d.item_id is null
+        and i.lease_id = p_claim and i.status = 'queued' and (i.payload ->> 'delivery_id')::bigint = d.delivery_id;
+    batches := (select array_agg(distinct d.batch_id) from jobs.email_deliveries d
+        where d.delivery_id = any (mine) and d.status = 'sealed');
+
+    if batches is not null then
+        -- All of one batch, whoever claimed some of it: they are fenced off. The others' turn comes.
+        batches := batches[1:1];
+        select i.lane into lane from jobs.job_items i where i.lease_id = p_claim and i.status = 'queued' limit 1;
+        select array_agg(i.item_id order by i.item_id) into items
+        from jobs.job_items i left join jobs.email_deliveries d on d.item_id = i.item_id
+        where i.lease_id = p_claim and i.status = 'queued' and d.batch_id is distinct from batches[1];
+        if items is not null then
+            perform public.jobs_release(lane, items, array_fill(p_claim, array[cardinality(items)]), 0);
+        end if;
+        perform pgmq.set_vt('jobs_' || i.lane, i.msg_id, p_seconds)
+        from jobs.email_deliveries d join jobs.job_items i on i.item_id = d.item_id
+        where d.batch_id = batches[1] and d.status = 'sealed' and i.status = 'queued'
+        order by i.msg_id;
+        update jobs.job_items i
+        set lease_id = p_claim, returned_lease = null, leased_until = clock_timestamp() + make_interval(secs => p_seconds)
+        from jobs.email_deliveries d
+        where d.batch_id = batches[1] and d.status = 'sealed' and i.item_id = d.item_id and i.status = 'queued';
+    end if;
+
+    return jsonb_build_object('mails', (
+        select coalesce(jsonb_agg(jsonb_build_object(
+            'delivery_id', d.delivery_id, 'kind', d.kind, 'user_id', d.recipient,
+            'batch_id', d.batch_id, 'digest', d.digest, 'attempts', coalesce(i.attempts, 0),
+            'address', case when d.status = 'sealed' then d.address
+                when d.kind = 'operator_digest' then d.facts ->> 'to' else p.address end,
+            'facts', case d.status when 'sealed' then d.facts else d.facts
+                || jsonb_build_object('kind', d.kind, 'first_name', p.first_name)
+                || case d.kind when 'monthly_reminder' then (
+                    select jsonb_build_object('recorded', coalesce(sum(r.amount_eur * 100), 0)::bigint, 'entries', count(*))
+                    from public.ca_records r
+                    where r.user_id = d.user_id and r.year = left(d.facts ->> 'month', 4)::integer
+                        and r.month = right(d.facts ->> 'month', 2)::integer) else '{}' end end,
+            'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
+                then jobs.mail_skip_reason_now(d.kind, p, p_prices, moment) end,
+            'expired', coalesce(d.expires_at <= moment, false),
+            'age_seconds', extract(epoch from clock_timestamp() - b.sealed_at)::bigint)
+            order by d.position, d.delivery_id), '[]')
+        from (
+            select * from jobs.email_deliveries where delivery_id = any (mine) and status = 'planned' and batches is null
+            union all
+            -- From the ledger, not from the items: one may have gone with its user, and the payload must not change.
+            select * from jobs.email_deliveries where batch_id = batches[1] and status = 'sealed'
+        ) d
+        left join jobs.job_items i on i.item_id = d.item_id
+        left join jobs.email_batches b on b.batch_id = d.batch_id
+        -- A fence (offset 0): of all people only these.
+        left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true));
+end $$;
+
+-- Keeps mails invisible for another p_seconds; whether this claim still has all of them.
+create function public.mail_extend(p_claim uuid, p_deliveries bigint[], p_seconds integer) returns boolean
+language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
+begin
+    perform jobs.lock_mail_ledger();
+    return p_deliveries <@ jobs.hold_mails(p_claim, p_deliveries, p_seconds);
+end $$;

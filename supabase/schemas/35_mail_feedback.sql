@@ -1,0 +1,41 @@
+-- What comes back: refusals by the user, and what the mail service reports.
+
+-- Stops one kind of mail for a user. A missing row stands for "no reminder": making it must not start one.
+create function public.mail_unsubscribe(p_user_id uuid, p_kind text) returns boolean
+language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
+begin
+    if jobs.lane_of_mail(p_kind) is null then
+        raise exception 'unknown kind %', p_kind using errcode = '22023';
+    end if;
+    insert into public.email_preferences as e
+        (user_id, monthly_reminder, monthly_recap_email, marketing_email, threshold_alert_email)
+    select u.id, false, p_kind <> 'monthly_recap', p_kind <> 'marketing_day3', p_kind <> 'threshold_alert'
+    from auth.users u where u.id = p_user_id
+    on conflict (user_id) do update set
+        monthly_reminder = e.monthly_reminder and p_kind <> 'monthly_reminder',
+        monthly_recap_email = case when p_kind = 'monthly_recap' then false else e.monthly_recap_email end,
+        marketing_email = e.marketing_email and p_kind <> 'marketing_day3',
+        threshold_alert_email = e.threshold_alert_email and p_kind <> 'threshold_alert',
+        updated_at = clock_timestamp();
+    return found;
+end $$;
+
+-- What the mail service reports of a mail, once for each event id. p_suppress (bounced, complained): no mail goes to
+-- p_address any more. False: the event was known.
+create function public.mail_feedback(
+    p_event_id text, p_kind text, p_provider_id text, p_suppress text, p_address text
+) returns boolean language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
+begin
+    insert into jobs.email_events (event_id, kind) values (p_event_id, p_kind) on conflict (event_id) do nothing;
+    if not found then
+        return false;
+    end if;
+    if p_suppress is not null and p_address is not null then
+        insert into jobs.email_suppressions (address_hash, reason)
+        values (jobs.address_hash(p_address), p_suppress) on conflict (address_hash) do nothing;
+    end if;
+    if p_suppress is not null and p_provider_id is not null then
+        update jobs.email_deliveries set feedback = p_suppress where provider_id = p_provider_id;
+    end if;
+    return true;
+end $$;

@@ -1,0 +1,93 @@
+-- Mails that follow from the settlement of a sync.
+
+-- Plans the month's recap, where the run wants recaps and the user, too. Call in the settlement's transaction.
+create function jobs.plan_recap(p_item_id bigint, p_user_id uuid, p_month date, p_as_of timestamptz, p_parts jsonb)
+returns void language plpgsql set search_path = '' as $$
+declare
+    i jobs.job_items;
+    p jobs.mail_people;
+    over boolean := p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris';
+    facts jsonb;
+begin
+    select * into i from jobs.job_items where item_id = p_item_id;
+    if i.payload ->> 'recap' is distinct from 'true' or i.status not in ('done', 'partial') then
+        return;
+    end if;
+    select * into p from jobs.mail_people where user_id = p_user_id;
+    if jobs.mail_refusal(p, 'monthly_recap') is not null
+        or not exists (select from public.integration_tokens t where t.user_id = p_user_id and t.is_active)
+        or not exists (select from jobs.integration_transactions t
+            where t.user_id = p_user_id and t.paris_month = p_month) then
+        return;
+    end if;
+    select jsonb_build_object(
+        'month', to_char(p_month, 'YYYY-MM'),
+        'total', coalesce(sum(s.gross + s.refunds), 0)::bigint,
+        'sources', coalesce(jsonb_agg(jsonb_build_object(
+            'source', s.provider, 'gross', s.gross, 'refunds', s.refunds) order by s.provider), '[]'),
+        'provisional_at', case when not over then p_as_of end,
+        'typed', (select (sum(r.amount_eur) * 100)::bigint from public.ca_records r
+            where r.user_id = p_user_id and r.source <> 'auto_sync'
+                and r.year = extract(year from p_month) and r.month = extract(month from p_month)),
+        'uncounted', coalesce(i.result -> 'uncounted_currencies', '[]'),
+        'unread', (select coalesce(jsonb_agg(e ->> 'provider' order by e ->> 'provider'), '[]')
+            from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null),
+        -- Something else: what is in other currencies and what was not read is told by itself.
+        'partial', i.result ? 'unknown_movements' or (coalesce(i.result ->> 'month_status' = 'partial', true)
+            and not i.result ? 'uncounted_currencies'
+            and not exists (select from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null)))
+    into facts
+    from (select c.provider, coalesce(sum(c.amount_minor) filter (where c.amount_minor > 0), 0) as gross,
+            coalesce(sum(c.amount_minor) filter (where c.amount_minor < 0), 0) as refunds
+          from jobs.countable_movements(p_user_id, array[p_month], false) c group by c.provider) s;
+    insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
+    values ('monthly_recap/' || p_user_id || '/' || to_char(p_month, 'YYYY-MM'), 'monthly_recap', p_user_id, p_user_id,
+        i.run_id, facts)
+    on conflict (dedupe_key) do nothing;
+    if found then
+        perform jobs.queue_mails(i.run_id, p_user_id);
+    end if;
+end $$;
+
+-- Tells a user whose integration was refused three times in a row to connect it again; once more after 30 days, where
+-- it still is. Refused: what connecting again mends. Call in the settlement's transaction.
+create function jobs.plan_reconnect_mail(p_item_id bigint, p_user_id uuid, p_parts jsonb) returns void
+language plpgsql set search_path = '' as $$
+declare
+    i jobs.job_items;
+    s jobs.integration_state;
+    p jobs.mail_people;
+    part record;
+begin
+    select * into i from jobs.job_items where item_id = p_item_id;
+    for part in
+        select e ->> 'provider' as provider, e -> 'error' ->> 'code' as code, e -> 'error' ->> 'message' as message
+        from jsonb_array_elements(p_parts) e
+    loop
+        if part.code is null then
+            update jobs.integration_state k set refusals = 0, trouble_mails = 0
+            where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
+            continue;
+        end if;
+        continue when part.code not in ('token_rejected', 'access_revoked', 'refresh_rejected', 'token_expired',
+            'not_connected', 'account_mismatch', 'bad_shop_domain', 'unknown_account')
+            -- Stripe's would be our own key's.
+            and not (part.code = 'missing_scope' and part.provider = 'shopify');
+        update jobs.integration_state k set refusals = k.refusals + 1
+        where k.user_id = p_user_id and k.provider = part.provider returning * into s;
+        select * into p from jobs.mail_people m where m.user_id = p_user_id;
+        continue when s.refusals < 3 or s.trouble_mails >= 2
+            or s.trouble_mailed_at > clock_timestamp() - interval '30 days'
+            or jobs.mail_refusal(p, 'integration_trouble') is not null;
+        insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
+        values ('integration_trouble/' || p_user_id || '/' || part.provider || '/' || i.item_id, 'integration_trouble',
+            p_user_id, p_user_id, i.run_id, jsonb_build_object('provider', part.provider, 'reason', part.message,
+                'read_until', s.last_success_to),
+            clock_timestamp() + interval '7 days')
+        on conflict (dedupe_key) do nothing;
+        update jobs.integration_state k
+        set trouble_mails = k.trouble_mails + 1, trouble_mailed_at = clock_timestamp()
+        where k.user_id = p_user_id and k.provider = part.provider;
+        perform jobs.queue_mails(i.run_id, p_user_id);
+    end loop;
+end $$;

@@ -1,0 +1,266 @@
+-- Settling of a sync: movements, coverage, totals, log, result and the mails that follow, in one transaction.
+
+-- Stores movements in bulk. {records: how many were new or changed, months: the Paris months they touch}
+create function jobs.store_movements(p_user_id uuid, p_provider text, p_account text, p_movements jsonb)
+returns jsonb language sql set search_path = '' as $$
+    with incoming as (
+        select distinct on (m.external_id) m.*
+        from jsonb_to_recordset(p_movements) as m (
+            external_id text, kind text, occurred_at timestamptz, amount_minor bigint, currency text,
+            "references" text[], excluded text)
+    ), before as (
+        select t.external_id, t.paris_month from jobs.integration_transactions t join incoming using (external_id)
+        where t.user_id = p_user_id and t.provider = p_provider
+    ), stored as (
+        insert into jobs.integration_transactions as t
+            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, excluded)
+        select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency,
+            coalesce(m."references", '{}'), m.excluded
+        from incoming m order by m.external_id
+        on conflict (user_id, provider, external_id) do update set
+            account = excluded.account, kind = excluded.kind, occurred_at = excluded.occurred_at,
+            amount_minor = excluded.amount_minor, currency = excluded.currency, refs = excluded.refs,
+            excluded = excluded.excluded, updated_at = clock_timestamp()
+        where (t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.excluded)
+            is distinct from
+            (excluded.kind, excluded.occurred_at, excluded.amount_minor, excluded.currency, excluded.refs, excluded.excluded)
+        returning t.external_id, t.paris_month
+    )
+    -- A movement whose date was corrected touches the month it leaves, too.
+    select jsonb_build_object(
+        'records', count(*),
+        'months', coalesce(jsonb_agg(distinct s.paris_month), '[]')
+            || coalesce(jsonb_agg(distinct b.paris_month) filter (where b.paris_month <> s.paris_month), '[]'))
+    from stored s left join before b using (external_id);
+$$;
+
+-- Settles (p_final) or checkpoints a sync item under the user's lock and the item's lease. A checkpoint stores
+-- movements; settling stores the last ones and writes coverage, totals, log and result in the same transaction.
+-- A repeated call gives the first one's answer.
+--
+-- p_parts: one object for each integration read:
+--   {integration_id, provider, account, window: {from, to}, movements: […], error: {code, message} | null,
+--    notes: {…}, count_month: bool}
+-- p_chunk numbers the calls of one lease, from 1. p_cursor comes back with the next claim, should this one be lost.
+-- p_month (a Paris month) asks for that month's figures in the result.
+--   {state: settled | stored | lost, result}
+create function jobs.settle_figures(
+    p_item_id bigint, p_lease_id uuid, p_user_id uuid, p_chunk integer, p_final boolean, p_parts jsonb,
+    p_cursor jsonb, p_month date, p_as_of timestamptz
+) returns jsonb language plpgsql set search_path = '' as $$
+declare
+    hold text;
+    i jobs.job_items;
+    part record;
+    t public.integration_tokens;
+    s jobs.integration_state;
+    stored jsonb;
+    new_activity text;
+    months date[];
+    records bigint;
+    by_provider jsonb;
+    parts integer := 0;
+    failed integer := 0;
+    first_error jsonb;
+    not_euro jsonb;
+    unknown jsonb;      -- kinds of movement that this version does not know, with how many
+    left_alone jsonb;
+    flawed boolean;
+    outcome text;
+    answer jsonb;
+begin
+    -- Its own statement, first: what follows sees everything the last holder of this lock committed.
+    perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || p_user_id::text, 0));
+
+    -- Whoever deletes the user waits for us, or we for them: not both, each with half of the rows.
+    perform from auth.users where id = p_user_id for key share;
+
+    hold := jobs.hold_item(p_item_id, p_lease_id);
+    select * into i from jobs.job_items where item_id = p_item_id;
+    if hold = 'settled' then
+        return jsonb_build_object('state', 'settled', 'result', i.result);
+    elsif hold = 'lost' or i.user_id is distinct from p_user_id then
+        return jsonb_build_object('state', 'lost');
+    end if;
+    if i.progress ->> 'lease' = p_lease_id::text and (i.progress ->> 'chunk')::integer >= p_chunk then
+        return jsonb_build_object('state', 'stored');
+    end if;
+    records := coalesce((i.progress ->> 'records')::bigint, 0);
+    by_provider := coalesce(i.progress -> 'by_provider', '{}');
+    months := array(select jsonb_array_elements_text(coalesce(i.progress -> 'months', '[]'))::date);
+
+    for part in
+        select * from jsonb_to_recordset(p_parts) as x (
+            integration_id uuid, provider text, account text, "window" jsonb, movements jsonb, error jsonb,
+            count_month boolean)
+        order by x.provider
+    loop
+        parts := parts + 1;
+        select * into t from public.integration_tokens k where k.id = part.integration_id and k.user_id = p_user_id;
+        insert into jobs.integration_state (user_id, provider) values (p_user_id, part.provider)
+        on conflict (user_id, provider) do nothing;
+        select * into s from jobs.integration_state k
+        where k.user_id = p_user_id and k.provider = part.provider for update;
+
+        if part.account is not null then
+            stored := jobs.store_movements(p_user_id, part.provider, part.account, coalesce(part.movements, '[]'));
+            records := records + (stored ->> 'records')::bigint;
+            by_provider := by_provider || jsonb_build_object(part.provider,
+                coalesce((by_provider ->> part.provider)::bigint, 0) + (stored ->> 'records')::bigint);
+            months := months || array(select jsonb_array_elements_text(stored -> 'months')::date);
+
+            -- The activity: what the integration says, else what was frozen, else inferred once.
+            new_activity := case
+                when t.activity_type in ('Vente de marchandises', 'Prestation de services', 'Activité libérale')
+                    then t.activity_type
+                else coalesce(s.activity, jobs.infer_activity(p_user_id, part.provider)) end;
+            if s.activity is distinct from new_activity then
+                -- Every month of this provider moves to the other activity.
+                months := months || array(select distinct x.paris_month from jobs.integration_transactions x
+                    where x.user_id = p_user_id and x.provider = part.provider);
+            end if;
+            if s.first_month is null then
+                -- A replay must not reach into months before the connection: the user has typed those.
+                s.first_month := date_trunc('month', greatest(p_as_of, t.connected_at) at time zone 'Europe/Paris')::date;
+                s.counted := s.counted + datemultirange(daterange(s.first_month, null));
+            end if;
+            if part.count_month and p_month is not null then
+                s.counted := s.counted + datemultirange(daterange(p_month, (p_month + interval '1 month')::date));
+            end if;
+            update jobs.integration_state k
+            set activity = new_activity, first_month = s.first_month, counted = s.counted, updated_at = clock_timestamp()
+            where k.user_id = p_user_id and k.provider = part.provider
+                and (k.activity, k.first_month, k.counted) is distinct from (new_activity, s.first_month, s.counted);
+        end if;
+
+        continue when not p_final;
+        if part.error is not null then
+            failed := failed + 1;
+            first_error := coalesce(first_error, part.error);
+            update public.integration_tokens k
+            set last_error = left(part.error ->> 'message', 500), updated_at = clock_timestamp()
+            where k.id = part.integration_id and k.last_error is distinct from left(part.error ->> 'message', 500);
+            update jobs.integration_state k
+            set failures = k.failures + 1, failed_at = clock_timestamp(), failure = part.error, updated_at = clock_timestamp()
+            where k.user_id = p_user_id and k.provider = part.provider;
+        else
+            update public.integration_tokens k
+            set last_sync_at = greatest(k.last_sync_at, p_as_of), last_error = null, updated_at = clock_timestamp()
+            where k.id = part.integration_id;
+            update jobs.integration_state k
+            -- Where the user has connected another account meanwhile, nothing of that one was read.
+            set covered = case when k.account = part.account then k.covered + tstzmultirange(
+                    tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz))
+                    else k.covered end,
+                last_success_at = clock_timestamp(),
+                -- Only these windows follow one another without a hole; a month read on request does not.
+                last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
+                    then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
+                failures = 0, failed_at = null, failure = null, updated_at = clock_timestamp()
+            where k.user_id = p_user_id and k.provider = part.provider;
+            -- The window's own months: what they are worth may change even where no movement did.
+            months := months || array(select m::date from generate_series(
+                date_trunc('month', (part."window" ->> 'from')::timestamptz at time zone 'Europe/Paris'),
+                ((part."window" ->> 'to')::timestamptz - interval '1 microsecond') at time zone 'Europe/Paris',
+                interval '1 month') m);
+        end if;
+    end loop;
+    months := array(select distinct m from unnest(months) m);
+
+    if not p_final then
+        update jobs.job_items set progress = jsonb_build_object('lease', p_lease_id, 'chunk', p_chunk,
+            'records', records, 'by_provider', by_provider, 'months', to_jsonb(months), 'cursor', p_cursor)
+        where item_id = p_item_id;
+        return jsonb_build_object('state', 'stored');
+    end if;
+
+    months := array(select distinct m from unnest(months || jobs.months_reported_twice(p_user_id, months)) m);
+    left_alone := jobs.recompute_totals(p_user_id, months, p_as_of);
+
+    select coalesce(jsonb_agg(distinct x.currency::text), '[]') into not_euro
+    from jobs.integration_transactions x
+    where x.user_id = p_user_id and x.paris_month = any (case when p_month is null then months else array[p_month] end)
+        and x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
+        and jobs.is_uncounted(x);
+
+    select coalesce(jsonb_object_agg(k.key, k.value), '{}') into unknown
+    from jsonb_array_elements(p_parts) e, jsonb_each(coalesce(e -> 'notes' -> 'unknown', '{}')) k;
+
+    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}';
+    outcome := case
+        when parts > 0 and failed = parts then 'failed'
+        when failed > 0 or flawed then 'partial'
+        else 'done' end;
+    answer := jsonb_strip_nulls(jsonb_build_object(
+        'user_id', case when p_month is null then p_user_id end,
+        'provider', case when p_month is null then p_parts -> 0 ->> 'provider' end,
+        'records', records,
+        'status', case outcome when 'failed' then 'error' when 'partial' then 'partial' else 'success' end,
+        'error', first_error, 'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
+        'unknown_movements', nullif(unknown, '{}')));
+    if p_month is not null then
+        answer := answer || (
+            -- Not read to its end: no figure rather than a wrong one.
+            select jsonb_build_object('userId', p_user_id,
+                'totalCA', case when outcome <> 'failed' then coalesce(sum(f.amount), 0) end,
+                'details', case when outcome = 'failed' then '[]' else coalesce(jsonb_agg(
+                    jsonb_build_object('source', f.provider, 'amount', f.amount) order by f.provider), '[]') end,
+                'month_status', jobs.month_status(p_user_id, p_month, p_as_of))
+            from (select c.provider, (sum(c.amount_minor)::numeric / 100)::numeric(14, 2) as amount
+                  from jobs.countable_movements(p_user_id, array[p_month], false) c group by c.provider) f);
+    end if;
+
+    -- One row of the log for each integration, in the same transaction.
+    insert into public.sync_logs (user_id, provider, sync_type, status, records_synced, error_message, metadata)
+    select p_user_id, e ->> 'provider',
+        (select r.trigger from jobs.job_runs r where r.run_id = i.run_id),
+        case when e -> 'error' ->> 'code' is not null then 'error'
+             when flawed then 'partial' else 'success' end,
+        coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message',
+        jsonb_strip_nulls(jsonb_build_object('run_id', i.run_id, 'window', e -> 'window', 'code', e -> 'error' -> 'code',
+            'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
+            'notes', nullif(e -> 'notes', '{}'),
+            -- The same account or shop, claimed by others too: proven by its own token or refused. Theirs is
+            -- written out, as the index integration_tokens_account has it.
+            'also_claimed_by', nullif((
+                select count(*) from public.integration_tokens mine
+                join public.integration_tokens other on other.provider = mine.provider and other.user_id <> mine.user_id
+                    and case other.provider when 'stripe' then other.stripe_account_id else other.shop_domain end
+                        = jobs.claimed_account(mine)
+                where mine.id = (e ->> 'integration_id')::uuid), 0)))
+    from jsonb_array_elements(p_parts) e;
+
+    perform jobs.finish_item(p_item_id, outcome, answer, first_error);
+    return jsonb_build_object('state', 'settled', 'result', answer);
+end $$;
+
+-- Settles or checkpoints a sync item: see settle_figures, whose parameters and answer these are. In the same transaction
+-- it plans what follows from a settlement: the mail that asks to connect again, the month's recap, and, where totals
+-- changed, a mark that thresholds are to be checked.
+create function public.integration_settle(
+    p_item_id bigint, p_lease_id uuid, p_user_id uuid, p_chunk integer, p_final boolean, p_parts jsonb,
+    p_cursor jsonb, p_month date, p_as_of timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
+declare
+    settled jsonb := jobs.settle_figures(
+        p_item_id, p_lease_id, p_user_id, p_chunk, p_final, p_parts, p_cursor, p_month, p_as_of);
+begin
+    if settled ->> 'state' <> 'settled' then
+        return settled;
+    end if;
+    -- A repeated call finds what an earlier transaction settled: nothing follows from it again.
+    if exists (select from jobs.job_items i
+        where i.item_id = p_item_id and i.settled_at >= transaction_timestamp()) then
+        perform jobs.plan_reconnect_mail(p_item_id, p_user_id, p_parts);
+    end if;
+    -- Written in this transaction, whose clock began before.
+    if exists (select from jobs.auto_sync_totals t
+        where t.user_id = p_user_id and t.updated_at >= transaction_timestamp()) then
+        insert into jobs.threshold_checks_due as d (user_id) values (p_user_id)
+        on conflict (user_id) do update set since = excluded.since;
+    end if;
+    if p_month is not null then
+        perform jobs.plan_recap(p_item_id, p_user_id, p_month, p_as_of, p_parts);
+    end if;
+    return settled;
+end $$;

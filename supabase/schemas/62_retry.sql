@@ -1,0 +1,86 @@
+-- What an operator has done again.
+
+-- What a call answered, for its repetition. A day is enough: a call is repeated within seconds.
+create table jobs.job_answers (
+    call_id uuid primary key,
+    answer jsonb not null,
+    answered_at timestamptz not null default clock_timestamp()
+);
+
+-- Has a lane's work done again: what waits is visible at once; a mail that the mail service definitely did not take
+-- (failed, refused) is queued again, one that it may have taken (unknown) never; a sync that failed is planned anew,
+-- in one run. A repeated call with the same p_run_id answers what the first one did.
+--   {woken, mails, planned}
+create function public.jobs_retry(p_run_id uuid, p_lane text, p_route text, p_as_of timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+declare
+    since constant timestamptz := clock_timestamp() - interval '30 days';
+    last_month constant text := to_char((p_as_of at time zone 'Europe/Paris') - interval '1 month', 'YYYY-MM');
+    woken integer;
+    mails integer := 0;
+    planned integer := 0;
+    again bigint[];
+    told jsonb;
+begin
+    delete from jobs.job_answers where answered_at < clock_timestamp() - interval '1 day';
+    -- A repeated call waits here for the first one, which may still be at it.
+    insert into jobs.job_answers (call_id, answer) values (p_run_id, '{}') on conflict (call_id) do nothing;
+    if not found then
+        select a.answer into told from jobs.job_answers a where a.call_id = p_run_id;
+        return told;
+    end if;
+    if p_lane in ('alerts', 'reminders', 'recaps', 'marketing') then
+        perform jobs.lock_mail_ledger();
+        again := array(
+            select f.item_id from jobs.open_failures(since) f
+            join jobs.email_deliveries d on d.item_id = f.item_id
+            where f.lane = p_lane and d.status in ('failed', 'refused') and d.provider_id is null and d.user_id is not null
+                and (d.expires_at is null or d.expires_at > clock_timestamp()));
+        update jobs.email_deliveries d
+        set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
+            sealed_at = null, settled_at = null
+        where d.item_id = any (again) and d.status in ('failed', 'refused');
+        perform from jobs.job_items i where i.item_id = any (again) order by i.item_id for update;
+        update jobs.job_items i
+        set status = 'queued', attempts = 0, error = null, result = '{}', settled_at = null,
+            msg_id = null, lease_id = null, leased_until = null, returned_lease = null
+        where i.item_id = any (again) and i.status = 'failed';
+        get diagnostics mails = row_count;
+        if mails > 0 then
+            perform pgmq.send_batch('jobs_' || p_lane, (select array_agg(jsonb_build_object('version', i.version,
+                    'run_id', i.run_id, 'item_id', i.item_id, 'kind', i.kind) order by i.item_id)
+                from jobs.job_items i where i.item_id = any (again)));
+            update jobs.job_runs r set status = 'running', finished_at = null
+            where r.finished_at is not null
+                and r.run_id in (select i.run_id from jobs.job_items i where i.item_id = any (again));
+        end if;
+    elsif p_lane in ('stripe', 'shopify', 'months') then
+        again := array(select f.item_id from jobs.open_failures(since) f where f.lane = p_lane);
+        if cardinality(again) > 0 and jobs.open_run(p_run_id,
+                case p_lane when 'months' then 'monthly_sync' else 'sync_integrations' end, null, 'manual', p_route,
+                p_as_of, jsonb_build_object('retry', p_lane)) ->> 'state' = 'planned' then
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload)
+            select distinct on (i.kind, i.subject) p_run_id, i.lane, i.kind, i.subject, i.user_id,
+                -- An old month's recap is no news any more.
+                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end
+            from jobs.job_items i where i.item_id = any (again)
+            order by i.kind, i.subject, i.item_id desc;
+            get diagnostics planned = row_count;
+            perform jobs.send_items(p_run_id);
+            update jobs.job_runs set plan = jsonb_build_object('items', planned) where run_id = p_run_id;
+        end if;
+    else
+        raise exception 'unknown lane %', p_lane using errcode = '22023';
+    end if;
+
+    -- Put off by a failure or a quota. What somebody holds stays theirs; what was never claimed is visible already.
+    perform pgmq.set_vt('jobs_' || p_lane, i.msg_id, 0)
+    from jobs.job_items i
+    where i.status = 'queued' and i.lane = p_lane and i.msg_id is not null
+        and coalesce(i.leased_until, '-infinity') < clock_timestamp()
+    order by i.msg_id;
+    get diagnostics woken = row_count;
+    told := jsonb_build_object('woken', woken, 'mails', mails, 'planned', planned);
+    update jobs.job_answers set answer = told where call_id = p_run_id;
+    return told;
+end $$;
