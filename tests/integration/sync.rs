@@ -1,9 +1,9 @@
 //! The sync of integrations, end to end: providers, queue, totals.
 
 use anyhow::Result;
-use local_stack::shopify::Tender;
 use reqwest::Method;
 use serde_json::json;
+use stand_ins::shopify::Tender;
 
 use crate::{
     clock::{at, replay},

@@ -6,17 +6,16 @@ use std::{collections::HashMap, path::Path};
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
 use jobs::routes::Route;
-use local_stack::{
-    Environment, Stack,
-    clock::Clock,
-    database::Template,
-    functions,
-    resend::{Resend, webhooks},
-    shopify, stripe,
-};
+use processes::{database::Template, functions};
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
+use stand_ins::{
+    Environment, Stack,
+    clock::Clock,
+    resend::{Resend, webhooks},
+    shopify, stripe,
+};
 use uuid::Uuid;
 
 use crate::{clock::today, leaks::Watch};

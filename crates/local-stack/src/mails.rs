@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use jobs::email::{Rendered, samples};
 
-use crate::chrome::{self, Chrome, Scheme};
+use processes::chrome::{self, Chrome, Scheme};
 
 /// A small phone and a window on a desk.
 const WIDTHS: [u32; 2] = [320, 640];

@@ -3,7 +3,8 @@
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, bail};
-use local_stack::{Stack, bench, demo, mails, status_page};
+use local_stack::{bench, demo, mails, status_page};
+use stand_ins::Stack;
 
 const USAGE: &str = "\
 Usage: cargo stack COMMAND

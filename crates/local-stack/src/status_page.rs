@@ -12,13 +12,12 @@ use anyhow::{Context, Result, ensure};
 use jobs::routes::Route;
 use sqlx::PgPool;
 
-use crate::{
-    Stack,
+use processes::{
     chrome::{self, Chrome, Scheme},
     functions::Function,
-    resend::Resend,
-    shopify, stripe, vercel,
+    vercel,
 };
+use stand_ins::{Stack, resend::Resend, shopify, stripe};
 
 const FURNITURE: &str = include_str!("../sql/status_page.sql");
 /// A small phone and a window on a desk.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use local_stack::npm::{self, Set};
+use processes::npm;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_local-stack");
 
@@ -25,7 +25,7 @@ struct Up {
 impl Up {
     fn start(mut command: Command) -> Result<Self> {
         // Not while a first installation is under way: other users cannot do it.
-        npm::install(Set::Stack)?;
+        npm::install(&npm::STACK)?;
         let mut child = command.arg("up").stdout(Stdio::piped()).spawn().context("cannot run local-stack")?;
         let mut printed = BTreeMap::new();
         for line in BufReader::new(child.stdout.take().context("no output")?).lines() {

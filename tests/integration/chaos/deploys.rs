@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
+use stand_ins::faults::{Fault, Rule};
 
 use super::{BATCH, Company, bearer, time_passes, until};
 use crate::mails::delivery::plan;

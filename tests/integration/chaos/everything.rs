@@ -9,12 +9,12 @@ use futures_util::{
     FutureExt,
     future::{join_all, try_join_all},
 };
-use local_stack::{
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use stand_ins::{
     faults::{Fault, Faults, Rule},
     resend, shopify, stripe,
 };
-use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
 
 use super::{BATCH, Company, time_passes};
 use crate::promises::model::Dice;

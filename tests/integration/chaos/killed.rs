@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use chrono::TimeDelta;
-use local_stack::{
+use reqwest::Method;
+use serde_json::{Value, json};
+use stand_ins::{
     faults::{Fault, Faults, Rule},
     shopify::RefreshReuse,
 };
-use reqwest::Method;
-use serde_json::{Value, json};
 
 use super::{BATCH, Company, SECOND, bearer, crosses, ended, time_passes, until};
 use crate::{
@@ -161,7 +161,7 @@ async fn while_it_gives_back() -> Result<()> {
         world.set_now(at(SECOND));
         let user = crosses(&world, "acct_back", 3).await?;
         if step == "jobs_give_back" {
-            let refused = local_stack::stripe::server_error(false);
+            let refused = stand_ins::stripe::server_error(false);
             world.stripe.faults().add(Rule::on("balance_transactions", refused));
         } else {
             world.resend.faults().add(Rule::on(BATCH, Fault::CutBefore));

@@ -16,8 +16,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use chrono::TimeDelta;
-use local_stack::faults::Fault;
 use reqwest::Method;
+use stand_ins::faults::Fault;
 use uuid::Uuid;
 
 use crate::{

@@ -1,8 +1,8 @@
 //! The data API goes away between the seal and the settlement of mails.
 
 use anyhow::Result;
-use local_stack::faults::Rule;
 use reqwest::Method;
+use stand_ins::faults::Rule;
 
 use super::{BATCH, Company, bearer, slow, time_passes, until};
 

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use chrono::TimeDelta;
 use futures_util::future::try_join_all;
-use local_stack::faults::Seen;
 use reqwest::Method;
 use serde_json::{Value, json};
+use stand_ins::faults::Seen;
 
 use super::{SECOND, bearer, ended};
 use crate::{

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use local_stack::faults::{Fault, Faults, Rule};
 use reqwest::Method;
+use stand_ins::faults::{Fault, Faults, Rule};
 
 use super::{BATCH, Company, bearer, crosses, ended, slow, time_passes};
 use crate::{
@@ -123,7 +123,7 @@ async fn while_the_queue_is_drained() -> Result<()> {
     let mut world = World::new().await?;
     world.set_now(crate::clock::at(super::SECOND));
     let user = crosses(&world, "acct_queued", 3).await?;
-    world.stripe.faults().add(Rule::on("balance_transactions", local_stack::stripe::server_error(false)));
+    world.stripe.faults().add(Rule::on("balance_transactions", stand_ins::stripe::server_error(false)));
     let answer = world.post("sync-integrations", "").await?;
     assert_eq!(answer["remaining"], 1, "{answer}");
     world.stripe.faults().clear();

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use local_stack::faults::{Fault, Faults, Rule};
 use reqwest::Method;
+use stand_ins::faults::{Fault, Faults, Rule};
 
 use super::{BATCH, Company, bearer, deliver_again, drained, time_passes, until};
 use crate::world::Function;

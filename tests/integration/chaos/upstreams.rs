@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::future::try_join_all;
-use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
 use serde_json::Value;
+use stand_ins::faults::{Fault, Rule};
 
 use super::{BATCH, Company, time_passes};
 

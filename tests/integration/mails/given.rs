@@ -3,9 +3,9 @@
 use anyhow::{Context, Result};
 use chrono::{DateTime, Datelike, Days, NaiveDate, TimeDelta, Utc};
 use jobs::schedule::{Month, paris};
-use local_stack::resend::Mail;
 use reqwest::Method;
 use serde_json::Value;
+use stand_ins::resend::Mail;
 use uuid::Uuid;
 
 pub(super) use crate::clock::at;

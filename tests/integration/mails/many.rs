@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use local_stack::resend::Limits;
 use serde_json::Value;
+use stand_ins::resend::Limits;
 
 use crate::world::World;
 

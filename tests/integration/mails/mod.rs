@@ -15,8 +15,8 @@ mod year;
 
 use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
-use local_stack::resend::Accepted;
 use serde_json::json;
+use stand_ins::resend::Accepted;
 use uuid::Uuid;
 
 use crate::world::World;

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
 use jobs::schedule::{Month, paris};
-use local_stack::shopify::Tender;
 use serde_json::json;
+use stand_ins::shopify::Tender;
 use uuid::Uuid;
 
 use super::given::{about, last_day, mail_to, mails_to, plain, recipients, says, says_not, text, turnover};

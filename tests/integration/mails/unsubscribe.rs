@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
-use local_stack::faults::{Fault, Rule};
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
+use stand_ins::faults::{Fault, Rule};
 use uuid::Uuid;
 
 use super::given::{

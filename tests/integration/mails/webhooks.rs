@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
-use local_stack::{
+use reqwest::{Method, header::HeaderMap};
+use serde_json::{Value, json};
+use stand_ins::{
     faults::{Fault, Rule},
     resend::webhooks::{Bounce, bounced, complained, delivered, signing_secret, svix_headers},
 };
-use reqwest::{Method, header::HeaderMap};
-use serde_json::{Value, json};
 
 use super::given::{mail_to, recipients};
 use super::signed_up_at;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use chrono::TimeDelta;
-use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
 use serde_json::{Value, json};
+use stand_ins::faults::{Fault, Rule};
 use uuid::Uuid;
 
 use super::{USER_LOCK, WAITING, imported_cents, listed_cents, movements, pass_visibility, until};

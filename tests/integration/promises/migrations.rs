@@ -2,11 +2,9 @@
 //! `supabase/schemas` describes.
 
 use anyhow::{Context, Result};
-use local_stack::{
-    Stack,
-    database::{Database, SqlFile, Template, apply, migrations, schemas},
-};
+use processes::database::{Database, SqlFile, Template, apply, migrations, schemas};
 use sqlx::{AssertSqlSafe, PgPool};
+use stand_ins::Stack;
 
 /// Everything of `public` and `jobs` that can differ, and our queues, one line each.
 const SCHEMA: &str = "

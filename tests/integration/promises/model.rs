@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
-use local_stack::shopify::{Dispute, Sold, Tender};
+use stand_ins::shopify::{Dispute, Sold, Tender};
 use uuid::Uuid;
 
 use super::replay;

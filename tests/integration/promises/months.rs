@@ -3,8 +3,8 @@
 use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
 use jobs::schedule::Month;
-use local_stack::shopify::Tender;
 use serde_json::{Value, json};
+use stand_ins::shopify::Tender;
 use uuid::Uuid;
 
 use super::{at, imported_cents, listed_cents, replay};

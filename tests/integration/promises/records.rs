@@ -223,7 +223,7 @@ async fn a_row_goes_when_nothing_is_left() -> Result<()> {
     let paid = world.stripe.payment("acct_gone", world.earlier(90), 4_000, "eur");
     world.shopify.tender(
         "gone.myshopify.com",
-        local_stack::shopify::Tender::new(world.earlier(90), "40.0", "EUR").reference(&paid.charge),
+        stand_ins::shopify::Tender::new(world.earlier(90), "40.0", "EUR").reference(&paid.charge),
     );
     world.post("sync-integrations", "").await?;
     assert_eq!(rows(&world, user).await?, [row(GOODS, 4_000)]);

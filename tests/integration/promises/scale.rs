@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use local_stack::faults::{Fault, Rule};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
+use stand_ins::faults::{Fault, Rule};
 use uuid::Uuid;
 
 use super::{claim, pass_visibility, plan, replay, rpc, until};

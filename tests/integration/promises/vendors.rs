@@ -3,12 +3,12 @@
 use anyhow::{Context, Result};
 use chrono::TimeDelta;
 use jobs::providers::shopify::documents;
-use local_stack::{
+use reqwest::Method;
+use serde_json::Value;
+use stand_ins::{
     shopify::{Dispute, Tender},
     vendor_schemas::{Exchange, check_shopify_all, check_stripe_all},
 };
-use reqwest::Method;
-use serde_json::Value;
 
 use crate::world::World;
 

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
-use local_stack::faults::{Fault, Rule};
 use serde_json::json;
+use stand_ins::faults::{Fault, Rule};
 
 use super::{Browser, eventually, json, post};
 use crate::{clock::at, mails, world::World};
@@ -149,8 +149,8 @@ async fn a_failed_sync_is_planned_anew_for_its_users_only() -> Result<()> {
 async fn what_waits_for_another_attempt_goes_at_once() -> Result<()> {
     let world = World::new().await?;
     world.stripe_user("acct_a").await?;
-    let busy = local_stack::faults::Fault::json(503, &json!({"error": {"type": "api_error"}}));
-    world.stripe.faults().add(local_stack::faults::Rule::on("/v1/account", busy));
+    let busy = stand_ins::faults::Fault::json(503, &json!({"error": {"type": "api_error"}}));
+    world.stripe.faults().add(stand_ins::faults::Rule::on("/v1/account", busy));
     world.post("sync-integrations", "").await?;
     let function = world.function("status").await?;
     let stripe = json(&function).await?["queue"][0].clone();

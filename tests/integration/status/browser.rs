@@ -3,10 +3,8 @@
 use std::{collections::HashSet, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use local_stack::{
-    chrome::{self, Chrome, Scheme},
-    status_page::{furnish, pictures, sign_in},
-};
+use local_stack::status_page::{furnish, pictures, sign_in};
+use processes::chrome::{self, Chrome, Scheme};
 
 use crate::world::{SECRET, World};
 

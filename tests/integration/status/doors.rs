@@ -1,8 +1,8 @@
 //! Who is let in, and how.
 
 use anyhow::Result;
-use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
+use stand_ins::faults::{Fault, Rule};
 
 use super::{Browser, json, wrong};
 use crate::{

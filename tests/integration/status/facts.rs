@@ -142,7 +142,7 @@ async fn each_dependency_says_what_is_wrong_with_it() -> Result<()> {
     world
         .resend
         .faults()
-        .add(local_stack::faults::Rule::on("/domains", local_stack::resend::restricted_api_key()));
+        .add(stand_ins::faults::Rule::on("/domains", stand_ins::resend::restricted_api_key()));
     let (told, all) = state(&world, "Resend").await?;
     assert!(told == "inconnu" && all.contains("ne peut qu’envoyer"), "{all}");
     world.resend.faults().clear();

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
-use local_stack::faults::{Fault, Rule};
+use stand_ins::faults::{Fault, Rule};
 
 use crate::{mails::received, world::World};
 

@@ -1,11 +1,11 @@
 //! A monitor hears of each task that was due: that it began, and how it went.
 
 use anyhow::Result;
-use local_stack::{
+use reqwest::Method;
+use stand_ins::{
     faults::{Fault, Rule},
     resend::Resend,
 };
-use reqwest::Method;
 
 use crate::world::World;
 

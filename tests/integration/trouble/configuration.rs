@@ -142,7 +142,7 @@ async fn only_a_service_key_will_do() -> Result<()> {
     let user = world.stripe_user("acct_keys").await?;
     world.stripe.payment("acct_keys", world.earlier(90), 4_200, "eur");
     let keys = world.environment.gateway.keys().clone();
-    let other = local_stack::keys::Keys::generate()?;
+    let other = processes::keys::Keys::generate()?;
     let signed_in = keys.user_token(user)?;
     // Told apart before anything is asked.
     for (key, word) in [

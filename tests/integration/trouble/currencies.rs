@@ -1,9 +1,9 @@
 //! Money that is kept and not counted, and what is said of it.
 
 use anyhow::Result;
-use local_stack::{shopify::Tender, stripe::Entry};
 use reqwest::Method;
 use serde_json::{Value, json};
+use stand_ins::{shopify::Tender, stripe::Entry};
 
 use super::{SYNC, ask, turnover};
 use crate::world::World;

@@ -3,12 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use local_stack::{
-    database::Template,
-    faults::{Fault, Rule},
-};
+use processes::database::Template;
 use reqwest::Method;
 use serde_json::json;
+use stand_ins::faults::{Fault, Rule};
 
 use super::{SYNC, ask, ask_again, eventually, heal, traces, turnover};
 use crate::world::{SECRET, World};
@@ -36,7 +34,7 @@ fn html(status: u16) -> Fault {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_listens() -> Result<()> {
     let (mut world, user) = world_with_money().await?;
-    let port = local_stack::ports::free()?;
+    let port = processes::ports::free()?;
     let right = world.replace("SUPABASE_URL", Some(format!("http://127.0.0.1:{port}")));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!(told.status, 503, "{}", told.text);
@@ -212,8 +210,8 @@ async fn missing_migrations_are_said_to_be_missing() -> Result<()> {
     }
     assert!(world.stripe.faults().seen().is_empty());
     // Applied late, with the server running on: it reloads its schema when it is told to.
-    for migration in local_stack::database::migrations()? {
-        local_stack::database::apply(world.pool(), &migration.name, &migration.sql).await?;
+    for migration in processes::database::migrations()? {
+        processes::database::apply(world.pool(), &migration.name, &migration.sql).await?;
     }
     world.run("notify pgrst, 'reload schema'").await?;
     let function = world.function(SYNC).await?;

@@ -1,12 +1,12 @@
 //! Answers that lead elsewhere, or are not what they should be: nothing of ours follows, nothing ends in a panic.
 
 use anyhow::Result;
-use local_stack::{
+use reqwest::Method;
+use serde_json::json;
+use stand_ins::{
     faults::{Fault, Rule},
     resend::Resend,
 };
-use reqwest::Method;
-use serde_json::json;
 
 use super::{SYNC, ask, heal, turnover};
 use crate::{

@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
-use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
 use serde_json::json;
+use stand_ins::faults::{Fault, Rule};
 
 use super::{SYNC, ask, heal, turnover};
 use crate::world::World;
@@ -99,7 +99,7 @@ async fn a_repeated_giving_back_is_one_attempt() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_back").await?;
     world.stripe.payment("acct_back", world.earlier(90), 4_200, "eur");
-    world.stripe.faults().add(Rule::on("balance_transactions", local_stack::stripe::server_error(false)));
+    world.stripe.faults().add(Rule::on("balance_transactions", stand_ins::stripe::server_error(false)));
     let faults = world.environment.gateway.faults();
     faults.add(Rule::on("/rpc/jobs_give_back", Fault::CutAfter).times(1));
     let told = ask(&world, Method::POST, SYNC, "").await?;

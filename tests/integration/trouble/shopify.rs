@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
-use local_stack::{
+use reqwest::Method;
+use serde_json::{Value, json};
+use stand_ins::{
     faults::{Fault, Rule},
     shopify::{Dispute, Misbehaviour, PaymentsAccess, Tender, graphql_error, http_error},
 };
-use reqwest::Method;
-use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{SYNC, Told, ask, heal, last_error, turnover};

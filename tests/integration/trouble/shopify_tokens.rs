@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 use chrono::{TimeDelta, Utc};
-use local_stack::{
+use reqwest::Method;
+use serde_json::json;
+use stand_ins::{
     faults::{Fault, Rule},
     shopify::{RefreshReuse, Tender, http_error},
 };
-use reqwest::Method;
-use serde_json::json;
 use uuid::Uuid;
 
 use super::{SYNC, ask, heal, last_error, turnover};

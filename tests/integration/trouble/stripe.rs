@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
-use local_stack::{
+use reqwest::Method;
+use serde_json::json;
+use stand_ins::{
     faults::{Fault, Rule},
     shopify::Tender,
     stripe,
 };
-use reqwest::Method;
-use serde_json::json;
 use uuid::Uuid;
 
 use super::{SYNC, Told, ask, heal, last_error, turnover};

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use local_stack::{
+use reqwest::Method;
+use stand_ins::{
     faults::{Fault, Rule},
     shopify::Tender,
 };
-use reqwest::Method;
 
 use super::{SYNC, ask_again, eventually, heal, turnover};
 use crate::world::{SECRET, World};

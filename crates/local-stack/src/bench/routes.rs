@@ -21,7 +21,8 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{report::Cold, world::SECRET};
-use crate::{ports, resend::webhooks};
+use processes::ports;
+use stand_ins::resend::webhooks;
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::{database::Database, seed::TokenKey};
+use crate::seed::TokenKey;
+use processes::database::Database;
 
 /// Users who signed up long ago, but for `newcomers`, who did four days ago.
 pub(super) async fn people(db: &Database, count: i32, newcomers: i32) -> Result<()> {

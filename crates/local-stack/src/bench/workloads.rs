@@ -11,12 +11,9 @@ use super::{
     seed::{self, Integrations},
     world::{CONCURRENCY, Call, Called, DATABASE_TRIP, MAIL_TRIP, PROVIDER_TRIP, Vendors, World},
 };
-use crate::{
-    Environment,
-    database::{Database, Template},
-    faults::Seen,
-    seed::calendar::{self, Calendar},
-};
+use crate::seed::calendar::{self, Calendar};
+use processes::database::{Database, Template};
+use stand_ins::{Environment, faults::Seen};
 
 /// Batches of mails that are under way at once.
 const MAILS_AT_ONCE: usize = 8;

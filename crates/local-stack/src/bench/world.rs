@@ -11,13 +11,13 @@ use jobs::routes::Route;
 use serde_json::Value;
 
 use super::measure::{self, Usage};
-use crate::{
+use crate::seed::TokenKey;
+use processes::{functions::Function, vercel};
+use stand_ins::{
     Environment, Stack,
     faults::{Faults, Seen},
-    functions::Function,
     resend::{Limits, Resend},
-    seed::TokenKey,
-    shopify, stripe, vercel,
+    shopify, stripe,
 };
 
 pub(super) const SECRET: &str = "bench-cron-secret-0123456789abcdef";

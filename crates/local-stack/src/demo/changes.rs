@@ -6,10 +6,8 @@ use anyhow::{Context, Result};
 use chrono::NaiveDate;
 use uuid::Uuid;
 
-use crate::{
-    database::Database,
-    seed::{books::Turnover, calendar},
-};
+use crate::seed::{books::Turnover, calendar};
+use processes::database::Database;
 
 const COUNTS: &str = "
     select 'ca_records' as what, count(*) from public.ca_records

@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use crate::{
-    resend::{Accepted, Resend},
-    seed::people::{Mail, People},
-};
+use crate::seed::people::{Mail, People};
+use stand_ins::resend::{Accepted, Resend};
 
 /// How often each address got each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

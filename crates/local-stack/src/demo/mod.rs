@@ -13,17 +13,19 @@ use chrono::Utc;
 use uuid::Uuid;
 
 use self::round::Round;
-use crate::{
-    Environment, Stack,
+use crate::seed::{
+    TokenKey,
+    calendar::Calendar,
+    people::{PRICE_PREMIUM, PRICE_PRO, People, Town},
+};
+use processes::{
     npm::{self, Set},
-    resend::{Resend, webhooks},
-    seed::{
-        TokenKey,
-        calendar::Calendar,
-        people::{PRICE_PREMIUM, PRICE_PRO, People, Town},
-    },
-    shopify, stripe,
     vercel::{self, Dev},
+};
+use stand_ins::{
+    Environment, Stack,
+    resend::{Resend, webhooks},
+    shopify, stripe,
 };
 
 /// Everything that runs during a demonstration; it stops when this is dropped.
@@ -79,15 +81,15 @@ async fn step<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T>
 }
 
 /// Installs an npm set without holding up the runtime.
-async fn install(set: Set) -> Result<std::path::PathBuf> {
+async fn install(set: &'static Set) -> Result<std::path::PathBuf> {
     tokio::task::spawn_blocking(move || npm::install(set)).await?
 }
 
 impl Demo {
     async fn start() -> Result<Self> {
         let checkout = vercel::checkout()?;
-        step("npm: PostgreSQL, PostgREST, the Resend emulator", install(Set::Stack)).await?;
-        let parts = step("npm: the Vercel CLI", install(Set::Vercel)).await?;
+        step("npm: PostgreSQL, PostgREST, the Resend emulator", install(&npm::STACK)).await?;
+        let parts = step("npm: the Vercel CLI", install(&npm::VERCEL)).await?;
         step("cargo: the functions", vercel::build(&checkout)).await?;
         let stack = step("PostgreSQL, with the migrations", Stack::start()).await?;
         let environment = step("PostgREST and the Supabase gateway", stack.environment()).await?;

@@ -8,7 +8,7 @@ use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::calendar::month_of;
-use crate::{
+use stand_ins::{
     shopify::{self, Dispute, Sold, Tender},
     stripe::{self, Payment},
 };

@@ -22,7 +22,7 @@ use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
 use uuid::Uuid;
 
 pub use self::tokens::TokenKey;
-use crate::database::Database;
+use processes::database::Database;
 
 /// Somebody who has signed up.
 #[derive(Clone, Debug)]

@@ -12,7 +12,8 @@ use super::{
     calendar::Calendar,
     shopify_integration, stripe_integration, subscription, typed_turnover, user, wants_reminders,
 };
-use crate::{database::Database, shopify, stripe};
+use processes::database::Database;
+use stand_ins::{shopify, stripe};
 
 const GOODS: &str = "Vente de marchandises";
 const SERVICES: &str = "Prestation de services";

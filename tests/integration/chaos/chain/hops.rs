@@ -8,9 +8,9 @@ use std::{
 use anyhow::Result;
 use futures_util::future::{join_all, try_join_all};
 use jobs::routes::Route;
-use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
 use serde_json::json;
+use stand_ins::faults::{Fault, Rule};
 
 use super::{
     super::{BATCH, Company, SECOND, bearer, until},

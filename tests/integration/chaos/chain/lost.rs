@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use chrono::TimeDelta;
 use futures_util::future::try_join_all;
-use local_stack::faults::{Fault, Rule};
+use stand_ins::faults::{Fault, Rule};
 
 use super::{
     super::{BATCH, drained, ended, until},

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::future::try_join_all;
-use local_stack::{faults::Seen, relay::Relay};
 use reqwest::Method;
 use serde_json::json;
 use sqlx::{Postgres, Transaction};
+use stand_ins::{faults::Seen, relay::Relay};
 use uuid::Uuid;
 
 use super::{Company, Seller, bearer, crosses, time_passes, until};

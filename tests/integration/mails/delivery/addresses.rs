@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Result;
-use local_stack::{
+use reqwest::Method;
+use serde_json::{Value, json};
+use stand_ins::{
     faults::{Fault, Rule},
     resend::refuse,
 };
-use reqwest::Method;
-use serde_json::{Value, json};
 
 use super::{
     BATCH, address, assert_all_sent, assert_each_once, come_back, drain, key, noted, requests, size, states,

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use local_stack::faults::{Fault, Rule};
 use reqwest::Method;
 use serde_json::json;
+use stand_ins::faults::{Fault, Rule};
 
 use super::{
     BATCH, all, assert_all_sent, assert_each_once, attempts, come_back, drain, key, noted, plan, requests,

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use local_stack::{
+use reqwest::Method;
+use serde_json::json;
+use stand_ins::{
     faults::{Fault, Rule},
     resend::refuse,
 };
-use reqwest::Method;
-use serde_json::json;
 
 use super::{
     BATCH, all, assert_all_sent, assert_each_once, attempts, blocking, come_back, drain, key, noted, plan,

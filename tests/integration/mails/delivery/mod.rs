@@ -18,8 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use jobs::{email::samples, schedule::paris};
-use local_stack::faults::Seen;
 use serde_json::{Value, json};
+use stand_ins::faults::Seen;
 use uuid::Uuid;
 
 use super::signed_up;

@@ -1,8 +1,8 @@
 //! Batches whose outcome nobody knows, when it is too late to ask again or the mail looks different by now.
 
 use anyhow::Result;
-use local_stack::faults::{Fault, Rule};
 use serde_json::json;
+use stand_ins::faults::{Fault, Rule};
 
 use super::{
     BATCH, all, assert_all_sent, assert_each_once, come_back, drain, key, noted, requests, states, world_of,
@@ -73,7 +73,7 @@ async fn a_changed_mail_that_is_refused_is_not_split() -> Result<()> {
     world.resend.faults().add(Rule::on(BATCH, Fault::CutBefore).times(2));
     drain(&world).await?;
     world.set("SENDER_IDENTITY", "Comptalyze SAS, 2 rue d’Ailleurs, 69000 Lyon");
-    let refusal = local_stack::resend::refuse(422, "validation_error", "Not this.");
+    let refusal = stand_ins::resend::refuse(422, "validation_error", "Not this.");
     world.resend.faults().add(Rule::on(BATCH, refusal));
     come_back(&world).await?;
     let part = drain(&world).await?;

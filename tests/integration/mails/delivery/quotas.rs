@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use local_stack::{
+use serde_json::{Value, json};
+use stand_ins::{
     faults::{Fault, Rule},
     resend::{Limits, restricted_api_key},
 };
-use serde_json::{Value, json};
 
 use super::{
     BATCH, add, address, assert_each_once, attempts, blocking, drain, plan, recipients, requests, size,

@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Result;
-use local_stack::{
+use serde_json::json;
+use stand_ins::{
     faults::{Fault, Rule},
     resend::{Limits, concurrent_idempotent_requests, rate_limited},
 };
-use serde_json::json;
 
 use super::{BATCH, all, assert_all_sent, attempts, come_back, drain, key, requests, states, world_of};
 

@@ -1,8 +1,8 @@
 //! Our own key, domain or account is refused: nobody's attempt, one message, and all leaves once it is mended.
 
 use anyhow::Result;
-use local_stack::{faults::Rule, resend::refuse};
 use serde_json::json;
+use stand_ins::{faults::Rule, resend::refuse};
 
 use super::{BATCH, all, assert_all_sent, attempts, blocking, drain, requests, states, world_of};
 

@@ -1,9 +1,9 @@
 //! What changes between planning and sending: a mail goes only to those who want it then, where they are then.
 
 use anyhow::Result;
-use local_stack::faults::{Fault, Rule};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
+use stand_ins::faults::{Fault, Rule};
 use uuid::Uuid;
 
 use super::{

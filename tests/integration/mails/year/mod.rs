@@ -5,7 +5,7 @@ mod routes;
 
 use anyhow::Result;
 use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveTime, TimeDelta, Utc, Weekday};
-use local_stack::resend::Limits;
+use stand_ins::resend::Limits;
 
 use super::{received, signed_up_at};
 use crate::world::World;

@@ -1,0 +1,189 @@
+//! Stands in for Shopify: shops, their Admin GraphQL API of version 2026-10, and their OAuth tokens.
+//!
+//! Documents are parsed, validated against [the part of Shopify's schema it knows](schema) and executed, so
+//! it answers exactly what is asked, with aliases, fragments and variables; searches, cursors, costs,
+//! throttling and errors behave as Shopify's. What it does not know (mutations, paging backwards, `OR` in a
+//! search) it refuses loudly.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use stand_ins::shopify::{StandIn, Tender};
+//!
+//! let shopify = StandIn::start().await?;
+//! shopify.add_shop("atelier.myshopify.com", "EUR", "shpat_atelier");
+//! let at = "2026-11-03T10:00:00Z".parse()?;
+//! let sale = shopify.tender("atelier.myshopify.com", Tender::new(at, "120.0", "EUR").reference("ch_1"));
+//! shopify.refund("atelier.myshopify.com", &sale, "2026-11-09T08:00:00Z".parse()?, "20.0");
+//! // The product reads shopify.api_base(), the value for SHOPIFY_API_BASE.
+//! # Ok(())
+//! # }
+//! ```
+
+mod builders;
+mod cost;
+mod errors;
+mod execute;
+mod http;
+mod oauth;
+mod page;
+mod resolve;
+pub mod schema;
+mod search;
+mod state;
+mod validate;
+
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+pub use builders::{Dispute, Sold, Tender};
+pub use errors::{graphql_error, http_error};
+pub use oauth::Tokens;
+pub use state::{Misbehaviour, PaymentsAccess, RefreshReuse};
+
+use crate::{
+    bucket::Bucket,
+    clock::Clock,
+    faults::{Faults, Server, serve},
+};
+use state::State;
+
+/// The API version this stand-in speaks.
+pub const API_VERSION: &str = "2026-10";
+
+/// A running stand-in for Shopify; it stops when dropped.
+pub struct StandIn {
+    server: Server,
+    state: Shared,
+}
+
+type Shared = Arc<Mutex<State>>;
+
+fn lock(state: &Shared) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What takes a shop's domain panics when there is no such shop.
+impl StandIn {
+    /// Starts one on a free port.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start() -> io::Result<Self> {
+        Self::start_on(None).await
+    }
+
+    /// Starts one whose tokens live and end by this clock.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start_at(clock: Clock) -> io::Result<Self> {
+        let stand_in = Self::start().await?;
+        stand_in.state().clock = clock;
+        Ok(stand_in)
+    }
+
+    /// Starts one on `port`, or on a free one.
+    ///
+    /// # Errors
+    /// When the port cannot be bound.
+    pub async fn start_on(port: Option<u16>) -> io::Result<Self> {
+        let state = Shared::default();
+        let server = serve(http::router(state.clone()), port).await?;
+        Ok(Self { server, state })
+    }
+
+    /// `http://127.0.0.1:PORT`; a shop's own address is `{url}/{domain}`.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// The value for `SHOPIFY_API_BASE`, with its literal `{shop}`.
+    pub fn api_base(&self) -> String {
+        format!("{}/{{shop}}", self.server.url())
+    }
+
+    /// Faults and recorded requests. Their paths start with `/{domain}`.
+    pub fn faults(&self) -> &Faults {
+        self.server.faults()
+    }
+
+    /// The value for `SHOPIFY_CLIENT_ID`.
+    pub fn client_id(&self) -> String {
+        self.state().client_id.clone()
+    }
+
+    /// The value for `SHOPIFY_CLIENT_SECRET`.
+    pub fn client_secret(&self) -> String {
+        self.state().client_secret.clone()
+    }
+
+    /// A shop with a permanent access token.
+    pub fn add_shop(&self, domain: &str, currency: &str, token: &str) {
+        self.state().add_shop(domain, currency).oauth.add_permanent(token);
+    }
+
+    /// A shop with an access token that lives an hour, and its refresh token.
+    pub fn add_expiring_shop(&self, domain: &str, currency: &str) -> Tokens {
+        let mut state = self.state();
+        let now = state.now();
+        state.add_shop(domain, currency).oauth.issue(now)
+    }
+
+    /// How often the shop's tokens were refreshed.
+    pub fn refreshes(&self, domain: &str) -> usize {
+        self.state().shop(domain).oauth.refreshes
+    }
+
+    /// From now on, no access token of the shop is valid; refresh tokens are.
+    pub fn expire_access_tokens(&self, domain: &str) {
+        self.state().shop(domain).oauth.expire_access_tokens();
+    }
+
+    /// The merchant uninstalls the application: no token of the shop is valid any more.
+    pub fn uninstall(&self, domain: &str) {
+        self.state().shop(domain).oauth.revoke_all();
+    }
+
+    /// What happens to a refresh token that was used before, on every shop.
+    pub fn set_refresh_reuse(&self, reuse: RefreshReuse) {
+        self.state().refresh_reuse = reuse;
+    }
+
+    /// Time passes for the lifetimes of tokens.
+    pub fn advance(&self, by: Duration) {
+        self.state().advanced += by;
+    }
+
+    /// Answers every GraphQL request of the shop with this HTTP status (402, 403, 404, 423, 429, 5xx);
+    /// `None` ends it.
+    pub fn set_status(&self, domain: &str, status: Option<u16>) {
+        self.state().shop(domain).status = status;
+    }
+
+    /// Whether the application may read the shop's payments account and disputes.
+    pub fn set_payments_access(&self, domain: &str, access: PaymentsAccess) {
+        self.state().shop(domain).payments_access = access;
+    }
+
+    /// How the shop's lists go wrong; `None` ends it.
+    pub fn misbehave(&self, domain: &str, how: Option<Misbehaviour>) {
+        self.state().shop(domain).misbehaviour = how;
+    }
+
+    /// The size of the shop's bucket and how many points a second it gets back.
+    pub fn set_bucket(&self, domain: &str, capacity: f64, per_second: f64) {
+        self.state().shop(domain).bucket = Bucket::new(capacity, per_second);
+    }
+
+    /// The cost above which a single query is refused (1000 unless told otherwise).
+    pub fn set_max_cost(&self, domain: &str, max: u64) {
+        self.state().shop(domain).max_cost = max;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}

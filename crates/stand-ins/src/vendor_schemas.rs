@@ -1,0 +1,130 @@
+//! Checks documents and answers against the vendors' own schemas.
+//!
+//! Shopify's Admin schema and Stripe's types ship in their npm packages. The packages pinned in `npm/schemas`
+//! are installed once per version of the lock file; two node scripts beside it do the checking.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt as _, process::Command, sync::OnceCell};
+
+use processes::npm::{self, Set};
+
+/// What Stripe and Shopify publish about their answers, and what reads it.
+const SCHEMAS: Set = Set {
+    name: "schemas",
+    manifest: include_str!("../npm/schemas/package.json"),
+    lock: include_str!("../npm/schemas/package-lock.json"),
+    finish: |_| Ok(()),
+};
+
+/// A GraphQL exchange: what was asked, and what was answered.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    pub document: String,
+    pub variables: Value,
+    /// The whole answer, with its `data`.
+    pub response: Value,
+}
+
+/// Checks that `document` is valid Admin GraphQL of version 2026-10 without deprecated fields, and that
+/// `response` is a possible answer to it: no null where there can be none, no unknown enum value, no scalar
+/// of another kind, no field missing or too many.
+///
+/// # Errors
+/// Says what is wrong, or why the check could not be made.
+pub async fn check_shopify(document: &str, variables: &Value, response: &Value) -> anyhow::Result<()> {
+    let exchange =
+        Exchange { document: document.into(), variables: variables.clone(), response: response.clone() };
+    check_shopify_all(&[exchange]).await
+}
+
+/// The same for many, which loads the schema only once.
+///
+/// # Errors
+/// Says what is wrong, or why the check could not be made.
+pub async fn check_shopify_all(exchanges: &[Exchange]) -> anyhow::Result<()> {
+    let answers: Vec<Value> = exchanges
+        .iter()
+        .map(|exchange| {
+            json!({
+                "document": exchange.document,
+                "variables": exchange.variables,
+                "response": exchange.response,
+            })
+        })
+        .collect();
+    check("shopify.mjs", &json!({"subset": null, "answers": answers})).await
+}
+
+/// Checks that everything in `sdl` is part of Shopify's Admin schema.
+///
+/// # Errors
+/// Says what is wrong, or why the check could not be made.
+pub async fn check_shopify_subset(sdl: &str) -> anyhow::Result<()> {
+    check("shopify.mjs", &json!({"subset": sdl, "answers": []})).await
+}
+
+/// Checks that `json` is a value of Stripe's TypeScript type: `BalanceTransaction`, `Account`,
+/// `ApiList<BalanceTransaction>`…
+///
+/// # Errors
+/// Says what is wrong, or why the check could not be made.
+pub async fn check_stripe(type_name: &str, json: &Value) -> anyhow::Result<()> {
+    check_stripe_all(&[(type_name, json)]).await
+}
+
+/// The same for many, which starts the compiler only once.
+///
+/// # Errors
+/// Says what is wrong, or why the check could not be made.
+pub async fn check_stripe_all(values: &[(&str, &Value)]) -> anyhow::Result<()> {
+    let checks: Vec<Value> =
+        values.iter().map(|(type_name, json)| json!({"type": type_name, "json": json})).collect();
+    check("stripe.mjs", &checks.into()).await
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("npm/schemas")
+}
+
+async fn check(script: &str, input: &Value) -> anyhow::Result<()> {
+    let packages = packages().await?;
+    let mut node = Command::new("node")
+        .arg(sources().join(script))
+        .arg(packages)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("node does not start; Node 20 or later is needed")?;
+    let mut stdin = node.stdin.take().context("node has no input")?;
+    let text = input.to_string();
+    let (written, output) = tokio::join!(
+        async move {
+            stdin.write_all(text.as_bytes()).await?;
+            stdin.shutdown().await
+        },
+        node.wait_with_output()
+    );
+    let output = output?;
+    ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    written?;
+    let wrong: Vec<String> = serde_json::from_slice(&output.stdout).context("the script prints a list")?;
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// The folder in which the packages are installed.
+async fn packages() -> anyhow::Result<&'static Path> {
+    static INSTALLED: OnceCell<PathBuf> = OnceCell::const_new();
+    Ok(INSTALLED
+        .get_or_try_init(|| async { tokio::task::spawn_blocking(|| npm::install(&SCHEMAS)).await? })
+        .await?
+        .as_path())
+}
