@@ -21,7 +21,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::faults::{self, Faults, Server};
+use crate::faults::{self, InjectedFaults, Server};
 use processes::{keys::Keys, proxy::Upstream};
 
 const PREFIX: &str = "/rest/v1";
@@ -50,7 +50,7 @@ impl Gateway {
         &self.keys
     }
 
-    pub fn faults(&self) -> &Faults {
+    pub fn faults(&self) -> &InjectedFaults {
         self.server.faults()
     }
 }

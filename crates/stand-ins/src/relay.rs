@@ -7,7 +7,7 @@ use std::{
 
 use axum::{Router, body::Body, extract::State, http::Request, http::StatusCode, response::Response};
 
-use crate::faults::{Faults, Server, serve};
+use crate::faults::{InjectedFaults, Server, serve};
 use processes::proxy::Upstream;
 
 /// A running relay; it stops when this is dropped.
@@ -46,8 +46,8 @@ impl Relay {
         self.server.url()
     }
 
-    /// Faults and recorded requests.
-    pub fn faults(&self) -> &Faults {
+    /// The injected faults and the recorded requests.
+    pub fn faults(&self) -> &InjectedFaults {
         self.server.faults()
     }
 }

@@ -12,7 +12,7 @@ use futures_util::{
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use stand_ins::{
-    faults::{Fault, Faults, Rule},
+    faults::{Fault, InjectedFaults, Rule},
     resend, shopify, stripe,
 };
 
@@ -49,7 +49,13 @@ fn one<T>(dice: &mut Dice, mut of: Vec<T>) -> T {
 }
 
 /// So many faults of a server, each after some requests that are left alone, and one stall.
-fn spoil(dice: &mut Dice, faults: &Faults, count: usize, targets: &[&str], kinds: impl Fn() -> Vec<Fault>) {
+fn spoil(
+    dice: &mut Dice,
+    faults: &InjectedFaults,
+    count: usize,
+    targets: &[&str],
+    kinds: impl Fn() -> Vec<Fault>,
+) {
     for n in 0..count {
         let fault = if n == 0 {
             STALL

@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use reqwest::Method;
 use serde_json::{Value, json};
 use stand_ins::{
-    faults::{Fault, Faults, Rule},
+    faults::{Fault, InjectedFaults, Rule},
     shopify::RefreshReuse,
 };
 
@@ -29,7 +29,7 @@ async fn killed_at(
     (method, name, query): (Method, &str, &str),
     (step, fault): (&str, Fault),
 ) -> Result<()> {
-    let faults: &Faults = match step {
+    let faults: &InjectedFaults = match step {
         "/v1/account" | "balance_transactions" => world.stripe.faults(),
         "graphql" | REFRESH => world.shopify.faults(),
         BATCH => world.resend.faults(),

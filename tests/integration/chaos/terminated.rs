@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use reqwest::Method;
-use stand_ins::faults::{Fault, Faults, Rule};
+use stand_ins::faults::{Fault, InjectedFaults, Rule};
 
 use super::{BATCH, Company, bearer, crosses, ended, slow, time_passes};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 async fn stopped_at(
     (method, query): (Method, &str),
     mut function: Function,
-    faults: &Faults,
+    faults: &InjectedFaults,
     step: &str,
 ) -> Result<()> {
     let seen = faults.count(step);

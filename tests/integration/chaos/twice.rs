@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use reqwest::Method;
-use stand_ins::faults::{Fault, Faults, Rule};
+use stand_ins::faults::{Fault, InjectedFaults, Rule};
 
 use super::{BATCH, Company, bearer, deliver_again, drained, time_passes, until};
 use crate::world::Function;
@@ -25,7 +25,7 @@ const BUSY: Fault = Fault::Delay(Duration::from_secs(2));
 async fn second_worker(
     company: &Company,
     (method, name, query): (Method, &str, &str),
-    (faults, step): (&Faults, &str),
+    (faults, step): (&InjectedFaults, &str),
     again: Again,
     lanes: &[&str],
 ) -> Result<(Function, Function)> {

@@ -9,6 +9,7 @@
 //!
 //! Not in a wall: the start of the process, which `routes` measures.
 
+mod bounds;
 mod measure;
 mod report;
 mod routes;

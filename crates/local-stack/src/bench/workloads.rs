@@ -1,22 +1,19 @@
 //! The workloads: who is seeded, what is called, what must have come of it.
 
-use std::collections::HashMap;
-
 use anyhow::{Result, ensure};
 use chrono::{DateTime, Months, TimeDelta, Utc};
 use jobs::routes::Route;
 
 use super::{
+    bounds::{account_of, database_lane, longest, mail_lane, mailed, run, shop_of, synced},
     report::{Lane, Run},
     seed::{self, Integrations},
-    world::{CONCURRENCY, Call, Called, DATABASE_TRIP, MAIL_TRIP, PROVIDER_TRIP, Vendors, World},
+    world::{CONCURRENCY, Call, PROVIDER_TRIP, Vendors, World},
 };
 use crate::seed::calendar::{self, Calendar};
 use processes::database::{Database, Template};
-use stand_ins::{Environment, faults::Seen};
+use stand_ins::Environment;
 
-/// Batches of mails that are under way at once.
-const MAILS_AT_ONCE: usize = 8;
 /// What the mail service allows where nothing is limited here: the product keeps to what it says.
 const NOMINAL_MAILS: u32 = 10;
 /// Far above what 32 workers can ask.
@@ -88,7 +85,7 @@ impl World {
                 called.answer["totalSynced"]
             );
             ensure!(stored(environment).await? == movements, "not all movements were stored");
-            let w1 = synced("w1", &called, None);
+            let w1 = synced("w1", INTEGRATIONS, &called, None);
 
             let mark = mark(environment).await?;
             let query = format!("at={}", rfc3339(second));
@@ -96,7 +93,7 @@ impl World {
             let called = self.call(environment, &vendors, cron).await?;
             let counted = &called.answer["results"]["syncIntegrations"];
             ensure!(counted["synced"] == INTEGRATIONS && counted["errors"] == 0, "{}", called.answer);
-            let mut w2 = synced("w2", &called, None);
+            let mut w2 = synced("w2", INTEGRATIONS, &called, None);
             w2.notes.push(format!(
                 "{} rows of movements or turnover rewritten",
                 rewritten(environment, mark).await?
@@ -123,7 +120,7 @@ impl World {
                 called.answer["totalSynced"]
             );
             ensure!(stored(environment).await? == movements, "not all movements were stored");
-            Ok(vec![synced("w1p", &called, Some(20))])
+            Ok(vec![synced("w1p", INTEGRATIONS, &called, Some(20))])
         })
         .await
     }
@@ -249,90 +246,6 @@ fn sync_at<'a>(at: DateTime<Utc>, vars: &'a [(&'a str, &'a str)]) -> Call<'a> {
 
 fn rfc3339(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
-}
-
-fn synced(workload: &'static str, called: &Called, stripe_rate: Option<usize>) -> Run {
-    let stripe = Lane::new("stripe", called.stripe.len(), PROVIDER_TRIP, CONCURRENCY)
-        .rate(stripe_rate)
-        .chain(longest(&called.stripe, account_of), PROVIDER_TRIP);
-    let shopify = Lane::new("shopify", called.shopify.len(), PROVIDER_TRIP, CONCURRENCY)
-        .chain(longest(&called.shopify, shop_of), PROVIDER_TRIP);
-    let lanes = vec![stripe, shopify, database_lane(called)];
-    let per_item = super::report::float(called.database.len()) / super::report::float(INTEGRATIONS);
-    let mut run = run(workload, INTEGRATIONS, called, lanes);
-    run.notes.push(format!("{per_item:.2} database requests per integration"));
-    run
-}
-
-fn mailed(workload: &'static str, items: usize, called: &Called, rate: u32) -> Run {
-    let lanes = vec![mail_lane(called, rate), database_lane(called)];
-    run(workload, items, called, lanes)
-}
-
-fn mail_lane(called: &Called, rate: u32) -> Lane {
-    let rate = usize::try_from(rate).ok();
-    Lane::new("mails", called.resend.len(), MAIL_TRIP, MAILS_AT_ONCE).rate(rate)
-}
-
-/// What all lanes together may ask at once.
-fn database_lane(called: &Called) -> Lane {
-    Lane::new("database", called.database.len(), DATABASE_TRIP, 3 * CONCURRENCY)
-}
-
-fn run(workload: &'static str, items: usize, called: &Called, lanes: Vec<Lane>) -> Run {
-    let &Called { wall, planned, usage, peak_rss, load, .. } = called;
-    let upstream = called.stripe.len() + called.shopify.len() + called.resend.len();
-    let notes = vec![functions_called(&called.database)];
-    let run = Run {
-        workload,
-        items,
-        wall,
-        planned,
-        upstream_requests: upstream,
-        database_requests: called.database.len(),
-        lanes,
-        lower_bound: 0.0,
-        ratio: 0.0,
-        peak_rss,
-        cpu: 0.0,
-        stand_in_cpu: 0.0,
-        database_cpu: 0.0,
-        other_cpu: 0.0,
-        load,
-        notes,
-    };
-    run.cost(usage).bounded()
-}
-
-/// How often each database function was called.
-fn functions_called(database: &[Seen]) -> String {
-    let mut counts: HashMap<&str, usize> = HashMap::new();
-    for seen in database {
-        *counts.entry(seen.target.rsplit('/').next().unwrap_or_default()).or_default() += 1;
-    }
-    let mut counts: Vec<_> = counts.into_iter().collect();
-    counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-    counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
-}
-
-/// The most requests that one account or shop got, which wait for each other.
-fn longest(requests: &[Seen], whose: impl Fn(&Seen) -> String) -> usize {
-    let mut counts: HashMap<String, usize> = HashMap::new();
-    for seen in requests {
-        *counts.entry(whose(seen)).or_default() += 1;
-    }
-    counts.into_values().max().unwrap_or_default()
-}
-
-/// By the account's id, or the token that was made from it.
-fn account_of(seen: &Seen) -> String {
-    let text = |name: &str| seen.headers.get(name).and_then(|value| value.to_str().ok());
-    let named = text("stripe-account").or_else(|| text("authorization")).unwrap_or_default();
-    named.trim_start_matches("Bearer sk_").to_owned()
-}
-
-fn shop_of(seen: &Seen) -> String {
-    seen.target.split('/').nth(1).unwrap_or_default().to_owned()
 }
 
 async fn stored(environment: &Environment) -> Result<i64> {

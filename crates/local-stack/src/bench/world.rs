@@ -15,7 +15,7 @@ use crate::seed::TokenKey;
 use processes::{functions::Function, vercel};
 use stand_ins::{
     Environment, Stack,
-    faults::{Faults, Seen},
+    faults::{InjectedFaults, Seen},
     resend::{Limits, Resend},
     shopify, stripe,
 };
@@ -120,7 +120,7 @@ impl World {
         let peak_rss = measure::peak_memory(pid)?;
         function.kill().await?;
         ensure!(status.is_success(), "{status} {text}");
-        let [stripe, shopify, resend, database] = servers.map(Faults::seen);
+        let [stripe, shopify, resend, database] = servers.map(InjectedFaults::seen);
         let plans = database.iter().position(|seen| seen.target.contains("/jobs_plan_"));
         let after = plans.and_then(|at| database.get(at + 1));
         Ok(Called {

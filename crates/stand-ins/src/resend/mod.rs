@@ -1,7 +1,7 @@
 //! Resend: a service that is as strict as the real one, and the emulator behind it that keeps the mails.
 //!
 //! The proxy does what the service does: keys, rate limits and quotas ([`Limits`]), validation of mails and
-//! of batches (strict and permissive), idempotency keys, `/usage`. Through its [`Faults`] it also gives
+//! of batches (strict and permissive), idempotency keys, `/usage`. Through its [`InjectedFaults`] it also gives
 //! answers that the service gives on a bad day, or none. There are two of them:
 //!
 //! * [`Resend::start`] hands every mail on to the npm emulator, which shows them as a page and knows the rest
@@ -42,7 +42,7 @@ pub use self::{
 };
 use crate::{
     clock::Clock,
-    faults::{self, Faults, Server},
+    faults::{self, InjectedFaults, Server},
 };
 use processes::child::Child;
 
@@ -98,7 +98,7 @@ impl Resend {
         self.service.emulator.as_ref().map_or_else(own, Emulator::inbox_url)
     }
 
-    pub fn faults(&self) -> &Faults {
+    pub fn faults(&self) -> &InjectedFaults {
         self.proxy.faults()
     }
 

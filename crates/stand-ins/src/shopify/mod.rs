@@ -46,7 +46,7 @@ pub use state::{Misbehaviour, PaymentsAccess, RefreshReuse};
 use crate::{
     bucket::Bucket,
     clock::Clock,
-    faults::{Faults, Server, serve},
+    faults::{InjectedFaults, Server, serve},
 };
 use state::State;
 
@@ -105,8 +105,8 @@ impl StandIn {
         format!("{}/{{shop}}", self.server.url())
     }
 
-    /// Faults and recorded requests. Their paths start with `/{domain}`.
-    pub fn faults(&self) -> &Faults {
+    /// The injected faults and the recorded requests. Their paths start with `/{domain}`.
+    pub fn faults(&self) -> &InjectedFaults {
         self.server.faults()
     }
 

@@ -2,11 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{
-    StandIn,
-    objects::{Entry, Source},
-    state::State,
-};
+use super::{StandIn, ledger::Entry, objects::Source, state::State};
 
 /// The ids of a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]

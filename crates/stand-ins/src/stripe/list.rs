@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
-use super::{errors::Refusal, objects::BalanceTransaction, state::Account};
+use super::{errors::Refusal, ledger::BalanceTransaction, state::Account};
 
 /// The parameters of a list, decoded.
 pub(super) fn pairs(query: Option<&str>) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {

@@ -20,6 +20,7 @@
 mod builders;
 mod errors;
 mod http;
+mod ledger;
 mod list;
 mod objects;
 mod state;
@@ -31,9 +32,9 @@ use std::{
 
 pub use builders::{Movement, Payment};
 pub use errors::{lock_timeout, rate_limited, server_error};
-pub use objects::{BalanceTransaction, Entry};
+pub use ledger::{BalanceTransaction, Entry};
 
-use crate::faults::{Faults, Server, serve};
+use crate::faults::{InjectedFaults, Server, serve};
 use state::State;
 
 /// The API version this stand-in speaks, and wants every request to be pinned to.
@@ -75,8 +76,8 @@ impl StandIn {
         self.server.url()
     }
 
-    /// Faults and recorded requests.
-    pub fn faults(&self) -> &Faults {
+    /// The injected faults and the recorded requests.
+    pub fn faults(&self) -> &InjectedFaults {
         self.server.faults()
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::objects::{BalanceTransaction, Source};
+use super::{ledger::BalanceTransaction, objects::Source};
 use crate::bucket::Bucket;
 
 /// The account of the platform itself.

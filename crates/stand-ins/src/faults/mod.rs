@@ -1,24 +1,24 @@
 //! HTTP servers that misbehave on demand.
 //!
 //! Every server of the stack (the Supabase gateway, the Resend proxy, the Stripe and Shopify stand-ins) is an
-//! axum [`Router`] behind [`serve`], which records each request and applies the [`Fault`]s a test has put in:
+//! axum [`Router`](axum::Router) behind [`serve`], which records each request and applies the [`Fault`]s a test has put in:
 //! slow answers, refusals, connections cut before or after the work was done.
+
+mod server;
 
 use std::{
     collections::HashMap,
-    io,
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use axum::{
-    Router,
-    body::{Body, Bytes},
-    http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts},
+    body::Bytes,
+    http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts},
 };
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::sync::watch;
+
+pub use self::server::{Server, serve};
 
 /// What happens to a request.
 #[derive(Clone, Debug)]
@@ -131,9 +131,9 @@ struct Remembered {
 
 /// The faults of one server, and the requests it has seen. Clones share both.
 #[derive(Clone, Default)]
-pub struct Faults(Arc<Mutex<State>>);
+pub struct InjectedFaults(Arc<Mutex<State>>);
 
-impl Faults {
+impl InjectedFaults {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -239,124 +239,4 @@ impl Faults {
         state.seen.push(seen);
         (fault, state.round_trip, state.cleared.subscribe())
     }
-}
-
-/// A running server; it stops, with its connections, when this is dropped.
-pub struct Server {
-    addr: SocketAddr,
-    faults: Faults,
-    accepting: JoinHandle<()>,
-}
-
-impl Server {
-    /// `http://127.0.0.1:PORT`, without a slash at the end.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
-    }
-
-    /// The faults of this server.
-    pub fn faults(&self) -> &Faults {
-        &self.faults
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
-}
-
-/// Serves `router` on a free port of the loopback interface (or on `port`).
-///
-/// # Errors
-/// When the port cannot be bound.
-pub async fn serve(router: Router, port: Option<u16>) -> io::Result<Server> {
-    let listener = TcpListener::bind(("127.0.0.1", port.unwrap_or(0))).await?;
-    let addr = listener.local_addr()?;
-    let faults = Faults::default();
-    let shared = faults.clone();
-    let accepting = tokio::spawn(async move {
-        let mut connections = tokio::task::JoinSet::new();
-        loop {
-            let Ok((stream, _)) = listener.accept().await else { continue };
-            let _ = stream.set_nodelay(true);
-            while connections.try_join_next().is_some() {}
-            let service = tower::service_fn({
-                let (router, faults) = (router.clone(), shared.clone());
-                move |request| answer(router.clone(), faults.clone(), request)
-            });
-            connections.spawn(async move {
-                // A cut connection ends here with the error that `answer` returned.
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-                    .await;
-            });
-        }
-    });
-    Ok(Server { addr, faults, accepting })
-}
-
-async fn answer(
-    router: Router,
-    faults: Faults,
-    request: Request<hyper::body::Incoming>,
-) -> Result<Response<Body>, io::Error> {
-    let (parts, body) = request.into_parts();
-    let body = axum::body::to_bytes(Body::new(body), usize::MAX).await.map_err(io::Error::other)?;
-    let target = parts.uri.path_and_query().map_or_else(|| "/".into(), ToString::to_string);
-    let (fault, round_trip, mut cleared) = faults.meet(Seen {
-        method: parts.method.clone(),
-        target: target.clone(),
-        headers: parts.headers.clone(),
-        body: String::from_utf8_lossy(&body).into_owned(),
-        at: Instant::now(),
-    });
-    if !round_trip.is_zero() {
-        tokio::time::sleep(round_trip).await;
-    }
-    let cut = || io::Error::new(io::ErrorKind::ConnectionAborted, "cut on purpose");
-    match fault {
-        Some(Fault::Delay(delay)) => tokio::time::sleep(delay).await,
-        Some(Fault::Held) => cleared.changed().await.map_err(io::Error::other)?,
-        Some(Fault::CutBefore) => return Err(cut()),
-        Some(Fault::Answer { status, headers, body }) => {
-            let mut response = Response::new(Body::from(body));
-            *response.status_mut() = StatusCode::from_u16(status).map_err(io::Error::other)?;
-            for (name, value) in headers {
-                response.headers_mut().insert(
-                    header::HeaderName::from_bytes(name.as_bytes()).map_err(io::Error::other)?,
-                    value.parse().map_err(io::Error::other)?,
-                );
-            }
-            return Ok(response);
-        }
-        Some(Fault::CutAfter | Fault::Late(_)) | None => {}
-    }
-    let key = faults.memory_key(&parts, &target, &body);
-    if let Some(Remembered { status, headers, body }) = key.as_deref().and_then(|key| faults.remembered(key))
-    {
-        let mut response = Response::new(Body::from(body));
-        (*response.status_mut(), *response.headers_mut()) = (status, headers);
-        return Ok(response);
-    }
-    let response = tower::ServiceExt::oneshot(router, Request::from_parts(parts, Body::from(body)))
-        .await
-        .map_err(io::Error::other)?;
-    if matches!(fault, Some(Fault::CutAfter)) {
-        // The work must have been done: read the answer to its end before dropping it.
-        let _ = axum::body::to_bytes(response.into_body(), usize::MAX).await;
-        return Err(cut());
-    }
-    if let Some(Fault::Late(delay)) = fault {
-        faults.state().late += 1;
-        tokio::time::sleep(delay).await;
-    }
-    let Some(key) = key else { return Ok(response) };
-    let (parts, body) = response.into_parts();
-    let body = axum::body::to_bytes(body, usize::MAX).await.map_err(io::Error::other)?;
-    if parts.status.is_success() {
-        let answer = Remembered { status: parts.status, headers: parts.headers.clone(), body: body.clone() };
-        faults.remember(key, answer);
-    }
-    Ok(Response::from_parts(parts, Body::from(body)))
 }
