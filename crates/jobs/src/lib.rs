@@ -2,7 +2,7 @@
 //!
 //! One binary a route under `api/` calls [`serve`]. Modules point one way, downwards: [`entry`] →
 //! [`orchestrator`] → [`tasks`] → [`integrations`] → [`providers`], [`queue`], [`supabase`], [`crypto`],
-//! [`config`]; [`schedule`] and [`money`] are pure. `docs/ARCHITECTURE.md` draws the whole picture.
+//! [`config`]; [`schedule`], [`money`], [`lane`], [`mail_kind`] and [`words`] are pure. `docs/ARCHITECTURE.md` draws the whole picture.
 
 pub mod config;
 #[cfg(test)]
@@ -15,6 +15,8 @@ pub mod email;
 pub mod entry;
 pub mod http;
 pub mod integrations;
+pub mod lane;
+pub mod mail_kind;
 pub mod money;
 pub mod orchestrator;
 pub mod pace;
@@ -29,6 +31,7 @@ pub mod tasks;
 #[cfg(test)]
 mod test_server;
 pub mod urssaf;
+pub mod words;
 
 pub use entry::serve;
 pub use routes::Route;

@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use chrono::TimeDelta;
+use jobs::lane::Lane;
 use reqwest::Method;
 use stand_ins::faults::Fault;
 use uuid::Uuid;
@@ -30,7 +31,6 @@ use crate::{
 const SECOND: &str = "2026-11-02T12:05:00Z";
 /// Where batches go.
 const BATCH: &str = "/emails/batch";
-const LANES: [&str; 7] = ["stripe", "shopify", "months", "alerts", "reminders", "recaps", "marketing"];
 
 fn bearer() -> String {
     format!("Bearer {SECRET}")
@@ -260,7 +260,7 @@ async fn ended(world: &World) -> Result<()> {
     ] {
         assert_eq!(world.value::<i64>(sql).await?, 0, "{sql}");
     }
-    for lane in LANES {
+    for lane in Lane::ALL.map(Lane::as_str) {
         let sql = format!(
             "select count(*) from pgmq.q_jobs_{lane} m where not exists (select from jobs.job_items i where i.item_id = (m.message ->> 'item_id')::bigint and i.status <> 'queued')"
         );
@@ -272,7 +272,7 @@ async fn ended(world: &World) -> Result<()> {
 
 /// Every visibility timeout and every pause passes.
 async fn time_passes(world: &World) -> Result<()> {
-    for lane in LANES {
+    for lane in Lane::ALL.map(Lane::as_str) {
         let sql = format!("select pgmq.set_vt('jobs_{lane}', msg_id, 0) from pgmq.q_jobs_{lane}");
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.pool()).await?;
     }

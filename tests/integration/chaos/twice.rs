@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use jobs::lane::Lane;
 use reqwest::Method;
 use stand_ins::faults::{Fault, InjectedFaults, Rule};
 
@@ -55,7 +56,7 @@ async fn second_worker(
 async fn later(company: &Company) -> Result<()> {
     time_passes(&company.world).await?;
     company.drain().await?;
-    for lane in super::LANES {
+    for lane in Lane::ALL.map(Lane::as_str) {
         let sql = format!("select count(*) from pgmq.q_jobs_{lane}");
         let left: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(company.world.pool()).await?;
         assert_eq!(left, 0, "{lane}");
@@ -68,7 +69,7 @@ async fn data(again: Again) -> Result<()> {
     let company = Company::new(3, 0).await?;
     let world = &company.world;
     let gateway = world.environment.gateway.faults();
-    let lanes = ["stripe", "shopify", "months"];
+    let lanes: Vec<&str> = Lane::data().map(Lane::as_str).collect();
     let sync = (Method::POST, "sync-integrations", "");
     second_worker(&company, sync, (world.stripe.faults(), "balance_transactions"), again, &lanes).await?;
     let months = (Method::POST, "monthly-sync", "force=true");

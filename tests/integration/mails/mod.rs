@@ -15,6 +15,7 @@ mod year;
 
 use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
+use jobs::mail_kind::MailKind;
 use serde_json::json;
 use stand_ins::resend::Accepted;
 use uuid::Uuid;
@@ -53,10 +54,9 @@ pub(crate) fn received(world: &World) -> Vec<(String, String)> {
 /// A mail's kind, by the link that stops it, which only alerts have not.
 pub(crate) fn kind(accepted: &Accepted) -> &'static str {
     let link = accepted.mail.headers.get("List-Unsubscribe").map(String::as_str).unwrap_or_default();
-    ["marketing_day3", "monthly_reminder", "monthly_recap"]
-        .into_iter()
-        .find(|kind| link.contains(&format!(".{kind}.")))
-        .unwrap_or("threshold_alert")
+    let linked = MailKind::ALL.into_iter().filter(|kind| kind.has_unsubscribe_link()).map(MailKind::as_str);
+    let mut linked = linked.filter(|kind| link.contains(&format!(".{kind}.")));
+    linked.next().unwrap_or(MailKind::ThresholdAlert.as_str())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,7 @@ mod whole_tables;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use jobs::lane::Lane;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -99,7 +100,7 @@ pub(crate) async fn movements(world: &World, user: Uuid) -> Result<i64> {
 
 /// Makes every queued message visible, as if its visibility timeout had just passed.
 async fn pass_visibility(world: &World) -> Result<()> {
-    for lane in ["stripe", "shopify", "months"] {
+    for lane in Lane::data().map(Lane::as_str) {
         let sql = format!("select pgmq.set_vt('jobs_{lane}', msg_id, 0) from pgmq.q_jobs_{lane}");
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(world.pool()).await?;
     }

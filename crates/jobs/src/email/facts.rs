@@ -3,51 +3,7 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::{schedule::Month, urssaf::Crossing};
-
-/// The kinds of mail. The names are stored in `email_deliveries` and signed into links: they never change.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    ThresholdAlert,
-    /// An integration that its user has to connect again.
-    IntegrationTrouble,
-    /// What went wrong, for whoever runs this deployment.
-    OperatorDigest,
-    MonthlyReminder,
-    MonthlyRecap,
-    MarketingDay3,
-}
-
-impl Kind {
-    /// In order of priority.
-    pub const ALL: [Self; 6] = [
-        Self::ThresholdAlert,
-        Self::IntegrationTrouble,
-        Self::OperatorDigest,
-        Self::MonthlyReminder,
-        Self::MonthlyRecap,
-        Self::MarketingDay3,
-    ];
-
-    /// Whether a link in the mail stops its kind. The others are refused among the preferences, or by whoever runs
-    /// the deployment.
-    pub const fn has_link(self) -> bool {
-        matches!(self, Self::MonthlyReminder | Self::MonthlyRecap | Self::MarketingDay3)
-    }
-
-    /// The stable name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ThresholdAlert => "threshold_alert",
-            Self::IntegrationTrouble => "integration_trouble",
-            Self::OperatorDigest => "operator_digest",
-            Self::MonthlyReminder => "monthly_reminder",
-            Self::MonthlyRecap => "monthly_recap",
-            Self::MarketingDay3 => "marketing_day3",
-        }
-    }
-}
+use crate::{mail_kind::MailKind, schedule::Month, urssaf::Crossing};
 
 /// What one mail says, besides what all of its kind say. Amounts are cents.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -135,14 +91,14 @@ pub struct SourceTotal {
 }
 
 impl Facts {
-    pub const fn kind(&self) -> Kind {
+    pub const fn kind(&self) -> MailKind {
         match self {
-            Self::MarketingDay3 { .. } => Kind::MarketingDay3,
-            Self::MonthlyReminder { .. } => Kind::MonthlyReminder,
-            Self::MonthlyRecap { .. } => Kind::MonthlyRecap,
-            Self::ThresholdAlert { .. } => Kind::ThresholdAlert,
-            Self::IntegrationTrouble { .. } => Kind::IntegrationTrouble,
-            Self::OperatorDigest { .. } => Kind::OperatorDigest,
+            Self::MarketingDay3 { .. } => MailKind::MarketingDay3,
+            Self::MonthlyReminder { .. } => MailKind::MonthlyReminder,
+            Self::MonthlyRecap { .. } => MailKind::MonthlyRecap,
+            Self::ThresholdAlert { .. } => MailKind::ThresholdAlert,
+            Self::IntegrationTrouble { .. } => MailKind::IntegrationTrouble,
+            Self::OperatorDigest { .. } => MailKind::OperatorDigest,
         }
     }
 }

@@ -9,8 +9,7 @@ use secrecy::ExposeSecret;
 use sha2::Sha256;
 use uuid::Uuid;
 
-use super::Kind;
-use crate::{crypto::keys::PurposeKey, routes::Route};
+use crate::{crypto::keys::PurposeKey, mail_kind::MailKind, routes::Route};
 
 /// The parameter that holds the token.
 pub const PARAMETER: &str = "t";
@@ -18,17 +17,17 @@ pub const PARAMETER: &str = "t";
 const VERSION: &str = "1";
 
 /// The link of one user and kind. `None` for alerts and the like: whoever does not want them says so in the application.
-pub fn unsubscribe(jobs_url: &str, key: &PurposeKey, user: Uuid, kind: Kind) -> Option<String> {
-    kind.has_link()
+pub fn unsubscribe(jobs_url: &str, key: &PurposeKey, user: Uuid, kind: MailKind) -> Option<String> {
+    kind.has_unsubscribe_link()
         .then(|| format!("{jobs_url}{}?{PARAMETER}={}", Route::Unsubscribe.path(), token(key, user, kind)))
 }
 
-fn token(key: &PurposeKey, user: Uuid, kind: Kind) -> String {
+fn token(key: &PurposeKey, user: Uuid, kind: MailKind) -> String {
     let signature = URL_SAFE_NO_PAD.encode(mac(key, user, kind).finalize().into_bytes());
     format!("{VERSION}.{user}.{}.{signature}", kind.as_str())
 }
 
-fn mac(key: &PurposeKey, user: Uuid, kind: Kind) -> Hmac<Sha256> {
+fn mac(key: &PurposeKey, user: Uuid, kind: MailKind) -> Hmac<Sha256> {
     // No part can hold a line break, so no two messages are alike.
     Hmac::<Sha256>::new_from_slice(key.expose_secret())
         .expect("HMAC takes keys of every length")
@@ -36,14 +35,14 @@ fn mac(key: &PurposeKey, user: Uuid, kind: Kind) -> Hmac<Sha256> {
 }
 
 /// Whom and what a token of ours names; `None` for anything that we have not signed.
-pub fn read(key: &PurposeKey, token: &str) -> Option<(Uuid, Kind)> {
+pub fn read(key: &PurposeKey, token: &str) -> Option<(Uuid, MailKind)> {
     let mut parts = token.split('.');
     let (version, user, kind, signature) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     if version != VERSION || parts.next().is_some() {
         return None;
     }
     let user: Uuid = user.parse().ok()?;
-    let kind = Kind::ALL.into_iter().find(|known| known.has_link() && known.as_str() == kind)?;
+    let kind = MailKind::from_stored(kind).filter(|kind| kind.has_unsubscribe_link())?;
     let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
     // In constant time.
     mac(key, user, kind).verify_slice(&signature).ok()?;
@@ -67,7 +66,7 @@ mod tests {
     /// `node -e 'const c=require("crypto"),k=c.createHmac("sha256","0123456789abcdef0123456789abcdef").update("unsubscribe-link/v1").digest();console.log(c.createHmac("sha256",k).update("1\nunsubscribe\n5f0c0e52-8a4e-4c4b-9b0c-2f6d1a7e0001\nmonthly_recap").digest("base64url"))'`
     #[test]
     fn a_link_is_what_node_would_sign() {
-        let link = unsubscribe("https://jobs.example", &key(), USER, Kind::MonthlyRecap).unwrap();
+        let link = unsubscribe("https://jobs.example", &key(), USER, MailKind::MonthlyRecap).unwrap();
         assert_eq!(
             link,
             "https://jobs.example/api/unsubscribe?t=1.5f0c0e52-8a4e-4c4b-9b0c-2f6d1a7e0001.monthly_recap.HgkIpyMc_2BwPm8-zYrDFB47beb212W81eigJR1xF7k"
@@ -76,13 +75,13 @@ mod tests {
 
     #[test]
     fn alerts_have_none() {
-        assert_eq!(unsubscribe("https://jobs.example", &key(), USER, Kind::ThresholdAlert), None);
+        assert_eq!(unsubscribe("https://jobs.example", &key(), USER, MailKind::ThresholdAlert), None);
     }
 
     #[test]
     fn a_token_is_good_for_its_user_and_kind_only() {
-        let good = token(&key(), USER, Kind::MonthlyReminder);
-        assert_eq!(read(&key(), &good), Some((USER, Kind::MonthlyReminder)));
+        let good = token(&key(), USER, MailKind::MonthlyReminder);
+        assert_eq!(read(&key(), &good), Some((USER, MailKind::MonthlyReminder)));
         let other = derive(&SecretString::from("another"), "unsubscribe-link/v1");
         assert_eq!(read(&other, &good), None);
         for forged in [
@@ -103,12 +102,12 @@ mod tests {
         /// One character changed, left out or added: nothing, or the same person and kind.
         #[test]
         fn a_changed_token_opens_nothing_else(place: prop::sample::Index, by in prop::option::of("\\PC"), add: bool) {
-            let good = token(&key(), USER, Kind::MonthlyRecap);
+            let good = token(&key(), USER, MailKind::MonthlyRecap);
             let at = place.index(good.len());
             let rest = if add { &good[at..] } else { &good[at + 1..] };
             let changed = format!("{}{}{rest}", &good[..at], by.unwrap_or_default());
             let read = read(&key(), &changed);
-            prop_assert!(read.is_none() || read == Some((USER, Kind::MonthlyRecap)), "{}", changed);
+            prop_assert!(read.is_none() || read == Some((USER, MailKind::MonthlyRecap)), "{}", changed);
         }
 
         #[test]

@@ -16,7 +16,7 @@ mod sender;
 
 pub use self::{
     domain::Domain,
-    facts::{DigestPoint, Facts, Kind, SourceTotal},
+    facts::{DigestPoint, Facts, SourceTotal},
     post::{Post, PostReport},
     render::{Look, Promo, Rendered, render},
 };

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::Kind;
 use crate::{
     deadline::Deadline,
+    mail_kind::MailKind,
     queue::Failure,
     supabase::{Supabase, SupabaseError},
 };
@@ -20,7 +20,7 @@ const VISIBILITY_SECONDS: u32 = 60;
 #[derive(Debug, Deserialize)]
 pub(super) struct Claimed {
     pub(super) delivery_id: i64,
-    pub(super) kind: Kind,
+    pub(super) kind: MailKind,
     /// Also of a user that is gone since: the links of a sealed mail do not change. `None`: the operator.
     pub(super) user_id: Option<Uuid>,
     /// Set: sealed by an earlier claim, which is gone; its request may have been accepted.
@@ -139,7 +139,7 @@ impl Outbox {
         &self,
         claim: Uuid,
         batch: Uuid,
-        kind: Kind,
+        kind: MailKind,
         mails: &[Sealed<'_>],
         deadline: &Deadline,
     ) -> Result<Vec<i64>, SupabaseError> {

@@ -4,8 +4,9 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 
-use super::{DigestPoint, Facts, Kind, Look, Promo, Rendered, SourceTotal, render};
+use super::{DigestPoint, Facts, Look, Promo, Rendered, SourceTotal, render};
 use crate::{
+    mail_kind::MailKind,
     schedule::Month,
     urssaf::{Consequence, Crossing, Doubt, Threshold},
 };
@@ -30,7 +31,7 @@ pub fn mails() -> Result<Vec<(String, Rendered)>, askama::Error> {
     let mut mails = Vec::new();
     for (name, facts) in samples() {
         mails.push((name.to_owned(), render(&facts, &look(false), Some(UNSUBSCRIBE))?));
-        if facts.kind() == Kind::MarketingDay3 {
+        if facts.kind() == MailKind::MarketingDay3 {
             mails.push((format!("{name}-promo"), render(&facts, &look(true), Some(UNSUBSCRIBE))?));
         }
     }

@@ -6,10 +6,12 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::answer::{Answer, Fields};
 use crate::{
+    lane::Lane,
     queue::{Failure, MailCounts},
     routes::Route,
     schedule::{Task, paris},
     tasks::{Call, RunSummary, TaskOutcome, month_of},
+    words::{capitalized, counted_in_answers},
 };
 
 /// What the log of the call says of all its tasks together.
@@ -135,7 +137,7 @@ fn details(fields: Fields, run: &RunSummary, work: Work) -> Fields {
         .with_some("remaining", (remaining > 0).then_some(&remaining))
         .with_some("partial", (run.counts.partial > 0).then_some(&run.counts.partial))
         .with_some("superseded", (run.counts.superseded > 0).then_some(&run.counts.superseded));
-    let fields = ["alerts", "recaps"].into_iter().fold(fields, |fields, lane| {
+    let fields = Lane::mails().map(Lane::as_str).fold(fields, |fields, lane| {
         // Beside data: mails alone are the answer's own counters.
         let beside = run.mails.get(lane).filter(|_| !sends);
         fields.with_some(lane, beside.map(mails).as_ref())
@@ -211,17 +213,12 @@ fn well(outcome: &TaskOutcome) -> bool {
     }
 }
 
-/// As callers know it: plural but for exactly one.
-fn faults(errors: u64) -> String {
-    format!("{errors} {}", if errors == 1 { "erreur" } else { "erreurs" })
-}
-
 fn send_reminders(outcome: &TaskOutcome) -> Fields {
     let message = match outcome {
         TaskOutcome::Ran(run) => {
             let (sent, errors) = (run.sent(), run.errors());
-            let mails = if sent == 1 { "envoyé" } else { "envoyés" };
-            format!("Rappels mensuels : {sent} {mails}, {}", faults(errors))
+            let sent = counted_in_answers(sent, "envoyé", "envoyés");
+            format!("Rappels mensuels : {sent}, {}", counted_in_answers(errors, "erreur", "erreurs"))
         }
         TaskOutcome::NotDue { .. } => "Rappels mensuels non dus".to_owned(),
         TaskOutcome::DryRun { .. } => "Essai : rien n’a été envoyé".to_owned(),
@@ -234,8 +231,8 @@ fn check_thresholds(outcome: &TaskOutcome) -> Fields {
     let message = match outcome {
         TaskOutcome::Ran(run) => {
             let (sent, errors) = (run.sent(), run.errors());
-            let alerts = if sent == 1 { "alerte envoyée" } else { "alertes envoyées" };
-            format!("Vérification terminée : {sent} {alerts}, {}", faults(errors))
+            let sent = counted_in_answers(sent, "alerte envoyée", "alertes envoyées");
+            format!("Vérification terminée : {sent}, {}", counted_in_answers(errors, "erreur", "erreurs"))
         }
         TaskOutcome::NotDue { .. } => "Vérification non due".to_owned(),
         TaskOutcome::DryRun { .. } => "Essai : rien n’a été envoyé".to_owned(),
@@ -284,7 +281,9 @@ pub(super) fn verdict(outcomes: &[(Task, TaskOutcome)]) -> Verdict {
         match outcome {
             TaskOutcome::Failed(error) => {
                 failed += 1;
-                verdict.error.get_or_insert_with(|| format!("{task} : {}", error.user_message()));
+                verdict.error.get_or_insert_with(|| {
+                    format!("{} : {}", capitalized(task.french()), error.user_message())
+                });
             }
             TaskOutcome::Ran(run) => {
                 verdict.records += run.records + run.sent();
@@ -303,7 +302,7 @@ pub(super) fn verdict(outcomes: &[(Task, TaskOutcome)]) -> Verdict {
                     run.troubles.iter().chain(of_mails).find_map(|trouble| trouble.message.clone())
                 });
                 if let (None, Some(message)) = (&verdict.error, first) {
-                    verdict.error = Some(format!("{task} : {message}"));
+                    verdict.error = Some(format!("{} : {message}", capitalized(task.french())));
                 }
             }
             TaskOutcome::NotDue { .. } | TaskOutcome::DryRun { .. } => well += 1,

@@ -10,10 +10,7 @@ use uuid::Uuid;
 
 use super::answer::Answer;
 use crate::{
-    config::Config,
-    crypto::keys::PurposeKey,
-    email::{Kind, links},
-    supabase::SupabaseError,
+    config::Config, crypto::keys::PurposeKey, email::links, mail_kind::MailKind, supabase::SupabaseError,
 };
 
 #[derive(Template)]
@@ -30,19 +27,7 @@ pub(super) enum Visit {
     /// Nothing, or nothing of ours: the page that says so.
     Answered(Answer),
     /// A button was pressed, by a person or by their mail program.
-    Stop(Uuid, Kind),
-}
-
-/// What the pages call a kind.
-const fn name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::ThresholdAlert => "les alertes de seuil",
-        Kind::MonthlyReminder => "le rappel mensuel",
-        Kind::MonthlyRecap => "le récapitulatif mensuel",
-        // Without a link of their own: nobody comes here for them.
-        Kind::IntegrationTrouble | Kind::OperatorDigest => "ces messages",
-        Kind::MarketingDay3 => "les actualités et les offres",
-    }
+    Stop(Uuid, MailKind),
 }
 
 /// Reads a request; changes nothing.
@@ -70,7 +55,7 @@ pub(super) fn visit(config: &Config, method: &str, query: &str) -> Visit {
             200,
             "Ne plus recevoir ces courriels ?",
             &[
-                format!("Vous ne recevrez plus {}.", name(kind)).into(),
+                format!("Vous ne recevrez plus {}.", kind.refused_as()).into(),
                 "Vos autres courriels ne changent pas.".into(),
             ],
             Some("Me désabonner"),
@@ -79,13 +64,13 @@ pub(super) fn visit(config: &Config, method: &str, query: &str) -> Visit {
 }
 
 /// Whom and what a query's link names.
-fn read(query: &str, key: &PurposeKey) -> Option<(Uuid, Kind)> {
+fn read(query: &str, key: &PurposeKey) -> Option<(Uuid, MailKind)> {
     let (_, token) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == links::PARAMETER)?;
     links::read(key, &token)
 }
 
 /// The page after the button, the same the second time.
-pub(super) fn stopped(config: &Config, kind: Kind, written: Result<bool, SupabaseError>) -> Answer {
+pub(super) fn stopped(config: &Config, kind: MailKind, written: Result<bool, SupabaseError>) -> Answer {
     match written {
         // Whoever has no account any more gets no mail either.
         Ok(_) => page(
@@ -93,7 +78,7 @@ pub(super) fn stopped(config: &Config, kind: Kind, written: Result<bool, Supabas
             200,
             "C’est noté",
             &[
-                format!("Vous ne recevrez plus {}.", name(kind)).into(),
+                format!("Vous ne recevrez plus {}.", kind.refused_as()).into(),
                 "Vous pouvez changer d’avis dans les préférences de votre compte.".into(),
             ],
             None,

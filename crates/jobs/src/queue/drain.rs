@@ -16,8 +16,8 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Claimed, Failure, Lane, Place, Progress, Queue, place::Places};
-use crate::{deadline::Deadline, supabase::SupabaseError};
+use super::{Claimed, Failure, Place, Progress, Queue, place::Places};
+use crate::{deadline::Deadline, lane::Lane, supabase::SupabaseError};
 
 /// Kept from the work for giving back what is not done, the report and the log.
 const RESERVE: Duration = Duration::from_secs(10);

@@ -21,6 +21,7 @@ pub use self::{
 };
 use crate::{
     deadline::Deadline,
+    lane::Lane,
     supabase::{Supabase, SupabaseError},
 };
 
@@ -36,29 +37,6 @@ const PAUSES: [Duration; 4] =
 /// The pause before the next attempt, after this many.
 pub fn pause_after(attempts: u32) -> Duration {
     PAUSES[(attempts as usize).min(PAUSES.len() - 1)]
-}
-
-/// One queue each, of those whose items are worked on one by one. The mails have four more (`email`).
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Lane {
-    Stripe,
-    Shopify,
-    Months,
-}
-
-impl Lane {
-    /// Every lane that this version works on.
-    pub const ALL: [Self; 3] = [Self::Stripe, Self::Shopify, Self::Months];
-
-    /// As stored.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Stripe => "stripe",
-            Self::Shopify => "shopify",
-            Self::Months => "months",
-        }
-    }
 }
 
 /// What is to be done; the wire form of `job_items.kind` and `payload`.

@@ -10,7 +10,8 @@ use super::{
     run::{PlanState, Planned, RunSummary, Settled, Work, joined_note, parameters, wait_until_settled},
 };
 use crate::{
-    email::{Kind, PostReport},
+    email::PostReport,
+    mail_kind::MailKind,
     queue::Failure,
     schedule::{Month, Slot, Task},
 };
@@ -18,7 +19,7 @@ use crate::{
 /// What a mail task plans.
 pub(super) struct MailOrder<'a> {
     pub(super) task: Task,
-    pub(super) kind: Kind,
+    pub(super) kind: MailKind,
     pub(super) slot: Option<&'a Slot>,
     pub(super) month: Option<Month>,
     /// The real time; in a dry run the one that is asked about.

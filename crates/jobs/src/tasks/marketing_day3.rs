@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     config::Faults,
-    email::Kind,
+    mail_kind::MailKind,
     schedule::{Decision, Task, gate},
 };
 
@@ -27,7 +27,7 @@ async fn mail(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
     };
     let order = MailOrder {
         task: Task::MarketingDay3,
-        kind: Kind::MarketingDay3,
+        kind: MailKind::MarketingDay3,
         slot: slot.as_ref().filter(|_| call.claims_slot()),
         month: None,
         // A replay makes up for a run, it does not write to those who signed up long ago.

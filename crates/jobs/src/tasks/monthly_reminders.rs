@@ -5,7 +5,7 @@ use super::{
     mails::{MailOrder, plan_post_report},
 };
 use crate::{
-    email::Kind,
+    mail_kind::MailKind,
     schedule::{Decision, Task, gate, paris},
 };
 
@@ -31,7 +31,7 @@ async fn remind(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError
     }
     let order = MailOrder {
         task: Task::MonthlyReminders,
-        kind: Kind::MonthlyReminder,
+        kind: MailKind::MonthlyReminder,
         slot: slot.as_ref().filter(|_| call.claims_slot()),
         month: Some(month),
         now: if call.dry_run { call.at } else { context.now },

@@ -14,6 +14,7 @@ use crate::{
     email::DigestPoint,
     routes::Route,
     schedule::{Settings, Task, missed, paris},
+    words,
 };
 
 /// The Paris hour from which a day's digest leaves: not in the night, and after the first crons of the day.
@@ -44,7 +45,6 @@ struct TakenSlot {
 #[derive(Deserialize)]
 struct Failed {
     lane: String,
-    code: Option<String>,
     message: Option<String>,
     count: u64,
 }
@@ -139,7 +139,7 @@ fn points(
             .collect();
         if let Some(newest) = missed.first() {
             points.push(point(
-                format!("Passage manqué : {}", french(task)),
+                format!("Passage manqué : {}", task.french()),
                 format!(
                     "Le créneau {} n’a été pris par aucun cron. La page d’état permet de le rejouer.",
                     newest.occasion.slot
@@ -150,14 +150,14 @@ fn points(
     }
     for failed in &troubles.failed {
         points.push(point(
-            format!("Échecs : {} ({})", lane(&failed.lane), failed.code.as_deref().unwrap_or("?")),
-            failed.message.clone().unwrap_or_default(),
+            format!("Échecs : {}", words::lane(&failed.lane)),
+            failed.message.clone().unwrap_or_else(|| words::NO_EXPLANATION.to_owned()),
             failed.count,
         ));
     }
     for stuck in &troubles.stuck {
         points.push(point(
-            format!("En attente depuis plus de douze heures : {}", lane(&stuck.lane)),
+            format!("En attente depuis plus de douze heures : {}", words::lane(&stuck.lane)),
             format!("Le plus ancien attend depuis le {}.", paris::french_minute(stuck.oldest)),
             stuck.count,
         ));
@@ -174,29 +174,6 @@ fn points(
 
 fn point(title: String, detail: String, count: u64) -> DigestPoint {
     DigestPoint { title, detail, count }
-}
-
-const fn french(task: Task) -> &'static str {
-    match task {
-        Task::MarketingDay3 => "courriel J+3",
-        Task::SyncIntegrations => "synchronisation des intégrations",
-        Task::MonthlyReminders => "rappels mensuels",
-        Task::MonthlySync => "synchronisation du mois",
-        Task::CheckThresholds => "vérification des seuils",
-    }
-}
-
-fn lane(lane: &str) -> &str {
-    match lane {
-        "alerts" => "alertes",
-        "reminders" => "rappels",
-        "recaps" => "récapitulatifs",
-        "marketing" => "courriel J+3",
-        "stripe" => "Stripe",
-        "shopify" => "Shopify",
-        "months" => "mois",
-        other => other,
-    }
 }
 
 #[cfg(test)]
@@ -260,7 +237,7 @@ mod tests {
         // Missed before, and the run of 6 h read it all; the one of 12 h is not over yet.
         assert_eq!(titles(&json!({"slots": slots}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
         let told = titles(&json!({"slots": slots}), "2026-11-24T19:30:00Z");
-        assert_eq!(told, ["Passage manqué : synchronisation des intégrations x2"]);
+        assert_eq!(told, ["Passage manqué : synchronisation Stripe et Shopify x2"]);
     }
 
     #[test]
@@ -273,7 +250,7 @@ mod tests {
         assert_eq!(
             titles(&value, "2026-11-24T12:05:00Z"),
             [
-                "Échecs : courriel J+3 (unknown_outcome) x12",
+                "Échecs : courriels J+3 x12",
                 "En attente depuis plus de douze heures : alertes x3",
                 "Appels en échec : /api/cron/daily-orchestrator x2",
             ]

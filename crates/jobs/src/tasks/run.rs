@@ -11,7 +11,8 @@ use super::{Call, Context, TaskError, TaskOutcome, check_thresholds, mails::post
 use crate::{
     email::PostReport,
     integrations::{Clients, SyncWorker},
-    queue::{CountedError, Counts, Failure, Lane, LaneReport, MailCounts, RunReport, WorkItem, drain},
+    lane::Lane,
+    queue::{CountedError, Counts, Failure, LaneReport, MailCounts, RunReport, WorkItem, drain},
     schedule::{Slot, Task},
     supabase::SupabaseError,
 };
@@ -246,7 +247,7 @@ impl From<PostReport> for Settled {
 /// Works all lanes empty, side by side, so that a slow provider does not keep another waiting. All, whatever was
 /// planned: what an earlier run left behind goes on with the next one.
 async fn drain_lanes(context: &Context, clients: &Arc<Clients>) -> Result<Settled, TaskError> {
-    let drains = Lane::ALL.map(|lane| {
+    let drains = Lane::data().map(|lane| {
         let worker = Arc::new(SyncWorker::new(clients.clone(), context.now));
         async move {
             let report =

@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use jobs::{
     crypto::keys,
-    email::{self, links},
+    email::links,
+    mail_kind::MailKind,
     routes::{Kind, Route},
 };
 use tokio::{
@@ -153,7 +154,7 @@ async fn upstream(route: Route, binary: &Path) -> Result<Duration> {
     let request = match route.kind() {
         Kind::Link => {
             let key = keys::derive(&KEY.to_owned().into(), "unsubscribe-link/v1");
-            let link = links::unsubscribe("", &key, Uuid::new_v4(), email::Kind::MarketingDay3);
+            let link = links::unsubscribe("", &key, Uuid::new_v4(), MailKind::MarketingDay3);
             http(route, &link.unwrap_or_default(), "", "")
         }
         Kind::Webhook => {

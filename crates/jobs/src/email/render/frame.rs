@@ -5,7 +5,7 @@ use super::{
     french::one_line,
     palette::{DARK, LIGHT, Palette},
 };
-use crate::email::Kind;
+use crate::mail_kind::MailKind;
 
 /// The words of one mail.
 pub(super) trait Mail {
@@ -42,28 +42,29 @@ pub(super) struct Frame<'a> {
 
 /// A link that stops mails of one preference.
 pub(super) struct Refusal<'a> {
-    pub(super) label: &'static str,
+    pub(super) label: String,
     pub(super) url: &'a str,
 }
 
 impl<'a> Frame<'a> {
     /// Greets nobody in particular.
     pub(super) fn new(
-        kind: Kind,
+        kind: MailKind,
         subject: String,
         preheader: String,
         look: &'a Look,
         unsubscribe: Option<&'a str>,
     ) -> Self {
-        let words = Words::of(kind);
         Self {
             subject,
             preheader,
-            section: words.section,
+            section: kind.section(),
             greeting: greeting(None),
-            why: words.why,
-            refuse: words.refuse.zip(unsubscribe).map(|(label, url)| Refusal { label, url }),
-            preferences: (kind != Kind::OperatorDigest).then(|| format!("{}/dashboard/compte", look.app_url)),
+            why: kind.why(),
+            refuse: unsubscribe
+                .filter(|_| kind.has_unsubscribe_link())
+                .map(|url| Refusal { label: format!("Ne plus recevoir {}", kind.refused_as()), url }),
+            preferences: kind.is_for_users().then(|| format!("{}/dashboard/compte", look.app_url)),
             sender: look.sender_identity.lines().map(|line| one_line(line, 200)).collect(),
             app_url: &look.app_url,
             light: &LIGHT,
@@ -91,51 +92,6 @@ fn links(text: &str) -> bool {
         })
     });
     dotted || text.contains(['/', '\\', '@']) || text.contains("www")
-}
-
-/// What the frame says of each kind.
-struct Words {
-    section: &'static str,
-    why: &'static str,
-    /// None: refused among the preferences only.
-    refuse: Option<&'static str>,
-}
-
-impl Words {
-    fn of(kind: Kind) -> Self {
-        match kind {
-            Kind::ThresholdAlert => Self {
-                section: "Alerte de seuil",
-                why: "Vous recevez ce message parce que les alertes de seuil sont activées dans votre compte Comptalyze.",
-                refuse: None,
-            },
-            Kind::IntegrationTrouble => Self {
-                section: "Connexion à refaire",
-                why: "Vous recevez ce message parce que votre compte Comptalyze est relié à une source de paiements.",
-                refuse: None,
-            },
-            Kind::OperatorDigest => Self {
-                section: "Exploitation",
-                why: "Vous recevez ce message parce que OPERATOR_EMAIL contient votre adresse, et seulement les jours où quelque chose demande votre attention.",
-                refuse: None,
-            },
-            Kind::MonthlyReminder => Self {
-                section: "Rappel mensuel",
-                why: "Vous recevez ce message parce que le rappel mensuel est activé dans votre compte Comptalyze.",
-                refuse: Some("Ne plus recevoir le rappel mensuel"),
-            },
-            Kind::MonthlyRecap => Self {
-                section: "Récapitulatif mensuel",
-                why: "Vous recevez ce message parce que votre compte Comptalyze est relié à une source de paiements.",
-                refuse: Some("Ne plus recevoir le récapitulatif mensuel"),
-            },
-            Kind::MarketingDay3 => Self {
-                section: "Découvrir Comptalyze",
-                why: "Vous recevez cette communication commerciale parce que vous avez créé un compte Comptalyze.",
-                refuse: Some("Ne plus recevoir les actualités et les offres"),
-            },
-        }
-    }
 }
 
 #[cfg(test)]

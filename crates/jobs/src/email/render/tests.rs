@@ -2,10 +2,11 @@
 
 use crate::{
     email::{
-        Facts, Kind, SourceTotal,
+        Facts, SourceTotal,
         render::{Look, Promo, Rendered, render},
         samples::{HOSTILE, look, mails, samples},
     },
+    mail_kind::MailKind,
     schedule::Month,
     urssaf::{Consequence, Crossing, Doubt, Threshold},
 };
@@ -130,11 +131,11 @@ fn nothing_is_fetched_and_every_link_is_ours() {
 fn each_kind_leads_to_its_page() {
     for (name, facts, mail) in every_sample() {
         let page = match facts.kind() {
-            Kind::MarketingDay3 => "/pricing",
-            Kind::MonthlyReminder | Kind::MonthlyRecap => "/dashboard",
-            Kind::ThresholdAlert => "/dashboard/statistiques",
-            Kind::IntegrationTrouble => "/dashboard/compte/integrations",
-            Kind::OperatorDigest => continue, // leads to the deployment, not to the application
+            MailKind::MarketingDay3 => "/pricing",
+            MailKind::MonthlyReminder | MailKind::MonthlyRecap => "/dashboard",
+            MailKind::ThresholdAlert => "/dashboard/statistiques",
+            MailKind::IntegrationTrouble => "/dashboard/compte/integrations",
+            MailKind::OperatorDigest => continue, // leads to the deployment, not to the application
         };
         let address = format!("{}{page}", look(true).app_url);
         assert!(mail.html.contains(&format!("href=\"{address}\"")), "{name}");
@@ -145,8 +146,8 @@ fn each_kind_leads_to_its_page() {
 #[test]
 fn every_mail_can_be_refused_and_says_who_writes() {
     for (name, facts, mail) in every_sample() {
-        let alert = !facts.kind().has_link();
-        let operator = facts.kind() == Kind::OperatorDigest;
+        let alert = !facts.kind().has_unsubscribe_link();
+        let operator = facts.kind() == MailKind::OperatorDigest;
         let preferences = format!("{}/dashboard/compte", look(true).app_url);
         assert_eq!(mail.text.lines().any(|line| line == UNSUBSCRIBE), !alert, "{name}");
         assert_eq!(mail.html.contains("/api/unsubscribe"), !alert, "{name}");
@@ -169,7 +170,7 @@ fn without_an_address_nothing_is_offered_that_does_not_work() {
 #[test]
 fn service_mails_sell_nothing() {
     for (name, facts, mail) in every_sample() {
-        if facts.kind() == Kind::MarketingDay3 {
+        if facts.kind() == MailKind::MarketingDay3 {
             assert!(mail.text.contains("BIENVENUE20") && mail.html.contains("BIENVENUE20"), "{name}");
             continue;
         }

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vercel_runtime::AppState;
 
-use super::view::LANES;
 use crate::{
     entry::{answer::Fields, log, shape},
+    lane::Lane,
     orchestrator,
     routes::Route,
     schedule::{Occasion, Task, find_occasion, replay_of},
@@ -18,7 +18,7 @@ use crate::{
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Action {
     Replay { task: Task, slot: String },
-    Retry { lane: &'static str },
+    Retry { lane: Lane },
     SignOut,
 }
 
@@ -61,7 +61,7 @@ pub(super) fn read(value: impl Fn(&str) -> Option<String>) -> Result<Action, Ref
             Ok(Action::Replay { task, slot })
         }
         Some("retry") => {
-            let lane = value("lane").and_then(|lane| LANES.into_iter().find(|known| *known == lane));
+            let lane = value("lane").and_then(|lane| Lane::from_stored(&lane));
             Ok(Action::Retry { lane: lane.ok_or_else(|| bad("Champ lane : file inconnue."))? })
         }
         Some("sign-out") => Ok(Action::SignOut),
@@ -119,7 +119,7 @@ fn replay_call(context: &Context, task: Task, slot: &str) -> Result<Option<(Call
 }
 
 /// Retries a lane, then works on all of them as `drain-queue` does.
-pub(super) async fn retry(context: Context, state: &AppState, lane: &'static str) -> Result<Begun, Refused> {
+pub(super) async fn retry(context: Context, state: &AppState, lane: Lane) -> Result<Begun, Refused> {
     let arguments = json!({
         "p_run_id": Uuid::new_v4(), "p_lane": lane, "p_route": Route::Status.path(), "p_as_of": context.now,
     });
@@ -141,7 +141,7 @@ pub(super) async fn retry(context: Context, state: &AppState, lane: &'static str
     });
     let fields = Fields::new()
         .with("message", "Reprise lancée")
-        .with("lane", lane)
+        .with("lane", &lane)
         .with("woken", &woken)
         .with("mails", &mails)
         .with("planned", &planned);
@@ -173,7 +173,7 @@ mod tests {
 
     #[rstest]
     #[case(&[("action", "sign-out")], Ok(Action::SignOut))]
-    #[case(&[("action", "retry"), ("lane", "stripe")], Ok(Action::Retry { lane: "stripe" }))]
+    #[case(&[("action", "retry"), ("lane", "stripe")], Ok(Action::Retry { lane: Lane::Stripe }))]
     #[case(
         &[("action", "replay"), ("task", "monthly_sync"), ("slot", "2026-10")],
         Ok(Action::Replay { task: Task::MonthlySync, slot: "2026-10".into() })

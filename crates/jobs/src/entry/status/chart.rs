@@ -3,7 +3,7 @@
 use chrono::{DateTime, Datelike, Days, NaiveDate, Utc};
 
 use super::facts::{MAIL_DAYS, MailCounts, MailDay};
-use crate::schedule::paris;
+use crate::{schedule::paris, words::counted};
 
 /// A day's bar.
 #[derive(Debug)]
@@ -23,8 +23,13 @@ impl Bar {
         self.day.day()
     }
 
-    pub(super) fn french_day(&self) -> String {
-        paris::french(self.day)
+    /// `24 novembre 2026 : 1 envoyé, 0 écarté, 0 en échec, 0 d’issue inconnue`, for those who see no bar.
+    pub(super) fn said(&self) -> String {
+        let MailCounts { sent, failed, unknown, .. } = self.counts;
+        let (sent, kept) =
+            (counted(sent, "envoyé", "envoyés"), counted(self.counts.kept(), "écarté", "écartés"));
+        let day = paris::french(self.day);
+        format!("{day}\u{a0}: {sent}, {kept}, {failed}\u{a0}en échec, {unknown}\u{a0}d’issue inconnue")
     }
 }
 

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     deadline::Deadline,
+    lane,
     providers::Provider,
     schedule::Task,
     supabase::{FUNCTIONS, Supabase, SupabaseError},
@@ -114,6 +115,12 @@ pub(super) struct Lane {
     pub(super) failed: u64,
     /// Mails that may have been sent.
     pub(super) unknown: u64,
+}
+
+impl Lane {
+    pub(super) fn is_mail(&self) -> bool {
+        lane::Lane::from_stored(&self.lane).is_some_and(lane::Lane::is_mail)
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]

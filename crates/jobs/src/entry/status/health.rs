@@ -209,7 +209,7 @@ fn resend(config: &Config, domain: Option<&Domain>) -> Check {
             State::Unknown,
             "La clé ne peut qu’envoyer : l’état du domaine ne peut pas être demandé. Ce n’est pas une faute.",
         )
-        .and("Le voir chez Resend, Domains. Un domaine refusé se voit aussi dans la file : les mails y restent."),
+        .and("Le voir chez Resend, Domains. Un domaine refusé se voit aussi dans la file : les courriels y restent."),
         Some(Domain::KeyRefused) => {
             Check::new(name, State::Bad, "La clé est refusée.").and("Vérifier RESEND_API_KEY.")
         }

@@ -27,7 +27,7 @@ use self::{
     view::Status,
 };
 use super::{App, BODY_TIMEOUT, answer::Answer, request};
-use crate::{crypto::secret, deadline::Deadline, routes::Route};
+use crate::{crypto::secret, deadline::Deadline, routes::Route, words};
 
 /// Tries with a wrong secret, of everybody together …
 const MOST_TRIES: u32 = 10;
@@ -217,7 +217,7 @@ async fn sign_in(app: &App, keys: Option<&Keys>, given: &str, now: DateTime<Utc>
         let seconds = counted.retry_after.unwrap_or(TRIES_SECONDS.into());
         let message = format!(
             "Trop d’essais. Réessayez dans {}, ou demandez cette page avec l’en-tête Authorization.",
-            view::counted(seconds.div_ceil(60), "minute", "minutes")
+            words::counted(seconds.div_ceil(60), "minute", "minutes")
         );
         return page::sign_in(429, Some(&message)).with_header("retry-after", seconds.to_string());
     }

@@ -7,15 +7,17 @@ use chrono::{DateTime, Datelike, Timelike, Utc};
 
 use super::{
     chart::{Bar, bars},
-    facts::{Broken, Lane, MailCounts, MailDay, Run, RunLane, Troubled},
+    facts::{Broken, Lane, MailCounts, MailDay, Reason, Run, RunLane, Troubled},
     health::ago,
     session::MINUTES,
-    view::{Known, MissedSlot, MonthDates, Status, TaskView, counted, name},
+    view::{Known, MissedSlot, MonthDates, Status, TaskView},
 };
 use crate::{
     entry::answer::Answer,
+    lane,
     providers::Provider,
     schedule::{self, paris},
+    words::{self, agreeing, capitalized, counted},
 };
 
 /// Whose page it is: without a token there are no forms.
@@ -34,7 +36,7 @@ struct StatusPage<'a> {
     token: Option<&'a str>,
     notice: Option<&'a str>,
     bars: Vec<Bar>,
-    kinds: Vec<(Cow<'static, str>, MailCounts)>,
+    kinds: Vec<(String, MailCounts)>,
     total: MailCounts,
     providers: Vec<(Provider, States)>,
     /// By provider and reason, in the order of the worst of each.
@@ -56,7 +58,7 @@ struct MessagePage<'a> {
 
 pub(super) fn status(status: &Status, session: &Session, notice: Option<&str>) -> Answer {
     let known = status.known.as_ref();
-    let mut kinds: Vec<(Cow<'static, str>, MailCounts)> = Vec::new();
+    let mut kinds: Vec<(String, MailCounts)> = Vec::new();
     let mut total = MailCounts::default();
     for mail in known.iter().flat_map(|known| &known.mails.days) {
         total.add(mail.counts);
@@ -111,20 +113,15 @@ fn rendered(status: u16, page: &impl Template) -> Answer {
 }
 
 fn states(known: &Known, provider: Provider) -> States {
-    const STATES: [(&str, &str, [&str; 2]); 5] = [
-        ("good", "good", ["à jour"; 2]),
-        ("new", "unknown", ["jamais synchronisée", "jamais synchronisées"]),
-        ("late", "bad", ["en retard de plus de 36\u{a0}h"; 2]),
-        ("failing", "bad", ["en panne"; 2]),
-        ("inactive", "quiet", ["désactivée", "désactivées"]),
-    ];
+    const STATES: [(&str, &str); 5] =
+        [("good", "good"), ("new", "unknown"), ("late", "bad"), ("failing", "bad"), ("inactive", "quiet")];
     STATES
         .into_iter()
-        .filter_map(|(state, class, [one, several])| {
+        .filter_map(|(state, class)| {
             let states = known.integrations.states.iter();
             let found =
                 states.into_iter().find(|found| found.provider == provider && found.state == state)?;
-            Some((class, if found.count == 1 { one } else { several }, found.count))
+            Some((class, words::integration_state(state, found.count), found.count))
         })
         .collect()
 }
@@ -137,50 +134,6 @@ pub(super) fn short(at: &DateTime<Utc>) -> String {
 
 fn long(at: DateTime<Utc>) -> String {
     paris::french_minute(at)
-}
-
-/// What a lane is called.
-pub(super) fn lane(name: &str) -> &str {
-    match name {
-        "alerts" => "Alertes de seuil",
-        "reminders" => "Rappels mensuels",
-        "recaps" => "Récapitulatifs",
-        "marketing" => "Mails J+3",
-        "stripe" => "Stripe",
-        "shopify" => "Shopify",
-        "months" => "Mois entiers",
-        other => other,
-    }
-}
-
-/// Why somebody got nothing, or a mail did not leave.
-fn reason(code: &str) -> Cow<'_, str> {
-    let known = match code {
-        "user_deleted" => "compte supprimé",
-        "user_banned" => "compte bloqué",
-        "anonymous" => "compte anonyme",
-        "no_address" => "sans adresse",
-        "unconfirmed" => "adresse non confirmée",
-        "suppressed" => "adresse écartée (rejet ou plainte)",
-        "refused_by_user" => "n’en veut pas",
-        "already_planned" => "déjà prévu",
-        "already_sent" => "déjà reçu",
-        "unknown_price" => "tarif inconnu",
-        "paid_plan" => "déjà abonné",
-        "metadata_says_paid" => "se dit abonné",
-        "not_premium" => "pas Premium",
-        "inactive" => "intégration désactivée",
-        "expired" => "trop tard pour l’envoyer",
-        "skipped" => "écarté",
-        "refused" => "refusé",
-        "failed" => "en échec",
-        "unknown" => "issue inconnue",
-        "uncounted_currencies" => "montants dans une autre devise",
-        "left_alone" => "lignes modifiées par l’utilisateur, laissées telles quelles",
-        "unknown_movements" => "mouvements d’un type inconnu",
-        other => return other.into(),
-    };
-    known.into()
 }
 
 impl Status {
@@ -212,8 +165,9 @@ impl Known {
 
     /// Every lane, also one in which there is nothing.
     fn lanes(&self) -> Vec<Cow<'_, Lane>> {
-        super::view::LANES
+        lane::Lane::ALL
             .into_iter()
+            .map(lane::Lane::as_str)
             .map(|name| match self.queue.iter().find(|lane| lane.lane == name) {
                 Some(lane) => Cow::Borrowed(lane),
                 None => Cow::Owned(Lane::empty(name)),
@@ -223,8 +177,8 @@ impl Known {
 }
 
 impl MissedSlot {
-    fn name(&self) -> &'static str {
-        name(self.task)
+    fn name(&self) -> String {
+        capitalized(self.task.french())
     }
 
     fn due(&self) -> String {
@@ -260,12 +214,7 @@ impl Run {
     }
 
     fn french_status(&self) -> &'static str {
-        match self.status.as_str() {
-            "success" => "réussie",
-            "error" => "échec",
-            "partial" => "en partie",
-            _ => "en cours",
-        }
+        words::run_status(&self.status)
     }
 
     fn title(&self) -> String {
@@ -273,17 +222,13 @@ impl Run {
             return format!("Créneau {slot}");
         }
         match self.parameters["retry"].as_str() {
-            Some(retried) => format!("Reprise de la file {}", lane(retried)),
+            Some(retried) => format!("Reprise de la file «\u{a0}{}\u{a0}»", words::lane(retried)),
             None => "Sans créneau".to_owned(),
         }
     }
 
     fn french_trigger(&self) -> &'static str {
-        match self.trigger.as_str() {
-            "cron" => "cron",
-            "replay" => "rejeu",
-            _ => "à la main",
-        }
+        words::trigger(&self.trigger)
     }
 
     fn begun(&self) -> String {
@@ -313,8 +258,11 @@ impl Run {
     }
 
     fn left_out(&self) -> Option<String> {
-        let all: Vec<String> =
-            self.skipped.iter().map(|(why, count)| format!("{count}\u{a0}× {}", reason(why))).collect();
+        let all: Vec<String> = self
+            .skipped
+            .iter()
+            .map(|(why, count)| format!("{count}\u{a0}× {}", words::reason(why)))
+            .collect();
         (!all.is_empty()).then(|| all.join(", "))
     }
 
@@ -325,13 +273,19 @@ impl Run {
 
 impl RunLane {
     fn said(&self) -> String {
-        let mails = matches!(self.lane.as_str(), "alerts" | "reminders" | "recaps" | "marketing");
-        let (done, skipped) = if mails { ("envoyés", "écartés") } else { ("faits", "écartés") };
+        let mails = lane::Lane::from_stored(&self.lane).is_some_and(lane::Lane::is_mail);
         let parts: Vec<String> = [
-            (self.done, done),
+            (
+                self.done,
+                if mails {
+                    agreeing(self.done, "envoyé", "envoyés")
+                } else {
+                    agreeing(self.done, "fait", "faits")
+                },
+            ),
             (self.partial, "en partie"),
             (self.failed, "en échec"),
-            (self.skipped, skipped),
+            (self.skipped, agreeing(self.skipped, "écarté", "écartés")),
             (self.superseded, "repris par une autre exécution"),
             (self.queued, "en attente"),
         ]
@@ -339,7 +293,7 @@ impl RunLane {
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{count}\u{a0}{what}"))
         .collect();
-        format!("{}\u{a0}: {} sur {}", lane(&self.lane), parts.join(", "), self.planned)
+        format!("{}\u{a0}: {} sur {}", capitalized(words::lane(&self.lane)), parts.join(", "), self.planned)
     }
 }
 
@@ -348,16 +302,13 @@ impl Troubled {
         self.address.as_deref().unwrap_or("compte supprimé")
     }
 
-    fn lane(&self) -> &str {
-        lane(&self.lane)
+    fn lane(&self) -> String {
+        capitalized(words::lane(&self.lane))
     }
 
-    fn what(&self) -> Cow<'_, str> {
-        match (self.message.as_deref().filter(|message| !message.is_empty()), &self.code) {
-            (Some(message), _) => message.into(),
-            (None, Some(code)) => reason(code),
-            (None, None) => "sans explication".into(),
-        }
+    fn what(&self) -> &str {
+        let message = self.message.as_deref().filter(|message| !message.is_empty());
+        message.or(self.code.as_deref().map(words::reason)).unwrap_or(words::NO_EXPLANATION)
     }
 
     fn outlook(&self) -> &'static str {
@@ -378,8 +329,8 @@ impl Lane {
         }
     }
 
-    fn name(&self) -> &str {
-        lane(&self.lane)
+    fn name(&self) -> String {
+        capitalized(words::lane(&self.lane))
     }
 
     fn oldest_said(&self, now: &DateTime<Utc>) -> String {
@@ -396,8 +347,8 @@ impl Lane {
 }
 
 impl MailDay {
-    fn french_kind(&self) -> Cow<'static, str> {
-        kind(&self.kind)
+    fn french_kind(&self) -> String {
+        capitalized(words::mail_kind(&self.kind))
     }
 
     fn french_day(&self) -> String {
@@ -405,13 +356,9 @@ impl MailDay {
     }
 }
 
-fn kind(kind: &str) -> Cow<'static, str> {
-    match kind {
-        "threshold_alert" => "Alertes de seuil".into(),
-        "monthly_reminder" => "Rappels mensuels".into(),
-        "monthly_recap" => "Récapitulatifs".into(),
-        "marketing_day3" => "Mails J+3".into(),
-        other => other.to_owned().into(),
+impl Reason {
+    fn said(&self) -> String {
+        format!("{}\u{a0}: {}", capitalized(words::mail_kind(&self.kind)), words::reason(&self.reason))
     }
 }
 
@@ -421,7 +368,7 @@ impl Broken {
     }
 
     fn what(&self) -> &str {
-        self.message.as_deref().or(self.code.as_deref()).unwrap_or("sans explication")
+        self.message.as_deref().or(self.code.as_deref().map(words::reason)).unwrap_or(words::NO_EXPLANATION)
     }
 
     fn since(&self) -> String {
@@ -452,8 +399,86 @@ impl MonthDates {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
-    use crate::contrast::contrast;
+    use crate::{
+        config::Tuning, contrast::contrast, entry::status::facts::Facts, mail_kind::MailKind, schedule::Task,
+    };
+
+    /// What a reader sees of a page.
+    fn text(html: &str) -> String {
+        let body = html.split("<body").nth(1).unwrap();
+        body.split('<')
+            .filter_map(|piece| piece.split_once('>'))
+            .map(|(_, text)| text)
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn no_stored_name_reaches_the_page() {
+        let now: DateTime<Utc> = "2026-11-25T12:00:00Z".parse().unwrap();
+        let (id, day) = ("5f0c0e52-8a4e-4c4b-9b0c-2f6d1a7e0001", "2026-11-25");
+        let counts =
+            json!({"sent": 1, "failed": 1, "unknown": 1, "skipped": 1, "suppressed": 1, "returned": 1});
+        let kinds: Vec<&str> =
+            MailKind::ALL.map(MailKind::as_str).into_iter().chain(["later_kind"]).collect();
+        let lanes: Vec<&str> =
+            lane::Lane::ALL.map(lane::Lane::as_str).into_iter().chain(["later_lane"]).collect();
+        let days: Vec<Value> = kinds
+            .iter()
+            .map(|kind| {
+                let mut day = json!({"kind": kind, "day": day});
+                day.as_object_mut().unwrap().extend(counts.as_object().unwrap().clone());
+                day
+            })
+            .collect();
+        let run = |task: Task| {
+            let of_lanes = lanes.iter().map(|lane| {
+                json!({"lane": lane, "planned": 7, "queued": 1, "done": 1,
+                "partial": 1, "failed": 1, "skipped": 1, "superseded": 1})
+            });
+            let troubled = lanes.iter().map(|lane| {
+                json!({"user_id": id, "address": null, "lane": lane,
+                "status": "queued", "code": "unknown_outcome", "message": null})
+            });
+            json!({"run_id": id, "task": task, "slot": null, "trigger": "replay", "as_of": now, "status": "partial",
+                "started_at": now, "duration_ms": 1, "parameters": {"retry": "alerts"}, "records": 1, "troubles": 9,
+                "skipped": {"metadata_says_paid": 1, "later_reason": 2}, "lanes": of_lanes.collect::<Vec<_>>(),
+                "troubled": troubled.collect::<Vec<_>>()})
+        };
+        let facts: Facts = serde_json::from_value(json!({
+            "missing": [], "slots": [], "first_claims": {"marketing_day3": "2026-11-20T12:00:00Z"},
+            "runs": {"runs": Task::ALL.map(run), "single": [{"task": "monthly_sync", "runs": 1, "erred": 1}]},
+            "queue": lanes.iter().map(|lane| json!({"lane": lane, "waiting": 2, "in_flight": 1, "put_off": 1,
+                "oldest": "2026-11-24T12:00:00Z", "failed": 1, "unknown": 1})).collect::<Vec<_>>(),
+            "mails": {"days": days, "suppressed_addresses": 1, "reasons": kinds.iter().map(|kind| json!({
+                "kind": kind, "status": "skipped", "reason": "refused_by_user", "count": 1})).collect::<Vec<_>>()},
+            "integrations": {"broken_total": 2, "shopify_renewed": null, "refused_credentials": [],
+                "states": [{"provider": "stripe", "state": "failing", "count": 1}],
+                "broken": [{"user_id": id, "address": null, "provider": "stripe", "failures": 1, "failed_at": now,
+                    "last_success_at": null, "code": "token_rejected", "message": null}]},
+        }))
+        .unwrap();
+        let status = Status::new(now, &Tuning::default(), Vec::new(), Some(facts));
+        let page = super::status(&status, &Session { token: Some("t") }, None);
+        let text = text(page.body());
+        let stored: Vec<&str> = text
+            .split(|char: char| !char.is_ascii_alphanumeric() && char != '_')
+            .filter(|word| word.contains('_') && word.chars().all(|char| !char.is_ascii_uppercase()))
+            .collect();
+        assert_eq!(stored, Vec::<&str>::new());
+        for lane in lane::Lane::ALL {
+            assert!(text.contains(&capitalized(lane.french())), "{lane:?}");
+        }
+        for kind in MailKind::ALL {
+            assert!(text.contains(&capitalized(kind.french())), "{kind:?}");
+        }
+        for wrong in ["1\u{a0}envoyés", "1 envoyés", "1\u{a0}écartés", "1\u{a0}faits", "Et 1 autres"] {
+            assert!(!text.contains(wrong), "{wrong}");
+        }
+    }
 
     /// The colours of both schemes, from the page itself.
     #[test]

@@ -11,7 +11,9 @@ use super::{
 };
 use crate::{
     config::Tuning,
+    lane,
     schedule::{self, Missed, Settings, Task, occasions, paris},
+    words::{self, capitalized, counted},
 };
 
 /// A lane whose oldest item waits longer than this stands still: every cron works on all lanes.
@@ -86,7 +88,7 @@ impl From<Missed> for MissedSlot {
 #[serde(rename_all = "camelCase")]
 pub(super) struct TaskView {
     pub(super) task: Task,
-    pub(super) name: &'static str,
+    pub(super) name: String,
     pub(super) rule: String,
     pub(super) next_slot: String,
     pub(super) next_at: DateTime<Utc>,
@@ -103,17 +105,6 @@ pub(super) struct MonthDates {
     pub(super) month: String,
     pub(super) reminders_at: Option<DateTime<Utc>>,
     pub(super) monthly_sync_at: Option<DateTime<Utc>>,
-}
-
-/// What a task is called on the page.
-pub(super) const fn name(task: Task) -> &'static str {
-    match task {
-        Task::MarketingDay3 => "Mail J+3",
-        Task::SyncIntegrations => "Synchronisation Stripe et Shopify",
-        Task::MonthlyReminders => "Rappels mensuels",
-        Task::MonthlySync => "Synchronisation du mois et récapitulatifs",
-        Task::CheckThresholds => "Alertes de seuil",
-    }
 }
 
 /// How far back missed crons are looked for.
@@ -157,7 +148,7 @@ impl Known {
             let next = occasions(task, now, tuning.schedule).next();
             TaskView {
                 task,
-                name: name(task),
+                name: capitalized(task.french()),
                 rule: schedule::rule(task, tuning.schedule),
                 next_slot: next.as_ref().map(|next| next.slot.to_string()).unwrap_or_default(),
                 next_at: next.map_or(now, |next| next.opens),
@@ -166,7 +157,7 @@ impl Known {
             }
         });
         let mut queue = facts.queue;
-        queue.sort_by_key(|lane| LANES.iter().position(|known| *known == lane.lane));
+        queue.sort_by_key(|lane| lane::Lane::ALL.iter().position(|known| known.as_str() == lane.lane));
         Self {
             missed_since,
             missed,
@@ -177,10 +168,6 @@ impl Known {
         }
     }
 }
-
-/// The lanes, mails first, as they are worked on.
-pub(super) const LANES: [&str; 7] =
-    ["alerts", "reminders", "recaps", "marketing", "stripe", "shopify", "months"];
 
 /// Slots that nobody claimed, since this deployment's crons have come by at all.
 fn missed(now: DateTime<Utc>, tuning: &Tuning, facts: &Facts) -> (Option<DateTime<Utc>>, Vec<MissedSlot>) {
@@ -227,11 +214,6 @@ fn calendar(now: DateTime<Utc>, settings: Settings) -> Vec<MonthDates> {
         .collect()
 }
 
-/// `1 mail`, `2 mails`.
-pub(super) fn counted(n: u64, one: &str, several: &str) -> String {
-    if n <= 1 { format!("{n}\u{a0}{one}") } else { format!("{n}\u{a0}{several}") }
-}
-
 /// What the operator should look at first.
 fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&Known>) -> Vec<Attention> {
     let mut all = Vec::new();
@@ -269,21 +251,29 @@ fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&Known>) -> Vec
             _ => {}
         }
     }
-    let mails = |lane: &&Lane| matches!(lane.lane.as_str(), "alerts" | "reminders" | "recaps" | "marketing");
+    let mails = |lane: &&Lane| lane.is_mail();
     let failed: u64 = known.queue.iter().filter(mails).map(|lane| lane.failed).sum();
     if failed > 0 {
-        add(State::Bad, "file", format!("{} à relancer", counted(failed, "mail en échec", "mails en échec")));
+        add(
+            State::Bad,
+            "file",
+            format!("{} à relancer", counted(failed, "courriel en échec", "courriels en échec")),
+        );
     }
     let unknown: u64 = known.queue.iter().map(|lane| lane.unknown).sum();
     if unknown > 0 {
-        add(State::Unknown, "file", counted(unknown, "mail d’issue inconnue", "mails d’issue inconnue"));
+        add(
+            State::Unknown,
+            "file",
+            counted(unknown, "courriel d’issue inconnue", "courriels d’issue inconnue"),
+        );
     }
     for lane in &known.queue {
         if lane.oldest.is_some_and(|oldest| now - oldest > STANDS_STILL) {
             add(
                 State::Bad,
                 "file",
-                format!("La file «\u{a0}{}\u{a0}» n’avance pas", super::page::lane(&lane.lane)),
+                format!("La file «\u{a0}{}\u{a0}» n’avance pas", words::lane(&lane.lane)),
             );
         }
     }

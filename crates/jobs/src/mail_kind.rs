@@ -1,0 +1,72 @@
+//! The kinds of mail.
+
+use serde::{Deserialize, Serialize};
+
+use crate::lane::Lane;
+
+/// What a mail is for. The names are stored in `email_deliveries` and signed into links: they never change.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MailKind {
+    ThresholdAlert,
+    /// Asks a user to connect an integration again.
+    IntegrationTrouble,
+    /// Tells whoever runs this deployment what went wrong.
+    OperatorDigest,
+    MonthlyReminder,
+    MonthlyRecap,
+    MarketingDay3,
+}
+
+impl MailKind {
+    /// Every kind, in order of priority.
+    pub const ALL: [Self; 6] = [
+        Self::ThresholdAlert,
+        Self::IntegrationTrouble,
+        Self::OperatorDigest,
+        Self::MonthlyReminder,
+        Self::MonthlyRecap,
+        Self::MarketingDay3,
+    ];
+
+    /// The lane in which mails of this kind wait.
+    pub const fn lane(self) -> Lane {
+        match self {
+            Self::ThresholdAlert | Self::IntegrationTrouble | Self::OperatorDigest => Lane::Alerts,
+            Self::MonthlyReminder => Lane::Reminders,
+            Self::MonthlyRecap => Lane::Recaps,
+            Self::MarketingDay3 => Lane::Marketing,
+        }
+    }
+
+    /// Whether a link in the mail stops its kind. The others are stopped in the account's preferences, or by
+    /// whoever runs the deployment.
+    pub const fn has_unsubscribe_link(self) -> bool {
+        match self {
+            Self::MonthlyReminder | Self::MonthlyRecap | Self::MarketingDay3 => true,
+            Self::ThresholdAlert | Self::IntegrationTrouble | Self::OperatorDigest => false,
+        }
+    }
+
+    /// Whether the reader is a user, who has preferences, and not the operator.
+    pub const fn is_for_users(self) -> bool {
+        !matches!(self, Self::OperatorDigest)
+    }
+
+    /// The stored name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ThresholdAlert => "threshold_alert",
+            Self::IntegrationTrouble => "integration_trouble",
+            Self::OperatorDigest => "operator_digest",
+            Self::MonthlyReminder => "monthly_reminder",
+            Self::MonthlyRecap => "monthly_recap",
+            Self::MarketingDay3 => "marketing_day3",
+        }
+    }
+
+    /// The kind of a stored name.
+    pub fn from_stored(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+}
