@@ -517,6 +517,124 @@ language sql security definer set search_path = '' set statement_timeout = '10s'
     on conflict (name) do update set next_at = greatest(p.next_at, excluded.next_at);
 $$;
 
+-- What a signed-in user may write, made safe to read. Amounts, dates and texts of ca_records, user_onboarding_data and
+-- integration_tokens are read here and nowhere else: nothing outside of this file casts or parses them.
+--
+-- A value that nobody can work with is null here, and a *flaw* names it: unreadable_amount, too_many_rows,
+-- too_many_activities, unreadable_creation_date. Whoever has a flaw is left out of what depends on it, by name; the
+-- others never notice. The bounds are far above what a business writes: 50,000 rows in two years, 100 activities.
+
+-- A date of a life in business, or null: infinity, years before Christ and years of five digits are none.
+create function jobs.readable_date(p_date date) returns date
+language sql immutable as $$
+    select case when p_date between '1900-01-01' and '2100-12-31' then p_date end;
+$$;
+
+-- A text that is stored for us to use as it is (a token, an account, a domain), or null where it is too long to be one.
+-- Never cut: a part of an identifier is another identifier.
+create function jobs.readable_identifier(p_text text) returns text
+language sql immutable as $$
+    select case when octet_length(p_text) <= 8192 then p_text end;
+$$;
+
+-- Those of these users whose typed and imported turnover above zero reaches a floor of a year: p_floors {year: cents},
+-- in proportion to the days of a creation year. What is above zero alone is never less than what counts: this lets
+-- through too many, and loses nobody. Who has an amount that is no number is among them, to be told.
+-- The users come in their order. p_scattered: they are few among many; else the index is read in one piece.
+create function jobs.users_above(p_users uuid[], p_scattered boolean, p_floors jsonb) returns uuid[]
+language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare
+    floors constant jsonb := p_floors;
+    first_user constant uuid := p_users[1];
+    last_user constant uuid := p_users[cardinality(p_users)];
+    first_year constant integer := (select min(y::integer) from jsonb_object_keys(p_floors) y);
+    last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
+begin
+    return (
+        with sums as materialized (
+            select r.user_id, r.year, sum(r.amount_eur) as amount
+            from public.ca_records r
+            where r.user_id between first_user and last_user and r.year between first_year and last_year
+                and r.amount_eur > 0                             -- NaN is above every number
+                and (not p_scattered or r.user_id = any (p_users))
+            group by 1, 2
+        ), dated as (
+            select s.*, jobs.readable_date(o.company_creation_date) as created
+            from sums s left join public.user_onboarding_data o on o.user_id = s.user_id
+        )
+        select array_agg(distinct d.user_id order by d.user_id) from dated d
+        where d.amount * 100 >= (floors ->> d.year::text)::bigint * case
+            when d.year = extract(year from d.created) then (make_date(d.year, 12, 31) - d.created + 1) / 366.0
+            else 1 end);
+end $$;
+
+-- The books of these users in some years, in cents: added up by year and activity, typed and imported apart, and months
+-- that have both once more by month. One row for each user who has any; with a flaw there are no years.
+--   years: [{year, sums: [{activity, typed, imported}], mixed: [{month, activity, typed, imported}]}]
+create function jobs.books(p_users uuid[], p_first_year integer, p_last_year integer)
+returns table (user_id uuid, created date, years jsonb, flaw text)
+language sql stable set search_path = '' as $$
+    with cells as materialized (
+        select r.user_id, r.year, r.month, left(r.activity_type, 80) as activity, count(*) as entries,
+            coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100 as typed,
+            coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100 as imported,
+            bool_or(r.source <> 'auto_sync') as is_typed, bool_or(r.source = 'auto_sync') as is_imported
+        from public.ca_records r
+        where r.user_id = any (p_users) and r.year between p_first_year and p_last_year
+        group by 1, 2, 3, 4
+    ), owners as materialized (
+        select c.user_id, jobs.readable_date(o.company_creation_date) as created,
+            case
+                when bool_or('NaN' in (c.typed, c.imported)) then 'unreadable_amount'
+                when sum(c.entries) > 50000 then 'too_many_rows'
+                when count(distinct c.activity) > 100 then 'too_many_activities'
+                when o.company_creation_date is not null and jobs.readable_date(o.company_creation_date) is null
+                    then 'unreadable_creation_date'
+            end as flaw
+        from cells c left join public.user_onboarding_data o on o.user_id = c.user_id
+        group by c.user_id, o.company_creation_date
+    ), sound as materialized (
+        select c.user_id, c.year, c.month, c.activity, c.typed::bigint as typed, c.imported::bigint as imported,
+            bool_or(c.is_typed) over w and bool_or(c.is_imported) over w as is_mixed
+        from cells c join owners n on n.user_id = c.user_id and n.flaw is null
+        window w as (partition by c.user_id, c.year, c.month)
+    ), sums as (
+        select s.user_id, s.year, s.activity, sum(s.typed)::bigint as typed, sum(s.imported)::bigint as imported
+        from sound s group by 1, 2, 3
+    ), mixed as (
+        select s.user_id, s.year, jsonb_agg(jsonb_build_object('month', s.month, 'activity', s.activity,
+            'typed', s.typed, 'imported', s.imported) order by s.month, s.activity) as months
+        from sound s where s.is_mixed group by 1, 2
+    ), years as (
+        select a.user_id, a.year, jsonb_build_object('year', a.year, 'sums', jsonb_agg(jsonb_build_object(
+            'activity', a.activity, 'typed', a.typed, 'imported', a.imported) order by a.activity),
+            'mixed', coalesce((select m.months from mixed m where m.user_id = a.user_id and m.year = a.year), '[]')) as year_books
+        from sums a group by 1, 2
+    ), books as (
+        select y.user_id, jsonb_agg(y.year_books order by y.year) as years from years y group by 1
+    )
+    select n.user_id, n.created, b.years, n.flaw from owners n left join books b using (user_id);
+$$;
+
+-- What stands in a user's books for a month, in cents; amounts are null with a flaw.
+create function jobs.month_books(p_user_id uuid, p_month date)
+returns table (recorded bigint, typed bigint, entries integer, flaw text)
+language sql stable set search_path = '' as $$
+    with sums as (
+        select coalesce(sum(r.amount_eur), 0) * 100 as recorded,
+            sum(r.amount_eur) filter (where r.source <> 'auto_sync') * 100 as typed, count(*) as entries
+        from (select * from public.ca_records a
+              where a.user_id = p_user_id and a.year = extract(year from p_month) and a.month = extract(month from p_month)
+              limit 50001) r
+    ), judged as (
+        select s.*, case when s.recorded = 'NaN' then 'unreadable_amount'
+            when s.entries > 50000 then 'too_many_rows' end as flaw from sums s
+    )
+    select case when j.flaw is null then j.recorded::bigint end, case when j.flaw is null then j.typed::bigint end,
+        j.entries::integer, j.flaw
+    from judged j;
+$$;
+
 -- Imported turnover: the movements read from Stripe and Shopify, what is known of each integration, and the
 -- monthly totals written into ca_records from them.
 --
@@ -808,15 +926,17 @@ end $$;
 -- What a worker needs to read from a provider: tokens as stored, their proof, their renewal.
 
 -- What a worker needs to know of the integrations behind claimed items, one object each. Tokens are as stored
--- (encrypted).
+-- (encrypted); what is too long to be one comes as an empty one, which opens nothing.
 --   [{item_id, integration_id, user_id, provider, access_token, refresh_token, stripe_account_id, shop_domain,
 --     proven_account, token_expires_at, last_success_to}]
 create function public.integration_context(p_items bigint[]) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
     select coalesce(jsonb_agg(jsonb_build_object(
         'item_id', i.item_id, 'integration_id', t.id, 'user_id', t.user_id, 'provider', t.provider,
-        'access_token', t.access_token, 'refresh_token', t.refresh_token,
-        'stripe_account_id', t.stripe_account_id, 'shop_domain', t.shop_domain,
+        'access_token', coalesce(jobs.readable_identifier(t.access_token), ''),
+        'refresh_token', jobs.readable_identifier(t.refresh_token),
+        'stripe_account_id', jobs.readable_identifier(t.stripe_account_id),
+        'shop_domain', jobs.readable_identifier(t.shop_domain),
         'proven_account', case when s.proof = jobs.token_fingerprint(t) then s.account end,
         'token_expires_at', case when s.proof = jobs.token_fingerprint(t) then s.token_expires_at end,
         -- Another account than the one read before has a history of its own: nothing of it was read yet.
@@ -1551,13 +1671,10 @@ begin
                 when d.kind = 'operator_digest' then d.facts ->> 'to' else p.address end,
             'facts', case d.status when 'sealed' then d.facts else d.facts
                 || jsonb_build_object('kind', d.kind, 'first_name', p.first_name)
-                || case d.kind when 'monthly_reminder' then (
-                    select jsonb_build_object('recorded', coalesce(sum(r.amount_eur * 100), 0)::bigint, 'entries', count(*))
-                    from public.ca_records r
-                    where r.user_id = d.user_id and r.year = left(d.facts ->> 'month', 4)::integer
-                        and r.month = right(d.facts ->> 'month', 2)::integer) else '{}' end end,
+                || case d.kind when 'monthly_reminder' then
+                    jsonb_build_object('recorded', m.recorded, 'entries', m.entries) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
-                then jobs.mail_skip_reason_now(d.kind, p, p_prices, moment) end,
+                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, moment), m.flaw) end,
             'expired', coalesce(d.expires_at <= moment, false),
             'age_seconds', extract(epoch from clock_timestamp() - b.sealed_at)::bigint)
             order by d.position, d.delivery_id), '[]')
@@ -1570,7 +1687,9 @@ begin
         left join jobs.job_items i on i.item_id = d.item_id
         left join jobs.email_batches b on b.batch_id = d.batch_id
         -- A fence (offset 0): of all people only these.
-        left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true));
+        left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true
+        left join lateral jobs.month_books(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')) m
+            on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'));
 end $$;
 
 -- Keeps mails invisible for another p_seconds; whether this claim still has all of them.
@@ -1836,9 +1955,7 @@ begin
         'sources', coalesce(jsonb_agg(jsonb_build_object(
             'source', s.provider, 'gross', s.gross, 'refunds', s.refunds) order by s.provider), '[]'),
         'provisional_at', case when not over then p_as_of end,
-        'typed', (select (sum(r.amount_eur) * 100)::bigint from public.ca_records r
-            where r.user_id = p_user_id and r.source <> 'auto_sync'
-                and r.year = extract(year from p_month) and r.month = extract(month from p_month)),
+        'typed', (select m.typed from jobs.month_books(p_user_id, p_month) m),
         'uncounted', coalesce(i.result -> 'uncounted_currencies', '[]'),
         'unread', (select coalesce(jsonb_agg(e ->> 'provider' order by e ->> 'provider'), '[]')
             from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null),
@@ -1921,32 +2038,53 @@ create table jobs.threshold_checks_due (
     since timestamptz not null default clock_timestamp()
 );
 
+-- Whose books the last check could not read, and why: no alert until they are mended. A check that can read them takes
+-- the row away.
+create table jobs.unreadable_books (
+    user_id uuid primary key references auth.users (id) on delete cascade,
+    flaw text not null,
+    since timestamptz not null                       -- the instant of the check that found it first
+);
+
+-- Alerts that a check has found, until its run is planned: a check finds them page by page, and plans them at once.
+create table jobs.found_alerts (
+    run_id uuid not null,
+    user_id uuid not null references auth.users (id) on delete cascade,
+    year integer not null,
+    facts jsonb not null,
+    used_up jsonb not null,
+    found_at timestamptz not null default clock_timestamp(),
+    primary key (run_id, user_id, year)
+);
+create index found_alerts_age on jobs.found_alerts (found_at);
+
 -- Turnover of users as ca_records has it: a page of p_limit users after p_after, or of one user, or (p_due) of those
--- whose imported totals have changed since they were checked last, who are listed in `due`. Added up by year and
--- activity, typed and imported apart; months that have both once more by month. Only users with a year that reaches
--- its floor: p_floors {year: cents}, in proportion to the days of a creation year. The year before each comes with it.
+-- whose imported totals have changed since they were checked last, who are listed in `due`. Only users with a year that
+-- reaches its floor: p_floors {year: cents}, in proportion to the days of a creation year. The year before each comes
+-- with it. A user with a flaw comes without years, and is noted as such where p_noted_at says when.
+-- A page ends earlier where it would be larger than 2,000 books or p_bytes: `scanned` are those up to its end.
 -- Sorting and adding up a page fits into work_mem as set here.
---   {people: [{user_id, created, reason, held: [{year, threshold, step}], years: [{year, sums, mixed}]}],
+--   {people: [{user_id, created, reason, flaw, held: [{year, threshold, step}], years: [{year, sums, mixed}]}],
 --    due: [{user_id, since}], scanned, next}
 create function public.threshold_books(
-    p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb
+    p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb, p_bytes integer, p_noted_at timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s'
 set work_mem = '32MB' set jit = off as $$
 declare
-    floors constant jsonb := p_floors;
+    most_books constant integer := 2000;
+    first_year constant integer := (select min(y::integer) - 1 from jsonb_object_keys(p_floors) y);
+    last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
     users uuid[];
-    due jsonb;
+    above uuid[];
     last_user uuid;
-    first_year integer;
-    last_year integer;
+    more boolean;
+    flawed uuid[];
+    is_cut boolean;
     people jsonb;
 begin
-    select min(y::integer) - 1, max(y::integer) into first_year, last_year from jsonb_object_keys(floors) y;
     if p_due then
-        select array_agg(d.user_id order by d.user_id), jsonb_agg(jsonb_build_object('user_id', d.user_id, 'since', d.since))
-        into users, due
-        from (select * from jobs.threshold_checks_due q
-              where p_after is null or q.user_id > p_after order by q.user_id limit p_limit) d;
+        users := array(select q.user_id from jobs.threshold_checks_due q
+            where p_after is null or q.user_id > p_after order by q.user_id limit p_limit);
     elsif p_user_id is not null then
         users := array(select u.id from auth.users u where u.id = p_user_id);
     else
@@ -1954,77 +2092,78 @@ begin
             where p_after is null or u.id > p_after order by u.id limit p_limit);
     end if;
     last_user := users[cardinality(users)];
+    more := p_user_id is null and cardinality(users) = p_limit;
+    above := coalesce(jobs.users_above(users, p_due, p_floors), '{}');
+    if cardinality(above) > most_books then
+        above := above[1:most_books];
+        last_user := above[most_books];
+        more := true;
+    end if;
 
-    with sums as materialized (
-        -- By the range of ids, so that the index is read in one piece.
-        select r.user_id, r.year, sum(r.amount_eur) as amount
-        from public.ca_records r
-        where r.user_id between users[1] and last_user and r.year between first_year and last_year
-            and r.amount_eur > 0 and (not p_due or r.user_id = any (users))
-        group by 1, 2
-    ), reached as materialized (
-        -- What is above zero alone is never less than what counts: this lets through too many, and loses nobody.
-        select distinct s.user_id
-        from sums s left join public.user_onboarding_data o on o.user_id = s.user_id
-        where s.amount * 100 >= (floors ->> s.year::text)::bigint * case
-            when s.year = extract(year from o.company_creation_date)
-                then (make_date(s.year, 12, 31) - o.company_creation_date + 1) / 366.0
-            else 1 end
-    ), added as materialized (
-        select r.user_id, r.year, r.activity_type as activity,
-            (coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100)::bigint as typed,
-            (coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100)::bigint as imported
-        from public.ca_records r
-        where r.user_id in (select x.user_id from reached x) and r.year between first_year and last_year
-        group by 1, 2, 3
-    ), mixed as (
-        select r.user_id, r.year, r.month, r.activity_type as activity,
-            (coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100)::bigint as typed,
-            (coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100)::bigint as imported,
-            bool_or(bool_or(r.source = 'auto_sync')) over w and bool_or(bool_or(r.source <> 'auto_sync')) over w as is_mixed
-        from public.ca_records r
-        where r.user_id in (select x.user_id from reached x) and r.year between first_year and last_year
-        group by 1, 2, 3, 4
-        window w as (partition by r.user_id, r.year, r.month)
-    ), mixed_years as (
-        select m.user_id, m.year, jsonb_agg(jsonb_build_object('month', m.month, 'activity', m.activity,
-            'typed', m.typed, 'imported', m.imported) order by m.month, m.activity) as mixed
-        from mixed m where m.is_mixed group by 1, 2
-    ), years as (
-        select a.user_id, a.year, jsonb_agg(jsonb_build_object(
-            'activity', a.activity, 'typed', a.typed, 'imported', a.imported) order by a.activity) as sums
-        from added a group by 1, 2
-    ), books as (
-        select y.user_id, jsonb_agg(jsonb_build_object('year', y.year, 'sums', y.sums,
-            'mixed', coalesce(m.mixed, '[]')) order by y.year) as years
-        from years y left join mixed_years m using (user_id, year) group by 1
-    ), held as (
+    with held as (
         select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
         from jobs.threshold_alerts t
-        where t.user_id in (select x.user_id from reached x) and t.year between first_year and last_year group by 1
+        where t.user_id = any (above) and t.year between first_year and last_year group by 1
+    ), people_found as (
+        select b.user_id, jsonb_build_object(
+            'user_id', b.user_id, 'created', b.created, 'reason', jobs.mail_refusal(p, 'threshold_alert'), 'flaw', b.flaw,
+            'held', coalesce(h.held, '[]'), 'years', coalesce(b.years, '[]')) as person
+        from jobs.books(above, first_year, last_year) b
+        -- A fence (offset 0): of all people only these.
+        cross join lateral (select * from jobs.mail_people m where m.user_id = b.user_id offset 0) p
+        left join held h on h.user_id = b.user_id
+    ), measured as materialized (
+        select f.user_id, f.person, row_number() over w as n, sum(octet_length(f.person::text)) over w as bytes
+        from people_found f window w as (order by f.user_id)
+    ), page as (
+        select * from measured m where m.n = 1 or m.bytes <= p_bytes
     )
-    select jsonb_agg(jsonb_build_object(
-        'user_id', b.user_id, 'created', o.company_creation_date, 'reason', jobs.mail_refusal(p, 'threshold_alert'),
-        'held', coalesce(h.held, '[]'), 'years', b.years) order by b.user_id)
-    into people
-    from books b
-    -- A fence (offset 0): of all people only these.
-    cross join lateral (select * from jobs.mail_people m where m.user_id = b.user_id offset 0) p
-    left join public.user_onboarding_data o on o.user_id = b.user_id
-    left join held h on h.user_id = b.user_id;
+    select jsonb_agg(g.person order by g.user_id), array_agg(g.user_id order by g.user_id),
+        array_agg(g.user_id) filter (where g.person ->> 'flaw' is not null), (select count(*) from measured) > count(*)
+    into people, above, flawed, is_cut
+    from page g;
+    if is_cut then
+        last_user := above[cardinality(above)];
+        more := true;
+    end if;
 
-    return jsonb_build_object('people', coalesce(people, '[]'), 'due', coalesce(due, '[]'),
-        'scanned', coalesce(cardinality(users), 0),
-        'next', case when p_user_id is null and cardinality(users) = p_limit then last_user end);
+    if p_noted_at is not null then
+        insert into jobs.unreadable_books as k (user_id, flaw, since)
+        select (p ->> 'user_id')::uuid, p ->> 'flaw', p_noted_at
+        from jsonb_array_elements(people) p where p ->> 'flaw' is not null
+        on conflict (user_id) do update set flaw = excluded.flaw where k.flaw <> excluded.flaw;
+        delete from jobs.unreadable_books k
+        where k.user_id = any (users) and k.user_id <= last_user and k.user_id <> all (coalesce(flawed, '{}'));
+    end if;
+    return jsonb_build_object(
+        'people', coalesce(people, '[]'),
+        'due', (select coalesce(jsonb_agg(jsonb_build_object('user_id', q.user_id, 'since', q.since) order by q.user_id), '[]')
+            from jobs.threshold_checks_due q where p_due and q.user_id = any (users) and q.user_id <= last_user),
+        'scanned', (select count(*) from unnest(users) u where u <= last_user),
+        'next', case when more then last_user end);
 end $$;
+
+-- Notes what one page of a check has found, for the plan of its run. A repeated call notes nothing twice. What a check
+-- noted that came to no plan goes a day later.
+-- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step}]}]
+create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb) returns void
+language sql security definer set search_path = '' set statement_timeout = '10s' as $$
+    delete from jobs.found_alerts where found_at < clock_timestamp() - interval '1 day';
+    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up)
+    select p_run_id, a.user_id, a.year, a.facts, a.used_up
+    from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb)
+    join auth.users u on u.id = a.user_id    -- gone since: nobody to tell
+    order by a.user_id, a.year
+    on conflict (run_id, user_id, year) do nothing;
+$$;
 
 -- Plans alerts: each step once for each user and year, in one mail for all that are new. p_append: to a run that is
 -- there already (a sync whose totals changed). p_due: the marks that were checked, taken away unless set again since.
--- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step}]}]
+-- What was found for the run by jobs_note_alerts is planned, and gone from there.
 --   {state: planned | joined | repeated, run_id, plan: {items, …p_outline}}
 create function public.jobs_plan_alerts(
     p_run_id uuid, p_append boolean, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
-    p_parameters jsonb, p_alerts jsonb, p_due jsonb, p_outline jsonb
+    p_parameters jsonb, p_due jsonb, p_outline jsonb
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     opened jsonb;
@@ -2036,13 +2175,12 @@ begin
     else
         opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
         if opened ->> 'state' <> 'planned' then
+            delete from jobs.found_alerts where run_id = p_run_id;
             return opened;
         end if;
     end if;
-    with alerts as (
-        select a.user_id, a.year, a.facts, a.used_up
-        from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb)
-        join auth.users u on u.id = a.user_id    -- gone since: nobody to tell
+    with alerts as materialized (
+        delete from jobs.found_alerts where run_id = p_run_id returning user_id, year, facts, used_up
     ), marked as (
         insert into jobs.threshold_alerts (user_id, year, threshold, step, run_id)
         select a.user_id, a.year, s.threshold, s.step, p_run_id
@@ -2826,7 +2964,7 @@ revoke all on function
     public.integration_context, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
-    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_plan_alerts,
+    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts, public.jobs_plan_alerts,
     public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync, public.jobs_prune, public.jobs_release,
     public.jobs_report, public.jobs_retry, public.jobs_run_waits, public.jobs_sign_in, public.jobs_signed_in,
     public.jobs_status, public.jobs_troubles, public.mail_claim, public.mail_extend, public.mail_feedback,
@@ -2837,7 +2975,7 @@ grant execute on function
     public.integration_context, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
-    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_plan_alerts,
+    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts, public.jobs_plan_alerts,
     public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync, public.jobs_prune, public.jobs_release,
     public.jobs_report, public.jobs_retry, public.jobs_run_waits, public.jobs_sign_in, public.jobs_signed_in,
     public.jobs_status, public.jobs_troubles, public.mail_claim, public.mail_extend, public.mail_feedback,

@@ -1,15 +1,17 @@
 -- What a worker needs to read from a provider: tokens as stored, their proof, their renewal.
 
 -- What a worker needs to know of the integrations behind claimed items, one object each. Tokens are as stored
--- (encrypted).
+-- (encrypted); what is too long to be one comes as an empty one, which opens nothing.
 --   [{item_id, integration_id, user_id, provider, access_token, refresh_token, stripe_account_id, shop_domain,
 --     proven_account, token_expires_at, last_success_to}]
 create function public.integration_context(p_items bigint[]) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
     select coalesce(jsonb_agg(jsonb_build_object(
         'item_id', i.item_id, 'integration_id', t.id, 'user_id', t.user_id, 'provider', t.provider,
-        'access_token', t.access_token, 'refresh_token', t.refresh_token,
-        'stripe_account_id', t.stripe_account_id, 'shop_domain', t.shop_domain,
+        'access_token', coalesce(jobs.readable_identifier(t.access_token), ''),
+        'refresh_token', jobs.readable_identifier(t.refresh_token),
+        'stripe_account_id', jobs.readable_identifier(t.stripe_account_id),
+        'shop_domain', jobs.readable_identifier(t.shop_domain),
         'proven_account', case when s.proof = jobs.token_fingerprint(t) then s.account end,
         'token_expires_at', case when s.proof = jobs.token_fingerprint(t) then s.token_expires_at end,
         -- Another account than the one read before has a history of its own: nothing of it was read yet.

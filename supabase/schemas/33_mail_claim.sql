@@ -117,13 +117,10 @@ begin
                 when d.kind = 'operator_digest' then d.facts ->> 'to' else p.address end,
             'facts', case d.status when 'sealed' then d.facts else d.facts
                 || jsonb_build_object('kind', d.kind, 'first_name', p.first_name)
-                || case d.kind when 'monthly_reminder' then (
-                    select jsonb_build_object('recorded', coalesce(sum(r.amount_eur * 100), 0)::bigint, 'entries', count(*))
-                    from public.ca_records r
-                    where r.user_id = d.user_id and r.year = left(d.facts ->> 'month', 4)::integer
-                        and r.month = right(d.facts ->> 'month', 2)::integer) else '{}' end end,
+                || case d.kind when 'monthly_reminder' then
+                    jsonb_build_object('recorded', m.recorded, 'entries', m.entries) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
-                then jobs.mail_skip_reason_now(d.kind, p, p_prices, moment) end,
+                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, moment), m.flaw) end,
             'expired', coalesce(d.expires_at <= moment, false),
             'age_seconds', extract(epoch from clock_timestamp() - b.sealed_at)::bigint)
             order by d.position, d.delivery_id), '[]')
@@ -136,7 +133,9 @@ begin
         left join jobs.job_items i on i.item_id = d.item_id
         left join jobs.email_batches b on b.batch_id = d.batch_id
         -- A fence (offset 0): of all people only these.
-        left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true));
+        left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true
+        left join lateral jobs.month_books(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')) m
+            on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'));
 end $$;
 
 -- Keeps mails invisible for another p_seconds; whether this claim still has all of them.

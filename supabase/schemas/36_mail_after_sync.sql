@@ -26,9 +26,7 @@ begin
         'sources', coalesce(jsonb_agg(jsonb_build_object(
             'source', s.provider, 'gross', s.gross, 'refunds', s.refunds) order by s.provider), '[]'),
         'provisional_at', case when not over then p_as_of end,
-        'typed', (select (sum(r.amount_eur) * 100)::bigint from public.ca_records r
-            where r.user_id = p_user_id and r.source <> 'auto_sync'
-                and r.year = extract(year from p_month) and r.month = extract(month from p_month)),
+        'typed', (select m.typed from jobs.month_books(p_user_id, p_month) m),
         'uncounted', coalesce(i.result -> 'uncounted_currencies', '[]'),
         'unread', (select coalesce(jsonb_agg(e ->> 'provider' order by e ->> 'provider'), '[]')
             from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null),

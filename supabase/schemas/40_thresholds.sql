@@ -17,32 +17,53 @@ create table jobs.threshold_checks_due (
     since timestamptz not null default clock_timestamp()
 );
 
+-- Whose books the last check could not read, and why: no alert until they are mended. A check that can read them takes
+-- the row away.
+create table jobs.unreadable_books (
+    user_id uuid primary key references auth.users (id) on delete cascade,
+    flaw text not null,
+    since timestamptz not null                       -- the instant of the check that found it first
+);
+
+-- Alerts that a check has found, until its run is planned: a check finds them page by page, and plans them at once.
+create table jobs.found_alerts (
+    run_id uuid not null,
+    user_id uuid not null references auth.users (id) on delete cascade,
+    year integer not null,
+    facts jsonb not null,
+    used_up jsonb not null,
+    found_at timestamptz not null default clock_timestamp(),
+    primary key (run_id, user_id, year)
+);
+create index found_alerts_age on jobs.found_alerts (found_at);
+
 -- Turnover of users as ca_records has it: a page of p_limit users after p_after, or of one user, or (p_due) of those
--- whose imported totals have changed since they were checked last, who are listed in `due`. Added up by year and
--- activity, typed and imported apart; months that have both once more by month. Only users with a year that reaches
--- its floor: p_floors {year: cents}, in proportion to the days of a creation year. The year before each comes with it.
+-- whose imported totals have changed since they were checked last, who are listed in `due`. Only users with a year that
+-- reaches its floor: p_floors {year: cents}, in proportion to the days of a creation year. The year before each comes
+-- with it. A user with a flaw comes without years, and is noted as such where p_noted_at says when.
+-- A page ends earlier where it would be larger than 2,000 books or p_bytes: `scanned` are those up to its end.
 -- Sorting and adding up a page fits into work_mem as set here.
---   {people: [{user_id, created, reason, held: [{year, threshold, step}], years: [{year, sums, mixed}]}],
+--   {people: [{user_id, created, reason, flaw, held: [{year, threshold, step}], years: [{year, sums, mixed}]}],
 --    due: [{user_id, since}], scanned, next}
 create function public.threshold_books(
-    p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb
+    p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb, p_bytes integer, p_noted_at timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s'
 set work_mem = '32MB' set jit = off as $$
 declare
-    floors constant jsonb := p_floors;
+    most_books constant integer := 2000;
+    first_year constant integer := (select min(y::integer) - 1 from jsonb_object_keys(p_floors) y);
+    last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
     users uuid[];
-    due jsonb;
+    above uuid[];
     last_user uuid;
-    first_year integer;
-    last_year integer;
+    more boolean;
+    flawed uuid[];
+    is_cut boolean;
     people jsonb;
 begin
-    select min(y::integer) - 1, max(y::integer) into first_year, last_year from jsonb_object_keys(floors) y;
     if p_due then
-        select array_agg(d.user_id order by d.user_id), jsonb_agg(jsonb_build_object('user_id', d.user_id, 'since', d.since))
-        into users, due
-        from (select * from jobs.threshold_checks_due q
-              where p_after is null or q.user_id > p_after order by q.user_id limit p_limit) d;
+        users := array(select q.user_id from jobs.threshold_checks_due q
+            where p_after is null or q.user_id > p_after order by q.user_id limit p_limit);
     elsif p_user_id is not null then
         users := array(select u.id from auth.users u where u.id = p_user_id);
     else
@@ -50,77 +71,78 @@ begin
             where p_after is null or u.id > p_after order by u.id limit p_limit);
     end if;
     last_user := users[cardinality(users)];
+    more := p_user_id is null and cardinality(users) = p_limit;
+    above := coalesce(jobs.users_above(users, p_due, p_floors), '{}');
+    if cardinality(above) > most_books then
+        above := above[1:most_books];
+        last_user := above[most_books];
+        more := true;
+    end if;
 
-    with sums as materialized (
-        -- By the range of ids, so that the index is read in one piece.
-        select r.user_id, r.year, sum(r.amount_eur) as amount
-        from public.ca_records r
-        where r.user_id between users[1] and last_user and r.year between first_year and last_year
-            and r.amount_eur > 0 and (not p_due or r.user_id = any (users))
-        group by 1, 2
-    ), reached as materialized (
-        -- What is above zero alone is never less than what counts: this lets through too many, and loses nobody.
-        select distinct s.user_id
-        from sums s left join public.user_onboarding_data o on o.user_id = s.user_id
-        where s.amount * 100 >= (floors ->> s.year::text)::bigint * case
-            when s.year = extract(year from o.company_creation_date)
-                then (make_date(s.year, 12, 31) - o.company_creation_date + 1) / 366.0
-            else 1 end
-    ), added as materialized (
-        select r.user_id, r.year, r.activity_type as activity,
-            (coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100)::bigint as typed,
-            (coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100)::bigint as imported
-        from public.ca_records r
-        where r.user_id in (select x.user_id from reached x) and r.year between first_year and last_year
-        group by 1, 2, 3
-    ), mixed as (
-        select r.user_id, r.year, r.month, r.activity_type as activity,
-            (coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100)::bigint as typed,
-            (coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100)::bigint as imported,
-            bool_or(bool_or(r.source = 'auto_sync')) over w and bool_or(bool_or(r.source <> 'auto_sync')) over w as is_mixed
-        from public.ca_records r
-        where r.user_id in (select x.user_id from reached x) and r.year between first_year and last_year
-        group by 1, 2, 3, 4
-        window w as (partition by r.user_id, r.year, r.month)
-    ), mixed_years as (
-        select m.user_id, m.year, jsonb_agg(jsonb_build_object('month', m.month, 'activity', m.activity,
-            'typed', m.typed, 'imported', m.imported) order by m.month, m.activity) as mixed
-        from mixed m where m.is_mixed group by 1, 2
-    ), years as (
-        select a.user_id, a.year, jsonb_agg(jsonb_build_object(
-            'activity', a.activity, 'typed', a.typed, 'imported', a.imported) order by a.activity) as sums
-        from added a group by 1, 2
-    ), books as (
-        select y.user_id, jsonb_agg(jsonb_build_object('year', y.year, 'sums', y.sums,
-            'mixed', coalesce(m.mixed, '[]')) order by y.year) as years
-        from years y left join mixed_years m using (user_id, year) group by 1
-    ), held as (
+    with held as (
         select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
         from jobs.threshold_alerts t
-        where t.user_id in (select x.user_id from reached x) and t.year between first_year and last_year group by 1
+        where t.user_id = any (above) and t.year between first_year and last_year group by 1
+    ), people_found as (
+        select b.user_id, jsonb_build_object(
+            'user_id', b.user_id, 'created', b.created, 'reason', jobs.mail_refusal(p, 'threshold_alert'), 'flaw', b.flaw,
+            'held', coalesce(h.held, '[]'), 'years', coalesce(b.years, '[]')) as person
+        from jobs.books(above, first_year, last_year) b
+        -- A fence (offset 0): of all people only these.
+        cross join lateral (select * from jobs.mail_people m where m.user_id = b.user_id offset 0) p
+        left join held h on h.user_id = b.user_id
+    ), measured as materialized (
+        select f.user_id, f.person, row_number() over w as n, sum(octet_length(f.person::text)) over w as bytes
+        from people_found f window w as (order by f.user_id)
+    ), page as (
+        select * from measured m where m.n = 1 or m.bytes <= p_bytes
     )
-    select jsonb_agg(jsonb_build_object(
-        'user_id', b.user_id, 'created', o.company_creation_date, 'reason', jobs.mail_refusal(p, 'threshold_alert'),
-        'held', coalesce(h.held, '[]'), 'years', b.years) order by b.user_id)
-    into people
-    from books b
-    -- A fence (offset 0): of all people only these.
-    cross join lateral (select * from jobs.mail_people m where m.user_id = b.user_id offset 0) p
-    left join public.user_onboarding_data o on o.user_id = b.user_id
-    left join held h on h.user_id = b.user_id;
+    select jsonb_agg(g.person order by g.user_id), array_agg(g.user_id order by g.user_id),
+        array_agg(g.user_id) filter (where g.person ->> 'flaw' is not null), (select count(*) from measured) > count(*)
+    into people, above, flawed, is_cut
+    from page g;
+    if is_cut then
+        last_user := above[cardinality(above)];
+        more := true;
+    end if;
 
-    return jsonb_build_object('people', coalesce(people, '[]'), 'due', coalesce(due, '[]'),
-        'scanned', coalesce(cardinality(users), 0),
-        'next', case when p_user_id is null and cardinality(users) = p_limit then last_user end);
+    if p_noted_at is not null then
+        insert into jobs.unreadable_books as k (user_id, flaw, since)
+        select (p ->> 'user_id')::uuid, p ->> 'flaw', p_noted_at
+        from jsonb_array_elements(people) p where p ->> 'flaw' is not null
+        on conflict (user_id) do update set flaw = excluded.flaw where k.flaw <> excluded.flaw;
+        delete from jobs.unreadable_books k
+        where k.user_id = any (users) and k.user_id <= last_user and k.user_id <> all (coalesce(flawed, '{}'));
+    end if;
+    return jsonb_build_object(
+        'people', coalesce(people, '[]'),
+        'due', (select coalesce(jsonb_agg(jsonb_build_object('user_id', q.user_id, 'since', q.since) order by q.user_id), '[]')
+            from jobs.threshold_checks_due q where p_due and q.user_id = any (users) and q.user_id <= last_user),
+        'scanned', (select count(*) from unnest(users) u where u <= last_user),
+        'next', case when more then last_user end);
 end $$;
+
+-- Notes what one page of a check has found, for the plan of its run. A repeated call notes nothing twice. What a check
+-- noted that came to no plan goes a day later.
+-- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step}]}]
+create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb) returns void
+language sql security definer set search_path = '' set statement_timeout = '10s' as $$
+    delete from jobs.found_alerts where found_at < clock_timestamp() - interval '1 day';
+    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up)
+    select p_run_id, a.user_id, a.year, a.facts, a.used_up
+    from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb)
+    join auth.users u on u.id = a.user_id    -- gone since: nobody to tell
+    order by a.user_id, a.year
+    on conflict (run_id, user_id, year) do nothing;
+$$;
 
 -- Plans alerts: each step once for each user and year, in one mail for all that are new. p_append: to a run that is
 -- there already (a sync whose totals changed). p_due: the marks that were checked, taken away unless set again since.
--- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step}]}]
+-- What was found for the run by jobs_note_alerts is planned, and gone from there.
 --   {state: planned | joined | repeated, run_id, plan: {items, …p_outline}}
 create function public.jobs_plan_alerts(
     p_run_id uuid, p_append boolean, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
-    p_parameters jsonb, p_alerts jsonb, p_due jsonb, p_outline jsonb
+    p_parameters jsonb, p_due jsonb, p_outline jsonb
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     opened jsonb;
@@ -132,13 +154,12 @@ begin
     else
         opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
         if opened ->> 'state' <> 'planned' then
+            delete from jobs.found_alerts where run_id = p_run_id;
             return opened;
         end if;
     end if;
-    with alerts as (
-        select a.user_id, a.year, a.facts, a.used_up
-        from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb)
-        join auth.users u on u.id = a.user_id    -- gone since: nobody to tell
+    with alerts as materialized (
+        delete from jobs.found_alerts where run_id = p_run_id returning user_id, year, facts, used_up
     ), marked as (
         insert into jobs.threshold_alerts (user_id, year, threshold, step, run_id)
         select a.user_id, a.year, s.threshold, s.step, p_run_id

@@ -6,6 +6,7 @@ mod chaos;
 mod clock;
 mod deployment;
 mod documents;
+mod isolation;
 mod leaks;
 mod mails;
 mod promises;

@@ -22,13 +22,14 @@ use crate::promises::model::Dice;
 const STALL: Fault = Fault::Delay(Duration::from_secs(10));
 /// What all routes call, but for planning: that has one fault, which its repetition survives. A plan that fails is
 /// a slot that nobody claimed, and there may be no second call for it.
-const CALLS: [&str; 13] = [
+const CALLS: [&str; 14] = [
     "jobs_claim",
     "integration_context",
     "integration_prove",
     "integration_settle",
     "jobs_give_back",
     "threshold_books",
+    "jobs_note_alerts",
     "jobs_plan_alerts",
     "mail_claim",
     "mail_seal",

@@ -101,6 +101,8 @@ async fn while_it_plans_and_reads() -> Result<()> {
 async fn while_it_mails_and_reports() -> Result<()> {
     each_of(&[
         ("threshold_books", BEFORE),
+        ("jobs_note_alerts", BEFORE),
+        ("jobs_note_alerts", AFTER),
         ("jobs_plan_alerts", BEFORE),
         ("jobs_plan_alerts", AFTER),
         ("mail_claim", AFTER),

@@ -83,6 +83,7 @@ async fn while_it_plans_reads_and_settles() -> Result<()> {
 async fn while_it_mails_and_reports() -> Result<()> {
     let steps = [
         "threshold_books",
+        "jobs_note_alerts",
         "jobs_plan_alerts",
         "mail_claim",
         "mail_seal",

@@ -12,7 +12,7 @@ use stand_ins::faults::{Fault, Rule};
 use super::{BATCH, Company, time_passes};
 
 /// What a day and a month ask of the database, each once refused.
-const CALLS: [&str; 16] = [
+const CALLS: [&str; 17] = [
     "jobs_plan_sync",
     "jobs_plan_mails",
     "jobs_plan_alerts",
@@ -26,6 +26,7 @@ const CALLS: [&str; 16] = [
     "integration_prove",
     "integration_settle",
     "threshold_books",
+    "jobs_note_alerts",
     "mail_claim",
     "mail_seal",
     "mail_settle",

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 37] = [
+pub const FUNCTIONS: [&str; 38] = [
     "integration_context",
     "integration_prove",
     "integration_refresh_begin",
@@ -38,6 +38,7 @@ pub const FUNCTIONS: [&str; 37] = [
     "jobs_lanes",
     "jobs_lease_turns",
     "jobs_log",
+    "jobs_note_alerts",
     "jobs_plan_alerts",
     "jobs_plan_digest",
     "jobs_plan_mails",

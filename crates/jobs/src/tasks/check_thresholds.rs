@@ -24,8 +24,10 @@ use crate::{
     urssaf::{self, Crossing, Held, YearBooks},
 };
 
-/// Users looked at in one request.
+/// Users looked at in one request, at most.
 const PAGE: u32 = 20_000;
+/// The books of one answer: bounded by their size, however many users are above a ceiling.
+const PAGE_BYTES: u32 = 4 * 1024 * 1024;
 /// Users whose totals have changed, checked in one go after a sync.
 const DUE_PAGE: u32 = 5_000;
 /// In an answer.
@@ -49,14 +51,16 @@ async fn check(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError>
     if let Err(faults) = &context.post {
         return Err(TaskError::Configuration(faults.clone()));
     }
-    let found = find(context, Scope::of(call.user_id), call.at).await?;
+    let scope = Scope::of(call.user_id);
     if call.dry_run {
+        let found = find(context, scope, call.at, None).await?;
         let mut plan = found.outline();
         plan["candidates"] = json!(found.candidates);
         return Ok(TaskOutcome::DryRun { plan });
     }
     let slot = slot.as_ref().filter(|_| call.claims_slot());
     let run_id = Uuid::new_v4();
+    let found = find(context, scope, call.at, Some(run_id)).await?;
     let planned = plan(
         context,
         &found,
@@ -68,7 +72,6 @@ async fn check(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError>
         }),
     )
     .await?;
-    drop(found); // thousands of alerts, written down
     let joined = joined_note(&planned, slot);
     let Some(run_id) = planned.run_id else {
         return Ok(TaskOutcome::Ran(Box::new(RunSummary::empty(joined))));
@@ -80,6 +83,7 @@ async fn check(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError>
     let settled = wait_until_settled(context, run_id, work).await?;
     let mut summary = RunSummary::new(run_id, joined, settled);
     summary.notices.extend(unknown_activities(&planned.plan));
+    summary.notices.extend(left_out(&planned.plan));
     summary.outline = planned.plan;
     Ok(TaskOutcome::Ran(Box::new(summary)))
 }
@@ -92,18 +96,20 @@ pub(super) async fn check_changed(
     route: &str,
 ) -> Result<(), TaskError> {
     loop {
-        let found = find(context, Scope::Changed, context.now).await?;
+        let new_run = Uuid::new_v4();
+        let into = run_id.unwrap_or(new_run);
+        let found = find(context, Scope::Changed, context.now, Some(into)).await?;
         if found.due.is_empty() {
             return Ok(());
         }
         let arguments = json!({
-            "p_run_id": run_id.unwrap_or_else(Uuid::new_v4),
-            "p_append": run_id.is_some() || found.alerts.is_empty(),
+            "p_run_id": into,
+            "p_append": run_id.is_some() || found.alerts == 0,
             "p_task": Task::CheckThresholds.as_str(), "p_slot": null, "p_trigger": "cron", "p_route": route,
             "p_as_of": context.now, "p_parameters": {},
         });
         plan(context, &found, &arguments).await?;
-        if found.due.len() < DUE_PAGE as usize || !context.deadline.may_start_work() {
+        if !found.more || !context.deadline.may_start_work() {
             return Ok(());
         }
     }
@@ -139,6 +145,8 @@ struct Person {
     created: Option<NaiveDate>,
     /// Why no mail may go to them.
     reason: Option<String>,
+    /// What of their books cannot be read: then there are no years.
+    flaw: Option<String>,
     held: Vec<HeldStep>,
     years: Vec<YearBooks>,
 }
@@ -172,7 +180,6 @@ struct AlertFacts<'a> {
 struct Arguments<'a> {
     #[serde(flatten)]
     run: &'a Value,
-    p_alerts: &'a [Alert],
     p_due: &'a [Value],
     p_outline: Value,
 }
@@ -181,23 +188,34 @@ struct Arguments<'a> {
 #[derive(Default)]
 struct Found {
     scanned: u64,
-    alerts: Vec<Alert>,
+    /// How many alerts; they are noted page by page.
+    alerts: usize,
+    /// Users whose books cannot be read, by what is wrong with them.
+    left_out: BTreeMap<String, u64>,
     /// Who would have got an alert, and why not.
     skipped: BTreeMap<String, u64>,
     unknown_activities: BTreeMap<String, u64>,
     candidates: Vec<Value>,
     due: Vec<Value>,
+    /// More users are marked as changed.
+    more: bool,
 }
 
 impl Found {
     fn outline(&self) -> Value {
         json!({
-            "items": self.alerts.len(), "scanned": self.scanned, "skipped": self.skipped,
-            "unknown_activities": self.unknown_activities,
+            "items": self.alerts, "scanned": self.scanned, "skipped": self.skipped,
+            "unknown_activities": self.unknown_activities, "left_out": self.left_out,
         })
     }
 
-    fn look_at(&mut self, person: &Person, years: &[i32]) {
+    /// Answers the alerts that are due to a person.
+    fn look_at(&mut self, person: &Person, years: &[i32]) -> Vec<Alert> {
+        let mut alerts = Vec::new();
+        if let Some(flaw) = &person.flaw {
+            *self.left_out.entry(flaw.clone()).or_default() += 1;
+            return alerts;
+        }
         for &year in years {
             let held: Vec<Held> =
                 person.held.iter().filter(|held| held.year == year).map(|held| held.step).collect();
@@ -223,7 +241,7 @@ impl Found {
                 *self.skipped.entry(outcome.to_owned()).or_default() += 1;
                 continue;
             }
-            self.alerts.push(Alert {
+            alerts.push(Alert {
                 user_id: person.user_id,
                 year,
                 facts: to_raw_value(&AlertFacts {
@@ -235,11 +253,19 @@ impl Found {
                 used_up: assessment.used_up,
             });
         }
+        self.alerts += alerts.len();
+        alerts
     }
 }
 
-/// Looks through everybody's books, a page at a time.
-async fn find(context: &Context, scope: Scope, at: DateTime<Utc>) -> Result<Found, SupabaseError> {
+/// Looks through everybody's books, a page at a time, and notes the alerts for the run that is to plan them; without
+/// one nothing is written.
+async fn find(
+    context: &Context,
+    scope: Scope,
+    at: DateTime<Utc>,
+    run_id: Option<Uuid>,
+) -> Result<Found, SupabaseError> {
     let years = urssaf::years_checked(paris::date(at));
     let floors: BTreeMap<i32, i64> =
         years.iter().filter_map(|year| Some((*year, urssaf::floor(*year)?))).collect();
@@ -247,34 +273,55 @@ async fn find(context: &Context, scope: Scope, at: DateTime<Utc>) -> Result<Foun
     if floors.is_empty() {
         return Ok(found);
     }
-    let (user, changed, limit) = match scope {
+    let (user, changed, most) = match scope {
         Scope::Everybody => (None, false, PAGE),
         Scope::User(user) => (Some(user), false, PAGE),
         Scope::Changed => (None, true, DUE_PAGE),
     };
+    let mut limit = most;
     let mut after: Option<Uuid> = None;
     loop {
         let arguments = json!({
             "p_after": after, "p_limit": limit, "p_user_id": user, "p_due": changed, "p_floors": floors,
+            "p_bytes": PAGE_BYTES, "p_noted_at": run_id.map(|_| at),
         });
         let page: Page = context.supabase.rpc("threshold_books", &arguments, &context.deadline).await?;
         found.scanned += page.scanned;
-        for person in &page.people {
-            found.look_at(person, &years);
+        let alerts: Vec<Alert> =
+            page.people.iter().flat_map(|person| found.look_at(person, &years)).collect();
+        if let Some(run_id) = run_id.filter(|_| !alerts.is_empty()) {
+            let arguments = json!({"p_run_id": run_id, "p_alerts": alerts});
+            context.supabase.rpc::<()>("jobs_note_alerts", &arguments, &context.deadline).await?;
         }
         found.due.extend(page.due);
         after = page.next;
         // What has changed is checked and marked as checked a page at a time.
         if after.is_none() || changed {
+            found.more = after.is_some();
             return Ok(found);
         }
+        // A page that ended early has added up users in vain: the next one asks for about as many as fit.
+        limit = u32::try_from(page.scanned * 2).unwrap_or(most).clamp(1_000, most);
     }
 }
 
-/// Writes the alerts down, all in one transaction with the run.
+/// Plans what was noted for the run, all in one transaction with it.
 async fn plan(context: &Context, found: &Found, run: &Value) -> Result<Planned, SupabaseError> {
-    let arguments = Arguments { run, p_alerts: &found.alerts, p_due: &found.due, p_outline: found.outline() };
+    let arguments = Arguments { run, p_due: &found.due, p_outline: found.outline() };
     context.supabase.rpc("jobs_plan_alerts", &arguments, &context.deadline).await
+}
+
+/// Users whose books cannot be read: their thresholds are not checked until they mend them.
+fn left_out(plan: &Value) -> Option<Failure> {
+    let flaws = plan["left_out"].as_object().filter(|flaws| !flaws.is_empty())?;
+    let users: u64 = flaws.values().filter_map(Value::as_u64).sum();
+    let who = if users == 1 { "1 utilisateur" } else { &format!("{users} utilisateurs") };
+    Some(Failure {
+        code: "unreadable_books".into(),
+        message: format!(
+            "Les saisies de {who} sont illisibles : leurs seuils ne sont pas vérifiés. La page d’état les nomme."
+        ),
+    })
 }
 
 /// Activities that no ceiling is known for: their turnover counts in the total only.

@@ -1,0 +1,117 @@
+-- What a signed-in user may write, made safe to read. Amounts, dates and texts of ca_records, user_onboarding_data and
+-- integration_tokens are read here and nowhere else: nothing outside of this file casts or parses them.
+--
+-- A value that nobody can work with is null here, and a *flaw* names it: unreadable_amount, too_many_rows,
+-- too_many_activities, unreadable_creation_date. Whoever has a flaw is left out of what depends on it, by name; the
+-- others never notice. The bounds are far above what a business writes: 50,000 rows in two years, 100 activities.
+
+-- A date of a life in business, or null: infinity, years before Christ and years of five digits are none.
+create function jobs.readable_date(p_date date) returns date
+language sql immutable as $$
+    select case when p_date between '1900-01-01' and '2100-12-31' then p_date end;
+$$;
+
+-- A text that is stored for us to use as it is (a token, an account, a domain), or null where it is too long to be one.
+-- Never cut: a part of an identifier is another identifier.
+create function jobs.readable_identifier(p_text text) returns text
+language sql immutable as $$
+    select case when octet_length(p_text) <= 8192 then p_text end;
+$$;
+
+-- Those of these users whose typed and imported turnover above zero reaches a floor of a year: p_floors {year: cents},
+-- in proportion to the days of a creation year. What is above zero alone is never less than what counts: this lets
+-- through too many, and loses nobody. Who has an amount that is no number is among them, to be told.
+-- The users come in their order. p_scattered: they are few among many; else the index is read in one piece.
+create function jobs.users_above(p_users uuid[], p_scattered boolean, p_floors jsonb) returns uuid[]
+language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan as $$
+declare
+    floors constant jsonb := p_floors;
+    first_user constant uuid := p_users[1];
+    last_user constant uuid := p_users[cardinality(p_users)];
+    first_year constant integer := (select min(y::integer) from jsonb_object_keys(p_floors) y);
+    last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
+begin
+    return (
+        with sums as materialized (
+            select r.user_id, r.year, sum(r.amount_eur) as amount
+            from public.ca_records r
+            where r.user_id between first_user and last_user and r.year between first_year and last_year
+                and r.amount_eur > 0                             -- NaN is above every number
+                and (not p_scattered or r.user_id = any (p_users))
+            group by 1, 2
+        ), dated as (
+            select s.*, jobs.readable_date(o.company_creation_date) as created
+            from sums s left join public.user_onboarding_data o on o.user_id = s.user_id
+        )
+        select array_agg(distinct d.user_id order by d.user_id) from dated d
+        where d.amount * 100 >= (floors ->> d.year::text)::bigint * case
+            when d.year = extract(year from d.created) then (make_date(d.year, 12, 31) - d.created + 1) / 366.0
+            else 1 end);
+end $$;
+
+-- The books of these users in some years, in cents: added up by year and activity, typed and imported apart, and months
+-- that have both once more by month. One row for each user who has any; with a flaw there are no years.
+--   years: [{year, sums: [{activity, typed, imported}], mixed: [{month, activity, typed, imported}]}]
+create function jobs.books(p_users uuid[], p_first_year integer, p_last_year integer)
+returns table (user_id uuid, created date, years jsonb, flaw text)
+language sql stable set search_path = '' as $$
+    with cells as materialized (
+        select r.user_id, r.year, r.month, left(r.activity_type, 80) as activity, count(*) as entries,
+            coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100 as typed,
+            coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100 as imported,
+            bool_or(r.source <> 'auto_sync') as is_typed, bool_or(r.source = 'auto_sync') as is_imported
+        from public.ca_records r
+        where r.user_id = any (p_users) and r.year between p_first_year and p_last_year
+        group by 1, 2, 3, 4
+    ), owners as materialized (
+        select c.user_id, jobs.readable_date(o.company_creation_date) as created,
+            case
+                when bool_or('NaN' in (c.typed, c.imported)) then 'unreadable_amount'
+                when sum(c.entries) > 50000 then 'too_many_rows'
+                when count(distinct c.activity) > 100 then 'too_many_activities'
+                when o.company_creation_date is not null and jobs.readable_date(o.company_creation_date) is null
+                    then 'unreadable_creation_date'
+            end as flaw
+        from cells c left join public.user_onboarding_data o on o.user_id = c.user_id
+        group by c.user_id, o.company_creation_date
+    ), sound as materialized (
+        select c.user_id, c.year, c.month, c.activity, c.typed::bigint as typed, c.imported::bigint as imported,
+            bool_or(c.is_typed) over w and bool_or(c.is_imported) over w as is_mixed
+        from cells c join owners n on n.user_id = c.user_id and n.flaw is null
+        window w as (partition by c.user_id, c.year, c.month)
+    ), sums as (
+        select s.user_id, s.year, s.activity, sum(s.typed)::bigint as typed, sum(s.imported)::bigint as imported
+        from sound s group by 1, 2, 3
+    ), mixed as (
+        select s.user_id, s.year, jsonb_agg(jsonb_build_object('month', s.month, 'activity', s.activity,
+            'typed', s.typed, 'imported', s.imported) order by s.month, s.activity) as months
+        from sound s where s.is_mixed group by 1, 2
+    ), years as (
+        select a.user_id, a.year, jsonb_build_object('year', a.year, 'sums', jsonb_agg(jsonb_build_object(
+            'activity', a.activity, 'typed', a.typed, 'imported', a.imported) order by a.activity),
+            'mixed', coalesce((select m.months from mixed m where m.user_id = a.user_id and m.year = a.year), '[]')) as year_books
+        from sums a group by 1, 2
+    ), books as (
+        select y.user_id, jsonb_agg(y.year_books order by y.year) as years from years y group by 1
+    )
+    select n.user_id, n.created, b.years, n.flaw from owners n left join books b using (user_id);
+$$;
+
+-- What stands in a user's books for a month, in cents; amounts are null with a flaw.
+create function jobs.month_books(p_user_id uuid, p_month date)
+returns table (recorded bigint, typed bigint, entries integer, flaw text)
+language sql stable set search_path = '' as $$
+    with sums as (
+        select coalesce(sum(r.amount_eur), 0) * 100 as recorded,
+            sum(r.amount_eur) filter (where r.source <> 'auto_sync') * 100 as typed, count(*) as entries
+        from (select * from public.ca_records a
+              where a.user_id = p_user_id and a.year = extract(year from p_month) and a.month = extract(month from p_month)
+              limit 50001) r
+    ), judged as (
+        select s.*, case when s.recorded = 'NaN' then 'unreadable_amount'
+            when s.entries > 50000 then 'too_many_rows' end as flaw from sums s
+    )
+    select case when j.flaw is null then j.recorded::bigint end, case when j.flaw is null then j.typed::bigint end,
+        j.entries::integer, j.flaw
+    from judged j;
+$$;
