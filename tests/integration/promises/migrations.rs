@@ -44,11 +44,11 @@ const SCHEMA: &str = "
         select format('queue %s', relname) from pg_class where relnamespace = 'pgmq'::regnamespace and relname ~ '^[qa]_'
     ) lines order by 1";
 
-async fn schema(pool: &PgPool) -> Result<Vec<String>> {
+pub(super) async fn schema(pool: &PgPool) -> Result<Vec<String>> {
     Ok(sqlx::query_scalar(SCHEMA).fetch_all(pool).await?)
 }
 
-async fn database(template: Template) -> Result<Database> {
+pub(super) async fn database(template: Template) -> Result<Database> {
     Stack::shared().await?.database(template).await
 }
 
@@ -59,14 +59,14 @@ async fn apply_all(pool: &PgPool, files: Vec<SqlFile>) -> Result<()> {
     Ok(())
 }
 
-fn assert_same(what: &str, expected: &[String], found: &[String]) {
+pub(super) fn assert_same(what: &str, expected: &[String], found: &[String]) {
     let missing: Vec<_> = expected.iter().filter(|line| !found.contains(line)).collect();
     let added: Vec<_> = found.iter().filter(|line| !expected.contains(line)).collect();
     assert!(missing.is_empty() && added.is_empty(), "{what}: missing {missing:#?}, added {added:#?}");
 }
 
 /// Rows of every kind that production holds, also such as our checks would not let in anew.
-const ROWS: &str = "
+pub(super) const ROWS: &str = "
     insert into auth.users (id, email) select md5(n::text)::uuid, n || '@example.test' from generate_series(1, 50) n;
     insert into public.ca_records (user_id, year, month, activity_type, amount_eur, ir_mode)
         select id, 2026, m, (array['services', 'Vente de marchandises', 'Activité libérale', 'autre'])[1 + m % 4], 100.55, 'vl'
@@ -81,7 +81,7 @@ const ROWS: &str = "
     insert into public.marketing_emails (user_id, email_type) select id, 'upgrade_day3' from auth.users;
     insert into public.user_onboarding_data (user_id) select id from auth.users;";
 
-const COUNTS: &str = "select format('%s %s %s %s %s %s %s %s', (select count(*) from public.ca_records), \
+pub(super) const COUNTS: &str = "select format('%s %s %s %s %s %s %s %s', (select count(*) from public.ca_records), \
     (select count(*) from public.integration_tokens), (select count(*) from public.sync_logs), \
     (select count(*) from public.user_profiles), (select count(*) from public.subscriptions), \
     (select sum(amount_eur) from public.ca_records), (select count(*) from public.marketing_emails), \

@@ -13,6 +13,7 @@ mod records;
 mod repeats;
 mod scale;
 mod slots;
+mod supabase_cli;
 mod vendors;
 mod whole_tables;
 
