@@ -1,7 +1,7 @@
 //! The database, through PostgREST: every access is one of our own RPC functions, and each may be repeated.
 //!
-//! `postgrest` builds the request; it goes out over the one shared client ([`crate::http`]), since the
-//! crate's own has no timeout and would be a second HTTP stack at run time.
+//! `postgrest` builds the request; it goes out over the one shared client ([`crate::http`]). The crate's own
+//! is replaced by one that cannot send (`crates/postgrest-request`).
 
 mod error;
 
@@ -141,10 +141,7 @@ impl Supabase {
             .build()
             .build()
             .map_err(|_| SupabaseError::Encoding("the request cannot be built".into()))?;
-        let mut request = self.http.post(built.url().as_str());
-        for (name, value) in built.headers() {
-            request = request.header(name.as_str(), value.as_bytes());
-        }
+        let request = self.http.post(built.url().as_str()).headers(built.headers().clone());
         Ok(request.body(arguments.to_owned()))
     }
 }
