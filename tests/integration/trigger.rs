@@ -177,8 +177,9 @@ fn nobodys_id_and_turnover_are_printed() {
             "sync-integrations",
             200,
             r#"{"message":"Synchronisation terminée","totalSynced":3,"errors":1,
-               "problems":[{"code":"reconnect","message":"6f9619ff-8b86-4d01-b42d-00cf4fc964ff: 4242.5","count":1}]}"#,
-            vec![r#""totalSynced": 3"#, r#""problems": 1"#],
+               "problems":[{"code":"reconnect","message":"6f9619ff-8b86-4d01-b42d-00cf4fc964ff: 4242.5","count":2},
+               {"code":"6f9619ff-8b86-4d01-b42d-00cf4fc964ff"}]}"#,
+            vec![r#""totalSynced": 3"#, r#""reconnect": 2"#],
         ),
         (
             "monthly-sync",
