@@ -107,7 +107,7 @@ pub fn mail_kind(stored: &str) -> &'static str {
 }
 
 /// Why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 24] = [
+const REASONS: [(&str, &str); 28] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -122,6 +122,11 @@ const REASONS: [(&str, &str); 24] = [
     ("paid_plan", "déjà abonné"),
     ("metadata_says_paid", "se dit abonné"),
     ("not_premium", "pas Premium"),
+    // Of what the person wrote (17_user_input.sql).
+    ("unreadable_amount", "montant saisi illisible"),
+    ("unreadable_creation_date", "date de création illisible"),
+    ("too_many_rows", "plus de 50\u{202f}000 saisies"),
+    ("too_many_activities", "plus de 100 activités différentes"),
     // Of the integration.
     ("inactive", "intégration désactivée"),
     ("uncounted_currencies", "montants dans une autre devise"),

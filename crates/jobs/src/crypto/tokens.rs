@@ -29,6 +29,9 @@ pub enum TokenError {
     /// Another key, a damaged token or not text: these cannot be told apart, and are not.
     #[error("the token does not decrypt with this key")]
     Undecryptable,
+    /// A text with a line break, a space or an accent in it: no header can hold it, so it never leaves.
+    #[error("the token cannot be sent")]
+    Unsendable,
     /// The operating system gave no random bytes.
     #[error("no random bytes for a new token")]
     NoRandomness,
@@ -45,8 +48,14 @@ impl TokenKey {
         Ok(Self(SecretBox::init_with_mut(|own: &mut [u8; 32]| own.copy_from_slice(bytes))))
     }
 
-    /// Reads a stored token.
+    /// Reads a stored token that is to be sent in a header.
     pub fn decrypt(&self, token: &str) -> Result<SecretString, TokenError> {
+        let text = self.decrypt_text(token)?;
+        let is_sendable = text.expose_secret().bytes().all(|byte| byte.is_ascii_graphic());
+        if is_sendable { Ok(text) } else { Err(TokenError::Unsendable) }
+    }
+
+    fn decrypt_text(&self, token: &str) -> Result<SecretString, TokenError> {
         if token.len() > LONGEST {
             return Err(TokenError::Malformed);
         }
@@ -101,7 +110,7 @@ mod tests {
     }
 
     fn decrypt(token: &str) -> Result<String, TokenError> {
-        key(KEY).decrypt(token).map(|plain| plain.expose_secret().to_owned())
+        key(KEY).decrypt_text(token).map(|plain| plain.expose_secret().to_owned())
     }
 
     /// From Node's crypto, the text as `process.argv[1]`:
@@ -157,6 +166,18 @@ mod tests {
         let token = format!("{IV}:65b830e638b1a1633d73e3b5ceeb82da4eca788a5cb63688dee57c598872a0f3");
         let other = key("ffffffffffffffffffffffffffffffff").decrypt(&token);
         assert_eq!(other.map(|_| ()), Err(TokenError::Undecryptable));
+    }
+
+    #[rstest]
+    #[case("shpat_0123\n", false)]
+    #[case("shpat_\u{0}0123", false)]
+    #[case("shpat 0123", false)]
+    #[case("jeton accentué ✓", false)]
+    #[case("shpat_0123", true)]
+    fn only_what_a_header_can_hold_is_given_away(#[case] plain: &str, #[case] sendable: bool) {
+        let stored = key(KEY).encrypt(&SecretString::from(plain)).unwrap();
+        let read = key(KEY).decrypt(&stored).map(|_| ());
+        assert_eq!(read, if sendable { Ok(()) } else { Err(TokenError::Unsendable) });
     }
 
     #[rstest]
