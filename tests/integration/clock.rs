@@ -8,6 +8,37 @@ use jobs::schedule::{Month, paris};
 
 use crate::world::World;
 
+/// Makes a test of each day on which something turns, out of a function of an instant: the first, the second and the
+/// last days of months, the turn of the year, both changes of the clock, the leap day.
+macro_rules! on_played_days {
+    ($test:path) => {
+        $crate::clock::on_played_days! {$test:
+            on_a_first_in_paris_that_is_none_in_utc "2026-11-30T23:10:00Z",
+            on_a_first "2026-12-01T10:20:00Z",
+            on_a_second_at_seven "2026-12-02T07:00:00Z",
+            on_a_27th "2026-11-27T18:00:00Z",
+            on_a_28th "2026-11-28T10:20:00Z",
+            on_a_29th "2026-11-29T00:05:00Z",
+            on_a_last_day_of_thirty "2026-11-30T12:00:00Z",
+            on_a_new_years_eve "2026-12-31T07:00:00Z",
+            half_an_hour_before_a_new_year_in_utc "2026-12-31T23:30:00Z",
+            on_a_new_years_day "2027-01-01T10:20:00Z",
+            in_the_hour_that_spring_skips "2027-03-28T01:00:00Z",
+            in_the_hour_that_autumn_repeats "2027-10-31T00:30:00Z",
+            on_a_leap_day "2028-02-29T07:00:00Z",
+        }
+    };
+    ($test:path: $($name:ident $at:literal,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $name() -> anyhow::Result<()> {
+                $test($crate::clock::at($at)).await
+            }
+        )*
+    };
+}
+pub(crate) use on_played_days;
+
 /// A day like any other, shortly before noon in Paris: no task of the calendar is due.
 const ORDINARY: &str = "2026-11-28T10:20:00Z";
 

@@ -2,6 +2,7 @@
 //! against the local stack.
 
 mod audit;
+mod calendar;
 mod chaos;
 mod clock;
 mod deployment;
@@ -15,4 +16,5 @@ mod sync;
 mod told;
 mod trigger;
 mod trouble;
+mod warm;
 mod world;

@@ -18,7 +18,11 @@ use stand_ins::{
 };
 use uuid::Uuid;
 
-use crate::{clock::today, leaks::Watch};
+use crate::{
+    clock::today,
+    leaks::Watch,
+    warm::{Busy, Idle, Warm},
+};
 
 pub(crate) const SECRET: &str = "test-cron-secret-0123456789";
 pub(crate) const ENCRYPTION_KEY: &str = "0123456789abcdef0123456789abcdef";
@@ -31,6 +35,7 @@ pub(crate) struct World {
     pub(crate) resend: Resend,
     clock: Clock,
     vars: HashMap<String, String>,
+    idle: Idle,
 }
 
 /// An answer of a function.
@@ -50,6 +55,13 @@ impl Answer {
 impl World {
     pub(crate) async fn new() -> Result<Self> {
         Self::over(Template::Migrated).await
+    }
+
+    /// At another instant than today's.
+    pub(crate) async fn at(now: DateTime<Utc>) -> Result<Self> {
+        let mut world = Self::new().await?;
+        world.set_now(now);
+        Ok(world)
     }
 
     /// Over a database of another making, for instance without our migrations.
@@ -80,10 +92,12 @@ impl World {
             ("RESEND_WEBHOOK_SECRET", webhooks::signing_secret()),
             ("STRIPE_PRICE_PRO", "price_pro".to_owned()),
             ("STRIPE_PRICE_PREMIUM", "price_premium".to_owned()),
+            // The stand-in has no limit; tests of the pace set one.
+            ("STRIPE_REQUESTS_PER_SECOND", "1000".to_owned()),
         ] {
             vars.insert(name.to_owned(), value);
         }
-        let mut world = Self { environment, stripe, shopify, resend, clock, vars };
+        let mut world = Self { environment, stripe, shopify, resend, clock, vars, idle: Idle::default() };
         world.set_now(today());
         Ok(world)
     }
@@ -127,12 +141,27 @@ impl World {
 
     /// Starts a function's process; `name` is the last part of its path.
     pub(crate) async fn function(&self, name: &str) -> Result<Function> {
-        Function::start(name, &self.vars).await
+        let busy = self.idle.busy(self.pool()).await?;
+        Function::start(name, &self.vars, busy).await
     }
 
-    /// Calls a function in a process of its own.
+    /// A function whose process may have served other calls before, as on the platform. Two who ask at once have two
+    /// processes; other variables make another one.
+    pub(crate) async fn warm(&self, name: &str) -> Result<Warm<'_>> {
+        let busy = self.idle.busy(self.pool()).await?;
+        let function = match self.idle.take(name, &self.vars) {
+            Some(mut function) => {
+                function.busy = Some(busy);
+                function
+            }
+            None => Function::start(name, &self.vars, busy).await?,
+        };
+        Ok(self.idle.hold(name, &self.vars, function))
+    }
+
+    /// Calls a function.
     pub(crate) async fn call(&self, method: Method, name: &str, query: &str) -> Result<Answer> {
-        let function = self.function(name).await?;
+        let function = self.warm(name).await?;
         function.call(method, query, Some(&format!("Bearer {SECRET}"))).await
     }
 
@@ -256,6 +285,8 @@ pub(crate) struct Function {
     path: &'static str,
     process: functions::Function,
     watch: Watch,
+    /// `None` while it is at rest.
+    pub(crate) busy: Option<Busy>,
 }
 
 impl Drop for Function {
@@ -267,14 +298,23 @@ impl Drop for Function {
 }
 
 impl Function {
-    async fn start(name: &str, vars: &HashMap<String, String>) -> Result<Self> {
+    async fn start(name: &str, vars: &HashMap<String, String>, busy: Busy) -> Result<Self> {
         let route = Route::ALL.into_iter().find(|route| route.name() == name).context("no such function")?;
         // Cargo builds all binaries of the package for this test, and puts them beside each other.
         let binary = Path::new(env!("CARGO_BIN_EXE_status")).with_file_name(route.binary());
         let watch = Watch::new(vars);
         let vars: Vec<(&String, &String)> = vars.iter().collect();
         let process = functions::Function::start(&binary, &vars).await?;
-        Ok(Self { path: route.path(), process, watch })
+        Ok(Self { path: route.path(), process, watch, busy: Some(busy) })
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.process.stop();
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn rest(&mut self) {
+        self.busy = None;
     }
 
     /// Its address, without a query.

@@ -64,9 +64,14 @@ impl Function {
         self.child.watchdog_id()
     }
 
-    /// Stops it in the middle of whatever it does, and waits until it is gone.
-    pub async fn kill(&mut self) -> Result<()> {
+    /// Stops it in the middle of whatever it does, without waiting until it is gone.
+    pub fn stop(&mut self) {
         self.child.stop();
+    }
+
+    /// The same, and waits until it is gone.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.stop();
         self.child.ended(TERMINATION).await.context("the function survives SIGKILL")?;
         Ok(())
     }

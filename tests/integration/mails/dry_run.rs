@@ -11,7 +11,7 @@ use super::signed_up_at;
 use crate::world::World;
 
 /// Everything that a run might write, but for the log.
-async fn written(world: &World) -> Result<Value> {
+pub(crate) async fn written(world: &World) -> Result<Value> {
     world
         .value(
             "select jsonb_build_array(\

@@ -34,14 +34,14 @@ pub(super) fn last_sunday(year: i32, month: u32) -> NaiveDate {
 }
 
 /// Runs a statement about one user, `$1`; `$now` is the world's instant.
-pub(super) async fn about(world: &World, user: Uuid, sql: &str) -> Result<()> {
+pub(crate) async fn about(world: &World, user: Uuid, sql: &str) -> Result<()> {
     let query = sqlx::query(sqlx::AssertSqlSafe(world.dated(sql))).bind(user);
     query.execute(world.pool()).await.with_context(|| sql.to_owned())?;
     Ok(())
 }
 
 /// A row of turnover: `source` is `manual` or `auto_sync`.
-pub(super) async fn turnover(
+pub(crate) async fn turnover(
     world: &World,
     user: Uuid,
     month: &str,

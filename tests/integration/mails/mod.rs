@@ -1,8 +1,8 @@
 //! The mails, end to end: planned, sealed, sent, settled, each exactly once.
 
 pub(crate) mod delivery;
-mod dry_run;
-mod given;
+pub(crate) mod dry_run;
+pub(crate) mod given;
 mod many;
 mod offers;
 mod plans;

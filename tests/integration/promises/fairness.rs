@@ -19,7 +19,6 @@ const PAGES_OF_A_PIECE: usize = 100 + 20;
 async fn busy_merchants_let_the_others_pass() -> Result<()> {
     let mut world = World::new().await?;
     world.set("JOB_CONCURRENCY", "2");
-    world.set("STRIPE_REQUESTS_PER_SECOND", "1000");
     for n in 0..12 {
         world.stripe_user(&format!("acct_{n}")).await?;
     }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use reqwest::Method;
 use serde_json::json;
 use stand_ins::{
     faults::{Fault, Rule},
@@ -120,7 +119,7 @@ async fn a_service_that_cannot_be_reached() -> Result<()> {
 }
 
 async fn stalled(world: &World) -> Result<()> {
-    let answer = world.call(Method::GET, "daily-tasks", "").await?;
+    let answer = super::call(world).await?;
     assert_eq!(answer.status, 200, "{}", answer.text);
     let part = &answer.json()["results"]["upgradeEmails"];
     assert_eq!((&part["sent"], &part["remaining"]), (&json!(0), &json!(USERS)), "{part}");
