@@ -319,6 +319,28 @@ fn the_runbook_has_every_message_about_the_configuration() {
     assert!(unexplained.is_empty(), "messages without a line in the runbook:\n{}", unexplained.join("\n"));
 }
 
+/// The runbook says what to do about each code that an answer, a log row or the status page may show.
+#[test]
+fn the_runbook_has_every_code_of_a_problem() {
+    let runbook = read(&root().join("docs/RUNBOOK.fr.md"));
+    let mut codes = BTreeSet::new();
+    for (path, text) in sources() {
+        if !name(&path).starts_with("crates/jobs/src/") {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let code: String = code.lines().map(str::trim_start).collect();
+        for before in ["code: \"", "failure(\"", "fault(\"", "last(\""] {
+            let ends = code.split(before).skip(1).filter_map(|rest| rest.split('"').next());
+            let named = ends.filter(|code| code.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
+            codes.extend(named.map(str::to_owned));
+        }
+    }
+    assert!(codes.len() > 10, "only {codes:?}: are they written in another way now?");
+    let unexplained: Vec<_> = codes.iter().filter(|code| !runbook.contains(&format!("`{code}`"))).collect();
+    assert!(unexplained.is_empty(), "codes without a line in the runbook: {unexplained:?}");
+}
+
 /// A reference that only those could follow who were there.
 #[test]
 fn nothing_refers_to_what_is_not_in_the_repository() {
