@@ -28,11 +28,6 @@ impl Error {
         self
     }
 
-    pub(super) fn pos(mut self, pos: async_graphql_parser::Pos) -> Self {
-        self.location = Some((pos.line, pos.column));
-        self
-    }
-
     pub(super) fn extension(mut self, name: &str, value: &str) -> Self {
         self.extensions[name] = value.into();
         self

@@ -1,8 +1,5 @@
 //! The routes: who may ask, what it costs, and the envelope of the answer.
 
-use async_graphql_parser::types::{
-    DocumentOperations, ExecutableDocument, OperationDefinition, OperationType,
-};
 use axum::{
     Json, Router,
     body::Bytes,
@@ -17,8 +14,7 @@ use serde_json::{Map, Value, json};
 use super::{
     API_VERSION, Shared, cost,
     errors::{self, Error},
-    execute::{self, Document},
-    lock, oauth,
+    execute, lock, oauth,
     state::Shop,
     validate,
 };
@@ -84,28 +80,20 @@ fn answer(
     variables: &Map<String, Value>,
     operation: Option<&str>,
 ) -> Result<Value, Vec<Error>> {
-    let document = async_graphql_parser::parse_query(query).map_err(|error| {
-        let mut refused = Error::new(format!("syntax error, {error}"), "PARSING_ERROR");
-        refused.location = error.positions().next().map(|pos| (pos.line, pos.column));
-        vec![refused]
-    })?;
-    let (name, operation) = chosen(&document, operation).map_err(|error| vec![error])?;
-    let wrong = validate::operation(name, operation, &document.fragments);
-    if !wrong.is_empty() {
-        return Err(wrong);
-    }
-    let variables =
-        validate::variables(&operation.variable_definitions, variables).map_err(|error| vec![error])?;
-    let document = Document { fragments: &document.fragments, variables };
-    let set = &operation.selection_set.node;
-    let requested = cost::requested(&document, set);
+    let document = validate::document(query)?;
+    let operation = document
+        .operations
+        .get(operation)
+        .map_err(|error| vec![Error::new(error.message().to_string(), "BAD_REQUEST")])?;
+    let variables = validate::variables(operation, variables).map_err(|error| vec![error])?;
+    let requested = cost::requested(&document, operation, &variables);
     if requested > shop.max_cost {
         return Err(vec![too_dear(requested, shop.max_cost)]);
     }
     if !shop.bucket.take(points(requested)) {
         return Ok(throttled(shop, requested));
     }
-    let outcome = execute::run(shop, &document, set);
+    let outcome = execute::run(shop, &document, operation, &variables).map_err(|error| vec![error])?;
     shop.bucket.give_back(points(requested.saturating_sub(outcome.cost)));
     let mut extensions = json!({"cost": costs(shop, requested, Some(outcome.cost))});
     if !outcome.searches.is_empty() {
@@ -116,30 +104,6 @@ fn answer(
         answer["errors"] = outcome.errors.iter().map(Error::json).collect();
     }
     Ok(answer)
-}
-
-/// The operation to run, and its name.
-fn chosen<'a>(
-    document: &'a ExecutableDocument,
-    wanted: Option<&str>,
-) -> Result<(Option<&'a str>, &'a OperationDefinition), Error> {
-    let (name, operation) = match &document.operations {
-        DocumentOperations::Single(operation) => (None, operation),
-        DocumentOperations::Multiple(operations) => {
-            let mut candidates =
-                operations.iter().filter(|(name, _)| wanted.is_none_or(|wanted| wanted == name.as_str()));
-            match (candidates.next(), candidates.next()) {
-                (Some((name, operation)), None) => (Some(name.as_str()), operation),
-                (None, _) => return Err(Error::new("No operation with that name", "BAD_REQUEST")),
-                _ => return Err(Error::new("An operation name is required", "BAD_REQUEST")),
-            }
-        }
-    };
-    if operation.node.ty == OperationType::Query {
-        Ok((name, &operation.node))
-    } else {
-        Err(Error::not_here(&format!("{} operations", operation.node.ty)))
-    }
 }
 
 fn too_dear(requested: u64, max: u64) -> Error {

@@ -279,6 +279,13 @@ async fn refuses_documents_that_the_schema_does_not_know() {
         ("query($n: Int) { shop { id } }", "variableNotUsed"),
         ("{ tenderTransactions(first: $n) { nodes { id } } }", "variableNotDefined"),
         ("{ shop { ...Missing } }", "useAndDefineFragment"),
+        ("{ shop { id } } fragment Unused on Shop { id }", "useAndDefineFragment"),
+        ("{ shop { ...Round } } fragment Round on Shop { ...Round }", "infiniteLoop"),
+        ("{ shop { ... on Order { id } } }", "cannotSpreadFragment"),
+        ("{ shop { ... on Nothing { id } } }", "undefinedType"),
+        ("{ shop { name: id name } }", "fieldConflict"),
+        ("{ shop { id @unless(if: true) } }", "undefinedDirective"),
+        ("{ shop { id @skip } }", "missingRequiredArguments"),
         ("query($id: ID!) { order(id: $id) { id } }", "INVALID_VARIABLE"),
         ("{ shop { ", "PARSING_ERROR"),
         ("mutation { shop { id } }", "STAND_IN_LIMIT"),
@@ -287,8 +294,8 @@ async fn refuses_documents_that_the_schema_does_not_know() {
         assert_eq!(bench.code(query).await, code, "{query}");
     }
     let unknown = bench.ask("query Q { shop { turnover } }", json!({})).await.body["errors"][0].clone();
-    assert_eq!(unknown["message"], "Field 'turnover' doesn't exist on type 'Shop'");
-    assert_eq!(unknown["path"], json!(["query Q", "shop", "turnover"]));
+    assert!(unknown["message"].as_str().is_some_and(|text| text.contains("turnover")), "{unknown}");
+    assert_eq!(unknown["locations"], json!([{"line": 1, "column": 18}]));
 }
 
 #[tokio::test]
