@@ -61,7 +61,7 @@ pub fn is_safe(url: &Url) -> bool {
 
 /// Why no complete answer came. Carries no URL: query strings and hosts stay out of logs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum NetworkFault {
+pub enum NetworkError {
     /// No connection: refused, unknown host, TLS failure.
     #[error("no connection")]
     Connect,
@@ -76,7 +76,7 @@ pub enum NetworkFault {
     TooLarge,
 }
 
-impl From<reqwest::Error> for NetworkFault {
+impl From<reqwest::Error> for NetworkError {
     fn from(error: reqwest::Error) -> Self {
         if error.is_timeout() {
             Self::Timeout
@@ -115,18 +115,18 @@ impl Answer {
 }
 
 /// Sends one request and reads the answer to its end, within `timeout` for both.
-pub async fn fetch(request: reqwest::RequestBuilder, timeout: Duration) -> Result<Answer, NetworkFault> {
+pub async fn fetch(request: reqwest::RequestBuilder, timeout: Duration) -> Result<Answer, NetworkError> {
     let response = request.timeout(timeout).send().await?;
     let (status, headers) = (response.status(), response.headers().clone());
     let body = read_body(response, LARGEST_BODY).await?;
     Ok(Answer { status, headers, body })
 }
 
-async fn read_body(mut response: Response, largest: usize) -> Result<Vec<u8>, NetworkFault> {
+async fn read_body(mut response: Response, largest: usize) -> Result<Vec<u8>, NetworkError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         if body.len() + chunk.len() > largest {
-            return Err(NetworkFault::TooLarge);
+            return Err(NetworkError::TooLarge);
         }
         body.extend_from_slice(&chunk);
     }
@@ -161,7 +161,7 @@ mod tests {
     async fn a_body_beyond_the_limit_is_refused() {
         let server = TestServer::start([Reply::new(200).body("0123456789")]).await;
         let response = client().unwrap().get(server.url("/a")).send().await.unwrap();
-        assert_eq!(read_body(response, 9).await, Err(NetworkFault::TooLarge));
+        assert_eq!(read_body(response, 9).await, Err(NetworkError::TooLarge));
     }
 
     #[tokio::test]
@@ -169,7 +169,7 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let fault =
             fetch(client().unwrap().get(format!("http://{free}/?secret=x")), TIMEOUT).await.unwrap_err();
-        assert_eq!(fault, NetworkFault::Connect);
+        assert_eq!(fault, NetworkError::Connect);
         assert!(!fault.to_string().contains("secret"));
     }
 

@@ -13,6 +13,7 @@ mod damage;
 pub mod deadline;
 pub mod email;
 pub mod entry;
+pub mod failure;
 pub mod http;
 pub mod integrations;
 pub mod lane;

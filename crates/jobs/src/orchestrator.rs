@@ -13,9 +13,9 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    http::{NetworkFault, fetch},
+    failure::Failure,
+    http::{NetworkError, fetch},
     ping::{Signal, ping},
-    queue::Failure,
     routes::Route,
     schedule::{Decision, Task, gate},
     tasks::{
@@ -256,7 +256,7 @@ async fn go_on(context: &Context, chain: Uuid, hop: u32) -> Next {
         }
         Err(error) => {
             tracing::error!(%chain, hop, %error, "drain-queue did not answer");
-            if error == NetworkFault::Connect { Next::Nobody } else { Next::Unknown }
+            if error == NetworkError::Connect { Next::Nobody } else { Next::Unknown }
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Turns are leased from the database, a second's worth at a time, so that a hundred requests cost a few calls. A turn
 //! whose time has passed is gone: another instance's may have come since. Where the database does not answer, this
-//! process keeps the pace by itself: whoever cannot lease cannot settle either, and will not ask for long.
+//! process keeps the pace by itself: an instance that cannot lease cannot settle either, and soon stops asking.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     supabase::Supabase,
 };
 
-/// One value a process and provider.
+/// Paces the requests to one provider. Create one per process and provider.
 pub struct SharedPace {
     /// `None`: this process alone (unit tests).
     supabase: Option<Supabase>,
@@ -28,7 +28,7 @@ struct State {
     left: u32,
 }
 
-/// One request may be made.
+/// The permission to make one request.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Turn {
     at: Instant,
@@ -36,7 +36,7 @@ pub struct Turn {
 }
 
 impl SharedPace {
-    /// Nothing is leased yet.
+    /// Creates a pace that has leased nothing yet.
     pub fn new(supabase: Supabase, name: &'static str) -> Self {
         Self { supabase: Some(supabase), name, state: Mutex::default() }
     }
@@ -66,8 +66,8 @@ impl SharedPace {
         deadline.sleep(at.saturating_duration_since(Instant::now())).await.map(|()| Turn { at, interval })
     }
 
-    /// Gives back a turn that nothing was done with, unless somebody has taken the next one.
-    pub async fn leave(&self, turn: Turn) {
+    /// Gives back a turn that was not used, unless the next one has been taken already.
+    pub async fn give_back(&self, turn: Turn) {
         let mut state = self.state.lock().await;
         if state.next == Some(turn.at + turn.interval) {
             state.next = Some(turn.at);
@@ -75,7 +75,7 @@ impl SharedPace {
         }
     }
 
-    /// Nobody's turn comes before this is over: the provider has said so.
+    /// Delays all further turns by `wait`, as the provider has asked.
     pub async fn hold_back(&self, wait: Duration, deadline: &Deadline) {
         let mut state = self.state.lock().await;
         let earliest = Instant::now() + wait;
@@ -87,7 +87,7 @@ impl SharedPace {
         }
     }
 
-    /// A second's worth of turns, at least one.
+    /// Leases a second's worth of turns, at least one.
     async fn lease(&self, state: &mut State, interval: Duration, deadline: &Deadline) {
         let count = (Duration::from_secs(1).as_millis() / interval.as_millis().max(1)).clamp(1, 1_000);
         let count = u32::try_from(count).unwrap_or(1);
@@ -168,11 +168,11 @@ mod tests {
     async fn a_turn_that_is_left_is_the_next_ones() {
         let (pace, deadline, begun) = (SharedPace::alone(), deadline(60), Instant::now());
         let first = pace.turn(INTERVAL, &deadline).await.unwrap();
-        pace.leave(first).await;
+        pace.give_back(first).await;
         let second = pace.turn(INTERVAL, &deadline).await.unwrap();
         assert_eq!(begun, Instant::now(), "nobody waits for a turn that was left");
         let third = pace.turn(INTERVAL, &deadline).await.unwrap();
-        pace.leave(second).await;
+        pace.give_back(second).await;
         let fourth = pace.turn(INTERVAL, &deadline).await.unwrap();
         assert_eq!(fourth.at, third.at + INTERVAL, "somebody has taken the next one");
     }

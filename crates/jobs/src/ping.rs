@@ -11,10 +11,10 @@ use url::Url;
 use crate::{deadline::Deadline, http};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// What the monitor keeps of a body is more than this.
+/// Monitors keep more of a body than this.
 const LONGEST_REASON: usize = 2_000;
 
-/// What there is to tell.
+/// The state of a task that a monitor is told.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Signal {
     Start,

@@ -1,5 +1,4 @@
-//! Secrets: comparing them, deriving keys from them, reading tokens encrypted by the web application,
-//! believing webhooks.
+//! Compares secrets, derives keys from them, reads the tokens that the web application encrypts and verifies webhooks.
 
 pub mod keys;
 pub mod secret;

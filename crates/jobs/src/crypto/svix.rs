@@ -1,5 +1,6 @@
 //! Webhooks signed as Svix signs them: HMAC-SHA256 of `id.timestamp.body`, base64, several signatures allowed while
-//! a secret is being changed ("Verifying webhooks manually", Svix; Resend uses the same).
+//! a secret is being changed (<https://docs.svix.com/receiving/verifying-payloads/how-manual>; Resend signs in the same
+//! way).
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -7,10 +8,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-/// Older or newer than this is refused: a recorded request cannot be played again later.
+/// A webhook older or newer than this is refused, so that a recorded request cannot be replayed later.
 const TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 
-/// Why a webhook is not believed.
+/// Why a webhook is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Refusal {
     #[error("a header is missing or cannot be read")]
@@ -34,7 +35,7 @@ pub struct Headers<'a> {
     pub signatures: &'a str,
 }
 
-/// Whether the body is what the holder of the secret has sent, these minutes.
+/// Verifies that the holder of the secret has sent this body within the last minutes.
 pub fn verify(
     secret: &SecretString,
     headers: Headers,
@@ -91,7 +92,7 @@ mod tests {
     #[case(SIGNATURE, 300)]
     #[case(SIGNATURE, -300)]
     #[case("v1,AAAA v1a,BBBB v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=", 0)]
-    fn what_svix_signs_is_believed(#[case] signatures: &str, #[case] late: i64) {
+    fn what_svix_signs_is_verified(#[case] signatures: &str, #[case] late: i64) {
         assert_eq!(check(SECRET, ID, TIMESTAMP, signatures, BODY, late), Ok(()));
     }
 

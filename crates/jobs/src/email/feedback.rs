@@ -61,7 +61,7 @@ struct Bounce {
 }
 
 impl Event {
-    /// Why no mail shall go to the recipient any more: the address does not exist, or they have complained.
+    /// Why the recipient gets no further mail: the address does not exist, or its owner has complained.
     fn suppresses(&self) -> Option<&'static str> {
         let permanent = || {
             let kind = self.data.bounce.as_ref().and_then(|bounce| bounce.kind.as_deref());
@@ -81,7 +81,7 @@ impl Event {
         supabase: &Supabase,
         deadline: &Deadline,
     ) -> Result<bool, SupabaseError> {
-        // With several recipients nobody can tell whose mailbox it was. Ours have one.
+        // With several recipients it is unknown whose mailbox it was. Our mails have one recipient.
         let address = match &self.data.to[..] {
             [address] => Some(bare(address)),
             _ => None,

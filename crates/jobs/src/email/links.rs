@@ -16,7 +16,7 @@ pub const PARAMETER: &str = "t";
 
 const VERSION: &str = "1";
 
-/// The link of one user and kind. `None` for alerts and the like: whoever does not want them says so in the application.
+/// The link of one user and kind. `None` for alerts and the like: these are turned off in the application.
 pub fn unsubscribe(jobs_url: &str, key: &PurposeKey, user: Uuid, kind: MailKind) -> Option<String> {
     kind.has_unsubscribe_link()
         .then(|| format!("{jobs_url}{}?{PARAMETER}={}", Route::Unsubscribe.path(), token(key, user, kind)))

@@ -1,14 +1,15 @@
-//! Mails: what they say, how they look, how each leaves exactly once.
+//! Mails: what they say, how they branding, how each leaves exactly once.
 //!
-//! `facts` is what a mail is about, `render` what it looks like, `links` how it is refused; `post` works the
+//! `facts` is what a mail is about, `render` what it looks like, `links` how it is refused; `mailer` works the
 //! `outbox` empty through the `sender`, within its `quotas`; `feedback` is what comes back.
 
+mod allowance;
 mod domain;
 mod facts;
 pub mod feedback;
 pub mod links;
+mod mailer;
 mod outbox;
-mod post;
 mod quotas;
 mod render;
 pub mod samples;
@@ -17,6 +18,6 @@ mod sender;
 pub use self::{
     domain::Domain,
     facts::{DigestPoint, Facts, SourceTotal},
-    post::{Post, PostReport},
-    render::{Look, Promo, Rendered, render},
+    mailer::{MailReport, Mailer},
+    render::{Branding, Promo, Rendered, render},
 };

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use crate::{
     deadline::Deadline,
+    failure::Failure,
     mail_kind::MailKind,
-    queue::Failure,
     supabase::{Supabase, SupabaseError},
 };
 
@@ -72,7 +72,7 @@ pub(super) enum Status {
     Refused,
     /// We cannot write it.
     Failed,
-    /// Nobody can tell whether it left.
+    /// It is unknown whether it was sent.
     Unknown,
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{sync::Mutex, time::Instant};
 
-use super::sender::{Allowance, UNSAID_INTERVAL};
+use super::allowance::{Allowance, UNSAID_INTERVAL};
 
 /// How long what the service says of its quotas is believed: others send on the same account.
 const BELIEVED: Duration = Duration::from_mins(1);

@@ -1,6 +1,6 @@
 //! From facts to a mail: subject, HTML part, text part.
 //!
-//! Pure and deterministic: the same facts and the same look give the same bytes, on any machine and any day.
+//! Pure and deterministic: the same facts and the same branding give the same bytes, on any machine and any day.
 //! Each kind has a module that chooses the words and a pair of templates that arrange them.
 
 mod alert;
@@ -20,9 +20,9 @@ mod trouble;
 use self::frame::{Frame, Mail};
 use super::Facts;
 
-/// How mails look besides their facts.
+/// What every mail of a deployment shows, whatever its facts.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Look {
+pub struct Branding {
     /// The web application, with no slash at its end.
     pub app_url: String,
     /// Who writes, as the law wants it in the foot. May have several lines.
@@ -53,9 +53,13 @@ pub struct Rendered {
 ///
 /// `unsubscribe` is the absolute address that stops mails of this kind. Alerts do not show it: their foot leads to
 /// the preferences only.
-pub fn render(facts: &Facts, look: &Look, unsubscribe: Option<&str>) -> Result<Rendered, askama::Error> {
+pub fn render(
+    facts: &Facts,
+    branding: &Branding,
+    unsubscribe: Option<&str>,
+) -> Result<Rendered, askama::Error> {
     let (first_name, mail): (_, Box<dyn Mail>) = match facts {
-        Facts::MarketingDay3 { first_name } => (first_name, Box::new(marketing::View::new(look))),
+        Facts::MarketingDay3 { first_name } => (first_name, Box::new(marketing::View::new(branding))),
         Facts::MonthlyReminder { first_name, month, recorded, entries } => {
             (first_name, Box::new(reminder::View::new(*month, *recorded, *entries)))
         }
@@ -90,7 +94,7 @@ pub fn render(facts: &Facts, look: &Look, unsubscribe: Option<&str>) -> Result<R
     let subject = french::typeset(&french::one_line(&headline.subject, 150));
     let frame = Frame {
         greeting: frame::greeting(first_name.as_deref()),
-        ..Frame::new(facts.kind(), subject, headline.preheader, look, unsubscribe)
+        ..Frame::new(facts.kind(), subject, headline.preheader, branding, unsubscribe)
     };
     Ok(Rendered {
         html: layout::html(&mail.html(&frame)?),

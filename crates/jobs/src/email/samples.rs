@@ -4,16 +4,16 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 
-use super::{DigestPoint, Facts, Look, Promo, Rendered, SourceTotal, render};
+use super::{Branding, DigestPoint, Facts, Promo, Rendered, SourceTotal, render};
 use crate::{
     mail_kind::MailKind,
     schedule::Month,
     urssaf::{Consequence, Crossing, Doubt, Threshold},
 };
 
-/// A look like that of a deployment. With `promo`, one that offers a code.
-pub fn look(promo: bool) -> Look {
-    Look {
+/// The branding of a deployment; with `promo`, it offers a code.
+pub fn branding(promo: bool) -> Branding {
+    Branding {
         app_url: "https://app.comptalyze.example".to_owned(),
         sender_identity: "Comptalyze SAS, 12 rue de l’Exemple, 75000 Paris\n\
                           RCS Paris 000 000 000 – contact@comptalyze.example"
@@ -30,9 +30,9 @@ pub fn mails() -> Result<Vec<(String, Rendered)>, askama::Error> {
     const UNSUBSCRIBE: &str = "https://jobs.comptalyze.example/api/unsubscribe?t=v1.exemple";
     let mut mails = Vec::new();
     for (name, facts) in samples() {
-        mails.push((name.to_owned(), render(&facts, &look(false), Some(UNSUBSCRIBE))?));
+        mails.push((name.to_owned(), render(&facts, &branding(false), Some(UNSUBSCRIBE))?));
         if facts.kind() == MailKind::MarketingDay3 {
-            mails.push((format!("{name}-promo"), render(&facts, &look(true), Some(UNSUBSCRIBE))?));
+            mails.push((format!("{name}-promo"), render(&facts, &branding(true), Some(UNSUBSCRIBE))?));
         }
     }
     Ok(mails)

@@ -8,24 +8,21 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use chrono::{DateTime, Utc};
 use reqwest::{Method, header::HeaderMap};
 use resend_rs::{
     ConfigBuilder, Error, Resend,
-    types::{CreateEmailBaseOptions, SendEmailBatchPermissiveResponse, Usage},
+    types::{CreateEmailBaseOptions, SendEmailBatchPermissiveResponse},
 };
 use secrecy::ExposeSecret;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::render::Rendered;
-use crate::{config::MailConfig, deadline::Deadline, queue::Failure, schedule::paris};
+use super::{allowance::Allowance, render::Rendered};
+use crate::{config::MailConfig, deadline::Deadline, failure::Failure};
 
 /// The most mails in one request.
 pub(super) const LARGEST_BATCH: usize = 100;
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Between two requests, until the service has said more: what its strictest page says.
-pub(super) const UNSAID_INTERVAL: Duration = Duration::from_millis(500);
 /// What a rate limit that says nothing is waited for.
 const UNSAID_WAIT: Duration = Duration::from_secs(1);
 /// An idempotency key is remembered for 24 hours; an hour less, for clocks.
@@ -53,71 +50,6 @@ pub(super) enum Sent {
     OutOfTime,
     /// It may have been accepted or not.
     Unknown(Failure),
-}
-
-/// What the account may still send, and how fast.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Allowance {
-    /// Mails left of the tighter quota; `None`: no limit.
-    pub(super) left: Option<u64>,
-    /// Which quota that is, and when it begins anew.
-    pub(super) quota: Option<(Quota, Option<DateTime<Utc>>)>,
-    /// Between two requests.
-    pub(super) interval: Duration,
-}
-
-/// The two quotas.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Quota {
-    Daily,
-    Monthly,
-}
-
-impl Allowance {
-    fn of(usage: &Usage) -> Self {
-        let periods = [(Quota::Daily, &usage.emails.daily), (Quota::Monthly, &usage.emails.monthly)];
-        let tightest = periods
-            .into_iter()
-            .filter_map(|(quota, period)| {
-                let left = u64::from(period.limit?.saturating_sub(period.used));
-                let resets = DateTime::parse_from_rfc3339(&period.resets_at).ok().map(|at| at.to_utc());
-                Some((left, quota, resets))
-            })
-            .min_by_key(|(left, ..)| *left);
-        let window = usage.rate_limit.duration.strip_suffix("ms").and_then(|ms| ms.parse().ok());
-        Self {
-            left: tightest.map(|(left, ..)| left),
-            quota: tightest.map(|(_, quota, resets)| (quota, resets)),
-            interval: Duration::from_millis(window.unwrap_or(1_000)) / usage.rate_limit.limit.max(1),
-        }
-    }
-
-    /// Where the service does not tell, for not every key may ask.
-    pub(super) fn guessed(left: u64) -> Self {
-        Self { left: Some(left), quota: None, interval: UNSAID_INTERVAL }
-    }
-
-    /// What an operator reads when nothing is left.
-    pub(super) fn exhausted(&self) -> Failure {
-        exhausted(self.quota)
-    }
-}
-
-/// What an operator reads when a quota is used up, `None` where nobody says which.
-fn exhausted(quota: Option<(Quota, Option<DateTime<Utc>>)>) -> Failure {
-    let (code, name) = match quota {
-        Some((Quota::Daily, _)) => ("daily_quota", "Le quota quotidien"),
-        Some((Quota::Monthly, _)) => ("monthly_quota", "Le quota mensuel"),
-        None => ("quota", "Un quota"),
-    };
-    let after = quota.and_then(|(_, resets)| resets).map_or_else(
-        || "dès qu’il sera renouvelé".to_owned(),
-        |at| format!("après le {}", paris::french_minute(at)),
-    );
-    Failure {
-        code: code.into(),
-        message: format!("{name} de Resend est atteint : ce qui reste en file partira {after}."),
-    }
 }
 
 /// A mail as the service takes it.
@@ -202,7 +134,7 @@ fn failure(code: &str, message: impl Into<String>) -> Failure {
     Failure { code: code.into(), message: message.into() }
 }
 
-/// Each mail's own outcome. An answer that does not account for all of them is none.
+/// Each mail's own outcome. An answer that does not cover every mail is treated as no answer.
 fn accepted(answer: Value, mails: usize) -> Sent {
     let Ok(answer) = serde_json::from_value::<SendEmailBatchPermissiveResponse>(answer) else {
         return Sent::Unknown(failure("bad_answer", "La réponse de Resend est inattendue."));
@@ -376,25 +308,6 @@ mod tests {
         fn a_refusal_repeats_no_address(before in "\\PC{0,30}", after in "\\PC{0,30}") {
             let message = refused(&format!("{before}camille@example.test{after}")).message;
             prop_assert!(!message.contains("camille@") && message.chars().count() < 260, "{}", message);
-        }
-
-        /// Whatever it says of the quotas: no panic, and a pace.
-        #[test]
-        fn damaged_quotas_do_not_panic(usage in damaged(json!({
-            "emails": {
-                "daily": {"used": 1, "limit": 100, "sent": 1, "received": 0, "resets_at": "2026-11-25T00:00:00Z"},
-                "monthly": {"used": 1, "sent": 1, "received": 0, "resets_at": "2026-12-01T00:00:00Z"},
-            },
-            "contacts": {"used": 0, "limit": 1000}, "segments": {"used": 0}, "broadcasts": {"used": 0},
-            "ai_credits": {"used": 0}, "domains": {"used": 1},
-            "automation_runs": {"used": 0, "limit": 10, "resets_at": "2026-12-01T00:00:00Z"},
-            "rate_limit": {"limit": 10, "duration": "1000ms"},
-        }))) {
-            if let Ok(usage) = serde_json::from_value::<Usage>(usage) {
-                let allowance = Allowance::of(&usage);
-                let _ = allowance.exhausted();
-                prop_assert_eq!(allowance.left.is_some(), allowance.quota.is_some());
-            }
         }
     }
 }

@@ -36,7 +36,7 @@ use self::{
 use crate::{
     config::{Config, Faults},
     deadline::Deadline,
-    email::Post,
+    email::Mailer,
     http,
     integrations::Clients,
     orchestrator,
@@ -94,7 +94,7 @@ struct Parts {
     http: reqwest::Client,
     supabase: Result<Supabase, Faults>,
     integrations: Result<Arc<Clients>, Faults>,
-    post: Result<Arc<Post>, Faults>,
+    mailer: Result<Arc<Mailer>, Faults>,
 }
 
 impl App {
@@ -113,15 +113,15 @@ impl App {
                 (Ok(supabase), Ok(config)) => Ok(Arc::new(Clients::new(&http, supabase.clone(), config))),
                 (Err(faults), _) | (_, Err(faults)) => Err(faults.clone()),
             };
-            let post = match (&supabase, &self.config.mail) {
+            let mailer = match (&supabase, &self.config.mail) {
                 (Ok(supabase), Ok(config)) => {
                     let prices = self.config.prices.as_ref().ok();
                     let clock = self.config.clock;
-                    Ok(Arc::new(Post::new(&http, supabase.clone(), config.clone(), prices, clock)))
+                    Ok(Arc::new(Mailer::new(&http, supabase.clone(), config.clone(), prices, clock)))
                 }
                 (Err(faults), _) | (_, Err(faults)) => Err(faults.clone()),
             };
-            Ok(Parts { http, supabase, integrations, post })
+            Ok(Parts { http, supabase, integrations, mailer })
         });
         parts.as_ref().map_err(Clone::clone)
     }
@@ -142,7 +142,7 @@ impl App {
             queue: Queue::new(supabase.clone()),
             supabase,
             integrations: parts.integrations.clone(),
-            post: parts.post.clone(),
+            mailer: parts.mailer.clone(),
             now,
             deadline: Deadline::new(begun + budget, begun + budget + REQUESTS_AFTER_BUDGET),
         })
@@ -323,7 +323,7 @@ where
         Ok(Ok(body)) => body.to_bytes(),
         _ => return Answer::error(400, "Corps illisible ou trop grand."),
     };
-    let event = match webhook::believe(&app.config, signed, &body, now) {
+    let event = match webhook::verify(&app.config, signed, &body, now) {
         Ok(event) => event,
         Err(answer) => return answer,
     };

@@ -6,8 +6,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::answer::{Answer, Fields};
 use crate::{
+    failure::Failure,
     lane::Lane,
-    queue::{Failure, MailCounts},
+    queue::MailCounts,
     routes::Route,
     schedule::{Task, paris},
     tasks::{Call, RunSummary, TaskOutcome, month_of},

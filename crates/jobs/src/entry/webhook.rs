@@ -17,8 +17,8 @@ pub(super) struct Signed {
     pub(super) signatures: String,
 }
 
-/// Believes a webhook, or answers why not.
-pub(super) fn believe(
+/// Verifies a webhook, or answers why it is refused.
+pub(super) fn verify(
     config: &Config,
     signed: &Signed,
     body: &[u8],
@@ -43,7 +43,7 @@ pub(super) fn believe(
         .map_err(|_| Answer::error(400, "Corps illisible : ce n’est pas un événement de Resend."))
 }
 
-/// Notes a believed event.
+/// Stores a verified event.
 pub(super) async fn note(context: &Context, id: &str, event: &Event) -> Answer {
     match event.note(id, &context.supabase, &context.deadline).await {
         Ok(new) => Answer::json(200, &Fields::new().with("received", &true).with("new", &new)),

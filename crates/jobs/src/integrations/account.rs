@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Clients, Integration, trouble::Trouble};
+use super::{Clients, Integration, error::ItemError};
 use crate::{
     deadline::Deadline,
     providers::{
@@ -48,7 +48,7 @@ pub(super) async fn open(
     integration: &mut Integration,
     now: DateTime<Utc>,
     deadline: &Deadline,
-) -> Result<(Access, Option<Proof>), Trouble> {
+) -> Result<(Access, Option<Proof>), ItemError> {
     match integration.provider {
         Provider::Stripe => open_stripe(clients, integration, deadline).await,
         Provider::Shopify => open_shopify(clients, integration, now, deadline).await,
@@ -59,10 +59,10 @@ async fn open_stripe(
     clients: &Clients,
     integration: &Integration,
     deadline: &Deadline,
-) -> Result<(Access, Option<Proof>), Trouble> {
+) -> Result<(Access, Option<Proof>), ItemError> {
     let account = integration.stripe_account_id.as_deref().and_then(|id| id.parse::<StripeAccountId>().ok());
     let Some(account) = account else {
-        return Err(Trouble::last(
+        return Err(ItemError::permanent(
             "not_connected",
             "Aucun compte Stripe valable n’est indiqué : la connexion doit être refaite.",
         ));
@@ -72,7 +72,7 @@ async fn open_stripe(
         let token = clients.token_key.decrypt(&integration.access_token)?;
         let proven = clients.stripe.prove_account(&token, deadline).await?;
         if proven != account {
-            return Err(Trouble::last(
+            return Err(ItemError::permanent(
                 "account_mismatch",
                 "Le compte Stripe indiqué n’est pas celui de la connexion : rien n’a été lu, la connexion doit être refaite.",
             ));
@@ -87,10 +87,10 @@ async fn open_shopify(
     integration: &mut Integration,
     now: DateTime<Utc>,
     deadline: &Deadline,
-) -> Result<(Access, Option<Proof>), Trouble> {
+) -> Result<(Access, Option<Proof>), ItemError> {
     let shop = integration.shop_domain.as_deref().and_then(|domain| domain.parse::<ShopDomain>().ok());
     let Some(shop) = shop else {
-        return Err(Trouble::last(
+        return Err(ItemError::permanent(
             "bad_shop_domain",
             "L’adresse de la boutique n’est pas une adresse myshopify.com : la connexion doit être refaite.",
         ));
@@ -131,14 +131,14 @@ impl Proof {
     }
 
     /// Writes it down, unless the row has changed since.
-    pub(super) async fn note(self, clients: &Clients, deadline: &Deadline) -> Result<(), Trouble> {
+    pub(super) async fn note(self, clients: &Clients, deadline: &Deadline) -> Result<(), ItemError> {
         #[derive(Deserialize)]
         struct Noted {
             proven: bool,
         }
         let noted: Noted = clients.supabase.rpc("integration_prove", &self.0, deadline).await?;
         // Otherwise the user connected anew in this very moment.
-        if noted.proven { Ok(()) } else { Err(Trouble::busy()) }
+        if noted.proven { Ok(()) } else { Err(ItemError::busy()) }
     }
 }
 
@@ -149,7 +149,7 @@ pub(super) async fn refresh(
     shop: &ShopDomain,
     now: DateTime<Utc>,
     deadline: &Deadline,
-) -> Result<(), Trouble> {
+) -> Result<(), ItemError> {
     #[derive(Deserialize)]
     struct Begun {
         acquired: bool,
@@ -163,7 +163,7 @@ pub(super) async fn refresh(
     });
     let lease_state: Begun = clients.supabase.rpc("integration_refresh_begin", &begin, deadline).await?;
     let (true, Some(stored)) = (lease_state.acquired, lease_state.access_token) else {
-        return Err(Trouble::busy());
+        return Err(ItemError::busy());
     };
     let renewed = if stored == integration.access_token {
         integration.refresh_token = lease_state.refresh_token;
@@ -186,14 +186,14 @@ async fn renew(
     holder: Uuid,
     now: DateTime<Utc>,
     deadline: &Deadline,
-) -> Result<(), Trouble> {
+) -> Result<(), ItemError> {
     #[derive(Deserialize)]
     struct Stored {
         stored: bool,
     }
     let key = &clients.token_key;
     let Some(refresh_token) = integration.refresh_token.as_deref() else {
-        return Err(Trouble::last(
+        return Err(ItemError::permanent(
             "token_expired",
             "La connexion à Shopify a expiré et ne peut pas être renouvelée : elle doit être refaite.",
         ));
@@ -210,7 +210,7 @@ async fn renew(
     });
     let stored: Stored = clients.supabase.rpc("integration_refresh_store", &arguments, deadline).await?;
     if !stored.stored {
-        return Err(Trouble::busy());
+        return Err(ItemError::busy());
     }
     integration.access_token = access;
     integration.refresh_token = Some(refresh);

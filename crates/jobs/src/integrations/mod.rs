@@ -5,9 +5,9 @@
 //! and settled by the same database function, `integration_settle`.
 
 mod account;
+mod error;
 mod read;
 mod settle;
-mod trouble;
 mod worker;
 
 use std::sync::Arc;

@@ -8,28 +8,29 @@ use serde_json::{Map, Value, json};
 use super::{
     Clients, Integration,
     account::{self, Access},
-    settle::{Part, Settlement, Span, State},
-    trouble::Trouble,
+    error::ItemError,
+    settle::{Part, Settlement, State},
 };
 use crate::{
     deadline::Deadline,
-    providers::{CursorGuard, Page, Provider, ProviderError, Window, shopify::Disputes},
-    queue::{Place, Progress},
+    providers::{CursorGuard, Page, Provider, ProviderError, shopify::Disputes},
+    queue::{Permit, Progress},
+    schedule::Window,
 };
 
-/// Movements kept in memory before they are stored: a window of any size takes a bounded amount of it.
-const CHUNK: usize = 2_000;
-/// Movements after which others have their turn, where any wait: half a minute or less of pages.
-const PIECE: usize = 5 * CHUNK;
+/// So many movements are kept in memory at most before a checkpoint stores them, however large the window is.
+const CHECKPOINT_EVERY: usize = 2_000;
+/// After so many movements (half a minute of pages or less) a reading yields to items that wait.
+const YIELD_AFTER_MOVEMENTS: usize = 5 * CHECKPOINT_EVERY;
 
-/// Where a reading stood when it was last stored. The window is part of it: a cursor is only good within the
+/// Where a reading had got to at its last checkpoint. The window is part of it: a cursor is valid only within the
 /// window it was made for.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Standing {
+pub(super) struct ReadPosition {
     provider: Provider,
-    /// A cursor is no good in another account or shop: there the reading begins anew.
+    /// A cursor is not valid in another account or shop: there the reading begins anew.
     account: String,
-    window: Span,
+    window: Window,
     list: List,
     after: Option<String>,
     notes: Map<String, Value>,
@@ -45,13 +46,13 @@ enum List {
     Disputes,
 }
 
-/// What reading ended with.
+/// How a reading ended.
 pub(super) enum End {
     Read,
     /// Another worker has the item.
     Lost,
-    /// Everything so far is stored; others wait for the place.
-    SetAside(Progress),
+    /// Everything so far is stored; other items wait for a permit.
+    Yielded(Progress),
 }
 
 /// One item's reading.
@@ -60,7 +61,7 @@ pub(super) struct Reader<'a> {
     pub(super) settlement: Settlement<'a>,
     /// The parts of the item so far; the last one is being read.
     pub(super) parts: Vec<Part>,
-    pub(super) place: &'a mut Place,
+    pub(super) permit: &'a mut Permit,
     /// Movements that were read and stored before the end.
     pub(super) read: usize,
     pub(super) now: DateTime<Utc>,
@@ -68,29 +69,29 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads one integration into a new last part, from where a lost worker stood if `stood` says so.
+    /// Reads one integration into a new last part, from `resume_from` where an earlier worker had got so far.
     pub(super) async fn read(
         &mut self,
         integration: &mut Integration,
         window: Window,
         count_month: bool,
-        stood: Option<Standing>,
-    ) -> Result<End, Trouble> {
+        resume_from: Option<ReadPosition>,
+    ) -> Result<End, ItemError> {
         self.parts.push(Part::new(integration, window, count_month));
         let part = self.parts.len() - 1;
         let (mut access, mut proof) =
             account::open(self.clients, integration, self.now, &self.deadline).await?;
         let account = access.account().to_owned();
-        let stood = stood.filter(|standing| standing.account == account);
+        let resume_from = resume_from.filter(|position| position.account == account);
         if proof.is_none() {
             self.parts[part].account = Some(account.clone());
         }
 
         let (mut window, mut first, mut after) = (window, List::Movements, None);
-        if let Some(standing) = stood {
-            (window, first, after) = (standing.window.into(), standing.list, standing.after);
-            self.parts[part].window = standing.window;
-            self.parts[part].notes = standing.notes;
+        if let Some(position) = resume_from {
+            (window, first, after) = (position.window, position.list, position.after);
+            self.parts[part].window = position.window;
+            self.parts[part].notes = position.notes;
         }
         let lists: &[List] = match integration.provider {
             Provider::Stripe => &[List::Movements],
@@ -121,33 +122,33 @@ impl Reader<'_> {
                 }
                 let held = self.parts.iter().map(|part| part.movements.len()).sum::<usize>();
                 let out_of_time = !self.deadline.may_start_work();
-                if held < CHUNK && !out_of_time {
+                if held < CHECKPOINT_EVERY && !out_of_time {
                     continue;
                 }
-                let standing = self.standing(window, list, after.clone());
-                if self.checkpoint(&standing).await? != State::Stored {
+                let position = self.position(window, list, after.clone());
+                if self.checkpoint(&position).await? != State::Stored {
                     return Ok(End::Lost);
                 }
                 if out_of_time {
-                    return Err(Trouble::out_of_time());
+                    return Err(ItemError::out_of_time());
                 }
                 self.read += held;
                 // Only in the first part: what was read before a later one would be read again.
-                if self.read >= PIECE && part == 0 && self.place.is_wanted() {
-                    return Ok(End::SetAside(self.settlement.progress(json!(standing))));
+                if self.read >= YIELD_AFTER_MOVEMENTS && part == 0 && self.permit.is_wanted() {
+                    return Ok(End::Yielded(self.settlement.progress(json!(position))));
                 }
             }
         }
         Ok(End::Read)
     }
 
-    /// Where the last part's reading stands.
-    fn standing(&self, window: Window, list: List, after: Option<String>) -> Standing {
+    /// The position of the last part's reading.
+    fn position(&self, window: Window, list: List, after: Option<String>) -> ReadPosition {
         let part = self.parts.last().expect("a part is being read");
-        Standing {
+        ReadPosition {
             provider: part.provider,
             account: part.account.clone().unwrap_or_default(),
-            window: window.into(),
+            window,
             list,
             after,
             notes: part.notes.clone(),
@@ -165,8 +166,8 @@ impl Reader<'_> {
         page.next
     }
 
-    async fn checkpoint(&mut self, standing: &Standing) -> Result<State, Trouble> {
-        let state = self.settlement.checkpoint(&self.parts, &json!(standing), &self.deadline).await?;
+    async fn checkpoint(&mut self, position: &ReadPosition) -> Result<State, ItemError> {
+        let state = self.settlement.checkpoint(&self.parts, &json!(position), &self.deadline).await?;
         for part in &mut self.parts {
             part.movements.clear();
         }
@@ -180,7 +181,7 @@ impl Reader<'_> {
         window: Window,
         list: List,
         after: Option<&str>,
-    ) -> Result<Page, Trouble> {
+    ) -> Result<Page, ItemError> {
         match self.ask(access, window, list, after).await {
             // The token ended in the middle of the reading: renew it once, ask the same page again.
             Err(error) if account::is_rejected_token(&error) && integration.refresh_token.is_some() => {
@@ -226,12 +227,12 @@ impl Reader<'_> {
     }
 }
 
-/// The stored standing of a lost worker, where this version understands it.
-pub(super) fn standing(cursor: Option<&Value>) -> Option<Standing> {
+/// The position that an earlier worker stored, where this version understands it.
+pub(super) fn stored_position(cursor: Option<&Value>) -> Option<ReadPosition> {
     serde_json::from_value(cursor?.clone()).ok()
 }
 
-impl Standing {
+impl ReadPosition {
     pub(super) fn provider(&self) -> Provider {
         self.provider
     }

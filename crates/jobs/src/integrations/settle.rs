@@ -8,8 +8,10 @@ use uuid::Uuid;
 use super::Integration;
 use crate::{
     deadline::Deadline,
-    providers::{Movement, Provider, Window},
-    queue::{Claimed, Failure, Progress},
+    failure::Failure,
+    providers::{Movement, Provider},
+    queue::{Claimed, Progress},
+    schedule::Window,
     supabase::{Supabase, SupabaseError},
 };
 
@@ -18,32 +20,13 @@ use crate::{
 pub(super) struct Part {
     integration_id: Uuid,
     pub(super) provider: Provider,
-    /// `None`: never proven, so nothing can be stored.
+    /// `None`: the account was never proven, so nothing can be stored.
     pub(super) account: Option<String>,
-    pub(super) window: Span,
+    pub(super) window: Window,
     pub(super) movements: Vec<Movement>,
     pub(super) error: Option<Failure>,
     pub(super) notes: Map<String, Value>,
     pub(super) count_month: bool,
-}
-
-/// A window as the database takes it.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(super) struct Span {
-    from: DateTime<Utc>,
-    to: DateTime<Utc>,
-}
-
-impl From<Window> for Span {
-    fn from(Window { from, to }: Window) -> Self {
-        Self { from, to }
-    }
-}
-
-impl From<Span> for Window {
-    fn from(Span { from, to }: Span) -> Self {
-        Self { from, to }
-    }
 }
 
 impl Part {
@@ -52,7 +35,7 @@ impl Part {
             integration_id: integration.id,
             provider: integration.provider,
             account: integration.proven_account.clone(),
-            window: window.into(),
+            window,
             movements: Vec::new(),
             error: None,
             notes: Map::new(),
@@ -105,13 +88,13 @@ struct Arguments<'a> {
 
 #[derive(Deserialize)]
 struct Answer {
-    state: Word,
+    state: Verdict,
     result: Option<Settled>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Word {
+enum Verdict {
     Stored,
     Settled,
     Lost,
@@ -174,11 +157,11 @@ impl<'a> Settlement<'a> {
         };
         let answer: Answer = self.supabase.rpc("integration_settle", &arguments, deadline).await?;
         Ok(match answer.state {
-            Word::Stored => State::Stored,
-            Word::Settled => {
+            Verdict::Stored => State::Stored,
+            Verdict::Settled => {
                 State::Settled { failed: answer.result.is_some_and(|result| result.status == "error") }
             }
-            Word::Lost => State::Lost,
+            Verdict::Lost => State::Lost,
         })
     }
 }

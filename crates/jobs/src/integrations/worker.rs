@@ -7,15 +7,15 @@ use serde_json::json;
 
 use super::{
     Clients, Integration,
+    error::ItemError,
     read::{self, End, Reader},
     settle::{Settlement, State},
-    trouble::Trouble,
 };
 use crate::{
     deadline::Deadline,
-    providers::Window,
-    queue::{Claimed, Failure, Outcome, Place, WorkItem, Worker},
-    schedule::{self, Month},
+    failure::Failure,
+    queue::{Claimed, Outcome, Permit, WorkItem, Worker},
+    schedule::{self, Month, Window},
     supabase::SupabaseError,
 };
 
@@ -57,8 +57,7 @@ impl Plan {
                 };
                 Self {
                     window: Box::new(move |integration| {
-                        let window = schedule::Window::for_sync(as_of, days, integration.last_success_to);
-                        Window { from: window.from, to: window.to }
+                        Window::for_sync(as_of, days, integration.last_success_to)
                     }),
                     month: None,
                     count_month: false,
@@ -96,9 +95,9 @@ impl Worker for SyncWorker {
         &job.item
     }
 
-    async fn work(&self, job: SyncJob, place: &mut Place, deadline: Deadline) -> Outcome {
+    async fn work(&self, job: SyncJob, permit: &mut Permit, deadline: Deadline) -> Outcome {
         let SyncJob { item, integrations } = job;
-        match self.sync(&item, integrations, place, deadline).await {
+        match self.sync(&item, integrations, permit, deadline).await {
             Ok(failed) => Outcome::Settled { failed },
             Err(outcome) => outcome,
         }
@@ -111,7 +110,7 @@ impl SyncWorker {
         &self,
         item: &Claimed,
         integrations: Vec<Integration>,
-        place: &mut Place,
+        permit: &mut Permit,
         deadline: Deadline,
     ) -> Result<bool, Outcome> {
         let Some(plan) = Plan::of(item) else {
@@ -125,22 +124,22 @@ impl SyncWorker {
             clients: &self.clients,
             settlement: Settlement::new(&self.clients.supabase, item, plan.month.map(Month::first_day)),
             parts: Vec::with_capacity(integrations.len()),
-            place,
+            permit,
             read: 0,
             now: self.now,
             deadline,
         };
-        let mut stood = read::standing(item.progress.cursor.as_ref());
+        let mut resume_from = read::stored_position(item.progress.cursor.as_ref());
         for mut integration in integrations {
-            let resumed = stood.take_if(|standing| standing.provider() == integration.provider);
+            let resumed = resume_from.take_if(|position| position.provider() == integration.provider);
             let window = (plan.window)(&integration);
             match reader.read(&mut integration, window, plan.count_month, resumed).await {
                 Ok(End::Read) => {}
                 Ok(End::Lost) => return Ok(false),
-                Ok(End::SetAside(progress)) => return Err(Outcome::SetAside(progress)),
+                Ok(End::Yielded(progress)) => return Err(Outcome::Yielded(progress)),
                 Err(trouble) => {
                     // Nothing of a list that was not read to its end is settled: refunds may be missing.
-                    let failure = trouble.settles(item)?;
+                    let failure = trouble.into_outcome(item)?;
                     if let Some(part) = reader.parts.last_mut() {
                         part.movements.clear();
                         part.error = Some(failure);
@@ -148,12 +147,12 @@ impl SyncWorker {
                 }
             }
         }
-        let Reader { mut settlement, mut parts, place, .. } = reader;
-        place.leave();
+        let Reader { mut settlement, mut parts, permit, .. } = reader;
+        permit.release();
         let mut state = settlement.finish(&parts, &deadline).await;
         if let Err(error) = state {
             // Given back, until the last attempt: then the refusal itself is settled, for the user and the log.
-            let failure = Trouble::from(error).settles(item)?;
+            let failure = ItemError::from(error).into_outcome(item)?;
             for part in &mut parts {
                 part.movements.clear();
                 part.error = Some(failure.clone());

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::http::{Answer, NetworkFault};
+use crate::http::{Answer, NetworkError};
 use crate::retry::{RetryDecision, Retryable};
 
 /// A source of movements.
@@ -76,7 +76,7 @@ pub enum RefusedReason {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TransientCause {
     /// No complete answer.
-    Network(NetworkFault),
+    Network(NetworkError),
     /// Too many requests; no fault of the item.
     RateLimited,
     /// Another request holds a lock on the object (409).
@@ -136,8 +136,8 @@ impl ProviderError {
     }
 
     /// A timeout that only came early because the invocation's end did is no failure of the provider.
-    pub(super) fn network(provider: Provider, fault: NetworkFault, shortened: bool) -> Self {
-        if shortened && fault == NetworkFault::Timeout {
+    pub(super) fn network(provider: Provider, fault: NetworkError, shortened: bool) -> Self {
+        if shortened && fault == NetworkError::Timeout {
             return Self::out_of_time(provider);
         }
         let transient =
@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     fn all() -> Vec<ProviderError> {
-        let network = [NetworkFault::Connect, NetworkFault::Timeout].map(TransientCause::Network);
+        let network = [NetworkError::Connect, NetworkError::Timeout].map(TransientCause::Network);
         let causes = [TransientCause::RateLimited, TransientCause::Locked, TransientCause::Server(503)];
         let transient = network
             .into_iter()
@@ -335,10 +335,10 @@ mod tests {
 
     #[test]
     fn a_timeout_cut_short_by_the_budget_is_no_fault() {
-        let cut = ProviderError::network(Provider::Stripe, NetworkFault::Timeout, true);
+        let cut = ProviderError::network(Provider::Stripe, NetworkError::Timeout, true);
         assert_eq!(cut.kind, ErrorKind::OutOfTime);
         assert!(!cut.counts_as_attempt());
-        let whole = ProviderError::network(Provider::Stripe, NetworkFault::Timeout, false);
+        let whole = ProviderError::network(Provider::Stripe, NetworkError::Timeout, false);
         assert_eq!(whole.code(), "network");
         assert!(whole.counts_as_attempt());
     }

@@ -13,4 +13,4 @@ pub use error::{
     ErrorKind, Provider, ProviderError, ReconnectReason, RefusedReason, Transient, TransientCause,
 };
 pub use movement::{Exclusion, Movement, MovementKind};
-pub use page::{CursorGuard, Page, Window};
+pub use page::{CursorGuard, Page};

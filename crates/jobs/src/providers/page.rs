@@ -2,35 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
-
 use super::{Movement, Provider, ProviderError, RefusedReason};
-
-/// A half-open span of time: `from <= t < to`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Window {
-    /// First instant inside.
-    pub from: DateTime<Utc>,
-    /// First instant behind.
-    pub to: DateTime<Utc>,
-}
-
-impl Window {
-    /// Whether the instant lies inside.
-    pub fn contains(&self, instant: DateTime<Utc>) -> bool {
-        self.from <= instant && instant < self.to
-    }
-
-    /// The same window for providers that stamp whole seconds: a row stamped `s` lies inside exactly if
-    /// `s >= from` and `s < to`, so both bounds round up.
-    pub(super) fn in_whole_seconds(self) -> Self {
-        let round_up = |instant: DateTime<Utc>| {
-            let floor = instant.trunc_subsecs(0);
-            if floor == instant { floor } else { floor + TimeDelta::seconds(1) }
-        };
-        Self { from: round_up(self.from), to: round_up(self.to) }
-    }
-}
 
 /// One page of a provider's list.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -99,6 +71,7 @@ impl CursorGuard {
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
     use proptest::prelude::*;
 
     use super::*;
@@ -160,22 +133,5 @@ mod tests {
         page.ignore(&"x\n".repeat(500));
         assert_eq!(page.ignored["climate_order_purchase"], 2);
         assert_eq!(page.ignored[&"x".repeat(60)], 1);
-    }
-
-    #[test]
-    fn a_window_is_half_open() {
-        let window = Window { from: DateTime::UNIX_EPOCH, to: DateTime::from_timestamp(10, 0).unwrap() };
-        assert!(window.contains(window.from));
-        assert!(!window.contains(window.to));
-    }
-
-    #[test]
-    fn whole_seconds_keep_the_same_stamps_inside() {
-        let instant = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
-        let window =
-            Window { from: instant("2026-11-01T00:00:00Z"), to: instant("2026-11-21T10:00:00.001Z") };
-        let rounded = window.in_whole_seconds();
-        assert_eq!((rounded.from, rounded.to), (window.from, instant("2026-11-21T10:00:01Z")));
-        assert_eq!(rounded.in_whole_seconds(), rounded);
     }
 }

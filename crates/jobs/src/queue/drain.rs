@@ -1,7 +1,7 @@
 //! Working a lane empty: many items at once, each held by a heartbeat until it is settled.
 //!
-//! Items begin in the order in which they were queued, as many at once as there are places. What is set aside keeps
-//! its lease and goes on when nothing else waits.
+//! Items begin in the order in which they were queued, as many at once as there are permits. An item that has yielded
+//! keeps its lease and resumes when no other item waits.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,32 +16,32 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Claimed, Failure, Place, Progress, Queue, place::Places};
-use crate::{deadline::Deadline, lane::Lane, supabase::SupabaseError};
+use super::{Claimed, Permit, Progress, Queue, permit::Permits};
+use crate::{deadline::Deadline, failure::Failure, lane::Lane, supabase::SupabaseError};
 
-/// Kept from the work for giving back what is not done, the report and the log.
+/// Reserved at the end of the budget for giving back unfinished items, for the report and for the log.
 const RESERVE: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(20);
-/// A blocked item of a lane that goes on comes back after this invocation, not within it.
-const BLOCKED: Duration = Duration::from_mins(15);
+/// A blocked item of a lane that goes on becomes visible after this invocation has ended, not during it.
+const BLOCKED_DELAY: Duration = Duration::from_mins(15);
 
-/// Items that one invocation keeps aside: no more of them than it can soon go on with, for others may have time.
-const MOST_ASIDE: usize = 64;
+/// At most this many yielded items are kept: another invocation may have time for more.
+const MOST_YIELDED: usize = 64;
 
-/// What came of working on an item.
+/// How the work on an item ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Its result is in the database, or somebody else has it. `failed`: the result is an error.
+    /// Its result is stored, or another worker holds the item. `failed`: the result is an error.
     Settled { failed: bool },
-    /// Try again later; an attempt where there was a failure.
+    /// It is tried again later; with a failure, this was an attempt.
     GiveBack { delay: Duration, failure: Option<Failure> },
-    /// What was read so far is stored; the rest when nobody waits for the place any more.
-    SetAside(Progress),
-    /// Our own key is refused: give the item back, untried, and with `lane` all others of its lane.
+    /// What was read so far is stored; the item resumes when no other item waits for a permit.
+    Yielded(Progress),
+    /// Our own key is refused: the item is given back without an attempt, and with `lane` so are all others of the lane.
     Blocked { failure: Failure, lane: bool },
 }
 
-/// What a lane's items are, and how one is worked on.
+/// Prepares and works on the items of a lane.
 pub trait Worker: Send + Sync + 'static {
     /// A claimed item with what is needed to work on it.
     type Job: Send + 'static;
@@ -56,26 +56,26 @@ pub trait Worker: Send + Sync + 'static {
     /// The item behind a job.
     fn item(job: &Self::Job) -> &Claimed;
 
-    /// Works on one item, to its settlement or until it is set aside. `place` is to be left when the upstream has
-    /// answered everything.
+    /// Works on one item until it is settled or yields. The worker releases `permit` once the upstream has answered
+    /// everything.
     fn work(
         &self,
         job: Self::Job,
-        place: &mut Place,
+        permit: &mut Permit,
         deadline: Deadline,
     ) -> impl Future<Output = Outcome> + Send;
 }
 
-/// What a drain did.
+/// Counts what a drain did.
 #[derive(Clone, Debug, Default)]
 pub struct LaneReport {
     pub settled: u64,
     /// Of the settled ones, those that ended as an error.
     pub failed: u64,
     pub given_back: u64,
-    /// Why items were given back untried.
+    /// Why items were given back without an attempt.
     pub blocked: Option<Failure>,
-    /// The lane was left before its end.
+    /// The drain stopped before the lane was empty.
     pub stopped: bool,
     /// The budget was over before the lane was empty.
     pub out_of_time: bool,
@@ -93,18 +93,18 @@ pub async fn drain<W: Worker>(
         queue: queue.clone(),
         lane,
         deadline,
-        places: Places::new(concurrency),
+        permits: Permits::new(concurrency),
         ready: VecDeque::new(),
-        aside: Vec::new(),
+        yielded: Vec::new(),
         running: JoinSet::new(),
         returning: JoinSet::new(),
         items: HashMap::new(),
         report: LaneReport::default(),
     };
     let ended = drain.run(concurrency, &worker).await;
-    // Also after an error: what was claimed and not begun is free again at once.
+    // Also after an error: items that were claimed and not begun become visible at once.
     let ready = drain.ready.iter().map(W::item);
-    let left: Vec<_> = ready.chain(&drain.aside).map(hold).collect();
+    let left: Vec<_> = ready.chain(&drain.yielded).map(hold).collect();
     if !left.is_empty() {
         queue.release(lane, &left, Duration::ZERO, &deadline).await?;
     }
@@ -116,13 +116,13 @@ struct Drain<J> {
     queue: Queue,
     lane: Lane,
     deadline: Deadline,
-    places: Places,
+    permits: Permits,
     /// Claimed, not begun.
     ready: VecDeque<J>,
-    /// Begun, and waiting until nobody else does.
-    aside: Vec<Claimed>,
-    /// Each with its place, which others get when the outcome is known: a refused key stops the lane before that.
-    running: JoinSet<(Outcome, Place)>,
+    /// Begun, and waiting until no other item waits.
+    yielded: Vec<Claimed>,
+    /// Each holds its permit until the outcome is known, so that a refused key stops the lane before another item begins.
+    running: JoinSet<(Outcome, Permit)>,
     /// Items on their way back into the queue.
     returning: JoinSet<()>,
     items: HashMap<Id, Claimed>,
@@ -144,15 +144,15 @@ impl<J: Send + 'static> Drain<J> {
         let mut beats = JoinSet::new();
         let mut claims: JoinSet<Result<(bool, Vec<J>), SupabaseError>> = JoinSet::new();
         let mut empty = false;
-        // A claim that failed ends the lane; what is under way is still worked to its end.
-        let mut fault = None;
-        // Those that have left their place and are being written down come on top.
+        // A failed claim ends the drain; items that have begun are still worked to their end.
+        let mut error: Option<SupabaseError> = None;
+        // Items that have released their permit and are being stored come on top.
         let most = concurrency + concurrency.div_ceil(2);
         loop {
-            let open = fault.is_none() && !self.report.stopped && self.deadline.may_start_work();
+            let open = error.is_none() && !self.report.stopped && self.deadline.may_start_work();
             let others = !empty || !self.ready.is_empty();
-            self.places.set_wanted(others && self.aside.len() < MOST_ASIDE);
-            // Claim ahead, so that no place stands empty for a round trip to the database.
+            self.permits.set_wanted(others && self.yielded.len() < MOST_YIELDED);
+            // Claim ahead, so that no permit is idle during a round trip to the database.
             if open && !empty && claims.is_empty() && self.ready.len() <= concurrency / 2 {
                 let (queue, lane, worker, deadline) =
                     (self.queue.clone(), self.lane, worker.clone(), self.deadline);
@@ -163,33 +163,33 @@ impl<J: Send + 'static> Drain<J> {
                     Ok((last, jobs))
                 });
             }
-            if open && empty && claims.is_empty() && self.ready.is_empty() && !self.aside.is_empty() {
-                let (items, worker, deadline) = (mem::take(&mut self.aside), worker.clone(), self.deadline);
+            if open && empty && claims.is_empty() && self.ready.is_empty() && !self.yielded.is_empty() {
+                let (items, worker, deadline) = (mem::take(&mut self.yielded), worker.clone(), self.deadline);
                 claims.spawn(async move { Ok((true, worker.prepare(items, deadline).await?)) });
             }
             let working = !self.running.is_empty() || !self.returning.is_empty() || !claims.is_empty();
             if !working && (self.ready.is_empty() || !open) {
-                let left = !empty || !self.ready.is_empty() || !self.aside.is_empty();
+                let left = !empty || !self.ready.is_empty() || !self.yielded.is_empty();
                 self.report.out_of_time |= left && !self.deadline.may_start_work();
-                return fault.map_or(Ok(()), Err);
+                return error.map_or(Ok(()), Err);
             }
             let begins = open && !self.ready.is_empty() && self.running.len() < most;
             tokio::select! {
                 biased;
                 _ = heartbeat.tick() => {
                     let ready = self.ready.iter().map(W::item);
-                    let held: Vec<_> = self.items.values().chain(ready).chain(&self.aside).map(hold).collect();
+                    let held: Vec<_> = self.items.values().chain(ready).chain(&self.yielded).map(hold).collect();
                     if held.is_empty() {
                         continue;
                     }
                     let (queue, lane, deadline) = (self.queue.clone(), self.lane, self.deadline);
-                    // A heartbeat that fails is logged where it fails; the fence protects what it would have.
+                    // A failed heartbeat is logged by its call; should the lease be lost, the database refuses our writes.
                     beats.spawn(async move { queue.heartbeat(lane, &held, &deadline).await.is_ok() });
                 }
                 Some(done) = self.running.join_next_with_id() => self.end(done),
-                place = self.places.next(), if begins => {
+                permit = self.permits.acquire(), if begins => {
                     if let Some(job) = self.ready.pop_front() {
-                        self.begin(worker, job, place);
+                        self.begin(worker, job, permit);
                     }
                 }
                 Some(_) = self.returning.join_next() => {}
@@ -199,7 +199,7 @@ impl<J: Send + 'static> Drain<J> {
                             empty = last;
                             self.ready.extend(jobs);
                         }
-                        Err(error) => fault = Some(error),
+                        Err(failed) => error = Some(failed),
                     }
                 }
                 Some(_) = beats.join_next() => {}
@@ -207,20 +207,20 @@ impl<J: Send + 'static> Drain<J> {
         }
     }
 
-    fn begin<W: Worker<Job = J>>(&mut self, worker: &Arc<W>, job: J, mut place: Place) {
+    fn begin<W: Worker<Job = J>>(&mut self, worker: &Arc<W>, job: J, mut permit: Permit) {
         let item = W::item(&job).clone();
         let (worker, deadline) = (worker.clone(), self.deadline.reserving(RESERVE));
         let task = self.running.spawn(async move {
-            let outcome = worker.work(job, &mut place, deadline).await;
-            (outcome, place)
+            let outcome = worker.work(job, &mut permit, deadline).await;
+            (outcome, permit)
         });
         self.items.insert(task.id(), item);
     }
 
-    /// Books an outcome. A panic is a failure of the item like another: the others go on.
-    fn end(&mut self, done: Result<(Id, (Outcome, Place)), tokio::task::JoinError>) {
+    /// Counts an outcome. A panic is a failure of its item only: the others go on.
+    fn end(&mut self, done: Result<(Id, (Outcome, Permit)), tokio::task::JoinError>) {
         let (id, outcome) = match done {
-            Ok((id, (outcome, _place))) => (id, outcome),
+            Ok((id, (outcome, _permit))) => (id, outcome),
             Err(error) => {
                 let message = "Erreur interne ; voir les journaux.".into();
                 let failure = Failure { code: "internal".into(), message };
@@ -234,9 +234,9 @@ impl<J: Send + 'static> Drain<J> {
                 self.report.failed += u64::from(failed);
                 return;
             }
-            Outcome::SetAside(progress) => {
+            Outcome::Yielded(progress) => {
                 item.progress = progress;
-                self.aside.push(item);
+                self.yielded.push(item);
                 return;
             }
             Outcome::GiveBack { delay, failure } => {
@@ -246,13 +246,13 @@ impl<J: Send + 'static> Drain<J> {
             Outcome::Blocked { failure, lane } => {
                 self.report.blocked.get_or_insert(failure);
                 self.report.stopped |= lane;
-                (if lane { Duration::ZERO } else { BLOCKED }, None)
+                (if lane { Duration::ZERO } else { BLOCKED_DELAY }, None)
             }
         };
         self.report.given_back += 1;
         let (queue, deadline) = (self.queue.clone(), self.deadline);
         self.returning.spawn(async move {
-            // Where even this fails, the item comes back by itself when its visibility timeout is over.
+            // If even this fails, the item becomes visible again when its visibility timeout expires.
             let _ = queue.give_back(&item, delay, failure.as_ref(), &deadline).await;
         });
     }

@@ -1,4 +1,4 @@
-//! The work that is written down: lanes, items, and who holds them.
+//! The queue: items in lanes, and who holds them.
 //!
 //! pgmq carries and redelivers; `jobs.job_items` is the record (`supabase/schemas/12_items.sql`). An item is
 //! held under a *lease*, the id of the claim that read its message last: whatever is written with an older
@@ -6,21 +6,27 @@
 //! time budget or a refused key of ours is none.
 
 mod drain;
-mod place;
+mod item;
+mod permit;
+mod report;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json, value::RawValue};
+use serde::Deserialize;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
+use self::item::VERSION;
 pub use self::{
     drain::{LaneReport, Outcome, Worker, drain},
-    place::Place,
+    item::{Claimed, Progress, WorkItem},
+    permit::Permit,
+    report::{Counts, MailCounts, RunReport, Waits},
 };
 use crate::{
     deadline::Deadline,
+    failure::Failure,
     lane::Lane,
     supabase::{Supabase, SupabaseError},
 };
@@ -30,7 +36,7 @@ const VISIBILITY: Duration = Duration::from_mins(1);
 /// The database fails an item at its fifth attempt.
 pub const MOST_ATTEMPTS: u32 = 5;
 
-/// Before the next attempt.
+/// The pauses before the next attempt.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(30), Duration::from_mins(2), Duration::from_mins(10), Duration::from_mins(30)];
 
@@ -38,30 +44,6 @@ const PAUSES: [Duration; 4] =
 pub fn pause_after(attempts: u32) -> Duration {
     PAUSES[(attempts as usize).min(PAUSES.len() - 1)]
 }
-
-/// What is to be done; the wire form of `job_items.kind` and `payload`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(tag = "kind", content = "payload", rename_all = "snake_case")]
-pub enum WorkItem {
-    /// Read one integration from its last success (or `days` back) up to the run's instant.
-    SyncIntegration {
-        /// At least this many days; `None`: since the last success.
-        days: Option<u16>,
-    },
-    /// Read a whole Paris month of all of a user's integrations.
-    SyncMonth {
-        /// `YYYY-MM`.
-        month: String,
-        /// Asked for by name: write the month even where the user typed it before the first sync.
-        count_month: bool,
-        /// The month's recap is mailed to its user once it is settled.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        recap: bool,
-    },
-}
-
-/// The only payload version there has been.
-const VERSION: u32 = 1;
 
 /// A message as claimed, before its payload is understood.
 #[derive(Debug, Deserialize)]
@@ -77,102 +59,6 @@ struct Row {
     as_of: DateTime<Utc>,
 }
 
-/// What of an item is stored already: by a holder who was lost, or by this one before it set the item aside.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Progress {
-    /// The worker's own note of where it stood.
-    pub cursor: Option<Value>,
-    /// Under which the last checkpoint was stored.
-    pub lease: Option<Uuid>,
-    /// Number of the last checkpoint of that lease.
-    pub chunk: u32,
-}
-
-/// An item that this process holds.
-#[derive(Clone, Debug)]
-pub struct Claimed {
-    pub item_id: i64,
-    pub run_id: Uuid,
-    pub lease: Uuid,
-    pub user_id: Uuid,
-    pub work: WorkItem,
-    pub progress: Progress,
-    /// Failures so far.
-    pub attempts: u32,
-    /// The instant that the item's run works for.
-    pub as_of: DateTime<Utc>,
-}
-
-/// A classified failure, as operators see it.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct Failure {
-    /// Stable, for counting.
-    pub code: String,
-    /// French, harmless.
-    pub message: String,
-}
-
-/// What came of a run's items. Results stay the text that the database wrote: an amount never becomes a float.
-#[derive(Clone, Debug, Deserialize)]
-pub struct RunReport {
-    pub counts: Counts,
-    /// New or changed movements.
-    pub records: u64,
-    pub errors: Vec<CountedError>,
-    /// The first ones, as settled.
-    pub results: Vec<Box<RawValue>>,
-    pub results_total: u64,
-    /// By lane.
-    pub mails: BTreeMap<String, MailCounts>,
-}
-
-/// What a run's report would wait for.
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub struct Waits {
-    /// Any of its items is queued.
-    pub queued: bool,
-    /// A living worker holds one of them.
-    pub in_flight: bool,
-}
-
-/// Mails of a run in one lane.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct MailCounts {
-    pub planned: u64,
-    pub queued: u64,
-    pub sent: u64,
-    /// Not wanted any more, or too late.
-    pub skipped: u64,
-    pub failed: u64,
-    /// Failed, or waiting for another attempt.
-    pub erred: u64,
-    /// Why the skipped ones were not sent.
-    pub unsent: BTreeMap<String, u64>,
-    pub errors: Vec<CountedError>,
-}
-
-/// Items of a run by state.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
-pub struct Counts {
-    pub planned: u64,
-    pub queued: u64,
-    pub done: u64,
-    pub partial: u64,
-    pub failed: u64,
-    pub superseded: u64,
-    /// Failed, failed in part, or waiting for another attempt.
-    pub erred: u64,
-}
-
-/// The same trouble, counted once for all items it hit.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct CountedError {
-    pub code: Option<String>,
-    pub message: Option<String>,
-    pub count: u64,
-}
-
 /// The queue of this deployment.
 #[derive(Clone)]
 pub struct Queue {
@@ -180,7 +66,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Over this database.
+    /// Opens the queue in this database.
     pub fn new(supabase: Supabase) -> Self {
         Self { supabase }
     }
@@ -231,7 +117,7 @@ impl Queue {
         Ok((claimed, last))
     }
 
-    /// Keeps items invisible for another while.
+    /// Extends the visibility timeout of held items.
     async fn heartbeat(
         &self,
         lane: Lane,
@@ -253,7 +139,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Gives back items that were not worked on: no attempt.
+    /// Gives back items that were not worked on; this counts no attempt.
     async fn release(
         &self,
         lane: Lane,
@@ -285,12 +171,12 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether a run has anything queued or held. Cheap, however large the run: to be asked again and again.
+    /// Whether a run has anything queued or held. The answer is cheap however large the run is, so it may be polled.
     pub async fn run_waits(&self, run_id: Uuid, deadline: &Deadline) -> Result<Waits, SupabaseError> {
         self.supabase.rpc("jobs_run_waits", &json!({"p_run_id": run_id}), deadline).await
     }
 
-    /// Closes the runs that have nothing queued any more, then tells how this one stands: adds all its items up.
+    /// Closes the runs that have nothing queued any more, then adds up the items of this one.
     pub async fn report(
         &self,
         run_id: Uuid,
@@ -300,7 +186,7 @@ impl Queue {
         self.supabase.rpc("jobs_report", &json!({"p_run_id": run_id, "p_limit": results}), deadline).await
     }
 
-    /// Takes or keeps the one chain of drain-queue invocations.
+    /// Takes or keeps the lease of the one chain of drain-queue invocations.
     pub async fn hold_chain(
         &self,
         chain: Uuid,
@@ -311,7 +197,7 @@ impl Queue {
         self.supabase.rpc("jobs_hold_chain", &arguments, deadline).await
     }
 
-    /// Items that wait in any lane.
+    /// How many items wait in all lanes.
     pub async fn waiting(&self, deadline: &Deadline) -> Result<u64, SupabaseError> {
         let lanes: BTreeMap<String, LaneState> =
             self.supabase.rpc("jobs_lanes", &json!({}), deadline).await?;
@@ -322,21 +208,4 @@ impl Queue {
 #[derive(Deserialize)]
 struct LaneState {
     queued: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn work_items_keep_their_stored_form() {
-        let sync = WorkItem::SyncIntegration { days: Some(30) };
-        assert_eq!(
-            serde_json::to_value(&sync).unwrap(),
-            json!({"kind": "sync_integration", "payload": {"days": 30}})
-        );
-        let month = json!({"kind": "sync_month", "payload": {"month": "2026-11", "count_month": true}});
-        let read: WorkItem = serde_json::from_value(month).unwrap();
-        assert_eq!(read, WorkItem::SyncMonth { month: "2026-11".into(), count_month: true, recap: false });
-    }
 }

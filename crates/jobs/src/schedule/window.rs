@@ -6,7 +6,8 @@
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::paris;
 
@@ -49,16 +50,31 @@ impl FromStr for Days {
     }
 }
 
-/// From `from` (inclusive) to `to` (exclusive).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// A half-open span of time: `from <= t < to`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Window {
-    /// A Paris midnight.
+    /// The first instant inside.
     pub from: DateTime<Utc>,
-    /// The instant of the run.
+    /// The first instant after it.
     pub to: DateTime<Utc>,
 }
 
 impl Window {
+    /// Whether the instant lies inside.
+    pub fn contains(&self, instant: DateTime<Utc>) -> bool {
+        self.from <= instant && instant < self.to
+    }
+
+    /// The same window for a provider that stamps whole seconds: a row stamped `s` lies inside exactly if
+    /// `s >= from` and `s < to`, so both bounds round up.
+    pub(crate) fn in_whole_seconds(self) -> Self {
+        let round_up = |instant: DateTime<Utc>| {
+            let floor = instant.trunc_subsecs(0);
+            if floor == instant { floor } else { floor + TimeDelta::seconds(1) }
+        };
+        Self { from: round_up(self.from), to: round_up(self.to) }
+    }
+
     /// What a `POST` reads: the last `days` days.
     pub fn requested(at: DateTime<Utc>, days: Days, last_success: Option<DateTime<Utc>>) -> Self {
         Self::back_to(at - TimeDelta::days(days.get().into()), at, last_success.is_none())
@@ -88,5 +104,27 @@ impl Window {
         let from = paris::start_of(paris::date(from));
         let from = if first_sync { from.min(paris::month(to).start()) } else { from };
         Self { from, to }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_half_open() {
+        let window = Window { from: DateTime::UNIX_EPOCH, to: DateTime::from_timestamp(10, 0).unwrap() };
+        assert!(window.contains(window.from));
+        assert!(!window.contains(window.to));
+    }
+
+    #[test]
+    fn whole_seconds_keep_the_same_stamps_inside() {
+        let instant = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        let window =
+            Window { from: instant("2026-11-01T00:00:00Z"), to: instant("2026-11-21T10:00:00.001Z") };
+        let rounded = window.in_whole_seconds();
+        assert_eq!((rounded.from, rounded.to), (window.from, instant("2026-11-21T10:00:01Z")));
+        assert_eq!(rounded.in_whole_seconds(), rounded);
     }
 }

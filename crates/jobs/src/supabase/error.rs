@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::{
-    http::NetworkFault,
+    http::NetworkError,
     retry::{RetryDecision, Retryable},
 };
 
@@ -23,7 +23,7 @@ pub struct ApiError {
 pub enum SupabaseError {
     /// No answer at all.
     #[error("no answer from the database: {0}")]
-    Network(NetworkFault),
+    Network(NetworkError),
     /// A gateway's own word, a page of HTML, another service: whatever is not PostgREST's.
     #[error("something else answered {status} in the database's place")]
     NotPostgrest { status: u16 },
@@ -105,7 +105,7 @@ impl SupabaseError {
     /// What is wrong and what to do, for the operator: French, no value of the configuration.
     pub fn user_message(&self) -> String {
         match self {
-            Self::Network(NetworkFault::Timeout) => "La base de données ne répond pas à temps.".into(),
+            Self::Network(NetworkError::Timeout) => "La base de données ne répond pas à temps.".into(),
             Self::Network(_) => "La base de données est injoignable ; vérifiez SUPABASE_URL.".into(),
             Self::NotPostgrest { status } => format!(
                 "Une passerelle a répondu {status} à la place de la base de données ; vérifiez SUPABASE_URL et l’état du projet Supabase."
@@ -144,7 +144,7 @@ impl SupabaseError {
     /// Whether the same call may well succeed a little later.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Network(fault) => *fault != NetworkFault::TooLarge,
+            Self::Network(fault) => *fault != NetworkError::TooLarge,
             Self::NotPostgrest { status } => *status >= 500 || *status == 429,
             // PGRST000–003: no connection or none in time; 40001, 40P01: lost against another transaction;
             // 53300: too many connections; 57P0x: the server restarts; 08…: the connection broke.

@@ -18,7 +18,7 @@ use super::{
     run::{Planned, RunSummary, Work, joined_note, parameters, wait_until_settled},
 };
 use crate::{
-    queue::Failure,
+    failure::Failure,
     schedule::{Decision, Slot, Task, gate, paris},
     supabase::SupabaseError,
     urssaf::{self, Crossing, Held, YearBooks},
@@ -48,7 +48,7 @@ async fn check(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError>
             return Ok(TaskOutcome::NotDue { note: not_due.note() });
         }
     };
-    if let Err(faults) = &context.post {
+    if let Err(faults) = &context.mailer {
         return Err(TaskError::Configuration(faults.clone()));
     }
     let scope = Scope::of(call.user_id);

@@ -10,9 +10,9 @@ use super::{
     run::{PlanState, Planned, RunSummary, Settled, Work, joined_note, parameters, wait_until_settled},
 };
 use crate::{
-    email::PostReport,
+    email::MailReport,
+    failure::Failure,
     mail_kind::MailKind,
-    queue::Failure,
     schedule::{Month, Slot, Task},
 };
 
@@ -67,13 +67,13 @@ pub(super) async fn plan_post_report(
 
 /// Sends what waits in the outbox, of whatever run.
 pub(super) async fn post(context: &Context) -> Result<Settled, TaskError> {
-    let post = context.post.as_ref().map_err(|faults| TaskError::Configuration(faults.clone()))?;
-    let report = post.drain(context.deadline).await?;
+    let mailer = context.mailer.as_ref().map_err(|faults| TaskError::Configuration(faults.clone()))?;
+    let report = mailer.drain(context.deadline).await?;
     log(&report);
     Ok(Settled::from(report))
 }
 
-fn log(report: &PostReport) {
+fn log(report: &MailReport) {
     tracing::info!(
         sent = report.sent,
         failed = report.failed,

@@ -38,8 +38,8 @@ async fn mail(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
 
 /// The arguments that tell plans apart, or what is missing.
 pub(super) fn prices(context: &Context) -> Result<serde_json::Value, Faults> {
-    match (&context.config.prices, &context.post) {
+    match (&context.config.prices, &context.mailer) {
         (Ok(prices), Ok(_)) => Ok(json!(prices)),
-        (prices, post) => Err(Faults::all(prices.as_ref().err().into_iter().chain(post.as_ref().err()))),
+        (prices, mailer) => Err(Faults::all(prices.as_ref().err().into_iter().chain(mailer.as_ref().err()))),
     }
 }

@@ -24,7 +24,7 @@ pub use self::{
 use crate::{
     config::{Config, Faults, Tuning},
     deadline::Deadline,
-    email::Post,
+    email::Mailer,
     integrations::Clients,
     queue::Queue,
     schedule::{Days, Month, Via},
@@ -42,7 +42,7 @@ pub struct Context {
     /// What the integrations need, or all that is wrong with their configuration.
     pub integrations: Result<Arc<Clients>, Faults>,
     /// What sending mails needs, or all that is wrong with its configuration.
-    pub post: Result<Arc<Post>, Faults>,
+    pub mailer: Result<Arc<Mailer>, Faults>,
     /// The real time at which the invocation began, also in a replay.
     pub now: DateTime<Utc>,
     pub deadline: Deadline,

@@ -44,7 +44,7 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
             month: month.to_string(),
             count_month: call.month.is_some(),
             // Planned only where it can be sent: else a later run mails it, for it was never planned.
-            recap: recap.is_ok() && context.post.is_ok(),
+            recap: recap.is_ok() && context.mailer.is_ok(),
         },
     };
     let mut outcome = plan_drain_report(context, call, order).await?;

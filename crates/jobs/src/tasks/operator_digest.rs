@@ -68,7 +68,7 @@ struct FailedCalls {
 pub async fn tell(context: &Context, call: &Call) {
     let wanted = call.trigger == Trigger::Cron && !call.dry_run && !call.replay && call.user_id.is_none();
     let Some(address) = context.config.operator.email.as_deref().filter(|_| wanted) else { return };
-    if paris::local(context.now).hour() < FROM_HOUR || context.post.is_err() {
+    if paris::local(context.now).hour() < FROM_HOUR || context.mailer.is_err() {
         return;
     }
     if let Err(error) = plan(context, call, address).await {

@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use super::{Call, Context, TaskError, TaskOutcome, check_thresholds, mails::post};
 use crate::{
-    email::PostReport,
+    email::MailReport,
+    failure::{CountedFailure, Failure},
     integrations::{Clients, SyncWorker},
     lane::Lane,
-    queue::{CountedError, Counts, Failure, LaneReport, MailCounts, RunReport, WorkItem, drain},
+    queue::{Counts, LaneReport, MailCounts, RunReport, WorkItem, drain},
     schedule::{Slot, Task},
     supabase::SupabaseError,
 };
@@ -34,7 +35,7 @@ pub struct RunSummary {
     /// New or changed movements.
     pub records: u64,
     /// What hit items of data, counted.
-    pub troubles: Vec<CountedError>,
+    pub troubles: Vec<CountedFailure>,
     /// What hit a whole lane: one message for all its items.
     pub blocked: Vec<Failure>,
     /// What a part of the task could not do at all.
@@ -231,8 +232,8 @@ impl Settled {
     }
 }
 
-impl From<PostReport> for Settled {
-    fn from(report: PostReport) -> Self {
+impl From<MailReport> for Settled {
+    fn from(report: MailReport) -> Self {
         Self {
             ended: report.sent + report.skipped,
             failed: report.failed,
@@ -285,7 +286,7 @@ async fn drain_everything(
 
 /// Thresholds of those whose totals changed, and all mails that wait.
 async fn follow_up(context: &Context, run_id: Option<Uuid>, route: &str) -> Result<Settled, TaskError> {
-    if let Err(faults) = &context.post {
+    if let Err(faults) = &context.mailer {
         return Ok(Settled::fault("mail_configuration", faults.to_string()));
     }
     if context.deadline.may_start_work() {

@@ -1,7 +1,7 @@
 //! What stands around the words of every mail: greeting, reason, ways out, sender.
 
 use super::{
-    Look,
+    Branding,
     french::one_line,
     palette::{DARK, LIGHT, Palette},
 };
@@ -52,7 +52,7 @@ impl<'a> Frame<'a> {
         kind: MailKind,
         subject: String,
         preheader: String,
-        look: &'a Look,
+        branding: &'a Branding,
         unsubscribe: Option<&'a str>,
     ) -> Self {
         Self {
@@ -64,9 +64,9 @@ impl<'a> Frame<'a> {
             refuse: unsubscribe
                 .filter(|_| kind.has_unsubscribe_link())
                 .map(|url| Refusal { label: format!("Ne plus recevoir {}", kind.refused_as()), url }),
-            preferences: kind.is_for_users().then(|| format!("{}/dashboard/compte", look.app_url)),
-            sender: look.sender_identity.lines().map(|line| one_line(line, 200)).collect(),
-            app_url: &look.app_url,
+            preferences: kind.is_for_users().then(|| format!("{}/dashboard/compte", branding.app_url)),
+            sender: branding.sender_identity.lines().map(|line| one_line(line, 200)).collect(),
+            app_url: &branding.app_url,
             light: &LIGHT,
             dark: &DARK,
         }

@@ -3,7 +3,7 @@
 use askama::Template;
 
 use super::{
-    Look, Promo,
+    Branding, Promo,
     frame::{Frame, Headline, Mail},
     french::one_line,
 };
@@ -13,8 +13,8 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn new(look: &Look) -> Self {
-        let promo = look
+    pub(super) fn new(branding: &Branding) -> Self {
+        let promo = branding
             .promo
             .as_ref()
             .map(|promo| Promo { code: one_line(&promo.code, 40), label: one_line(&promo.label, 120) });

@@ -3,8 +3,8 @@
 use crate::{
     email::{
         Facts, SourceTotal,
-        render::{Look, Promo, Rendered, render},
-        samples::{HOSTILE, look, mails, samples},
+        render::{Branding, Promo, Rendered, render},
+        samples::{HOSTILE, branding, mails, samples},
     },
     mail_kind::MailKind,
     schedule::Month,
@@ -14,7 +14,7 @@ use crate::{
 const UNSUBSCRIBE: &str = "https://jobs.example/api/unsubscribe?a=1&b=2";
 
 fn rendered(facts: &Facts) -> Rendered {
-    render(facts, &look(true), Some(UNSUBSCRIBE)).unwrap()
+    render(facts, &branding(true), Some(UNSUBSCRIBE)).unwrap()
 }
 
 fn every_sample() -> impl Iterator<Item = (&'static str, Facts, Rendered)> {
@@ -107,7 +107,7 @@ fn a_subject_is_one_line() {
 
 #[test]
 fn nothing_is_fetched_and_every_link_is_ours() {
-    let app = look(true).app_url;
+    let app = branding(true).app_url;
     let fetches = ["<img", "<link", "<script", "<iframe", "<form", "src=", "url(", "@import", "background="];
     for (name, _, mail) in every_sample() {
         // What stands outside of tags is text.
@@ -137,7 +137,7 @@ fn each_kind_leads_to_its_page() {
             MailKind::IntegrationTrouble => "/dashboard/compte/integrations",
             MailKind::OperatorDigest => continue, // leads to the deployment, not to the application
         };
-        let address = format!("{}{page}", look(true).app_url);
+        let address = format!("{}{page}", branding(true).app_url);
         assert!(mail.html.contains(&format!("href=\"{address}\"")), "{name}");
         assert!(mail.text.lines().any(|line| line == address), "{name}");
     }
@@ -148,13 +148,13 @@ fn every_mail_can_be_refused_and_says_who_writes() {
     for (name, facts, mail) in every_sample() {
         let alert = !facts.kind().has_unsubscribe_link();
         let operator = facts.kind() == MailKind::OperatorDigest;
-        let preferences = format!("{}/dashboard/compte", look(true).app_url);
+        let preferences = format!("{}/dashboard/compte", branding(true).app_url);
         assert_eq!(mail.text.lines().any(|line| line == UNSUBSCRIBE), !alert, "{name}");
         assert_eq!(mail.html.contains("/api/unsubscribe"), !alert, "{name}");
         for part in [&mail.html, &mail.text] {
             assert_eq!(part.contains(&preferences), !operator, "{name}");
             assert!(part.contains("Vous recevez"), "{name}");
-            assert!(look(true).sender_identity.lines().all(|line| part.contains(line)), "{name}");
+            assert!(branding(true).sender_identity.lines().all(|line| part.contains(line)), "{name}");
         }
     }
 }
@@ -162,7 +162,7 @@ fn every_mail_can_be_refused_and_says_who_writes() {
 #[test]
 fn without_an_address_nothing_is_offered_that_does_not_work() {
     for (name, facts) in samples() {
-        let mail = render(&facts, &look(true), None).unwrap();
+        let mail = render(&facts, &branding(true), None).unwrap();
         assert!(!mail.text.contains("Ne plus recevoir") && !mail.html.contains("Ne plus recevoir"), "{name}");
     }
 }
@@ -189,19 +189,20 @@ fn service_mails_sell_nothing() {
 #[test]
 fn a_code_is_shown_only_where_there_is_one() {
     let facts = Facts::MarketingDay3 { first_name: None };
-    let mail = render(&facts, &look(false), None).unwrap();
+    let mail = render(&facts, &branding(false), None).unwrap();
     assert!(!mail.text.contains("code") && !words(&mail.html).contains("code"));
 }
 
 #[test]
 fn configured_text_is_escaped_too() {
-    let look = Look {
+    let branding = Branding {
         app_url: "https://app.example".to_owned(),
         sender_identity: "A & B <sarl>\nici".to_owned(),
         promo: Some(Promo { code: "<b>\nX".to_owned(), label: "\"1\" & 2".to_owned() }),
     };
     let mail =
-        render(&Facts::MarketingDay3 { first_name: None }, &look, Some("https://j.example/?a=\"&b")).unwrap();
+        render(&Facts::MarketingDay3 { first_name: None }, &branding, Some("https://j.example/?a=\"&b"))
+            .unwrap();
     assert!(mail.html.contains("A &#38; B &#60;sarl&#62;<br>ici"), "{}", mail.html);
     assert!(mail.html.contains("&#60;b&#62; X") && mail.html.contains("&#34;1&#34; &#38; 2"));
     assert!(mail.html.contains("https://j.example/?a=&#34;&#38;b"));

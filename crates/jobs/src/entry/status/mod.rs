@@ -293,7 +293,7 @@ async fn show(
         Some(facts::ask(supabase, now, view::slot_days(&tuning), &Deadline::new(end, end)).await)
     };
     let stripe = async { Some(parts.integrations.as_ref().ok()?.check_stripe(&deadline).await) };
-    let domain = async { Some(parts.post.as_ref().ok()?.domain(health::TIMEOUT).await) };
+    let domain = async { Some(parts.mailer.as_ref().ok()?.domain(health::TIMEOUT).await) };
     let (facts, stripe, domain) = tokio::join!(facts, stripe, domain);
     let health = health::checks(&app.config, facts.as_ref(), &Live { stripe, domain });
     let status = Status::new(now, &tuning, health, facts.and_then(Result::ok));

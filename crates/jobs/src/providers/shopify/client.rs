@@ -16,8 +16,9 @@ use super::{API_VERSION, ApiBase, ShopDomain, TokenPair, answer, documents, refr
 use crate::deadline::Deadline;
 use crate::http::{self, Answer};
 use crate::money::Currency;
-use crate::providers::{ErrorKind, Page, Provider, ProviderError, RefusedReason, Window};
+use crate::providers::{ErrorKind, Page, Provider, ProviderError, RefusedReason};
 use crate::retry::RetryPolicy;
+use crate::schedule::Window;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 

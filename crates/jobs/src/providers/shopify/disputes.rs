@@ -16,7 +16,8 @@ use serde_json::Value;
 use super::orders::{self, Orders};
 use super::wire::{Money, Order, PageInfo, Priced, Shop, gid, shape};
 use crate::money::MinorAmount;
-use crate::providers::{Movement, MovementKind, Page, RefusedReason, Window};
+use crate::providers::{Movement, MovementKind, Page, RefusedReason};
+use crate::schedule::Window;
 
 /// Disputes can only be searched by when they began; networks decide within months, this leaves a margin.
 const LONGEST_DISPUTE: TimeDelta = TimeDelta::days(540);

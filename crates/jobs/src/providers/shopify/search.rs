@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-use crate::providers::Window;
+use crate::schedule::Window;
 
 /// `field:>='from' AND field:<'to'`, in whole seconds.
 pub(super) fn within(field: &str, window: Window) -> String {

@@ -10,8 +10,9 @@ use super::answer::{self, Key};
 use super::{API_VERSION, Pacer, StripeAccountId, balance};
 use crate::deadline::Deadline;
 use crate::http::{self, Answer};
-use crate::providers::{Page, Provider, ProviderError, RefusedReason, Window};
+use crate::providers::{Page, Provider, ProviderError, RefusedReason};
 use crate::retry::RetryPolicy;
+use crate::schedule::Window;
 
 /// Stripe's own upper bound of `limit`.
 const PAGE_SIZE: &str = "100";

@@ -12,7 +12,7 @@ use crate::{
     supabase::Supabase,
 };
 
-/// Clones share the pace: one value a process.
+/// Paces requests to Stripe. Clones share the pace; create one per process.
 #[derive(Clone)]
 pub struct Pacer {
     pace: Arc<SharedPace>,

@@ -1,44 +1,45 @@
-//! What keeps an integration from being read, and what follows from it.
+//! Why an item could not be read or settled, and what follows from it.
 
 use std::time::Duration;
 
 use crate::{
     crypto::tokens::TokenError,
+    failure::Failure,
     providers::{ErrorKind, Provider, ProviderError},
-    queue::{Claimed, Failure, MOST_ATTEMPTS, Outcome, WorkItem, pause_after},
+    queue::{Claimed, MOST_ATTEMPTS, Outcome, WorkItem, pause_after},
     supabase::SupabaseError,
 };
 
 /// Why reading or settling stopped.
 #[derive(Debug)]
-pub(super) enum Trouble {
-    /// Nothing changes until somebody acts: settled as this error.
-    Final(Failure),
-    /// Passes by itself; an attempt where there is a failure.
+pub(super) enum ItemError {
+    /// Trying again changes nothing until somebody acts: the item is settled as this failure.
+    Permanent(Failure),
+    /// It passes by itself; with a failure, this was an attempt.
     Later { failure: Option<Failure>, after: Option<Duration> },
-    /// Our own key is refused. With `lane`, nobody else's item of the lane need try.
+    /// Our own key is refused; with `lane`, no other item of the lane can succeed either.
     Blocked { failure: Failure, lane: bool },
 }
 
-impl Trouble {
-    pub(super) fn last(code: &str, message: impl Into<String>) -> Self {
-        Self::Final(Failure { code: code.into(), message: message.into() })
+impl ItemError {
+    pub(super) fn permanent(code: &str, message: impl Into<String>) -> Self {
+        Self::Permanent(Failure { code: code.into(), message: message.into() })
     }
 
-    /// Somebody else is at it: come back soon, nothing failed.
+    /// Another worker is busy with it: the item comes back soon, and nothing failed.
     pub(super) fn busy() -> Self {
         Self::Later { failure: None, after: Some(Duration::from_secs(5)) }
     }
 
-    /// The budget is over; the item goes on where it stands.
+    /// The budget is over; the item resumes where it is.
     pub(super) fn out_of_time() -> Self {
         Self::Later { failure: None, after: None }
     }
 
-    /// The failure to settle with, where this item shall not come back.
-    pub(super) fn settles(self, item: &Claimed) -> Result<Failure, Outcome> {
+    /// Turns the error into the failure that the item is settled with, or into the outcome that gives it back.
+    pub(super) fn into_outcome(self, item: &Claimed) -> Result<Failure, Outcome> {
         match self {
-            Self::Final(failure) => Ok(failure),
+            Self::Permanent(failure) => Ok(failure),
             Self::Later { failure: Some(failure), .. } if item.attempts + 1 >= MOST_ATTEMPTS => Ok(failure),
             Self::Later { failure, after } => {
                 let scheduled = match failure {
@@ -56,12 +57,12 @@ impl Trouble {
     }
 }
 
-impl From<ProviderError> for Trouble {
+impl From<ProviderError> for ItemError {
     fn from(error: ProviderError) -> Self {
         tracing::warn!(%error, "provider trouble");
         let failure = Failure { code: error.code().into(), message: error.user_message() };
         match error.kind {
-            ErrorKind::Reconnect(_) | ErrorKind::Refused(_) => Self::Final(failure),
+            ErrorKind::Reconnect(_) | ErrorKind::Refused(_) => Self::Permanent(failure),
             // Stripe is read with our key alone; of the shops only those whose token has to be renewed need ours.
             ErrorKind::OwnCredentials => Self::Blocked { failure, lane: error.provider == Provider::Stripe },
             ErrorKind::OutOfTime => Self::out_of_time(),
@@ -75,7 +76,7 @@ impl From<ProviderError> for Trouble {
     }
 }
 
-impl From<SupabaseError> for Trouble {
+impl From<SupabaseError> for ItemError {
     fn from(error: SupabaseError) -> Self {
         if error == SupabaseError::OutOfTime {
             return Self::out_of_time();
@@ -92,9 +93,9 @@ impl From<SupabaseError> for Trouble {
     }
 }
 
-impl From<TokenError> for Trouble {
+impl From<TokenError> for ItemError {
     fn from(_: TokenError) -> Self {
-        Self::last(
+        Self::permanent(
             "token_unreadable",
             "Le jeton enregistré est illisible : la connexion doit être refaite (ou ENCRYPTION_KEY a changé).",
         )
@@ -122,15 +123,15 @@ mod tests {
         }
     }
 
-    fn later(counts: bool, after: Option<u64>) -> Trouble {
+    fn later(counts: bool, after: Option<u64>) -> ItemError {
         let failure = counts.then(|| Failure { code: "network".into(), message: "m".into() });
-        Trouble::Later { failure, after: after.map(Duration::from_secs) }
+        ItemError::Later { failure, after: after.map(Duration::from_secs) }
     }
 
     #[test]
     fn pauses_grow_and_the_fifth_attempt_is_the_last() {
         let seconds: Vec<Option<u64>> = (0..5)
-            .map(|attempts| match later(true, None).settles(&item(attempts)) {
+            .map(|attempts| match later(true, None).into_outcome(&item(attempts)) {
                 Err(Outcome::GiveBack { delay, .. }) => Some(delay.as_secs()),
                 _ => None,
             })
@@ -140,7 +141,7 @@ mod tests {
 
     #[test]
     fn what_is_no_attempt_never_uses_one_up() {
-        let outcome = later(false, Some(7)).settles(&item(4));
+        let outcome = later(false, Some(7)).into_outcome(&item(4));
         assert!(matches!(outcome, Err(Outcome::GiveBack { delay, failure: None }) if delay.as_secs() == 7));
     }
 }

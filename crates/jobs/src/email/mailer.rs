@@ -1,0 +1,209 @@
+//! The mailer works the mail lanes empty, most urgent first, a batch at a time.
+//!
+//! Claim, render, seal, send, settle. A batch is sealed just before its first request; from then on it is only ever
+//! sent again as sealed, until an answer says definitely that it was not accepted. See `docs/ARCHITECTURE.md`, "The
+//! life of a mail".
+
+mod batch;
+mod deliver;
+mod prepare;
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use self::batch::{Batch, RenderedMail};
+use super::{
+    Branding, Domain,
+    outbox::{Claim, Claimed, Outbox, Outcome, Status},
+    quotas::Quotas,
+    sender::{LARGEST_BATCH, Sender},
+};
+use crate::{
+    config::{MailConfig, Prices},
+    deadline::{Deadline, OutOfTime},
+    failure::Failure,
+    pace::{SharedPace, Turn},
+    supabase::{Supabase, SupabaseError},
+};
+
+/// Batches under way at once: at ten requests a second, answers may take almost a second.
+const AT_ONCE: usize = 8;
+
+/// Sends what is in the outbox. Create one per process.
+pub struct Mailer {
+    config: Arc<MailConfig>,
+    branding: Branding,
+    outbox: Outbox,
+    sender: Sender,
+    /// Shared by all instances.
+    pace: SharedPace,
+    quotas: Quotas,
+}
+
+/// Counts what a drain did.
+#[derive(Clone, Debug, Default)]
+pub struct MailReport {
+    pub sent: u64,
+    pub failed: u64,
+    pub skipped: u64,
+    pub given_back: u64,
+    /// Why the rest was left: a quota, or credentials of ours.
+    pub blocked: Option<Failure>,
+    /// The budget was over before the outbox was empty.
+    pub out_of_time: bool,
+}
+
+impl MailReport {
+    fn add(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.given_back += other.given_back;
+        self.out_of_time |= other.out_of_time;
+        self.blocked = self.blocked.take().or(other.blocked);
+    }
+
+    fn count(&mut self, outcomes: &[Outcome]) {
+        for outcome in outcomes {
+            match outcome.status {
+                Status::Sent => self.sent += 1,
+                Status::Skipped | Status::Expired => self.skipped += 1,
+                Status::Refused | Status::Failed | Status::Unknown => self.failed += 1,
+            }
+        }
+    }
+}
+
+impl Mailer {
+    /// Creates a mailer that has sent nothing yet. `clock`: another time than the database's, in tests.
+    pub fn new(
+        http: &reqwest::Client,
+        supabase: Supabase,
+        config: Arc<MailConfig>,
+        prices: Option<&Prices>,
+        clock: Option<DateTime<Utc>>,
+    ) -> Self {
+        let branding = Branding {
+            app_url: config.app_url.clone(),
+            sender_identity: config.sender_identity.clone(),
+            promo: config.promo.clone(),
+        };
+        let prices = serde_json::to_value(prices).unwrap_or(Value::Null);
+        Self {
+            branding,
+            outbox: Outbox::new(supabase.clone(), prices, clock),
+            sender: Sender::new(http.clone(), config.clone()),
+            pace: SharedPace::new(supabase, "resend"),
+            quotas: Quotas::default(),
+            config,
+        }
+    }
+
+    /// What the mail service says of the domain that mails come from.
+    pub async fn domain(&self, timeout: Duration) -> Domain {
+        self.sender.domain(timeout).await
+    }
+
+    async fn turn(&self, deadline: &Deadline) -> Result<Turn, OutOfTime> {
+        self.pace.turn(self.quotas.interval().await, deadline).await
+    }
+
+    /// Sends until nothing waits, the budget is over, or nothing may be sent any more.
+    pub async fn drain(self: &Arc<Self>, deadline: Deadline) -> Result<MailReport, SupabaseError> {
+        let mut report = MailReport::default();
+        let mut working: JoinSet<Result<MailReport, SupabaseError>> = JoinSet::new();
+        let mut error: Option<SupabaseError> = None;
+        loop {
+            if working.len() >= AT_ONCE
+                && let Some(done) = working.join_next().await
+            {
+                add_batch(&mut report, &mut error, done);
+            }
+            let turn = match self.turn(&deadline).await {
+                Ok(turn) if deadline.may_start_work() => turn,
+                _ => {
+                    report.out_of_time = true;
+                    break;
+                }
+            };
+            // Waiting for the turn may have been long: do not claim more once a batch was blocked.
+            while let Some(done) = working.try_join_next() {
+                add_batch(&mut report, &mut error, done);
+            }
+            if report.blocked.is_some() || error.is_some() {
+                break;
+            }
+            let limit = match self.quotas.allowance().await {
+                Some(allowance) if allowance.left == Some(0) => {
+                    report.blocked = Some(allowance.exhausted());
+                    break;
+                }
+                Some(allowance) => allowance.left.map_or(LARGEST_BATCH, |left| {
+                    usize::try_from(left).unwrap_or(LARGEST_BATCH).min(LARGEST_BATCH)
+                }),
+                None => LARGEST_BATCH,
+            };
+            match self.outbox.claim(limit, &deadline).await {
+                Ok(Claim::Empty) => {
+                    self.pace.give_back(turn).await;
+                    break;
+                }
+                Ok(Claim::Again) => self.pace.give_back(turn).await,
+                Ok(Claim::Mails { id, mails }) => {
+                    // Reserve the quota sequentially, so that more urgent mail gets it first.
+                    let reserved = self.reserve(&mails, &deadline).await;
+                    let mailer = self.clone();
+                    working.spawn(async move { mailer.work(id, mails, reserved, deadline).await });
+                }
+                Err(failed) => error = Some(failed),
+            }
+        }
+        while let Some(done) = working.join_next().await {
+            add_batch(&mut report, &mut error, done);
+        }
+        error.map_or(Ok(report), Err)
+    }
+
+    /// Reserves quota for these mails and returns for how many. A sealed batch has had its quota reserved before.
+    async fn reserve(&self, mails: &[Claimed], deadline: &Deadline) -> usize {
+        if mails.iter().any(|mail| mail.batch_id.is_some()) {
+            return mails.len();
+        }
+        // Asking for the quotas is a request like another and takes a turn, too.
+        if self.quotas.asks().await
+            && self.turn(deadline).await.is_ok()
+            && let Some(allowance) = self.sender.allowance(deadline).await
+        {
+            self.quotas.learn(allowance).await;
+        }
+        self.quotas.take(mails.len()).await
+    }
+}
+
+fn unknown(delivery: i64) -> Outcome {
+    let failure = Failure {
+        code: "unknown_outcome".into(),
+        message: "Nul ne peut dire si ce courriel est parti ; il n’est pas renvoyé.".into(),
+    };
+    Outcome::because(delivery, Status::Unknown, &failure)
+}
+
+/// Adds up what a batch's task did. After a panic, its mails become visible again by themselves.
+fn add_batch(
+    report: &mut MailReport,
+    first_error: &mut Option<SupabaseError>,
+    done: Result<Result<MailReport, SupabaseError>, tokio::task::JoinError>,
+) {
+    match done {
+        Ok(Ok(of_batch)) => report.add(of_batch),
+        Ok(Err(error)) => {
+            first_error.get_or_insert(error);
+        }
+        Err(_) => {
+            first_error.get_or_insert(SupabaseError::Encoding("a batch's task panicked".into()));
+        }
+    }
+}
