@@ -11,6 +11,37 @@ use tokio::time::Instant;
 /// Below this a request cannot do anything useful: it would only burn the end of the budget.
 const SHORTEST_REQUEST: Duration = Duration::from_millis(250);
 
+/// From the end of the budget to the platform's 300 seconds: the last answers, the log row, the report.
+const REQUESTS_AFTER_BUDGET: Duration = Duration::from_secs(20);
+
+/// How long an invocation begins new work.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Budget(Duration);
+
+impl Budget {
+    /// A budget of so many seconds, 270 at most: the platform ends an invocation after 300.
+    pub const fn from_seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    /// Its length.
+    pub const fn length(self) -> Duration {
+        self.0
+    }
+
+    /// The deadline of an invocation that began at `begun`.
+    pub fn deadline(self, begun: Instant) -> Deadline {
+        let end = begun + self.0;
+        Deadline::new(end, end + REQUESTS_AFTER_BUDGET)
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self::from_seconds(270)
+    }
+}
+
 /// The two ends of an invocation's budget.
 ///
 /// ```

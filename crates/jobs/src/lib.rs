@@ -4,7 +4,9 @@
 //! [`orchestrator`] → [`tasks`] → [`integrations`] → [`providers`], [`queue`], [`supabase`], [`crypto`],
 //! [`config`]; [`schedule`], [`money`], [`lane`], [`mail_kind`] and [`words`] are pure. `docs/ARCHITECTURE.md` draws the whole picture.
 
+pub mod chain;
 pub mod config;
+pub mod config_faults;
 #[cfg(test)]
 mod contrast;
 pub mod crypto;
@@ -19,11 +21,13 @@ pub mod integrations;
 pub mod lane;
 pub mod mail_kind;
 pub mod money;
+mod operations;
 pub mod orchestrator;
 pub mod pace;
 pub mod ping;
 pub mod providers;
 pub mod queue;
+pub mod retention;
 pub mod retry;
 pub mod routes;
 pub mod schedule;

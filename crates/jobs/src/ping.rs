@@ -4,15 +4,18 @@
 //!
 //! Best effort: a monitor that does not answer changes nothing for the task.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use crate::{deadline::Deadline, http};
+use crate::{deadline::Deadline, http, schedule::Task};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Monitors keep more of a body than this.
 const LONGEST_REASON: usize = 2_000;
+
+/// The address of each task's monitor; a task without one is not watched.
+pub type Monitors = BTreeMap<Task, Url>;
 
 /// The state of a task that a monitor is told.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -1,42 +1,20 @@
 //! What the mails need of the environment.
 
-use std::collections::BTreeMap;
-
 use secrecy::SecretString;
 use url::Url;
 
-use super::{Environment, Faults, checked};
+use super::environment::{Environment, checked};
 use crate::{
+    config_faults::ConfigFaults,
     crypto::keys::{PurposeKey, derive},
-    email::Promo,
+    email::{MailConfig, Prices, Promo},
 };
-
-/// What sending mails needs.
-pub struct MailConfig {
-    pub api_key: SecretString,
-    /// Without a slash at the end.
-    pub api_base: Url,
-    /// `Comptalyze <bonjour@comptalyze.com>`, or the address alone.
-    pub from: String,
-    /// The web application, without a slash at the end.
-    pub app_url: String,
-    /// This deployment, where links to unsubscribe lead; without a slash at the end.
-    pub jobs_url: String,
-    /// The legal foot.
-    pub sender_identity: String,
-    pub promo: Option<Promo>,
-    /// Signs links.
-    pub link_key: PurposeKey,
-}
-
-/// Which plan a price of Stripe's stands for: `pro` or `premium`.
-pub type Prices = BTreeMap<String, &'static str>;
 
 /// The purpose of the key that signs links.
 const LINKS: &str = "unsubscribe-link/v1";
 
-pub(super) fn mail(env: &Environment) -> Result<MailConfig, Faults> {
-    let mut faults = Faults::default();
+pub(super) fn mail(env: &Environment) -> Result<MailConfig, ConfigFaults> {
+    let mut faults = ConfigFaults::default();
     let api_key = env.required_to_send("RESEND_API_KEY", None, &mut faults);
     let base = env.get("RESEND_BASE_URL").unwrap_or_else(|| "https://api.resend.com".to_owned());
     let api_base = Environment::url("RESEND_BASE_URL", &base, &mut faults);
@@ -84,8 +62,8 @@ pub(super) fn mail(env: &Environment) -> Result<MailConfig, Faults> {
 }
 
 /// The key that signs links, by itself: a link must work where a mail could not be sent.
-pub(super) fn link_key(env: &Environment) -> Result<PurposeKey, Faults> {
-    let mut faults = Faults::default();
+pub(super) fn link_key(env: &Environment) -> Result<PurposeKey, ConfigFaults> {
+    let mut faults = ConfigFaults::default();
     let key = env.required("ENCRYPTION_KEY", None, &mut faults);
     if key.as_ref().is_some_and(|key| key.len() != 32) {
         faults.add("ENCRYPTION_KEY doit faire exactement 32 octets");
@@ -94,8 +72,8 @@ pub(super) fn link_key(env: &Environment) -> Result<PurposeKey, Faults> {
 }
 
 /// The secret of the webhook, as Resend shows it: `whsec_…`.
-pub(super) fn webhook_secret(env: &Environment) -> Result<SecretString, Faults> {
-    let mut faults = Faults::default();
+pub(super) fn webhook_secret(env: &Environment) -> Result<SecretString, ConfigFaults> {
+    let mut faults = ConfigFaults::default();
     let secret = env.required_to_send("RESEND_WEBHOOK_SECRET", None, &mut faults);
     if secret.as_ref().is_some_and(|secret| !secret.starts_with("whsec_")) {
         faults.add("RESEND_WEBHOOK_SECRET doit commencer par whsec_");
@@ -104,8 +82,8 @@ pub(super) fn webhook_secret(env: &Environment) -> Result<SecretString, Faults> 
 }
 
 /// The prices of both plans, under all of their names.
-pub(super) fn prices(env: &Environment) -> Result<Prices, Faults> {
-    let mut faults = Faults::default();
+pub(super) fn prices(env: &Environment) -> Result<Prices, ConfigFaults> {
+    let mut faults = ConfigFaults::default();
     // What the web application writes for tests.
     let mut prices = Prices::from([("pro_test".to_owned(), "pro"), ("premium_test".to_owned(), "premium")]);
     for (plan, name) in [("pro", "STRIPE_PRICE_PRO"), ("premium", "STRIPE_PRICE_PREMIUM")] {

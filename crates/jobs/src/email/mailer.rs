@@ -20,9 +20,9 @@ use super::{
     outbox::{Claim, Claimed, Outbox, Outcome, Status},
     quotas::Quotas,
     sender::{LARGEST_BATCH, Sender},
+    settings::{MailConfig, Prices},
 };
 use crate::{
-    config::{MailConfig, Prices},
     deadline::{Deadline, OutOfTime},
     failure::Failure,
     pace::{SharedPace, Turn},

@@ -1,4 +1,4 @@
-//! Mails: what they say, how they branding, how each leaves exactly once.
+//! Mails: what they say, how they look, how each leaves exactly once.
 //!
 //! `facts` is what a mail is about, `render` what it looks like, `links` how it is refused; `mailer` works the
 //! `outbox` empty through the `sender`, within its `quotas`; `feedback` is what comes back.
@@ -14,10 +14,12 @@ mod quotas;
 mod render;
 pub mod samples;
 mod sender;
+mod settings;
 
 pub use self::{
     domain::Domain,
     facts::{DigestPoint, Facts, SourceTotal},
     mailer::{MailReport, Mailer},
     render::{Branding, Promo, Rendered, render},
+    settings::{MailConfig, Prices},
 };

@@ -17,8 +17,8 @@ use secrecy::ExposeSecret;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{allowance::Allowance, render::Rendered};
-use crate::{config::MailConfig, deadline::Deadline, failure::Failure};
+use super::{allowance::Allowance, render::Rendered, settings::MailConfig};
+use crate::{deadline::Deadline, failure::Failure};
 
 /// The most mails in one request.
 pub(super) const LARGEST_BATCH: usize = 100;

@@ -101,7 +101,7 @@ fn part_after(fields: Fields, outcome: &TaskOutcome, worked: &'static str) -> Fi
                 .with("errors", &run.errors())
                 .with("skipped", &run.joined.is_some()),
             run,
-            if worked == "sent" { Work::Mails } else { Work::Data },
+            if worked == "sent" { Counters::Mails } else { Counters::Data },
         ),
         TaskOutcome::NotDue { note } => {
             fields.with(worked, &0).with("errors", &0).with("skipped", &true).with("note", note)
@@ -119,15 +119,15 @@ fn part_after(fields: Fields, outcome: &TaskOutcome, worked: &'static str) -> Fi
 
 /// What a task is there for: it decides what its report has to say.
 #[derive(Clone, Copy, PartialEq)]
-enum Work {
+enum Counters {
     Data,
     Mails,
 }
 
 /// What every report of a run says besides its counters.
-fn details(fields: Fields, run: &RunSummary, work: Work) -> Fields {
+fn details(fields: Fields, run: &RunSummary, work: Counters) -> Fields {
     let remaining = run.remaining();
-    let sends = work == Work::Mails;
+    let sends = work == Counters::Mails;
     // Why people got nothing is a question about mails; how much was new, one about data.
     let excluded = run.outline.get("skipped").filter(|reasons| sends && *reasons != &serde_json::json!({}));
     let fields = fields
@@ -193,7 +193,7 @@ fn sync_integrations(outcome: &TaskOutcome) -> Fields {
                 .with("results", &run.results)
                 .with("resultsTotal", &run.results_total),
             run,
-            Work::Data,
+            Counters::Data,
         ),
         TaskOutcome::NotDue { note } => {
             fields.with("message", "Synchronisation non due").with("skipped", &true).with("note", note)
@@ -255,7 +255,7 @@ fn monthly_sync(call: &Call, outcome: &TaskOutcome) -> Fields {
                 .with("results", &run.results)
                 .with("resultsTotal", &run.results_total),
             run,
-            Work::Data,
+            Counters::Data,
         ),
         TaskOutcome::NotDue { note } => fields
             .with("message", "Pas le dernier jour du mois")

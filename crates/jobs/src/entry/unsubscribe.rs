@@ -6,9 +6,14 @@
 use std::borrow::Cow;
 
 use askama::Template;
+use chrono::{DateTime, Utc};
+use http_body_util::BodyExt;
+use serde_json::json;
+use tokio::time::Instant;
 use uuid::Uuid;
+use vercel_runtime::Error;
 
-use super::answer::Answer;
+use super::{answer::Answer, app::App, body};
 use crate::{
     config::Config, crypto::keys::PurposeKey, email::links, mail_kind::MailKind, supabase::SupabaseError,
 };
@@ -22,8 +27,42 @@ struct Page<'a> {
     app_url: &'a str,
 }
 
+/// A form of ours or a mail program's.
+const LARGEST_FORM: usize = 64 * 1024;
+
+/// Answers a request. It brings no secret: the link in its query is signed.
+pub(super) async fn answer<B>(
+    app: &App,
+    method: &str,
+    query: &str,
+    body: B,
+    now: DateTime<Utc>,
+    begun: Instant,
+) -> Answer
+where
+    B: BodyExt,
+    B::Error: Into<Error>,
+{
+    match method {
+        "GET" | "POST" => {}
+        "HEAD" | "OPTIONS" => return Answer::empty(204).with_header("allow", app.route.allow()),
+        _ => return Answer::error(405, "Méthode non autorisée.").with_header("allow", app.route.allow()),
+    }
+    match read_request(&app.config, method, query) {
+        LinkRequest::Answered(answer) => answer,
+        LinkRequest::Stop(user, kind) => {
+            // What the form says is not looked at: the link is what counts. Read, so that the connection stays good.
+            let _ = body::read(body, LARGEST_FORM).await;
+            let Ok(context) = app.context(now, begun) else { return trouble(&app.config, 500) };
+            let arguments = json!({"p_user_id": user, "p_kind": kind.as_str()});
+            let written = context.supabase.rpc("mail_unsubscribe", &arguments, &context.deadline).await;
+            stopped(&app.config, kind, written)
+        }
+    }
+}
+
 /// What a request is about.
-pub(super) enum Visit {
+enum LinkRequest {
     /// Nothing, or nothing of ours: the page that says so.
     Answered(Answer),
     /// A button was pressed, by a person or by their mail program.
@@ -31,16 +70,16 @@ pub(super) enum Visit {
 }
 
 /// Reads a request; changes nothing.
-pub(super) fn visit(config: &Config, method: &str, query: &str) -> Visit {
+fn read_request(config: &Config, method: &str, query: &str) -> LinkRequest {
     let key = match &config.link_key {
         Ok(key) => key,
         Err(faults) => {
             tracing::error!(%faults, "configuration");
-            return Visit::Answered(trouble(config, 500));
+            return LinkRequest::Answered(trouble(config, 500));
         }
     };
     let Some((user, kind)) = read(query, key) else {
-        return Visit::Answered(page(
+        return LinkRequest::Answered(page(
             config,
             400,
             "Ce lien n’est pas valable",
@@ -49,8 +88,8 @@ pub(super) fn visit(config: &Config, method: &str, query: &str) -> Visit {
         ));
     };
     match method {
-        "POST" => Visit::Stop(user, kind),
-        _ => Visit::Answered(page(
+        "POST" => LinkRequest::Stop(user, kind),
+        _ => LinkRequest::Answered(page(
             config,
             200,
             "Ne plus recevoir ces courriels ?",
@@ -70,7 +109,7 @@ fn read(query: &str, key: &PurposeKey) -> Option<(Uuid, MailKind)> {
 }
 
 /// The page after the button, the same the second time.
-pub(super) fn stopped(config: &Config, kind: MailKind, written: Result<bool, SupabaseError>) -> Answer {
+fn stopped(config: &Config, kind: MailKind, written: Result<bool, SupabaseError>) -> Answer {
     match written {
         // Whoever has no account any more gets no mail either.
         Ok(_) => page(
@@ -89,7 +128,7 @@ pub(super) fn stopped(config: &Config, kind: MailKind, written: Result<bool, Sup
 }
 
 /// Nothing was changed, for a reason of ours.
-pub(super) fn trouble(config: &Config, status: u16) -> Answer {
+fn trouble(config: &Config, status: u16) -> Answer {
     page(
         config,
         status,

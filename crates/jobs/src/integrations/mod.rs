@@ -7,6 +7,7 @@
 mod account;
 mod error;
 mod read;
+mod settings;
 mod settle;
 mod worker;
 
@@ -16,9 +17,8 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use uuid::Uuid;
 
-pub use self::worker::SyncWorker;
+pub use self::{settings::IntegrationsConfig, worker::SyncWorker};
 use crate::{
-    config::IntegrationsConfig,
     crypto::tokens::TokenKey,
     deadline::Deadline,
     providers::{

@@ -2,8 +2,13 @@
 
 use chrono::{DateTime, Datelike, Days, NaiveDate, TimeDelta, Timelike, Utc};
 
-use super::{Settings, Slot, paris};
-use crate::schedule::Month;
+use super::{
+    month::Month,
+    paris,
+    settings::Settings,
+    slot::Slot,
+    task::{Task, Via},
+};
 
 /// When a task may run.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -24,6 +29,20 @@ pub enum Gate {
     IsoWeeks,
 }
 
+impl Task {
+    /// The table of gates.
+    pub const fn gate(self, via: Via) -> Gate {
+        match (self, via) {
+            (Self::MarketingDay3, _) => Gate::DailyFromHour,
+            (Self::SyncIntegrations, Via::CronRoute) => Gate::SyncHours,
+            (Self::SyncIntegrations, Via::ManualRoute) => Gate::SixHourPeriods,
+            (Self::MonthlyReminders, _) => Gate::SecondOfMonth,
+            (Self::MonthlySync, _) => Gate::LastDayOfMonth,
+            (Self::CheckThresholds, _) => Gate::IsoWeeks,
+        }
+    }
+}
+
 /// Hours between two syncs.
 const PERIOD: u32 = 6;
 
@@ -34,15 +53,15 @@ impl Gate {
         match self {
             Self::SyncHours => at.hour().is_multiple_of(PERIOD).then(|| hour_slot(period(at))),
             Self::SixHourPeriods => Some(hour_slot(period(at))),
-            Self::DailyFromHour => (at >= daily_opening(date, settings)).then(|| Slot(date.to_string())),
-            Self::SecondOfMonth => (date.day() == 2).then(|| Slot(Month::of(date).to_string())),
+            Self::DailyFromHour => (at >= daily_opening(date, settings)).then(|| Slot::new(date.to_string())),
+            Self::SecondOfMonth => (date.day() == 2).then(|| Slot::new(Month::of(date).to_string())),
             Self::LastDayOfMonth => {
                 let month = Month::of(date);
-                (date == month.last_day()).then(|| Slot(month.to_string()))
+                (date == month.last_day()).then(|| Slot::new(month.to_string()))
             }
             Self::IsoWeeks => {
                 let week = date.iso_week();
-                Some(Slot(format!("{:04}-W{:02}", week.year(), week.week())))
+                Some(Slot::new(format!("{:04}-W{:02}", week.year(), week.week())))
             }
         }
     }
@@ -89,7 +108,7 @@ impl Gate {
     }
 
     /// The rule, for a sentence that begins "dû …".
-    pub(super) fn rule(self, settings: Settings) -> String {
+    pub(super) fn describe_rule(self, settings: Settings) -> String {
         match self {
             Self::SyncHours | Self::SixHourPeriods => "dû à 0 h, 6 h, 12 h et 18 h UTC".to_owned(),
             Self::DailyFromHour => {
@@ -102,7 +121,7 @@ impl Gate {
     }
 
     /// An opening as this rhythm's reader thinks of it: a UTC hour, a Paris hour, or a Paris date.
-    pub(super) fn moment(self, opens: DateTime<Utc>) -> String {
+    pub(super) fn describe_time(self, opens: DateTime<Utc>) -> String {
         match self {
             Self::SyncHours | Self::SixHourPeriods => {
                 format!("{} à {} h UTC", paris::french(opens.date_naive()), opens.hour())
@@ -125,7 +144,7 @@ fn period(at: DateTime<Utc>) -> DateTime<Utc> {
 }
 
 fn hour_slot(hour: DateTime<Utc>) -> Slot {
-    Slot(hour.format("%Y-%m-%dT%HZ").to_string())
+    Slot::new(hour.format("%Y-%m-%dT%HZ").to_string())
 }
 
 fn daily_opening(date: NaiveDate, settings: Settings) -> DateTime<Utc> {

@@ -3,10 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, Datelike, Days, Months, NaiveDate, Utc};
+use chrono::{Datelike, Days, Months, NaiveDate};
 use serde::{Deserialize, Serialize};
-
-use super::paris;
 
 /// A year and a month. Written `2026-11`, in the database too.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -62,21 +60,6 @@ impl Month {
     /// 28 to 31.
     pub fn days(self) -> u32 {
         self.last_day().day()
-    }
-
-    /// Its first instant, in Paris.
-    pub fn start(self) -> DateTime<Utc> {
-        paris::start_of(self.first)
-    }
-
-    /// The first instant that is no longer in it: the next month's [`start`](Self::start).
-    pub fn end(self) -> DateTime<Utc> {
-        self.next().start()
-    }
-
-    /// "novembre 2026".
-    pub fn french(self) -> String {
-        format!("{} {}", paris::month_name(self.month()), self.year())
     }
 }
 

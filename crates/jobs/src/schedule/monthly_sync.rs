@@ -2,7 +2,13 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Decision, Month, NotDue, Settings, Task, Via, gate, paris};
+use super::{
+    due::{Decision, NotDue, gate},
+    month::Month,
+    paris,
+    settings::Settings,
+    task::{Task, Via},
+};
 
 /// What the monthly sync is to do.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, TimeDelta, TimeZone, Timelike, Utc};
 use chrono_tz::{Europe::Paris, Tz};
 
-use super::Month;
+use super::month::Month;
 
 const MONTHS: [&str; 12] = [
     "janvier",
@@ -73,4 +73,21 @@ pub fn french_minute(at: DateTime<Utc>) -> String {
 
 pub(super) fn month_name(month: u32) -> &'static str {
     MONTHS[month as usize - 1]
+}
+
+impl Month {
+    /// Its first instant, in Paris.
+    pub fn start(self) -> DateTime<Utc> {
+        start_of(self.first_day())
+    }
+
+    /// The first instant that is no longer in it: the next month's [`start`](Self::start).
+    pub fn end(self) -> DateTime<Utc> {
+        self.next().start()
+    }
+
+    /// "novembre 2026".
+    pub fn french(self) -> String {
+        format!("{} {}", month_name(self.month()), self.year())
+    }
 }

@@ -4,6 +4,7 @@
 //! is replaced by one that cannot send (`crates/postgrest-request`).
 
 mod error;
+mod settings;
 
 use std::time::Duration;
 
@@ -13,13 +14,11 @@ use serde::{
     de::{DeserializeOwned, IgnoredAny},
 };
 
-pub use self::error::{ApiError, SupabaseError};
-use crate::{
-    config::{SupabaseConfig, SupabaseKey},
-    deadline::Deadline,
-    http,
-    retry::RetryPolicy,
+pub use self::{
+    error::{ApiError, SupabaseError},
+    settings::{SupabaseConfig, SupabaseKey},
 };
+use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
 /// Every function that this version calls: the migrations are applied where all of them exist.
 pub const FUNCTIONS: [&str; 38] = [

@@ -1,12 +1,15 @@
 //! "Record your turnover of last month", to the Premium users who wish it.
 
 use super::{
-    Call, Context, TaskError, TaskOutcome, Trigger,
-    mails::{MailOrder, plan_post_report},
+    call::Call,
+    context::Context,
+    due::due_slot,
+    mails::{MailPlan, plan_post_report},
+    outcome::{TaskError, TaskOutcome},
 };
 use crate::{
     mail_kind::MailKind,
-    schedule::{Decision, Task, gate, paris},
+    schedule::{Task, paris},
 };
 
 /// Due on the 2nd, for the month before; replayed only within the same real month.
@@ -15,13 +18,9 @@ pub async fn run(context: &Context, call: &Call) -> TaskOutcome {
 }
 
 async fn remind(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> {
-    let slot = match (call.trigger, gate(Task::MonthlyReminders, call.via, call.at, context.tuning.schedule))
-    {
-        (Trigger::Manual, _) => None,
-        (Trigger::Cron, Decision::Due { slot }) => Some(slot),
-        (Trigger::Cron, Decision::NotDue(not_due)) => {
-            return Ok(TaskOutcome::NotDue { note: not_due.note() });
-        }
+    let slot = match due_slot(Task::MonthlyReminders, call, context.tuning.schedule) {
+        Ok(slot) => slot,
+        Err(not_due) => return Ok(TaskOutcome::NotDue { note: not_due.note() }),
     };
     let month = paris::month(call.at).previous();
     if !call.dry_run && paris::month(context.now) != month.next() {
@@ -29,12 +28,12 @@ async fn remind(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError
             format!("trop tard : le rappel pour {} ne part qu’en {}", month.french(), month.next().french());
         return Ok(TaskOutcome::NotDue { note });
     }
-    let order = MailOrder {
+    let wanted = MailPlan {
         task: Task::MonthlyReminders,
         kind: MailKind::MonthlyReminder,
-        slot: slot.as_ref().filter(|_| call.claims_slot()),
+        slot: slot.as_ref(),
         month: Some(month),
         now: if call.dry_run { call.at } else { context.now },
     };
-    plan_post_report(context, call, order).await
+    plan_post_report(context, call, wanted).await
 }

@@ -2,72 +2,30 @@
 //!
 //! Asked after each orchestrator's run, so that each notices when the other has not run.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use chrono::{DateTime, TimeDelta, Timelike, Utc};
-use serde::Deserialize;
+use chrono::Timelike;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Call, Context, TaskError, Trigger, mails::post};
+use super::{
+    call::{Call, Trigger},
+    context::Context,
+    drain::send_mails,
+    outcome::TaskError,
+};
 use crate::{
-    email::DigestPoint,
+    operations::digest::{Troubles, points},
     routes::Route,
-    schedule::{Settings, Task, missed, paris},
-    words,
+    schedule::paris,
 };
 
 /// The Paris hour from which a day's digest leaves: not in the night, and after the first crons of the day.
 const FROM_HOUR: u32 = 7;
-/// Crons that were missed longer ago were told before.
-const MISSED_SINCE: TimeDelta = TimeDelta::days(2);
-/// Each orchestrator, and how long after its last call it is missed: its rhythm and an hour or two.
-const ORCHESTRATORS: [(&str, i64); 2] =
-    [(Route::DailyOrchestrator.path(), 8), (Route::MonthlyOrchestrator.path(), 26)];
-
-/// What `jobs_troubles` answers.
-#[derive(Deserialize)]
-struct Troubles {
-    slots: Vec<TakenSlot>,
-    failed: Vec<Failed>,
-    stuck: Vec<Stuck>,
-    calls: Vec<FailedCalls>,
-    /// When each route was called by a cron last.
-    routes: BTreeMap<String, DateTime<Utc>>,
-}
-
-#[derive(Deserialize)]
-struct TakenSlot {
-    task: String,
-    slot: String,
-}
-
-#[derive(Deserialize)]
-struct Failed {
-    lane: String,
-    message: Option<String>,
-    count: u64,
-}
-
-#[derive(Deserialize)]
-struct Stuck {
-    lane: String,
-    count: u64,
-    oldest: DateTime<Utc>,
-}
-
-#[derive(Deserialize)]
-struct FailedCalls {
-    route: Option<String>,
-    message: Option<String>,
-    count: u64,
-}
 
 /// Plans and sends the day's digest, where there is one. Best effort: the orchestrator's own answer does not depend
 /// on it.
 pub async fn tell(context: &Context, call: &Call) {
     let wanted = call.trigger == Trigger::Cron && !call.dry_run && !call.replay && call.user_id.is_none();
-    let Some(address) = context.config.operator.email.as_deref().filter(|_| wanted) else { return };
+    let Some(address) = context.config.operator_email.as_deref().filter(|_| wanted) else { return };
     if paris::local(context.now).hour() < FROM_HOUR || context.mailer.is_err() {
         return;
     }
@@ -79,8 +37,7 @@ pub async fn tell(context: &Context, call: &Call) {
 async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskError> {
     let arguments = json!({"p_now": context.now});
     let troubles: Troubles = context.supabase.rpc("jobs_troubles", &arguments, &context.deadline).await?;
-    let points =
-        points(&troubles, call.route, context.now, context.tuning.replay_max_days, context.tuning.schedule);
+    let points = points(&troubles, call.route, context.now, context.tuning.schedule);
     if points.is_empty() {
         return Ok(());
     }
@@ -93,167 +50,7 @@ async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskE
     let planned: Value = context.supabase.rpc("jobs_plan_digest", &arguments, &context.deadline).await?;
     if planned["state"] == "planned" {
         tracing::info!(points = points.len(), "the operator is told");
-        post(context).await?;
+        send_mails(context).await?;
     }
     Ok(())
-}
-
-/// What is worth a mail, in words, seen from this route's call.
-fn points(
-    troubles: &Troubles,
-    route: &str,
-    now: DateTime<Utc>,
-    max_days: u16,
-    settings: Settings,
-) -> Vec<DigestPoint> {
-    let mut points = Vec::new();
-    for (other, hours) in ORCHESTRATORS.into_iter().filter(|(other, _)| *other != route) {
-        // One that has never been called is not deployed.
-        if let Some(last) = troubles.routes.get(other)
-            && now - *last > TimeDelta::hours(hours)
-        {
-            points.push(point(
-                format!("{other} n’est plus appelé"),
-                format!(
-                    "Dernier appel par un cron le {}. Vérifiez les crons du déploiement sur Vercel.",
-                    paris::french_minute(*last)
-                ),
-                1,
-            ));
-        }
-    }
-    for task in [Task::SyncIntegrations, Task::MarketingDay3, Task::MonthlyReminders, Task::MonthlySync] {
-        let taken: BTreeSet<String> = troubles
-            .slots
-            .iter()
-            .filter(|taken| taken.task == task.as_str())
-            .map(|taken| taken.slot.clone())
-            .collect();
-        // A task that no cron has ever run is not scheduled here.
-        if taken.is_empty() {
-            continue;
-        }
-        let missed: Vec<_> = missed(task, now - MISSED_SINCE, now, &taken, max_days, settings)
-            .into_iter()
-            .filter(|missed| !missed.made_up)
-            .collect();
-        if let Some(newest) = missed.first() {
-            points.push(point(
-                format!("Passage manqué : {}", task.french()),
-                format!(
-                    "Le créneau {} n’a été pris par aucun cron. La page d’état permet de le rejouer.",
-                    newest.occasion.slot
-                ),
-                missed.len() as u64,
-            ));
-        }
-    }
-    for failed in &troubles.failed {
-        points.push(point(
-            format!("Échecs : {}", words::lane(&failed.lane)),
-            failed.message.clone().unwrap_or_else(|| words::NO_EXPLANATION.to_owned()),
-            failed.count,
-        ));
-    }
-    for stuck in &troubles.stuck {
-        points.push(point(
-            format!("En attente depuis plus de douze heures : {}", words::lane(&stuck.lane)),
-            format!("Le plus ancien attend depuis le {}.", paris::french_minute(stuck.oldest)),
-            stuck.count,
-        ));
-    }
-    for call in &troubles.calls {
-        points.push(point(
-            format!("Appels en échec : {}", call.route.as_deref().unwrap_or("?")),
-            call.message.clone().unwrap_or_default(),
-            call.count,
-        ));
-    }
-    points
-}
-
-fn point(title: String, detail: String, count: u64) -> DigestPoint {
-    DigestPoint { title, detail, count }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(text: &str) -> DateTime<Utc> {
-        text.parse().unwrap()
-    }
-
-    fn troubles(value: &Value) -> Troubles {
-        let mut all = json!({"slots": [], "failed": [], "stuck": [], "calls": [], "routes": {}});
-        for (key, part) in value.as_object().unwrap() {
-            all[key] = part.clone();
-        }
-        serde_json::from_value(all).unwrap()
-    }
-
-    fn titles(value: &Value, now: &str) -> Vec<String> {
-        let points =
-            points(&troubles(value), "/api/cron/daily-orchestrator", at(now), 35, Settings::default());
-        points.into_iter().map(|point| format!("{} x{}", point.title, point.count)).collect()
-    }
-
-    #[test]
-    fn a_day_without_trouble_has_no_points() {
-        assert_eq!(titles(&json!({}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
-        let taken: Vec<Value> = [
-            "2026-11-22T18Z",
-            "2026-11-23T00Z",
-            "2026-11-23T06Z",
-            "2026-11-23T12Z",
-            "2026-11-23T18Z",
-            "2026-11-24T00Z",
-            "2026-11-24T06Z",
-            "2026-11-24T12Z",
-        ]
-        .map(|slot| json!({"task": "sync_integrations", "slot": slot}))
-        .to_vec();
-        let routes = json!({"/api/cron/daily-orchestrator": "2026-11-24T12:00:00Z",
-            "/api/cron/monthly-orchestrator": "2026-11-24T07:00:00Z"});
-        assert_eq!(
-            titles(&json!({"slots": taken, "routes": routes}), "2026-11-24T12:05:00Z"),
-            Vec::<String>::new()
-        );
-    }
-
-    #[test]
-    fn an_orchestrator_that_is_not_called_any_more_is_noticed_by_the_other() {
-        let routes = json!({"/api/cron/daily-orchestrator": "2026-11-24T12:00:00Z",
-            "/api/cron/monthly-orchestrator": "2026-11-23T07:00:00Z"});
-        assert_eq!(
-            titles(&json!({"routes": routes}), "2026-11-24T12:05:00Z"),
-            ["/api/cron/monthly-orchestrator n’est plus appelé x1"]
-        );
-    }
-
-    #[test]
-    fn what_a_later_run_has_made_up_for_is_not_told() {
-        let slots = json!([{"task": "sync_integrations", "slot": "2026-11-24T06Z"}]);
-        // Missed before, and the run of 6 h read it all; the one of 12 h is not over yet.
-        assert_eq!(titles(&json!({"slots": slots}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
-        let told = titles(&json!({"slots": slots}), "2026-11-24T19:30:00Z");
-        assert_eq!(told, ["Passage manqué : synchronisation Stripe et Shopify x2"]);
-    }
-
-    #[test]
-    fn failures_and_what_is_stuck_are_told_with_their_number() {
-        let value = json!({
-            "failed": [{"lane": "marketing", "code": "unknown_outcome", "message": "Nul ne peut dire…", "count": 12}],
-            "stuck": [{"lane": "alerts", "count": 3, "oldest": "2026-11-23T10:00:00Z"}],
-            "calls": [{"route": "/api/cron/daily-orchestrator", "message": "La base…", "count": 2}],
-        });
-        assert_eq!(
-            titles(&value, "2026-11-24T12:05:00Z"),
-            [
-                "Échecs : courriels J+3 x12",
-                "En attente depuis plus de douze heures : alertes x3",
-                "Appels en échec : /api/cron/daily-orchestrator x2",
-            ]
-        );
-    }
 }

@@ -1,12 +1,15 @@
 //! Movements of Stripe and Shopify, every six hours or when an operator asks.
 
 use super::{
-    Call, Context, TaskError, TaskOutcome, Trigger,
-    run::{Order, plan_drain_report},
+    call::Call,
+    context::Context,
+    due::due_slot,
+    outcome::{TaskError, TaskOutcome},
+    sync::{SyncPlan, plan_drain_report},
 };
 use crate::{
     queue::WorkItem,
-    schedule::{Days, Decision, Task, gate},
+    schedule::{Days, Task},
 };
 
 /// Due at the sync hours for a cron, always for an operator.
@@ -15,21 +18,18 @@ pub async fn run(context: &Context, call: &Call) -> TaskOutcome {
 }
 
 async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> {
-    let slot = match call.trigger {
-        Trigger::Manual => None,
-        Trigger::Cron => match gate(Task::SyncIntegrations, call.via, call.at, context.tuning.schedule) {
-            Decision::Due { slot } => Some(slot),
-            Decision::NotDue(not_due) => return Ok(TaskOutcome::NotDue { note: not_due.note() }),
-        },
+    let slot = match due_slot(Task::SyncIntegrations, call, context.tuning.schedule) {
+        Ok(slot) => slot,
+        Err(not_due) => return Ok(TaskOutcome::NotDue { note: not_due.note() }),
     };
     // Before anything is planned: work that nobody can do would only fill the queue.
     if let Err(faults) = &context.integrations {
         return Err(TaskError::Configuration(faults.clone()));
     }
-    let order = Order {
+    let wanted = SyncPlan {
         task: Task::SyncIntegrations,
-        slot: slot.as_ref().filter(|_| call.claims_slot()),
+        slot: slot.as_ref(),
         work: WorkItem::SyncIntegration { days: call.days.map(Days::get) },
     };
-    plan_drain_report(context, call, order).await
+    plan_drain_report(context, call, wanted).await
 }

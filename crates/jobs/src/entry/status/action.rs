@@ -6,11 +6,12 @@ use uuid::Uuid;
 use vercel_runtime::AppState;
 
 use crate::{
+    chain,
     entry::{answer::Fields, log, shape},
     lane::Lane,
     orchestrator,
     routes::Route,
-    schedule::{Occasion, Task, find_occasion, replay_of},
+    schedule::{Occurrence, Task, find_occurrence, replay_of},
     tasks::{Call, Context, Trigger},
 };
 
@@ -22,7 +23,7 @@ pub(super) enum Action {
     SignOut,
 }
 
-/// Why it is not done.
+/// Why an action is not done.
 pub(super) struct Refused {
     pub(super) status: u16,
     pub(super) message: String,
@@ -34,8 +35,8 @@ impl Refused {
     }
 }
 
-/// What was begun.
-pub(super) struct Begun {
+/// An action that was started.
+pub(super) struct Started {
     /// For the page: one of [`NOTICES`].
     pub(super) notice: &'static str,
     /// For callers.
@@ -70,19 +71,19 @@ pub(super) fn read(value: impl Fn(&str) -> Option<String>) -> Result<Action, Ref
 }
 
 /// Replays a slot through the code of its cron, which claims it: it is planned once, whoever asks again.
-pub(super) fn replay(context: Context, state: &AppState, task: Task, slot: &str) -> Result<Begun, Refused> {
-    let Some((call, occasion)) = replay_call(&context, task, slot)? else {
+pub(super) fn replay(context: Context, state: &AppState, task: Task, slot: &str) -> Result<Started, Refused> {
+    let Some((call, occurrence)) = replay_call(&context, task, slot)? else {
         return Err(Refused::new(400, "Champ slot : ce créneau n’existe pas, ou il est trop ancien."));
     };
     let fields = Fields::new()
         .with("message", "Rejeu lancé")
         .with("task", &task)
-        .with("slot", &occasion.slot)
+        .with("slot", &occurrence.slot)
         .with("at", &call.at);
     state.wait_until(async move {
         let outcomes = orchestrator::run(&context, &call, &[task]).await;
         let verdict = shape::verdict(&outcomes);
-        let details = json!({"at": call.at, "task": task, "slot": occasion.slot});
+        let details = json!({"at": call.at, "task": task, "slot": occurrence.slot});
         leave_row(
             &context,
             call.log_type(),
@@ -93,19 +94,19 @@ pub(super) fn replay(context: Context, state: &AppState, task: Task, slot: &str)
         )
         .await;
     });
-    Ok(Begun { notice: "rejeu", fields })
+    Ok(Started { notice: "rejeu", fields })
 }
 
-fn replay_call(context: &Context, task: Task, slot: &str) -> Result<Option<(Call, Occasion)>, Refused> {
+fn replay_call(context: &Context, task: Task, slot: &str) -> Result<Option<(Call, Occurrence)>, Refused> {
     let (now, tuning) = (context.now, &context.tuning);
-    let Some(occasion) = find_occasion(task, slot, now, tuning.replay_max_days, tuning.schedule) else {
+    let Some(occurrence) = find_occurrence(task, slot, now, tuning.schedule) else {
         return Ok(None);
     };
-    let at = replay_of(&occasion, now, tuning.replay_max_days)
+    let at = replay_of(&occurrence, now, tuning.schedule)
         .map_err(|why| Refused::new(409, format!("Ce créneau ne peut plus être rejoué : {why}.")))?;
     let call = Call {
         route: Route::Status.path(),
-        via: occasion.via(),
+        via: occurrence.via(),
         trigger: Trigger::Cron,
         at,
         replay: true,
@@ -115,11 +116,11 @@ fn replay_call(context: &Context, task: Task, slot: &str) -> Result<Option<(Call
         month: None,
         days: None,
     };
-    Ok(Some((call, occasion)))
+    Ok(Some((call, occurrence)))
 }
 
 /// Retries a lane, then works on all of them as `drain-queue` does.
-pub(super) async fn retry(context: Context, state: &AppState, lane: Lane) -> Result<Begun, Refused> {
+pub(super) async fn retry(context: Context, state: &AppState, lane: Lane) -> Result<Started, Refused> {
     let arguments = json!({
         "p_run_id": Uuid::new_v4(), "p_lane": lane, "p_route": Route::Status.path(), "p_as_of": context.now,
     });
@@ -130,7 +131,7 @@ pub(super) async fn retry(context: Context, state: &AppState, lane: Lane) -> Res
     let count = |name: &str| retried[name].as_u64().unwrap_or_default();
     let (woken, mails, planned) = (count("woken"), count("mails"), count("planned"));
     state.wait_until(async move {
-        let drained = orchestrator::drain_queue(&context, Uuid::new_v4(), 0).await;
+        let drained = chain::drain_queue(&context, Uuid::new_v4(), 0).await;
         let (status, error) = match &drained {
             Ok(drained) if drained.errors == 0 => ("success", None),
             Ok(drained) => ("partial", drained.message.clone()),
@@ -145,7 +146,7 @@ pub(super) async fn retry(context: Context, state: &AppState, lane: Lane) -> Res
         .with("woken", &woken)
         .with("mails", &mails)
         .with("planned", &planned);
-    Ok(Begun { notice: if woken + mails + planned == 0 { "rien" } else { "reprise" }, fields })
+    Ok(Started { notice: if woken + mails + planned == 0 { "rien" } else { "reprise" }, fields })
 }
 
 async fn leave_row(

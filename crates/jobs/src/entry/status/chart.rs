@@ -2,8 +2,11 @@
 
 use chrono::{DateTime, Datelike, Days, NaiveDate, Utc};
 
-use super::facts::{MAIL_DAYS, MailCounts, MailDay};
-use crate::{schedule::paris, words::counted};
+use crate::{
+    operations::facts::{MAIL_DAYS, MailCounts, MailDay},
+    schedule::paris,
+    words::counted,
+};
 
 /// A day's bar.
 #[derive(Debug)]

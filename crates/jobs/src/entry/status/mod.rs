@@ -5,14 +5,12 @@
 
 mod action;
 mod chart;
-mod facts;
-mod health;
 mod page;
 mod session;
-mod view;
 
 use chrono::{DateTime, Utc};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
+use reqwest::header::{self, HeaderMap, HeaderName};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
@@ -21,15 +19,23 @@ use vercel_runtime::{AppState, Error};
 
 use self::{
     action::{Action, NOTICES},
-    health::Live,
-    page::Session as Shown,
+    page::Viewer,
     session::{Keys, Session},
-    view::Status,
 };
-use super::{App, BODY_TIMEOUT, answer::Answer, request};
-use crate::{crypto::secret, deadline::Deadline, routes::Route, words};
+use super::{answer::Answer, app::App, body, request};
+use crate::{
+    crypto::secret,
+    deadline::Deadline,
+    operations::{
+        facts,
+        health::{self, Live},
+        view::{Status, slot_days},
+    },
+    routes::Route,
+    words,
+};
 
-/// Tries with a wrong secret, of everybody together …
+/// Tries with a wrong secret, of all callers together …
 const MOST_TRIES: u32 = 10;
 /// … in this long.
 const TRIES_SECONDS: u32 = 15 * 60;
@@ -37,15 +43,31 @@ const TRIES_SECONDS: u32 = 15 * 60;
 const LARGEST_FORM: usize = 4 * 1024;
 
 /// A request, as far as it matters here.
-pub(super) struct Visit<'a> {
-    pub(super) method: &'a str,
-    pub(super) query: &'a str,
-    pub(super) authorization: Option<String>,
-    pub(super) cookies: String,
-    pub(super) accept: String,
+pub(super) struct PageRequest<'a> {
+    method: &'a str,
+    query: &'a str,
+    authorization: Option<String>,
+    cookies: String,
+    accept: String,
 }
 
-impl Visit<'_> {
+impl<'a> PageRequest<'a> {
+    pub(super) fn new(method: &'a str, query: &'a str, headers: &HeaderMap) -> Self {
+        let header = |name: HeaderName| {
+            let values = headers.get_all(name).iter();
+            values.filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join("; ")
+        };
+        Self {
+            method,
+            query,
+            authorization: headers.contains_key(header::AUTHORIZATION).then(|| header(header::AUTHORIZATION)),
+            cookies: header(header::COOKIE),
+            accept: header(header::ACCEPT),
+        }
+    }
+}
+
+impl PageRequest<'_> {
     /// Browsers name HTML among others; whoever wants JSON names it alone.
     fn wants_json(&self) -> bool {
         self.accept.contains("application/json") && !self.accept.contains("text/html")
@@ -67,7 +89,7 @@ enum Caller {
 /// Answers a request.
 pub(super) async fn answer<B>(
     app: &App,
-    visit: &Visit<'_>,
+    request: &PageRequest<'_>,
     body: B,
     state: AppState,
     now: DateTime<Utc>,
@@ -77,13 +99,13 @@ where
     B: BodyExt,
     B::Error: Into<Error>,
 {
-    let answered = respond(app, visit, body, &state, now, begun).await;
+    let answered = respond(app, request, body, &state, now, begun).await;
     answered.with_header("vary", "Accept, Authorization, Cookie")
 }
 
 async fn respond<B>(
     app: &App,
-    visit: &Visit<'_>,
+    request: &PageRequest<'_>,
     body: B,
     state: &AppState,
     now: DateTime<Utc>,
@@ -93,22 +115,22 @@ where
     B: BodyExt,
     B::Error: Into<Error>,
 {
-    match visit.method {
+    match request.method {
         "GET" | "POST" => {}
         "HEAD" | "OPTIONS" => return Answer::empty(204).with_header("allow", Route::Status.allow()),
         _ => {
             return Answer::error(405, "Méthode non autorisée.").with_header("allow", Route::Status.allow());
         }
     }
-    let notice = match notice(visit) {
+    let notice = match notice(request) {
         Ok(notice) => notice,
-        Err(complaint) => return visit.refuse(400, &complaint),
+        Err(complaint) => return request.refuse(400, &complaint),
     };
     let keys = app.config.cron_secret.as_ref().map(Keys::new);
     if keys.is_none() {
         tracing::error!("CRON_SECRET is not set: nobody is let in");
     }
-    let caller = match &visit.authorization {
+    let caller = match &request.authorization {
         Some(header) => {
             if !secret::matches(app.config.cron_secret.as_ref(), request::bearer(header).unwrap_or_default())
             {
@@ -116,50 +138,50 @@ where
             }
             Caller::Bearer
         }
-        None => match keys.as_ref().and_then(|keys| keys.read(&visit.cookies, now)) {
+        None => match keys.as_ref().and_then(|keys| keys.read(&request.cookies, now)) {
             Some(session) => Caller::Browser(session),
             None => Caller::Nobody,
         },
     };
-    if visit.method == "GET" {
+    if request.method == "GET" {
         let token = match (&caller, &keys) {
-            (Caller::Nobody, _) if visit.wants_json() => return request::unauthorized(),
+            (Caller::Nobody, _) if request.wants_json() => return request::unauthorized(),
             (Caller::Nobody, _) => return page::sign_in(200, None),
             (Caller::Browser(session), Some(keys)) => Some(keys.form_token(session)),
             _ => None,
         };
-        return show(app, visit, token, notice, now).await;
+        return show(app, request, token, notice, now).await;
     }
 
     let Some(form) = Form::read(body).await else {
-        return visit.refuse(400, "Formulaire illisible ou trop grand.");
+        return request.refuse(400, "Formulaire illisible ou trop grand.");
     };
     match (caller, &keys) {
-        (Caller::Bearer, _) => act(app, visit, &form, state, now, begun).await,
+        (Caller::Bearer, _) => act(app, request, &form, state, now, begun).await,
         (Caller::Browser(session), Some(keys)) if form.value("secret").is_none() => {
             if !keys.is_own_form(&session, form.value("csrf").unwrap_or_default()) {
-                return visit
+                return request
                     .refuse(403, "Ce formulaire n’est plus valable : rouvrez la page et recommencez.");
             }
-            act(app, visit, &form, state, now, begun).await
+            act(app, request, &form, state, now, begun).await
         }
         (_, keys) => match form.value("secret") {
             Some(given) => sign_in(app, keys.as_ref(), given, now, begun).await,
-            None if visit.wants_json() => request::unauthorized(),
+            None if request.wants_json() => request::unauthorized(),
             None => page::sign_in(401, Some("La session est terminée : connectez-vous à nouveau.")),
         },
     }
 }
 
 /// What the page is to say, after an action. Never a secret: that would be in logs by now.
-fn notice(visit: &Visit) -> Result<Option<&'static str>, String> {
+fn notice(request: &PageRequest) -> Result<Option<&'static str>, String> {
     let mut notice = None;
-    for (name, value) in form_urlencoded::parse(visit.query.as_bytes()) {
+    for (name, value) in form_urlencoded::parse(request.query.as_bytes()) {
         notice = match name.as_ref() {
             "secret" => {
                 return Err("Le secret ne se met jamais dans l’adresse : elle reste dans les journaux. Changez CRON_SECRET s’il vient d’y être écrit.".into());
             }
-            "fait" if visit.method == "GET" => {
+            "fait" if request.method == "GET" => {
                 NOTICES.iter().find(|(known, _)| *known == value).map(|(_, text)| *text)
             }
             // The name is the caller's: cut, and escaped like every text.
@@ -180,8 +202,7 @@ impl Form {
         B: BodyExt,
         B::Error: Into<Error>,
     {
-        let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, LARGEST_FORM).collect());
-        let bytes = body.await.ok()?.ok()?.to_bytes();
+        let bytes = body::read(body, LARGEST_FORM).await?;
         Some(Self(form_urlencoded::parse(&bytes).into_owned().collect()))
     }
 
@@ -237,24 +258,24 @@ async fn sign_in(app: &App, keys: Option<&Keys>, given: &str, now: DateTime<Utc>
 /// Does what a form or a caller asks for.
 async fn act(
     app: &App,
-    visit: &Visit<'_>,
+    request: &PageRequest<'_>,
     form: &Form,
     state: &AppState,
     now: DateTime<Utc>,
     begun: Instant,
 ) -> Answer {
-    let bearer = visit.authorization.is_some();
+    let bearer = request.authorization.is_some();
     let asked = match action::read(|name| form.value(name).map(str::to_owned)) {
         Ok(Action::SignOut) => {
             return Answer::see_other(Route::Status.path()).with_header("set-cookie", session::no_cookie());
         }
         Ok(asked) => asked,
-        Err(refused) => return visit.refuse(refused.status, &refused.message),
+        Err(refused) => return request.refuse(refused.status, &refused.message),
     };
     let context = match app.context(now, begun) {
         Ok(context) => context,
         Err(answer) => {
-            return visit.refuse(
+            return request.refuse(
                 answer.status(),
                 answer.complaint().unwrap_or("Erreur interne ; voir les journaux."),
             );
@@ -268,21 +289,21 @@ async fn act(
     match begun {
         Ok(begun) if bearer => Answer::json(202, &begun.fields),
         Ok(begun) => Answer::see_other(format!("{}?fait={}", Route::Status.path(), begun.notice)),
-        Err(refused) => visit.refuse(refused.status, &refused.message),
+        Err(refused) => request.refuse(refused.status, &refused.message),
     }
 }
 
 /// Looks at everything at once and tells it.
 async fn show(
     app: &App,
-    visit: &Visit<'_>,
+    request: &PageRequest<'_>,
     token: Option<String>,
     notice: Option<&str>,
     now: DateTime<Utc>,
 ) -> Answer {
     let parts = match app.parts() {
         Ok(parts) => parts,
-        Err(message) => return visit.refuse(500, &message),
+        Err(message) => return request.refuse(500, &message),
     };
     let tuning = app.config.tuning.as_ref().copied().unwrap_or_default();
     let deadline = health::deadline();
@@ -290,17 +311,17 @@ async fn show(
         let supabase = parts.supabase.as_ref().ok()?;
         // Longer than a live check: this is the page.
         let end = Instant::now() + 4 * health::TIMEOUT;
-        Some(facts::ask(supabase, now, view::slot_days(&tuning), &Deadline::new(end, end)).await)
+        Some(facts::ask(supabase, now, slot_days(&tuning), &Deadline::new(end, end)).await)
     };
     let stripe = async { Some(parts.integrations.as_ref().ok()?.check_stripe(&deadline).await) };
     let domain = async { Some(parts.mailer.as_ref().ok()?.domain(health::TIMEOUT).await) };
     let (facts, stripe, domain) = tokio::join!(facts, stripe, domain);
     let health = health::checks(&app.config, facts.as_ref(), &Live { stripe, domain });
     let status = Status::new(now, &tuning, health, facts.and_then(Result::ok));
-    if visit.wants_json() {
+    if request.wants_json() {
         return Answer::object(200, &status);
     }
-    page::status(&status, &Shown { token: token.as_deref() }, notice)
+    page::status(&status, &Viewer { token: token.as_deref() }, notice)
 }
 
 #[cfg(test)]
@@ -309,8 +330,14 @@ mod tests {
 
     use super::*;
 
-    fn visit<'a>(query: &'a str, accept: &str) -> Visit<'a> {
-        Visit { method: "GET", query, authorization: None, cookies: String::new(), accept: accept.to_owned() }
+    fn request<'a>(query: &'a str, accept: &str) -> PageRequest<'a> {
+        PageRequest {
+            method: "GET",
+            query,
+            authorization: None,
+            cookies: String::new(),
+            accept: accept.to_owned(),
+        }
     }
 
     #[rstest]
@@ -322,7 +349,7 @@ mod tests {
     #[case("fait=rejeu&secret=", Err("dans l’adresse"))]
     #[case("page=2", Err("page"))]
     fn the_address(#[case] query: &str, #[case] expected: Result<Option<&str>, &str>) {
-        match (notice(&visit(query, "")), expected) {
+        match (notice(&request(query, "")), expected) {
             (Ok(said), Ok(expected)) => {
                 assert!(said.unwrap_or_default().starts_with(expected.unwrap_or_default()), "{said:?}");
                 assert_eq!(said.is_some(), expected.is_some());
@@ -342,6 +369,6 @@ mod tests {
     #[case("*/*", false)]
     #[case("", false)]
     fn who_wants_json(#[case] accept: &str, #[case] json: bool) {
-        assert_eq!(visit("", accept).wants_json(), json);
+        assert_eq!(request("", accept).wants_json(), json);
     }
 }

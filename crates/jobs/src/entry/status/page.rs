@@ -7,21 +7,23 @@ use chrono::{DateTime, Datelike, Timelike, Utc};
 
 use super::{
     chart::{Bar, bars},
-    facts::{Broken, Lane, MailCounts, MailDay, Reason, Run, RunLane, Troubled},
-    health::ago,
     session::MINUTES,
-    view::{Known, MissedSlot, MonthDates, Status, TaskView},
 };
 use crate::{
     entry::answer::Answer,
     lane,
+    operations::{
+        facts::{Broken, Lane, MailCounts, MailDay, Reason, Run, RunLane, Troubled},
+        health::State,
+        view::{DatabaseView, MissedSlot, MonthDates, Status, TaskView},
+    },
     providers::Provider,
     schedule::{self, paris},
     words::{self, agreeing, capitalized, counted},
 };
 
-/// Whose page it is: without a token there are no forms.
-pub(super) struct Session<'a> {
+/// Who looks at the page: without a token there are no forms.
+pub(super) struct Viewer<'a> {
     pub(super) token: Option<&'a str>,
 }
 
@@ -32,7 +34,7 @@ type States = Vec<(&'static str, &'static str, u64)>;
 #[template(path = "status.html")]
 struct StatusPage<'a> {
     status: &'a Status,
-    known: Option<&'a Known>,
+    known: Option<&'a DatabaseView>,
     token: Option<&'a str>,
     notice: Option<&'a str>,
     bars: Vec<Bar>,
@@ -56,7 +58,7 @@ struct MessagePage<'a> {
     message: &'a str,
 }
 
-pub(super) fn status(status: &Status, session: &Session, notice: Option<&str>) -> Answer {
+pub(super) fn status(status: &Status, viewer: &Viewer, notice: Option<&str>) -> Answer {
     let known = status.known.as_ref();
     let mut kinds: Vec<(String, MailCounts)> = Vec::new();
     let mut total = MailCounts::default();
@@ -83,7 +85,7 @@ pub(super) fn status(status: &Status, session: &Session, notice: Option<&str>) -
         broken,
         status,
         known,
-        token: session.token,
+        token: viewer.token,
         notice,
         bars: bars(status.generated_at, known.map_or(&[], |known| &known.mails.days)),
         kinds,
@@ -112,7 +114,7 @@ fn rendered(status: u16, page: &impl Template) -> Answer {
     }
 }
 
-fn states(known: &Known, provider: Provider) -> States {
+fn states(known: &DatabaseView, provider: Provider) -> States {
     const STATES: [(&str, &str); 5] =
         [("good", "good"), ("new", "unknown"), ("late", "bad"), ("failing", "bad"), ("inactive", "quiet")];
     STATES
@@ -136,6 +138,17 @@ fn long(at: DateTime<Utc>) -> String {
     paris::french_minute(at)
 }
 
+/// How long ago something was, roughly.
+fn ago(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let minutes = (now - at).num_minutes().max(0);
+    match minutes {
+        0 => "à l’instant".to_owned(),
+        1..=59 => format!("il y a {minutes} min"),
+        60..=2879 => format!("il y a {} h", minutes / 60),
+        _ => format!("il y a {} jours", minutes / 1440),
+    }
+}
+
 impl Status {
     fn seen_at(&self) -> String {
         long(self.generated_at)
@@ -143,14 +156,14 @@ impl Status {
 
     fn headline(&self) -> &'static str {
         match self.state {
-            super::health::State::Good => "Tout va bien",
-            super::health::State::Unknown => "État inconnu",
-            super::health::State::Bad => "À corriger",
+            State::Good => "Tout va bien",
+            State::Unknown => "État inconnu",
+            State::Bad => "À corriger",
         }
     }
 }
 
-impl Known {
+impl DatabaseView {
     fn open_missed(&self) -> Vec<&MissedSlot> {
         self.missed.iter().filter(|missed| !missed.made_up).collect()
     }
@@ -182,13 +195,13 @@ impl MissedSlot {
     }
 
     fn due(&self) -> String {
-        schedule::moment(self.task, self.due_at)
+        schedule::describe_time(self.task, self.due_at)
     }
 }
 
 impl TaskView {
     fn next(&self) -> String {
-        schedule::moment(self.task, self.next_at)
+        schedule::describe_time(self.task, self.next_at)
     }
 
     fn single_said(&self) -> Option<String> {
@@ -403,7 +416,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::Tuning, contrast::contrast, entry::status::facts::Facts, mail_kind::MailKind, schedule::Task,
+        config::Tuning, contrast::contrast, mail_kind::MailKind, operations::facts::DatabaseFacts,
+        schedule::Task,
     };
 
     /// What a reader sees of a page.
@@ -448,7 +462,7 @@ mod tests {
                 "skipped": {"metadata_says_paid": 1, "later_reason": 2}, "lanes": of_lanes.collect::<Vec<_>>(),
                 "troubled": troubled.collect::<Vec<_>>()})
         };
-        let facts: Facts = serde_json::from_value(json!({
+        let facts: DatabaseFacts = serde_json::from_value(json!({
             "missing": [], "slots": [], "first_claims": {"marketing_day3": "2026-11-20T12:00:00Z"},
             "runs": {"runs": Task::ALL.map(run), "single": [{"task": "monthly_sync", "runs": 1, "erred": 1}]},
             "queue": lanes.iter().map(|lane| json!({"lane": lane, "waiting": 2, "in_flight": 1, "put_off": 1,
@@ -462,7 +476,7 @@ mod tests {
         }))
         .unwrap();
         let status = Status::new(now, &Tuning::default(), Vec::new(), Some(facts));
-        let page = super::status(&status, &Session { token: Some("t") }, None);
+        let page = super::status(&status, &Viewer { token: Some("t") }, None);
         let text = text(page.body());
         let stored: Vec<&str> = text
             .split(|char: char| !char.is_ascii_alphanumeric() && char != '_')

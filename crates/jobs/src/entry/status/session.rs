@@ -16,13 +16,13 @@ pub(super) const COOKIE: &str = "__Host-jobs-status";
 pub(super) const MINUTES: i64 = 30;
 const VERSION: &str = "1";
 
-/// Both keys.
+/// The keys of cookies and of forms.
 pub(super) struct Keys {
     session: PurposeKey,
     form: PurposeKey,
 }
 
-/// A cookie that was believed.
+/// A cookie whose signature and end were checked.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Session(String);
 
@@ -49,30 +49,30 @@ impl Keys {
         cookies
             .split(';')
             .filter_map(|cookie| cookie.trim().strip_prefix(COOKIE)?.strip_prefix('='))
-            .find(|value| self.believes(value, now))
+            .find(|value| self.verifies(value, now))
             .map(|value| Session(value.to_owned()))
     }
 
-    fn believes(&self, value: &str, now: DateTime<Utc>) -> bool {
+    fn verifies(&self, value: &str, now: DateTime<Utc>) -> bool {
         let Some((claim, signature)) = value.rsplit_once('.') else { return false };
         let mut parts = claim.split('.');
         let (version, end, nonce, rest) = (parts.next(), parts.next(), parts.next(), parts.next());
         let end: Option<i64> = end.and_then(|end| end.parse().ok());
-        verifies(&self.session, claim, signature)
+        is_signed(&self.session, claim, signature)
             && version == Some(VERSION)
             && nonce.is_some()
             && rest.is_none()
             && end.is_some_and(|end| now.timestamp() < end)
     }
 
-    /// What this session's forms carry.
+    /// The token that this session's forms carry.
     pub(super) fn form_token(&self, session: &Session) -> String {
         sign(&self.form, &session.0)
     }
 
     /// Whether a form is this session's own.
     pub(super) fn is_own_form(&self, session: &Session, token: &str) -> bool {
-        verifies(&self.form, &session.0, token)
+        is_signed(&self.form, &session.0, token)
     }
 }
 
@@ -100,8 +100,8 @@ fn sign(key: &PurposeKey, text: &str) -> String {
     URL_SAFE_NO_PAD.encode(mac(key, text).finalize().into_bytes())
 }
 
-/// In constant time.
-fn verifies(key: &PurposeKey, text: &str, signature: &str) -> bool {
+/// Compares in constant time.
+fn is_signed(key: &PurposeKey, text: &str, signature: &str) -> bool {
     URL_SAFE_NO_PAD.decode(signature).is_ok_and(|signature| mac(key, text).verify_slice(&signature).is_ok())
 }
 
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_forged_is_believed() {
+    fn nothing_forged_is_let_in() {
         let ours = keys("secret");
         let session = ours.open(now()).unwrap();
         let later = (now() + TimeDelta::days(1)).timestamp().to_string();
@@ -179,7 +179,7 @@ mod tests {
     proptest! {
         /// One character of a good cookie changed, and of a form's token.
         #[test]
-        fn a_changed_one_is_not_believed(place: prop::sample::Index, by in "\\PC") {
+        fn a_changed_one_is_not_let_in(place: prop::sample::Index, by in "\\PC") {
             let keys = keys("secret");
             let session = keys.open(now()).unwrap();
             let change = |good: &str| {

@@ -2,7 +2,7 @@
 
 mod gates;
 mod months;
-mod occasions;
+mod occurrences;
 mod parameters;
 
 use chrono::{DateTime, TimeDelta, Utc};

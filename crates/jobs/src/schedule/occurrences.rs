@@ -1,17 +1,23 @@
-//! The occasions of a task in a span of time: which were missed, which are to come, which may be made up for.
+//! This module lists the occurrences of a task: which were missed, which are to come, which may be replayed.
 
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Opening, Settings, Slot, Task, Via, next_due, paris};
+use super::{
+    due::{Opening, next_due},
+    paris,
+    settings::Settings,
+    slot::Slot,
+    task::{Task, Via},
+};
 
 /// One slot, from its first instant to the one at which no cron can claim it any more.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Occasion {
-    /// Whose.
+pub struct Occurrence {
+    /// The task that is due.
     pub task: Task,
-    /// What a cron claims.
+    /// The slot that a cron claims.
     pub slot: Slot,
     /// From when on the task is due.
     pub opens: DateTime<Utc>,
@@ -19,25 +25,25 @@ pub struct Occasion {
     pub closes: DateTime<Utc>,
 }
 
-impl Occasion {
+impl Occurrence {
     /// Through which door a cron would have asked.
     pub fn via(&self) -> Via {
         door(self.task)
     }
 }
 
-/// An occasion that nobody took.
+/// An occurrence that nobody took.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Missed {
     /// What was missed.
-    pub occasion: Occasion,
+    pub occurrence: Occurrence,
     /// A later run has done what this one would have: nothing is lost.
     pub made_up: bool,
     /// The instant to replay, or why not.
     pub replay: Result<DateTime<Utc>, NoReplay>,
 }
 
-/// Why an occasion is not replayed.
+/// Why an occurrence is not replayed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum NoReplay {
     /// Beyond `REPLAY_MAX_DAYS`.
@@ -61,23 +67,23 @@ const fn door(task: Task) -> Via {
 }
 
 /// The rhythm of a task, for a sentence that begins "dû …".
-pub fn rule(task: Task, settings: Settings) -> String {
-    task.gate(door(task)).rule(settings)
+pub fn describe_rule(task: Task, settings: Settings) -> String {
+    task.gate(door(task)).describe_rule(settings)
 }
 
 /// An opening as this task's reader thinks of it: a UTC hour, a Paris hour, or a Paris date.
-pub fn moment(task: Task, opens: DateTime<Utc>) -> String {
-    task.gate(door(task)).moment(opens)
+pub fn describe_time(task: Task, opens: DateTime<Utc>) -> String {
+    task.gate(door(task)).describe_time(opens)
 }
 
-/// Every occasion of a task that opens after `after`, without an end.
-pub fn occasions(task: Task, after: DateTime<Utc>, settings: Settings) -> impl Iterator<Item = Occasion> {
+/// Every occurrence of a task that opens after `after`, without an end.
+pub fn occurrences(task: Task, after: DateTime<Utc>, settings: Settings) -> impl Iterator<Item = Occurrence> {
     let via = door(task);
     let mut last = after;
     std::iter::repeat_with(move || {
         let Opening { slot, opens } = next_due(task, via, last, settings);
         last = opens;
-        Occasion { task, slot, opens, closes: task.gate(via).closing(opens, settings) }
+        Occurrence { task, slot, opens, closes: task.gate(via).closing(opens, settings) }
     })
 }
 
@@ -87,19 +93,18 @@ pub fn missed(
     since: DateTime<Utc>,
     now: DateTime<Utc>,
     claimed: &BTreeSet<String>,
-    max_days: u16,
     settings: Settings,
 ) -> Vec<Missed> {
-    let all: Vec<Occasion> =
-        occasions(task, since, settings).take_while(|occasion| occasion.opens <= now).collect();
-    let taken = |occasion: &Occasion| claimed.contains(occasion.slot.as_str());
+    let all: Vec<Occurrence> =
+        occurrences(task, since, settings).take_while(|occurrence| occurrence.opens <= now).collect();
+    let taken = |occurrence: &Occurrence| claimed.contains(occurrence.slot.as_str());
     let mut missed: Vec<Missed> = all
         .iter()
-        .filter(|occasion| occasion.closes <= now && !taken(occasion))
-        .map(|occasion| Missed {
-            occasion: occasion.clone(),
-            made_up: all.iter().any(|later| taken(later) && makes_up(later, occasion)),
-            replay: replay(occasion, now, max_days),
+        .filter(|occurrence| occurrence.closes <= now && !taken(occurrence))
+        .map(|occurrence| Missed {
+            occurrence: occurrence.clone(),
+            made_up: all.iter().any(|later| taken(later) && covers(later, occurrence)),
+            replay: replay(occurrence, now, settings),
         })
         .collect();
     missed.reverse();
@@ -107,7 +112,7 @@ pub fn missed(
 }
 
 /// Whether a run of `later` does what one of `missed` would have done.
-fn makes_up(later: &Occasion, missed: &Occasion) -> bool {
+fn covers(later: &Occurrence, missed: &Occurrence) -> bool {
     let after = later.opens > missed.opens;
     match missed.task {
         // It reads from the last success; it tells what was not told before.
@@ -122,28 +127,28 @@ fn makes_up(later: &Occasion, missed: &Occasion) -> bool {
 }
 
 /// The instant whose replay claims this slot: its last second, so that a month is read to its end.
-pub fn replay(occasion: &Occasion, now: DateTime<Utc>, max_days: u16) -> Result<DateTime<Utc>, NoReplay> {
-    let at = (occasion.closes - TimeDelta::seconds(1)).min(now);
+pub fn replay(
+    occurrence: &Occurrence,
+    now: DateTime<Utc>,
+    settings: Settings,
+) -> Result<DateTime<Utc>, NoReplay> {
+    let max_days = settings.replay_max_days();
+    let at = (occurrence.closes - TimeDelta::seconds(1)).min(now);
     if at < now - TimeDelta::days(max_days.into()) {
         Err(NoReplay::TooOld { max_days })
-    } else if occasion.task == Task::MonthlyReminders && paris::month(now) != paris::month(occasion.opens) {
+    } else if occurrence.task == Task::MonthlyReminders && paris::month(now) != paris::month(occurrence.opens)
+    {
         Err(NoReplay::MonthOver)
     } else {
         Ok(at)
     }
 }
 
-/// The occasion of a slot that has opened within the last `max_days`, by its name.
-pub fn find(
-    task: Task,
-    slot: &str,
-    now: DateTime<Utc>,
-    max_days: u16,
-    settings: Settings,
-) -> Option<Occasion> {
+/// The occurrence of a slot that has opened within the days that a replay may reach back, by its name.
+pub fn find(task: Task, slot: &str, now: DateTime<Utc>, settings: Settings) -> Option<Occurrence> {
     // A slot lasts a week at most.
-    let since = now - TimeDelta::days(i64::from(max_days) + 8);
-    occasions(task, since, settings)
-        .take_while(|occasion| occasion.opens <= now)
-        .find(|occasion| occasion.slot.as_str() == slot)
+    let since = now - TimeDelta::days(i64::from(settings.replay_max_days()) + 8);
+    occurrences(task, since, settings)
+        .take_while(|occurrence| occurrence.opens <= now)
+        .find(|occurrence| occurrence.slot.as_str() == slot)
 }

@@ -1,4 +1,4 @@
-//! Occasions that were missed, and what may be done about them.
+//! Occurrences that were missed, and what may be done about them.
 
 use std::collections::BTreeSet;
 
@@ -7,18 +7,18 @@ use proptest::prelude::*;
 
 use super::{instants, utc};
 use crate::schedule::{
-    Decision, Missed, Month, NoReplay, Settings, Task, find_occasion, gate, missed, occasions, paris,
+    Decision, Missed, Month, NoReplay, Settings, Task, find_occurrence, gate, missed, occurrences, paris,
 };
 
 fn all(task: Task, since: &str, now: &str, claimed: &[&str]) -> Vec<Missed> {
     let claimed: BTreeSet<String> = claimed.iter().map(|&slot| slot.to_owned()).collect();
-    missed(task, utc(since), utc(now), &claimed, 35, Settings::default())
+    missed(task, utc(since), utc(now), &claimed, Settings::default())
 }
 
 #[track_caller]
 fn check(task: Task, since: &str, now: &str, claimed: &[&str], expect: &[&str]) {
     let slots: Vec<String> =
-        all(task, since, now, claimed).iter().map(|missed| missed.occasion.slot.to_string()).collect();
+        all(task, since, now, claimed).iter().map(|missed| missed.occurrence.slot.to_string()).collect();
     assert_eq!(slots, expect, "{task} at {now}");
 }
 
@@ -90,7 +90,7 @@ fn a_replay_is_the_last_second_of_its_slot_while_it_is_allowed() {
 #[test]
 fn only_real_slots_are_found() {
     let find = |slot| {
-        find_occasion(Task::SyncIntegrations, slot, utc("2026-11-22T20:00:00Z"), 35, Settings::default())
+        find_occurrence(Task::SyncIntegrations, slot, utc("2026-11-22T20:00:00Z"), Settings::default())
     };
     assert_eq!(find("2026-11-22T18Z").unwrap().opens, utc("2026-11-22T18:00:00Z"));
     for wrong in ["2026-11-22T19Z", "2026-11-23T00Z", "2026-09-01T00Z", "", "2026-11-22"] {
@@ -102,9 +102,9 @@ fn only_real_slots_are_found() {
 fn twelve_months_are_twelve_reminders_and_month_ends() {
     let now = utc("2026-11-24T12:00:00Z");
     for task in [Task::MonthlyReminders, Task::MonthlySync] {
-        let year: Vec<_> = occasions(task, now, Settings::default())
+        let year: Vec<_> = occurrences(task, now, Settings::default())
             .take(12)
-            .map(|occasion| paris::month(occasion.opens))
+            .map(|occurrence| paris::month(occurrence.opens))
             .collect();
         let first = if task == Task::MonthlySync { paris::month(now) } else { paris::month(now).next() };
         let expected: Vec<Month> =
@@ -115,17 +115,17 @@ fn twelve_months_are_twelve_reminders_and_month_ends() {
 
 proptest! {
     /// In any year, summer and winter: a gate is open, under this slot, from the first to the last instant of an
-    /// occasion, and not with this slot any more when it closes.
+    /// occurrence, and not with this slot any more when it closes.
     #[test]
-    fn an_occasion_is_where_its_gate_is_open(after in instants(), nth in 0_usize..6) {
+    fn an_occurrence_is_where_its_gate_is_open(after in instants(), nth in 0_usize..6) {
         for task in Task::ALL {
-            let occasion = occasions(task, after, Settings::default()).nth(nth).unwrap();
-            let via = occasion.via();
-            let due = Decision::Due { slot: occasion.slot.clone() };
-            for at in [occasion.opens, occasion.closes - TimeDelta::milliseconds(1)] {
+            let occurrence = occurrences(task, after, Settings::default()).nth(nth).unwrap();
+            let via = occurrence.via();
+            let due = Decision::Due { slot: occurrence.slot.clone() };
+            for at in [occurrence.opens, occurrence.closes - TimeDelta::milliseconds(1)] {
                 prop_assert_eq!(&gate(task, via, at, Settings::default()), &due, "{} {}", task, at);
             }
-            prop_assert_ne!(gate(task, via, occasion.closes, Settings::default()), due);
+            prop_assert_ne!(gate(task, via, occurrence.closes, Settings::default()), due);
         }
     }
 }

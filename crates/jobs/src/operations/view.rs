@@ -1,18 +1,19 @@
-//! What the page shows and the JSON says: one value, made of facts, health and the table of gates. Pure.
+//! What the status page shows and its JSON says: one value, made of facts, health and the table of gates. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
 use super::{
-    facts::{Facts, Integrations, Lane, Mails, Run, Single},
+    claims::unclaimed,
+    facts::{DatabaseFacts, Integrations, Lane, Mails, Run, Single},
     health::{Check, State},
 };
 use crate::{
     config::Tuning,
     lane,
-    schedule::{self, Missed, Settings, Task, occasions, paris},
+    schedule::{self, Missed, Settings, Task, occurrences, paris},
     words::{self, capitalized, counted},
 };
 
@@ -21,62 +22,62 @@ const STANDS_STILL: TimeDelta = TimeDelta::hours(13);
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Status {
-    pub(super) generated_at: DateTime<Utc>,
-    pub(super) version: &'static str,
-    pub(super) state: State,
-    pub(super) attention: Vec<Attention>,
-    pub(super) health: Vec<Check>,
+pub(crate) struct Status {
+    pub(crate) generated_at: DateTime<Utc>,
+    pub(crate) version: &'static str,
+    pub(crate) state: State,
+    pub(crate) attention: Vec<Attention>,
+    pub(crate) health: Vec<Check>,
     /// Nothing where the database did not answer.
     #[serde(flatten)]
-    pub(super) known: Option<Known>,
-    pub(super) calendar: Vec<MonthDates>,
+    pub(crate) known: Option<DatabaseView>,
+    pub(crate) calendar: Vec<MonthDates>,
 }
 
 /// Something to act on, or to know.
 #[derive(Debug, Serialize)]
-pub(super) struct Attention {
+pub(crate) struct Attention {
     /// To be put right, or only to know.
-    pub(super) state: State,
+    pub(crate) state: State,
     /// Where on the page it is told in full.
-    pub(super) section: &'static str,
-    pub(super) message: String,
+    pub(crate) section: &'static str,
+    pub(crate) message: String,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Known {
+pub(crate) struct DatabaseView {
     /// From when on crons were looked for; nothing where none has ever come by.
-    pub(super) missed_since: Option<DateTime<Utc>>,
-    pub(super) missed: Vec<MissedSlot>,
-    pub(super) tasks: Vec<TaskView>,
-    pub(super) queue: Vec<Lane>,
-    pub(super) mails: Mails,
-    pub(super) integrations: Integrations,
+    pub(crate) missed_since: Option<DateTime<Utc>>,
+    pub(crate) missed: Vec<MissedSlot>,
+    pub(crate) tasks: Vec<TaskView>,
+    pub(crate) queue: Vec<Lane>,
+    pub(crate) mails: Mails,
+    pub(crate) integrations: Integrations,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct MissedSlot {
-    pub(super) task: Task,
-    pub(super) slot: String,
-    pub(super) due_at: DateTime<Utc>,
+pub(crate) struct MissedSlot {
+    pub(crate) task: Task,
+    pub(crate) slot: String,
+    pub(crate) due_at: DateTime<Utc>,
     /// A later run did what this one would have done.
-    pub(super) made_up: bool,
+    pub(crate) made_up: bool,
     /// The instant that a replay works for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) replay_at: Option<DateTime<Utc>>,
+    pub(crate) replay_at: Option<DateTime<Utc>>,
     /// Why there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) no_replay: Option<String>,
+    pub(crate) no_replay: Option<String>,
 }
 
 impl From<Missed> for MissedSlot {
     fn from(missed: Missed) -> Self {
         Self {
-            task: missed.occasion.task,
-            slot: missed.occasion.slot.to_string(),
-            due_at: missed.occasion.opens,
+            task: missed.occurrence.task,
+            slot: missed.occurrence.slot.to_string(),
+            due_at: missed.occurrence.opens,
             made_up: missed.made_up,
             replay_at: missed.replay.ok(),
             no_replay: missed.replay.err().map(|why| why.to_string()),
@@ -86,35 +87,40 @@ impl From<Missed> for MissedSlot {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct TaskView {
-    pub(super) task: Task,
-    pub(super) name: String,
-    pub(super) rule: String,
-    pub(super) next_slot: String,
-    pub(super) next_at: DateTime<Utc>,
-    pub(super) runs: Vec<Run>,
+pub(crate) struct TaskView {
+    pub(crate) task: Task,
+    pub(crate) name: String,
+    pub(crate) rule: String,
+    pub(crate) next_slot: String,
+    pub(crate) next_at: DateTime<Utc>,
+    pub(crate) runs: Vec<Run>,
     /// Runs for single users of the last day.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) single: Option<Single>,
+    pub(crate) single: Option<Single>,
 }
 
 /// A month's due dates of the tasks that are due once a month.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct MonthDates {
-    pub(super) month: String,
-    pub(super) reminders_at: Option<DateTime<Utc>>,
-    pub(super) monthly_sync_at: Option<DateTime<Utc>>,
+pub(crate) struct MonthDates {
+    pub(crate) month: String,
+    pub(crate) reminders_at: Option<DateTime<Utc>>,
+    pub(crate) monthly_sync_at: Option<DateTime<Utc>>,
 }
 
 /// How far back missed crons are looked for.
-pub(super) fn slot_days(tuning: &Tuning) -> u16 {
-    tuning.replay_max_days.clamp(14, 60)
+pub(crate) fn slot_days(tuning: &Tuning) -> u16 {
+    tuning.schedule.replay_max_days().clamp(14, 60)
 }
 
 impl Status {
-    pub(super) fn new(now: DateTime<Utc>, tuning: &Tuning, health: Vec<Check>, facts: Option<Facts>) -> Self {
-        let known = facts.map(|facts| Known::new(now, tuning, facts));
+    pub(crate) fn new(
+        now: DateTime<Utc>,
+        tuning: &Tuning,
+        health: Vec<Check>,
+        facts: Option<DatabaseFacts>,
+    ) -> Self {
+        let known = facts.map(|facts| DatabaseView::new(now, tuning, facts));
         let attention = attention(now, &health, known.as_ref());
         let worst = attention.iter().map(|attention| attention.state).max();
         let state = match (worst, &known) {
@@ -135,8 +141,8 @@ impl Status {
     }
 }
 
-impl Known {
-    fn new(now: DateTime<Utc>, tuning: &Tuning, facts: Facts) -> Self {
+impl DatabaseView {
+    fn new(now: DateTime<Utc>, tuning: &Tuning, facts: DatabaseFacts) -> Self {
         let (missed_since, missed) = missed(now, tuning, &facts);
         let mut runs: BTreeMap<String, Vec<Run>> = BTreeMap::new();
         for run in facts.runs.runs {
@@ -145,11 +151,11 @@ impl Known {
         let mut single: BTreeMap<String, Single> =
             facts.runs.single.into_iter().map(|single| (single.task.clone(), single)).collect();
         let tasks = Task::ALL.map(|task| {
-            let next = occasions(task, now, tuning.schedule).next();
+            let next = occurrences(task, now, tuning.schedule).next();
             TaskView {
                 task,
                 name: capitalized(task.french()),
-                rule: schedule::rule(task, tuning.schedule),
+                rule: schedule::describe_rule(task, tuning.schedule),
                 next_slot: next.as_ref().map(|next| next.slot.to_string()).unwrap_or_default(),
                 next_at: next.map_or(now, |next| next.opens),
                 runs: runs.remove(task.as_str()).unwrap_or_default(),
@@ -170,7 +176,11 @@ impl Known {
 }
 
 /// Slots that nobody claimed, since this deployment's crons have come by at all.
-fn missed(now: DateTime<Utc>, tuning: &Tuning, facts: &Facts) -> (Option<DateTime<Utc>>, Vec<MissedSlot>) {
+fn missed(
+    now: DateTime<Utc>,
+    tuning: &Tuning,
+    facts: &DatabaseFacts,
+) -> (Option<DateTime<Utc>>, Vec<MissedSlot>) {
     let Some(&first) = facts.first_claims.values().min() else { return (None, Vec::new()) };
     let horizon = now - TimeDelta::days(slot_days(tuning).into());
     let mut all = Vec::new();
@@ -183,14 +193,7 @@ fn missed(now: DateTime<Utc>, tuning: &Tuning, facts: &Facts) -> (Option<DateTim
             },
             _ => first,
         };
-        let claimed: BTreeSet<String> = facts
-            .slots
-            .iter()
-            .filter(|claimed| claimed.task == task.as_str())
-            .map(|claimed| claimed.slot.clone())
-            .collect();
-        let since = first.max(horizon);
-        let missed = schedule::missed(task, since, now, &claimed, tuning.replay_max_days, tuning.schedule);
+        let missed = unclaimed(&facts.slots, task, first.max(horizon), now, tuning.schedule);
         all.extend(missed.into_iter().map(MissedSlot::from));
     }
     all.sort_by_key(|missed| std::cmp::Reverse(missed.due_at));
@@ -200,7 +203,7 @@ fn missed(now: DateTime<Utc>, tuning: &Tuning, facts: &Facts) -> (Option<DateTim
 fn calendar(now: DateTime<Utc>, settings: Settings) -> Vec<MonthDates> {
     let this = paris::month(now);
     let dates = |task| -> BTreeMap<schedule::Month, DateTime<Utc>> {
-        occasions(task, now, settings).take(13).map(|due| (paris::month(due.opens), due.opens)).collect()
+        occurrences(task, now, settings).take(13).map(|due| (paris::month(due.opens), due.opens)).collect()
     };
     let (reminders, syncs) = (dates(Task::MonthlyReminders), dates(Task::MonthlySync));
     std::iter::successors(Some(this), |month| Some(month.next()))
@@ -215,7 +218,7 @@ fn calendar(now: DateTime<Utc>, settings: Settings) -> Vec<MonthDates> {
 }
 
 /// What the operator should look at first.
-fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&Known>) -> Vec<Attention> {
+fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&DatabaseView>) -> Vec<Attention> {
     let mut all = Vec::new();
     let mut add = |state, section, message| all.push(Attention { state, section, message });
     for check in health.iter().filter(|check| check.state == State::Bad) {

@@ -4,27 +4,27 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::facts::{Facts, RefusedCredentials};
+use super::facts::{DatabaseFacts, RefusedCredentials};
 use crate::{
-    config::{Config, Faults, SupabaseKey},
+    config::Config,
+    config_faults::ConfigFaults,
     deadline::Deadline,
     email::Domain,
     providers::{ErrorKind, ProviderError, RefusedReason},
     schedule::paris,
-    supabase::SupabaseError,
+    supabase::{SupabaseError, SupabaseKey},
 };
 
 /// For each of the live checks.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How something is.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-pub(super) enum State {
+pub(crate) enum State {
     #[serde(rename = "bon")]
     Good,
     #[serde(rename = "inconnu")]
@@ -34,7 +34,7 @@ pub(super) enum State {
 }
 
 impl State {
-    pub(super) const fn french(self) -> &'static str {
+    pub(crate) const fn french(self) -> &'static str {
         match self {
             Self::Good => "bon",
             Self::Unknown => "inconnu",
@@ -42,7 +42,7 @@ impl State {
         }
     }
 
-    pub(super) const fn class(self) -> &'static str {
+    pub(crate) const fn class(self) -> &'static str {
         match self {
             Self::Good => "good",
             Self::Unknown => "unknown",
@@ -53,16 +53,16 @@ impl State {
 
 /// One dependency.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Check {
-    pub(super) name: &'static str,
-    pub(super) state: State,
-    pub(super) message: String,
+pub(crate) struct Check {
+    pub(crate) name: &'static str,
+    pub(crate) state: State,
+    pub(crate) message: String,
     /// What to do.
     #[serde(rename = "todo", skip_serializing_if = "Option::is_none")]
-    pub(super) remedy: Option<String>,
+    pub(crate) remedy: Option<String>,
     /// Several faults, one each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) faults: Vec<String>,
+    pub(crate) faults: Vec<String>,
 }
 
 impl Check {
@@ -81,22 +81,22 @@ fn french(text: &str) -> String {
 }
 
 /// What the live checks brought; `None` where nothing could be asked.
-pub(super) struct Live {
-    pub(super) stripe: Option<Result<(), ProviderError>>,
-    pub(super) domain: Option<Domain>,
+pub(crate) struct Live {
+    pub(crate) stripe: Option<Result<(), ProviderError>>,
+    pub(crate) domain: Option<Domain>,
 }
 
 /// A deadline of its own for each check.
-pub(super) fn deadline() -> Deadline {
+pub(crate) fn deadline() -> Deadline {
     let end = Instant::now() + TIMEOUT;
     Deadline::new(end, end)
 }
 
 /// Everything, in the order in which an operator would look.
 /// `facts`: nothing where the configuration does not say whom to ask.
-pub(super) fn checks(
+pub(crate) fn checks(
     config: &Config,
-    facts: Option<&Result<Facts, SupabaseError>>,
+    facts: Option<&Result<DatabaseFacts, SupabaseError>>,
     live: &Live,
 ) -> Vec<Check> {
     vec![
@@ -120,7 +120,7 @@ fn configuration(config: &Config) -> Check {
         config.link_key.as_ref().err(),
         config.webhook_secret.as_ref().err(),
     ];
-    let faults = Faults::all(parts.into_iter().flatten());
+    let faults = ConfigFaults::all(parts.into_iter().flatten());
     let faults: Vec<String> = faults.iter().map(str::to_owned).collect();
     let name = "Configuration";
     if faults.is_empty() {
@@ -152,7 +152,7 @@ fn key(config: &Config) -> Check {
     }
 }
 
-fn database(facts: Option<&Result<Facts, SupabaseError>>) -> Check {
+fn database(facts: Option<&Result<DatabaseFacts, SupabaseError>>) -> Check {
     let name = "Base de données Supabase";
     match facts {
         None => Check::new(name, State::Unknown, "Pas interrogée : voir Configuration."),
@@ -165,7 +165,7 @@ fn database(facts: Option<&Result<Facts, SupabaseError>>) -> Check {
     }
 }
 
-fn migrations(facts: Option<&Result<Facts, SupabaseError>>) -> Check {
+fn migrations(facts: Option<&Result<DatabaseFacts, SupabaseError>>) -> Check {
     let name = "Migrations";
     let apply = "Appliquer les fichiers de supabase/migrations (supabase db push).";
     match facts {
@@ -253,7 +253,7 @@ fn stripe(config: &Config, asked: Option<&Result<(), ProviderError>>) -> Check {
     }
 }
 
-fn shopify(config: &Config, facts: Option<&Facts>) -> Check {
+fn shopify(config: &Config, facts: Option<&DatabaseFacts>) -> Check {
     let name = "Shopify";
     if config.integrations.is_err() {
         return Check::new(name, State::Unknown, "Pas jugé : voir Configuration.");
@@ -281,15 +281,4 @@ fn shopify(config: &Config, facts: Option<&Facts>) -> Check {
         State::Unknown,
         "Les identifiants sont définis ; aucun refus depuis 24 heures. Shopify ne les juge qu’au renouvellement d’un jeton.",
     )
-}
-
-/// How long ago something was, roughly.
-pub(super) fn ago(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
-    let minutes = (now - at).num_minutes().max(0);
-    match minutes {
-        0 => "à l’instant".to_owned(),
-        1..=59 => format!("il y a {minutes} min"),
-        60..=2879 => format!("il y a {} h", minutes / 60),
-        _ => format!("il y a {} jours", minutes / 1440),
-    }
 }

@@ -1,0 +1,53 @@
+//! The providers' keys and addresses, and the key of the stored tokens.
+
+use std::{num::NonZeroU32, sync::Arc};
+
+use secrecy::SecretString;
+
+use super::environment::{Environment, checked};
+use crate::{
+    config_faults::ConfigFaults, crypto::tokens::TokenKey, integrations::IntegrationsConfig,
+    providers::shopify::ApiBase,
+};
+
+pub(super) fn integrations(env: &Environment) -> Result<IntegrationsConfig, ConfigFaults> {
+    let mut faults = ConfigFaults::default();
+    let stripe = env.required_to_send("STRIPE_SECRET_KEY", None, &mut faults);
+    if stripe.as_ref().is_some_and(|key| !(key.starts_with("sk_") || key.starts_with("rk_"))) {
+        faults.add("STRIPE_SECRET_KEY doit commencer par sk_ ou rk_");
+    }
+    let client_id = env.required_to_send("SHOPIFY_CLIENT_ID", None, &mut faults);
+    let client_secret = env.required_to_send("SHOPIFY_CLIENT_SECRET", None, &mut faults);
+    let key = env.required("ENCRYPTION_KEY", None, &mut faults).and_then(|key| {
+        let key = TokenKey::new(&key.into());
+        if key.is_err() {
+            faults.add("ENCRYPTION_KEY doit faire exactement 32 octets");
+        }
+        key.ok()
+    });
+    let stripe_per_second = env.number("STRIPE_REQUESTS_PER_SECOND", 1..=1000, 20, &mut faults);
+    let stripe_base = env.get("STRIPE_API_BASE").unwrap_or_else(|| "https://api.stripe.com".to_owned());
+    let stripe_base = Environment::url("STRIPE_API_BASE", &stripe_base, &mut faults);
+    let shopify_base = match env.get("SHOPIFY_API_BASE") {
+        None => Some(ApiBase::default()),
+        Some(template) => {
+            let base = template.parse::<ApiBase>();
+            if base.is_err() {
+                faults.add("SHOPIFY_API_BASE doit être une adresse https://… complète contenant {shop}");
+            }
+            base.ok()
+        }
+    };
+    let parts = (|| {
+        Some(IntegrationsConfig {
+            stripe_secret_key: SecretString::from(stripe?),
+            shopify_client_id: client_id?,
+            shopify_client_secret: SecretString::from(client_secret?),
+            token_key: Arc::new(key?),
+            stripe_api_base: stripe_base?.as_str().trim_end_matches('/').to_owned(),
+            stripe_per_second: NonZeroU32::new(u32::try_from(stripe_per_second).ok()?)?,
+            shopify_base: shopify_base?,
+        })
+    })();
+    checked(parts, faults)
+}

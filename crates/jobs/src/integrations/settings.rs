@@ -1,0 +1,21 @@
+//! What the sync of integrations and the monthly sync need.
+
+use std::{num::NonZeroU32, sync::Arc};
+
+use secrecy::SecretString;
+
+use crate::{crypto::tokens::TokenKey, providers::shopify::ApiBase};
+
+/// Our credentials at the providers, and where and how fast they are asked.
+#[derive(Clone)]
+pub struct IntegrationsConfig {
+    pub stripe_secret_key: SecretString,
+    pub shopify_client_id: String,
+    pub shopify_client_secret: SecretString,
+    pub token_key: Arc<TokenKey>,
+    /// Without a slash at the end.
+    pub stripe_api_base: String,
+    /// Requests of one process.
+    pub stripe_per_second: NonZeroU32,
+    pub shopify_base: ApiBase,
+}

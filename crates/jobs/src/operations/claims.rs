@@ -1,0 +1,33 @@
+//! Slots that crons have claimed, and those that nobody did. The status page and the digest look for them in one way.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+
+use crate::schedule::{Missed, Settings, Task, missed};
+
+/// A slot that some run has claimed.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ClaimedSlot {
+    task: String,
+    slot: String,
+}
+
+/// Whether a cron has ever run this task, as far as these claims reach.
+pub(crate) fn has_claims(claims: &[ClaimedSlot], task: Task) -> bool {
+    claims.iter().any(|claim| claim.task == task.as_str())
+}
+
+/// The task's slots since `since` that were over by `now` and that nobody claimed, the newest first.
+pub(crate) fn unclaimed(
+    claims: &[ClaimedSlot],
+    task: Task,
+    since: DateTime<Utc>,
+    now: DateTime<Utc>,
+    settings: Settings,
+) -> Vec<Missed> {
+    let claimed: BTreeSet<String> =
+        claims.iter().filter(|claim| claim.task == task.as_str()).map(|claim| claim.slot.clone()).collect();
+    missed(task, since, now, &claimed, settings)
+}

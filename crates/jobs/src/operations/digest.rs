@@ -1,0 +1,206 @@
+//! What the operator is mailed once a day: what failed, was missed, is stuck, or is unknown. Pure.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Deserialize;
+
+use super::claims::{ClaimedSlot, has_claims, unclaimed};
+use crate::{
+    email::DigestPoint,
+    routes::Route,
+    schedule::{Settings, Task, paris},
+    words,
+};
+
+/// Crons that were missed longer ago were told before.
+const MISSED_SINCE: TimeDelta = TimeDelta::days(2);
+/// Each orchestrator, and how long after its last call it is missed: its rhythm and an hour or two.
+const ORCHESTRATORS: [(&str, i64); 2] =
+    [(Route::DailyOrchestrator.path(), 8), (Route::MonthlyOrchestrator.path(), 26)];
+
+/// What `jobs_troubles` answers.
+#[derive(Deserialize)]
+pub(crate) struct Troubles {
+    slots: Vec<ClaimedSlot>,
+    failed: Vec<Failed>,
+    stuck: Vec<Stuck>,
+    calls: Vec<FailedCalls>,
+    /// When each route was called by a cron last.
+    routes: BTreeMap<String, DateTime<Utc>>,
+}
+
+#[derive(Deserialize)]
+struct Failed {
+    lane: String,
+    message: Option<String>,
+    count: u64,
+}
+
+#[derive(Deserialize)]
+struct Stuck {
+    lane: String,
+    count: u64,
+    oldest: DateTime<Utc>,
+}
+
+#[derive(Deserialize)]
+struct FailedCalls {
+    route: Option<String>,
+    message: Option<String>,
+    count: u64,
+}
+
+/// What is worth a mail, in words, seen from this route's call.
+pub(crate) fn points(
+    troubles: &Troubles,
+    route: &str,
+    now: DateTime<Utc>,
+    settings: Settings,
+) -> Vec<DigestPoint> {
+    let mut points = Vec::new();
+    for (other, hours) in ORCHESTRATORS.into_iter().filter(|(other, _)| *other != route) {
+        // One that has never been called is not deployed.
+        if let Some(last) = troubles.routes.get(other)
+            && now - *last > TimeDelta::hours(hours)
+        {
+            points.push(point(
+                format!("{other} n’est plus appelé"),
+                format!(
+                    "Dernier appel par un cron le {}. Vérifiez les crons du déploiement sur Vercel.",
+                    paris::french_minute(*last)
+                ),
+                1,
+            ));
+        }
+    }
+    for task in [Task::SyncIntegrations, Task::MarketingDay3, Task::MonthlyReminders, Task::MonthlySync] {
+        // A task that no cron has ever run is not scheduled here.
+        if !has_claims(&troubles.slots, task) {
+            continue;
+        }
+        let missed: Vec<_> = unclaimed(&troubles.slots, task, now - MISSED_SINCE, now, settings)
+            .into_iter()
+            .filter(|missed| !missed.made_up)
+            .collect();
+        if let Some(newest) = missed.first() {
+            points.push(point(
+                format!("Passage manqué : {}", task.french()),
+                format!(
+                    "Le créneau {} n’a été pris par aucun cron. La page d’état permet de le rejouer.",
+                    newest.occurrence.slot
+                ),
+                missed.len() as u64,
+            ));
+        }
+    }
+    for failed in &troubles.failed {
+        points.push(point(
+            format!("Échecs : {}", words::lane(&failed.lane)),
+            failed.message.clone().unwrap_or_else(|| words::NO_EXPLANATION.to_owned()),
+            failed.count,
+        ));
+    }
+    for stuck in &troubles.stuck {
+        points.push(point(
+            format!("En attente depuis plus de douze heures : {}", words::lane(&stuck.lane)),
+            format!("Le plus ancien attend depuis le {}.", paris::french_minute(stuck.oldest)),
+            stuck.count,
+        ));
+    }
+    for call in &troubles.calls {
+        points.push(point(
+            format!("Appels en échec : {}", call.route.as_deref().unwrap_or("?")),
+            call.message.clone().unwrap_or_default(),
+            call.count,
+        ));
+    }
+    points
+}
+
+fn point(title: String, detail: String, count: u64) -> DigestPoint {
+    DigestPoint { title, detail, count }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    fn troubles(value: &Value) -> Troubles {
+        let mut all = json!({"slots": [], "failed": [], "stuck": [], "calls": [], "routes": {}});
+        for (key, part) in value.as_object().unwrap() {
+            all[key] = part.clone();
+        }
+        serde_json::from_value(all).unwrap()
+    }
+
+    fn titles(value: &Value, now: &str) -> Vec<String> {
+        let points = points(&troubles(value), "/api/cron/daily-orchestrator", at(now), Settings::default());
+        points.into_iter().map(|point| format!("{} x{}", point.title, point.count)).collect()
+    }
+
+    #[test]
+    fn a_day_without_trouble_has_no_points() {
+        assert_eq!(titles(&json!({}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
+        let taken: Vec<Value> = [
+            "2026-11-22T18Z",
+            "2026-11-23T00Z",
+            "2026-11-23T06Z",
+            "2026-11-23T12Z",
+            "2026-11-23T18Z",
+            "2026-11-24T00Z",
+            "2026-11-24T06Z",
+            "2026-11-24T12Z",
+        ]
+        .map(|slot| json!({"task": "sync_integrations", "slot": slot}))
+        .to_vec();
+        let routes = json!({"/api/cron/daily-orchestrator": "2026-11-24T12:00:00Z",
+            "/api/cron/monthly-orchestrator": "2026-11-24T07:00:00Z"});
+        assert_eq!(
+            titles(&json!({"slots": taken, "routes": routes}), "2026-11-24T12:05:00Z"),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn an_orchestrator_that_is_not_called_any_more_is_noticed_by_the_other() {
+        let routes = json!({"/api/cron/daily-orchestrator": "2026-11-24T12:00:00Z",
+            "/api/cron/monthly-orchestrator": "2026-11-23T07:00:00Z"});
+        assert_eq!(
+            titles(&json!({"routes": routes}), "2026-11-24T12:05:00Z"),
+            ["/api/cron/monthly-orchestrator n’est plus appelé x1"]
+        );
+    }
+
+    #[test]
+    fn what_a_later_run_has_made_up_for_is_not_told() {
+        let slots = json!([{"task": "sync_integrations", "slot": "2026-11-24T06Z"}]);
+        // Missed before, and the run of 6 h read it all; the one of 12 h is not over yet.
+        assert_eq!(titles(&json!({"slots": slots}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
+        let told = titles(&json!({"slots": slots}), "2026-11-24T19:30:00Z");
+        assert_eq!(told, ["Passage manqué : synchronisation Stripe et Shopify x2"]);
+    }
+
+    #[test]
+    fn failures_and_what_is_stuck_are_told_with_their_number() {
+        let value = json!({
+            "failed": [{"lane": "marketing", "code": "unknown_outcome", "message": "Nul ne peut dire…", "count": 12}],
+            "stuck": [{"lane": "alerts", "count": 3, "oldest": "2026-11-23T10:00:00Z"}],
+            "calls": [{"route": "/api/cron/daily-orchestrator", "message": "La base…", "count": 2}],
+        });
+        assert_eq!(
+            titles(&value, "2026-11-24T12:05:00Z"),
+            [
+                "Échecs : courriels J+3 x12",
+                "En attente depuis plus de douze heures : alertes x3",
+                "Appels en échec : /api/cron/daily-orchestrator x2",
+            ]
+        );
+    }
+}

@@ -1,0 +1,228 @@
+//! What `jobs_status` answers: it brings everything that the database knows in one call. Addresses come cut (`a…@d…`).
+#![expect(clippy::struct_field_names, reason = "fields are named as in the database")]
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::claims::ClaimedSlot;
+use crate::{
+    deadline::Deadline,
+    lane,
+    providers::Provider,
+    schedule::Task,
+    supabase::{FUNCTIONS, Supabase, SupabaseError},
+};
+
+/// Runs shown of each task.
+const RUNS: u32 = 5;
+/// Days of mails.
+pub(crate) const MAIL_DAYS: u32 = 14;
+/// Broken integrations shown.
+const BROKEN: u32 = 30;
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct DatabaseFacts {
+    /// Functions of this version that are not there.
+    pub(crate) missing: Vec<String>,
+    pub(crate) slots: Vec<ClaimedSlot>,
+    /// When each task claimed its first slot.
+    pub(crate) first_claims: BTreeMap<String, DateTime<Utc>>,
+    pub(crate) runs: Runs,
+    pub(crate) queue: Vec<Lane>,
+    pub(crate) mails: Mails,
+    pub(crate) integrations: Integrations,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Runs {
+    pub(crate) runs: Vec<Run>,
+    pub(crate) single: Vec<Single>,
+}
+
+/// A run for everybody.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all(serialize = "camelCase"))]
+pub(crate) struct Run {
+    pub(crate) run_id: Uuid,
+    pub(crate) task: String,
+    pub(crate) slot: Option<String>,
+    pub(crate) trigger: String,
+    pub(crate) as_of: DateTime<Utc>,
+    pub(crate) status: String,
+    pub(crate) started_at: DateTime<Utc>,
+    pub(crate) duration_ms: Option<u64>,
+    pub(crate) parameters: Value,
+    /// Why some were not planned at all, counted.
+    pub(crate) skipped: BTreeMap<String, u64>,
+    pub(crate) records: u64,
+    pub(crate) lanes: Vec<RunLane>,
+    pub(crate) troubles: u64,
+    pub(crate) troubled: Vec<Troubled>,
+}
+
+/// What became of a run's items in one lane.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct RunLane {
+    pub(crate) lane: String,
+    pub(crate) planned: u64,
+    pub(crate) queued: u64,
+    pub(crate) done: u64,
+    pub(crate) partial: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
+    pub(crate) superseded: u64,
+}
+
+/// An item in trouble, and whose.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all(serialize = "camelCase"))]
+pub(crate) struct Troubled {
+    pub(crate) user_id: Option<Uuid>,
+    pub(crate) address: Option<String>,
+    pub(crate) lane: String,
+    pub(crate) status: String,
+    pub(crate) code: Option<String>,
+    pub(crate) message: Option<String>,
+}
+
+/// Runs for single users within a day.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Single {
+    #[serde(skip_serializing)]
+    pub(crate) task: String,
+    pub(crate) runs: u64,
+    pub(crate) erred: u64,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all(serialize = "camelCase"))]
+pub(crate) struct Lane {
+    pub(crate) lane: String,
+    pub(crate) waiting: u64,
+    pub(crate) in_flight: u64,
+    /// Of those that wait: after a failure.
+    pub(crate) put_off: u64,
+    pub(crate) oldest: Option<DateTime<Utc>>,
+    pub(crate) failed: u64,
+    /// Mails that may have been sent.
+    pub(crate) unknown: u64,
+}
+
+impl Lane {
+    pub(crate) fn is_mail(&self) -> bool {
+        lane::Lane::from_stored(&self.lane).is_some_and(lane::Lane::is_mail)
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all(serialize = "camelCase"))]
+pub(crate) struct Mails {
+    pub(crate) days: Vec<MailDay>,
+    pub(crate) reasons: Vec<Reason>,
+    pub(crate) suppressed_addresses: u64,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct MailDay {
+    pub(crate) kind: String,
+    pub(crate) day: NaiveDate,
+    #[serde(flatten)]
+    pub(crate) counts: MailCounts,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct MailCounts {
+    pub(crate) sent: u64,
+    pub(crate) failed: u64,
+    pub(crate) unknown: u64,
+    pub(crate) skipped: u64,
+    pub(crate) suppressed: u64,
+    /// Sent, and bounced or complained about.
+    pub(crate) returned: u64,
+}
+
+impl MailCounts {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.failed += other.failed;
+        self.unknown += other.unknown;
+        self.skipped += other.skipped;
+        self.suppressed += other.suppressed;
+        self.returned += other.returned;
+    }
+
+    pub(crate) fn all(self) -> u64 {
+        self.sent + self.failed + self.unknown + self.kept()
+    }
+
+    /// Not sent because they were not to be.
+    pub(crate) fn kept(self) -> u64 {
+        self.skipped + self.suppressed
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Reason {
+    pub(crate) kind: String,
+    pub(crate) status: String,
+    pub(crate) reason: String,
+    pub(crate) count: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all(serialize = "camelCase"))]
+pub(crate) struct Integrations {
+    pub(crate) states: Vec<IntegrationState>,
+    pub(crate) broken_total: u64,
+    pub(crate) broken: Vec<Broken>,
+    #[serde(skip_serializing)]
+    pub(crate) shopify_renewed: Option<bool>,
+    #[serde(skip_serializing)]
+    pub(crate) refused_credentials: Vec<RefusedCredentials>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct IntegrationState {
+    pub(crate) provider: Provider,
+    pub(crate) state: String,
+    pub(crate) count: u64,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all(serialize = "camelCase"))]
+pub(crate) struct Broken {
+    pub(crate) user_id: Uuid,
+    pub(crate) address: Option<String>,
+    pub(crate) provider: Provider,
+    pub(crate) failures: u64,
+    pub(crate) failed_at: Option<DateTime<Utc>>,
+    pub(crate) last_success_at: Option<DateTime<Utc>>,
+    pub(crate) code: Option<String>,
+    pub(crate) message: Option<String>,
+}
+
+/// Within a day, a provider has refused our own credentials.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct RefusedCredentials {
+    pub(crate) at: DateTime<Utc>,
+    pub(crate) message: String,
+}
+
+/// Asks the database, for slots of the last `slot_days`.
+pub(crate) async fn ask(
+    supabase: &Supabase,
+    now: DateTime<Utc>,
+    slot_days: u16,
+    deadline: &Deadline,
+) -> Result<DatabaseFacts, SupabaseError> {
+    let arguments = json!({
+        "p_functions": FUNCTIONS.as_slice(), "p_tasks": Task::ALL, "p_runs": RUNS, "p_days": MAIL_DAYS, "p_broken": BROKEN,
+        // Of a slot that opened earlier, and was claimed later, nobody asks.
+        "p_since": now - TimeDelta::days(i64::from(slot_days) + 8),
+    });
+    supabase.rpc("jobs_status", &arguments, deadline).await
+}

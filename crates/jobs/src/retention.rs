@@ -1,0 +1,50 @@
+//! Retention: logs, runs and items are deleted once they are older than 90 days.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::tasks::Context;
+
+/// One call deletes at most 20,000 rows per table; 100,000 users leave 100,000 and more per cron.
+const MOST_PRUNES: u32 = 50;
+/// After this long the rest is left to the next cron, because somebody waits for the answer.
+const PRUNING: Duration = Duration::from_secs(15);
+
+/// What one call of `jobs_prune` deleted, by table.
+#[derive(Deserialize)]
+struct Pruned {
+    /// There is more. Unknown to databases that are a migration behind.
+    #[serde(default)]
+    left: bool,
+    #[serde(flatten)]
+    deleted: BTreeMap<String, u64>,
+}
+
+/// Deletes what is older than it is kept, slice by slice, as far as time allows; the next cron goes on with the rest.
+/// A fault changes nothing for the call.
+pub async fn prune(context: &Context) {
+    let begun = Instant::now();
+    let mut deleted: BTreeMap<String, u64> = BTreeMap::new();
+    let mut left = true;
+    for call in 0..MOST_PRUNES {
+        if call > 0 && (begun.elapsed() > PRUNING || !context.deadline.may_start_work()) {
+            break;
+        }
+        let pruned: Result<Pruned, _> =
+            context.supabase.rpc("jobs_prune", &json!({}), &context.deadline).await;
+        let Ok(pruned) = pruned else { return };
+        for (table, rows) in pruned.deleted {
+            *deleted.entry(table).or_default() += rows;
+        }
+        left = pruned.left;
+        if !left {
+            break;
+        }
+    }
+    tracing::info!(deleted = %json!(deleted), left, "old logs and runs deleted");
+}

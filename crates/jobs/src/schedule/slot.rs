@@ -1,0 +1,29 @@
+//! The name of one occurrence of a task.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// The one occurrence that a cron run claims: with the task, the primary key of `job_slots`.
+///
+/// Of one gate, later slots are greater strings.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(transparent)]
+pub struct Slot(String);
+
+impl Slot {
+    pub(super) fn new(name: String) -> Self {
+        Self(name)
+    }
+
+    /// As stored: `2026-11-22T06Z`, `2026-11-22`, `2026-11` or `2026-W47`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}

@@ -1,0 +1,72 @@
+//! The tasks, and through which door a cron asks for one.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// What the crons run. The names are stored in `job_slots` and `job_runs`: they never change.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// The offer mailed three days after sign-up.
+    MarketingDay3,
+    /// Movements of Stripe and Shopify, every six hours.
+    SyncIntegrations,
+    /// "Record your turnover of last month."
+    MonthlyReminders,
+    /// A whole month read to its end, and its recap.
+    MonthlySync,
+    /// URSSAF ceilings and VAT thresholds.
+    CheckThresholds,
+}
+
+impl Task {
+    /// Every task.
+    pub const ALL: [Self; 5] = [
+        Self::MarketingDay3,
+        Self::SyncIntegrations,
+        Self::MonthlyReminders,
+        Self::MonthlySync,
+        Self::CheckThresholds,
+    ];
+
+    /// The stable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MarketingDay3 => "marketing_day3",
+            Self::SyncIntegrations => "sync_integrations",
+            Self::MonthlyReminders => "monthly_reminders",
+            Self::MonthlySync => "monthly_sync",
+            Self::CheckThresholds => "check_thresholds",
+        }
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A name that no task has.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("unknown task {0:?}")]
+pub struct UnknownTask(String);
+
+impl FromStr for Task {
+    type Err = UnknownTask;
+
+    fn from_str(name: &str) -> Result<Self, UnknownTask> {
+        Self::ALL.into_iter().find(|task| task.as_str() == name).ok_or_else(|| UnknownTask(name.to_owned()))
+    }
+}
+
+/// Through which door a cron's `GET` asks for a task.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Via {
+    /// `/api/cron/*`: the route has its own rhythm and runs a task only where its gate is open.
+    CronRoute,
+    /// `/api/manual/*` called by a cron: whoever schedules the route chose the moment.
+    ManualRoute,
+}

@@ -1,0 +1,40 @@
+//! What a connection to Supabase needs.
+
+use std::fmt;
+
+use secrecy::SecretString;
+
+/// Where the database is and how to be let in.
+#[derive(Clone)]
+pub struct SupabaseConfig {
+    /// Without a slash at the end.
+    pub url: String,
+    pub key: SupabaseKey,
+}
+
+/// The two kinds of service key: <https://supabase.com/docs/guides/api/api-keys>.
+#[derive(Clone)]
+pub enum SupabaseKey {
+    /// `sb_secret_…`: in `apikey` only; as Bearer it is refused.
+    Secret(SecretString),
+    /// A `service_role` JWT: in `apikey` and as Bearer.
+    LegacyJwt(SecretString),
+}
+
+impl SupabaseKey {
+    /// The key itself.
+    pub fn secret(&self) -> &SecretString {
+        let (Self::Secret(key) | Self::LegacyJwt(key)) = self;
+        key
+    }
+}
+
+impl fmt::Debug for SupabaseKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Secret(_) => "sb_secret",
+            Self::LegacyJwt(_) => "service_role",
+        };
+        f.write_str(kind)
+    }
+}

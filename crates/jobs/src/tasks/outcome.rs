@@ -1,0 +1,132 @@
+//! What a task answers: plain data.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, value::RawValue};
+use uuid::Uuid;
+
+use crate::{
+    config_faults::ConfigFaults,
+    failure::{CountedFailure, Failure},
+    queue::{Counts, MailCounts},
+    supabase::SupabaseError,
+};
+
+/// What a task answers.
+#[derive(Debug)]
+pub enum TaskOutcome {
+    /// Not now; the note says when.
+    NotDue { note: String },
+    /// Planned or joined, drained, reported.
+    Ran(Box<RunSummary>),
+    /// What would have been planned.
+    DryRun { plan: Value },
+    /// Failed as a whole.
+    Failed(TaskError),
+}
+
+/// Why a task failed as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// A variable of this task is missing or wrong.
+    #[error("{0}")]
+    Configuration(ConfigFaults),
+    /// The database did not do its part.
+    #[error(transparent)]
+    Database(#[from] SupabaseError),
+    /// A bug: the task panicked.
+    #[error("the task panicked")]
+    Panicked,
+}
+
+impl TaskError {
+    /// French, harmless, with what to do.
+    pub fn user_message(&self) -> String {
+        match self {
+            Self::Configuration(faults) => faults.to_string(),
+            Self::Database(error) => error.user_message(),
+            Self::Panicked => "Erreur interne ; voir les journaux.".into(),
+        }
+    }
+
+    /// 500 where somebody has to mend it, 503 where it may pass.
+    pub fn http_status(&self) -> u16 {
+        match self {
+            Self::Configuration(_) | Self::Panicked => 500,
+            Self::Database(error) if error.is_configuration() => 500,
+            Self::Database(_) => 503,
+        }
+    }
+}
+
+impl From<Result<TaskOutcome, TaskError>> for TaskOutcome {
+    fn from(result: Result<TaskOutcome, TaskError>) -> Self {
+        result.unwrap_or_else(Self::Failed)
+    }
+}
+
+/// A run as reported from its items.
+#[derive(Debug, Default)]
+pub struct RunSummary {
+    pub run_id: Option<Uuid>,
+    /// The slot was planned before; this call only helped to work on it.
+    pub joined: Option<String>,
+    /// Its data: integrations, months.
+    pub counts: Counts,
+    /// New or changed movements.
+    pub records: u64,
+    /// What hit items of data, counted.
+    pub troubles: Vec<CountedFailure>,
+    /// What hit a whole lane: one message for all its items.
+    pub blocked: Vec<Failure>,
+    /// What a part of the task could not do at all.
+    pub faults: Vec<Failure>,
+    /// What somebody should know, and no error.
+    pub notices: Vec<Failure>,
+    pub results: Vec<Box<RawValue>>,
+    pub results_total: u64,
+    /// Its mails, by lane.
+    pub mails: BTreeMap<String, MailCounts>,
+    /// Why a month's recap is not mailed.
+    pub no_recap: Option<String>,
+    /// What planning said.
+    pub outline: Value,
+    /// The budget was over before the queue was empty.
+    pub out_of_time: bool,
+}
+
+impl RunSummary {
+    /// Items of data that ended well.
+    pub fn worked(&self) -> u64 {
+        self.counts.done + self.counts.partial
+    }
+
+    /// Mails that left.
+    pub fn sent(&self) -> u64 {
+        self.mails.values().map(|mails| mails.sent).sum()
+    }
+
+    /// Items in trouble (failed, in part, or to be tried again), lanes that could not work at all, and parts that
+    /// could not begin.
+    pub fn errors(&self) -> u64 {
+        let mails: u64 = self.mails.values().map(|mails| mails.erred).sum();
+        self.counts.erred + mails + (self.blocked.len() + self.faults.len()) as u64
+    }
+
+    /// Items still in the queue.
+    pub fn remaining(&self) -> u64 {
+        self.counts.queued + self.mails.values().map(|mails| mails.queued).sum::<u64>()
+    }
+
+    /// As in `sync_logs.status`.
+    pub fn log_status(&self) -> &'static str {
+        let whole = self.counts.partial == 0 && self.counts.superseded == 0 && self.remaining() == 0;
+        if self.errors() == 0 && whole {
+            "success"
+        } else if self.worked() + self.sent() == 0 && self.errors() > 0 {
+            "error"
+        } else {
+            "partial"
+        }
+    }
+}

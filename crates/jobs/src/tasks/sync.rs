@@ -1,0 +1,64 @@
+//! Plan, drain, report: the middle of the tasks that work on integrations.
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{
+    call::Call,
+    context::Context,
+    drain::{Scope, work_until_settled},
+    outcome::{RunSummary, TaskError, TaskOutcome},
+    planned::{PlanState, Planned},
+};
+use crate::{
+    queue::WorkItem,
+    schedule::{Slot, Task},
+    supabase::SupabaseError,
+};
+
+/// What a sync task wants planned.
+pub(super) struct SyncPlan<'a> {
+    pub(super) task: Task,
+    pub(super) slot: Option<&'a Slot>,
+    pub(super) work: WorkItem,
+}
+
+/// Writes the work down, works on it and reports.
+pub(super) async fn plan_drain_report(
+    context: &Context,
+    call: &Call,
+    wanted: SyncPlan<'_>,
+) -> Result<TaskOutcome, TaskError> {
+    let planned = plan(context, call, &wanted).await?;
+    if planned.state == PlanState::DryRun {
+        return Ok(TaskOutcome::DryRun { plan: planned.plan });
+    }
+    let joined = planned.joined_note(wanted.slot);
+    let Some(run_id) = planned.run_id else {
+        // The run of this slot is older than what is kept.
+        return Ok(TaskOutcome::Ran(Box::new(RunSummary::empty(joined))));
+    };
+    planned.log(wanted.task);
+    let round = work_until_settled(context, run_id, Scope::Everything(call.route)).await?;
+    let mut summary = RunSummary::new(run_id, joined, round);
+    summary.outline = planned.plan;
+    Ok(TaskOutcome::Ran(Box::new(summary)))
+}
+
+async fn plan(context: &Context, call: &Call, wanted: &SyncPlan<'_>) -> Result<Planned, TaskError> {
+    let work =
+        serde_json::to_value(&wanted.work).map_err(|error| SupabaseError::Encoding(error.to_string()))?;
+    let arguments = json!({
+        "p_run_id": Uuid::new_v4(),
+        "p_task": wanted.task.as_str(),
+        "p_kind": work["kind"], "p_payload": work["payload"],
+        "p_slot": wanted.slot.map(Slot::as_str),
+        "p_trigger": call.trigger_name(),
+        "p_route": call.route,
+        "p_as_of": call.at,
+        "p_parameters": call.parameters(),
+        "p_user_id": call.user_id,
+        "p_dry_run": call.dry_run,
+    });
+    Ok(context.supabase.rpc("jobs_plan_sync", &arguments, &context.deadline).await?)
+}
