@@ -1,8 +1,7 @@
 //! Everything that the Comptalyze functions share.
 //!
-//! One binary a route under `api/` calls [`serve`]. Modules point one way, downwards: [`entry`] →
-//! [`orchestrator`] → [`tasks`] → [`integrations`] → [`providers`], [`queue`], [`supabase`], [`crypto`],
-//! [`config`]; [`schedule`], [`money`], [`lane`], [`mail_kind`] and [`words`] are pure. `docs/ARCHITECTURE.md` draws the whole picture.
+//! One binary per route below `api/` calls [`serve`]. Modules point one way, downwards; `layers` reads that off the
+//! sources, and `docs/ARCHITECTURE.md` draws the whole picture.
 
 pub mod chain;
 pub mod config;
@@ -19,6 +18,8 @@ pub mod failure;
 pub mod http;
 pub mod integrations;
 pub mod lane;
+#[cfg(test)]
+mod layers;
 pub mod mail_kind;
 pub mod money;
 mod operations;

@@ -10,8 +10,6 @@ mod integrations;
 mod mail;
 mod operator;
 mod supabase;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 
@@ -151,3 +149,6 @@ fn own_url(env: &Environment, faults: &mut ConfigFaults) -> Option<Url> {
         .or_else(|| env.get("VERCEL_PROJECT_PRODUCTION_URL").map(|host| format!("https://{host}")))?;
     Environment::url("JOBS_BASE_URL", &address, faults)
 }
+
+#[cfg(test)]
+mod tests;

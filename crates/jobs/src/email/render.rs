@@ -4,6 +4,7 @@
 //! Each kind has a module that chooses the words and a pair of templates that arrange them.
 
 mod alert;
+mod branding;
 mod consequence;
 mod digest;
 mod frame;
@@ -17,28 +18,9 @@ mod reminder;
 mod tests;
 mod trouble;
 
+pub use self::branding::{Branding, Promo};
 use self::frame::{Frame, Mail};
 use super::Facts;
-
-/// What every mail of a deployment shows, whatever its facts.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Branding {
-    /// The web application, with no slash at its end.
-    pub app_url: String,
-    /// Who writes, as the law wants it in the foot. May have several lines.
-    pub sender_identity: String,
-    /// Shown in the J+3 mail only.
-    pub promo: Option<Promo>,
-}
-
-/// A promotional code.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Promo {
-    /// What the user types.
-    pub code: String,
-    /// What it gives, in French.
-    pub label: String,
-}
 
 /// A mail ready to be sent.
 #[derive(Clone, Debug, Eq, PartialEq)]

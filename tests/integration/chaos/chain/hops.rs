@@ -125,7 +125,7 @@ async fn a_second_call_does_nothing_while_a_chain_works() -> Result<()> {
 /// A chain ends at its bound, says so, and leaves the way free.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chain_has_an_end() -> Result<()> {
-    const MOST: u32 = jobs::orchestrator::MOST_HOPS;
+    const MOST: u32 = jobs::chain::MOST_HOPS;
     let deployment = Deployment::with_work().await?;
     let instances = deployment.instances(1).await?;
     for (hop, asked) in [(MOST, 0), (MOST - 1, 1)] {

@@ -1,7 +1,7 @@
 //! What stands around the words of every mail: greeting, reason, ways out, sender.
 
 use super::{
-    Branding,
+    branding::Branding,
     french::one_line,
     palette::{DARK, LIGHT, Palette},
 };

@@ -3,7 +3,7 @@
 use askama::Template;
 
 use super::{
-    Branding, Promo,
+    branding::{Branding, Promo},
     frame::{Frame, Headline, Mail},
     french::one_line,
 };
