@@ -15,7 +15,7 @@ const BEGINNINGS: [&str; 6] = [
 ];
 
 /// Names of others, which only the documents use.
-const FOREIGN: [&str; 1] = ["ROUTER_EXTERNAL_TARGET_ERROR"];
+const FOREIGN: [&str; 2] = ["ROUTER_EXTERNAL_TARGET_ERROR", "headless_chrome"];
 
 /// Documents about what others say and do: they are full of such names.
 const OF_OTHERS: [&str; 2] = ["docs/field-reports.md", "docs/law.md"];
@@ -200,6 +200,23 @@ fn every_path_that_a_document_names_is_there() {
         }
     }
     assert!(missing.is_empty(), "paths that are not in the repository:\n{}", missing.join("\n"));
+}
+
+/// The code map has a row for each module of the library, and only for those, beside whole folders.
+#[test]
+fn the_code_map_has_every_module() {
+    let map = read(&root().join("docs/ARCHITECTURE.md"));
+    let (_, map) = map.split_once("\n## Code map\n").expect("the code map");
+    let (map, _) = map.split_once("\n## ").expect("its end");
+    let first_cells = map.lines().filter_map(|row| row.strip_prefix("| ")?.split(" | ").next());
+    let named = first_cells.flat_map(code_spans).filter(|span| !span.contains('*'));
+    let module = |span: &str| span.trim_start_matches("crates/jobs/src/").trim_end_matches(".rs").to_owned();
+    let named: BTreeSet<String> = named.map(module).filter(|span| !span.contains('/')).collect();
+    let library = read(&root().join("crates/jobs/src/lib.rs")).replace("#[cfg(test)]\nmod ", "");
+    let declared = library.lines().map(|line| line.trim_start_matches("pub "));
+    let declared =
+        declared.filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';')).map(str::to_owned);
+    assert_eq!(named, declared.collect());
 }
 
 #[test]
