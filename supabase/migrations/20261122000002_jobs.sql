@@ -46,7 +46,7 @@ create index job_runs_open on jobs.job_runs (started_at) where finished_at is nu
 create index job_runs_task on jobs.job_runs (task, started_at desc);
 -- The last runs for everybody: the application asks for single users all day long.
 create index job_runs_whole on jobs.job_runs (task, started_at desc) where not (parameters ? 'user_id');
-create index job_runs_single on jobs.job_runs (started_at) where parameters ? 'user_id';
+create index job_runs_single on jobs.job_runs (as_of) where parameters ? 'user_id';
 -- The oldest runs first, without a look at the others: every question about a single user leaves a run, too.
 create index job_runs_finished on jobs.job_runs (finished_at) where finished_at is not null;
 
@@ -61,14 +61,15 @@ create table jobs.job_slots (
 -- Opens a run, or says which one already has the slot. A repeated call finds the first one's run.
 --   {state: planned | joined | repeated, run_id, trigger, started_at, plan}
 create function jobs.open_run(
-    p_run_id uuid, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz, p_parameters jsonb
+    p_run_id uuid, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz, p_parameters jsonb,
+    p_now timestamptz
 ) returns jsonb language plpgsql set search_path = '' as $$
 declare
     r jobs.job_runs;
 begin
     if p_slot is not null then
         -- Waits for a concurrent claim of the same slot: it either commits (joined) or rolls back (ours).
-        insert into jobs.job_slots (task, slot, run_id) values (p_task, p_slot, p_run_id)
+        insert into jobs.job_slots (task, slot, run_id, claimed_at) values (p_task, p_slot, p_run_id, p_now)
         on conflict (task, slot) do nothing;
         if not found then
             select j.* into r from jobs.job_slots s join jobs.job_runs j using (run_id)
@@ -94,13 +95,25 @@ end $$;
 
 -- Items of work, and one queue for each lane that carries them.
 
--- Lanes in order of priority; mails first.
+-- The lanes, in order of priority: mails first. The one list of them; crates/jobs/src/lane.rs has the same.
+create function jobs.known_lanes() returns table (lane text, place integer, is_mail boolean)
+language sql immutable as $$
+    values ('alerts', 1, true), ('reminders', 2, true), ('recaps', 3, true), ('marketing', 4, true),
+        ('stripe', 5, false), ('shopify', 6, false), ('months', 7, false);
+$$;
+
+-- The lane of a kind of mail; null for what is no kind. The one list of kinds; crates/jobs/src/mail_kind.rs
+-- has the same.
+create function jobs.lane_of_mail(p_kind text) returns text
+language sql immutable as $$
+    select case p_kind when 'threshold_alert' then 'alerts' when 'integration_trouble' then 'alerts'
+        when 'operator_digest' then 'alerts' when 'monthly_reminder' then 'reminders'
+        when 'monthly_recap' then 'recaps' when 'marketing_day3' then 'marketing' end;
+$$;
+
 do $$
-declare lane text;
 begin
-    foreach lane in array array['alerts', 'reminders', 'recaps', 'marketing', 'stripe', 'shopify', 'months'] loop
-        perform pgmq.create('jobs_' || lane);
-    end loop;
+    perform pgmq.create('jobs_' || l.lane) from jobs.known_lanes() l order by l.place;
 end $$;
 
 create table jobs.job_items (
@@ -115,7 +128,7 @@ create table jobs.job_items (
     status text not null default 'queued'
         check (status in ('queued', 'done', 'partial', 'failed', 'superseded',
             'skipped')),                         -- a mail that is not wanted any more, or came too late
-    attempts integer not null default 0,         -- classified failures of the item itself, at most 5
+    attempts integer not null default 0,         -- classified failures of the item itself
     msg_id bigint,                               -- known once claimed
     lease_id uuid,                               -- the claim that holds it: the fence of every write
     leased_until timestamptz,
@@ -182,14 +195,15 @@ begin
 end $$;
 
 -- Writes an item's result and takes its message away. Call only on a held item.
-create function jobs.finish_item(p_item_id bigint, p_status text, p_result jsonb, p_error jsonb) returns void
-language plpgsql set search_path = '' as $$
+create function jobs.finish_item(
+    p_item_id bigint, p_status text, p_result jsonb, p_error jsonb, p_now timestamptz
+) returns void language plpgsql set search_path = '' as $$
 declare
     i jobs.job_items;
 begin
     update jobs.job_items
     set status = p_status, result = p_result, error = p_error, progress = '{}',
-        leased_until = null, settled_at = clock_timestamp()
+        leased_until = null, settled_at = p_now
     where item_id = p_item_id returning * into i;
     perform pgmq.delete('jobs_' || i.lane, i.msg_id);
 end $$;
@@ -281,11 +295,13 @@ begin
     return to_jsonb(coalesce(held, '{}'));
 end $$;
 
--- Gives an item back. With an error it is an attempt, and the fifth one fails the item. Without one (budget, quota, rate
+-- Gives an item back. With an error it is an attempt, and attempt number p_max_attempts fails the item. Without one (budget, quota, rate
 -- limit, our own key refused) it is none.
 --   {state: queued | failed | lost, attempts}
-create function public.jobs_give_back(p_item_id bigint, p_lease_id uuid, p_delay_seconds integer, p_error jsonb)
-returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
+create function public.jobs_give_back(
+    p_item_id bigint, p_lease_id uuid, p_delay_seconds integer, p_error jsonb, p_max_attempts integer,
+    p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
     hold text := jobs.hold_item(p_item_id, p_lease_id);
     i jobs.job_items;
@@ -301,9 +317,9 @@ begin
         update jobs.job_items set attempts = attempts + 1, error = p_error where item_id = p_item_id;
     end if;
     select * into i from jobs.job_items where item_id = p_item_id;
-    if i.attempts >= 5 then
+    if i.attempts >= p_max_attempts then
         perform jobs.finish_item(p_item_id, 'failed',
-            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error);
+            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error, p_now);
         insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata)
         select i.user_id, 'jobs', r.trigger, 'error', i.error ->> 'message',
             jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code')
@@ -380,7 +396,7 @@ end $$;
 create function public.jobs_report(p_run_id uuid, p_limit integer) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
-    mail_lanes constant text[] := array['alerts', 'reminders', 'recaps', 'marketing'];
+    mail_lanes constant text[] := array(select l.lane from jobs.known_lanes() l where l.is_mail);
 begin
     perform public.jobs_close_runs();
     return (
@@ -802,7 +818,7 @@ $$;
 --   {state: planned | joined | repeated | dry_run, run_id, plan: {items, skipped: {reason: n}, candidates?: […]}}
 create function public.jobs_plan_sync(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
-    p_parameters jsonb, p_payload jsonb, p_user_id uuid, p_dry_run boolean
+    p_parameters jsonb, p_payload jsonb, p_user_id uuid, p_dry_run boolean, p_now timestamptz
 ) returns jsonb language plpgsql security definer
 set search_path = '' set statement_timeout = '28s' set enable_nestloop = off set work_mem = '32MB' set jit = off as $$
 declare
@@ -828,7 +844,7 @@ begin
                     from c order by reason nulls first, user_id, provider limit 100) f)))
             from c);
     end if;
-    opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
+    opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
     if opened ->> 'state' <> 'planned' then
         return opened;
     end if;
@@ -851,9 +867,9 @@ begin
     with c as materialized (
         select * from jobs.sync_candidates(p_user_id, p_as_of)
     ), planned as (
-        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress)
+        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress, created_at)
         select p_run_id, d.lane, p_kind, d.subject, d.user_id, coalesce(t.payload, p_payload),
-            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}')
+            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}'), p_now
         from (select distinct c.user_id,
                   case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject,
                   case p_kind when 'sync_month' then 'months' else c.provider end as lane
@@ -887,7 +903,7 @@ begin
     if needless is not null then
         for batch in
             with ended as (
-                update jobs.job_items i set status = 'superseded', settled_at = clock_timestamp()
+                update jobs.job_items i set status = 'superseded', settled_at = p_now
                 where i.item_id = any (needless)
                 returning i.item_id, i.lane
             )
@@ -1289,8 +1305,7 @@ create table jobs.email_batches (
 create table jobs.email_deliveries (
     delivery_id bigint generated always as identity primary key,
     dedupe_key text not null unique,
-    kind text not null check (kind in ('threshold_alert', 'integration_trouble', 'operator_digest',
-        'monthly_reminder', 'monthly_recap', 'marketing_day3')),
+    kind text not null check (jobs.lane_of_mail(kind) is not null),
     user_id uuid references auth.users (id) on delete set null,
     recipient uuid,                              -- the user, also when they are gone: signed into the mail's links;
                                                  -- null: the operator, whose address is among the facts
@@ -1343,23 +1358,14 @@ language sql stable as $$
     select sha256(convert_to(lower(btrim(p_address)), 'UTF8'));
 $$;
 
--- The lane of a kind of mail; null for what is no kind.
-create function jobs.lane_of_mail(p_kind text) returns text
-language sql immutable as $$
-    select case p_kind when 'threshold_alert' then 'alerts' when 'integration_trouble' then 'alerts'
-        when 'operator_digest' then 'alerts' when 'monthly_reminder' then 'reminders'
-        when 'monthly_recap' then 'recaps' when 'marketing_day3' then 'marketing' end;
-$$;
-
--- Everybody, with what keeps mail away (unreachable: null where nothing does) and what they wish. A missing row of
+-- Everybody, with what keeps mail away (unreachable: null where nothing does, but for a ban) and what they wish. A missing row of
 -- email_preferences means: no reminder, everything else. Metadata is the user's own: it only ever keeps an offer
 -- away.
 create view jobs.mail_people as
-    select u.id as user_id, u.email::text as address, u.created_at,
+    select u.id as user_id, u.email::text as address, u.created_at, u.banned_until,
         nullif(left(split_part(btrim(p.full_name), ' ', 1), 40), '') as first_name,
         case
             when u.deleted_at is not null then 'user_deleted'
-            when u.banned_until > clock_timestamp() then 'user_banned'
             when u.is_anonymous then 'anonymous'
             when coalesce(btrim(u.email), '') = '' then 'no_address'
             when u.email_confirmed_at is null then 'unconfirmed'
@@ -1377,10 +1383,11 @@ create view jobs.mail_people as
     left join public.email_preferences e on e.user_id = u.id
     left join jobs.email_suppressions s on s.address_hash = jobs.address_hash(u.email::text);
 
--- Whether somebody refuses a kind of mail, or cannot be reached; null: they want it.
-create function jobs.mail_refusal(p jobs.mail_people, p_kind text) returns text
+-- Whether somebody refuses a kind of mail, or cannot be reached at p_now; null: they want it.
+create function jobs.mail_refusal(p jobs.mail_people, p_kind text, p_now timestamptz) returns text
 language sql stable as $$
-    select coalesce(p.unreachable, case when not case p_kind
+    select coalesce(case when p.banned_until > p_now and p.unreachable is distinct from 'user_deleted'
+        then 'user_banned' else p.unreachable end, case when not case p_kind
         when 'threshold_alert' then p.wants_alerts
         when 'integration_trouble' then true
         when 'monthly_reminder' then p.wants_reminder
@@ -1408,10 +1415,12 @@ $$;
 
 -- Planning of mails that belong to a day or a month.
 
--- The J+3 mail: everybody who signed up 3 to 6 Paris days before p_now, and why not (reason null: gets it).
+-- The J+3 mail: everybody who signed up p_first_day to p_last_day Paris days before p_now, and why not (reason null:
+-- gets it). It expires when the last of these days is over.
 -- What was planned before is looked up (limit 1): a join would read the whole ledger, which only grows.
-create function jobs.marketing_candidates(p_user_id uuid, p_prices jsonb, p_now timestamptz)
-returns table (user_id uuid, reason text, unknown_price text, dedupe_key text, facts jsonb, expires_at timestamptz)
+create function jobs.marketing_candidates(
+    p_user_id uuid, p_prices jsonb, p_first_day integer, p_last_day integer, p_now timestamptz
+) returns table (user_id uuid, reason text, unknown_price text, dedupe_key text, facts jsonb, expires_at timestamptz)
 language sql stable as $$
     with today as (select (p_now at time zone 'Europe/Paris')::date as day)
     select p.user_id,
@@ -1421,13 +1430,13 @@ language sql stable as $$
             when l.plan is null then 'unknown_price'
             when l.plan <> 'free' then 'paid_plan'
             when p.says_paid then 'metadata_says_paid'
-            else jobs.mail_refusal(p, 'marketing_day3') end,
+            else jobs.mail_refusal(p, 'marketing_day3', p_now) end,
         case when d.known is null and m.id is null then l.unknown_price end,
         'marketing_day3/' || p.user_id, '{}'::jsonb,
-        ((p.created_at at time zone 'Europe/Paris')::date + 7)::timestamp at time zone 'Europe/Paris'
+        ((p.created_at at time zone 'Europe/Paris')::date + p_last_day + 1)::timestamp at time zone 'Europe/Paris'
     from today t
-    join jobs.mail_people p on p.created_at >= (t.day - 6)::timestamp at time zone 'Europe/Paris'
-        and p.created_at < (t.day - 2)::timestamp at time zone 'Europe/Paris'
+    join jobs.mail_people p on p.created_at >= (t.day - p_last_day)::timestamp at time zone 'Europe/Paris'
+        and p.created_at < (t.day - p_first_day + 1)::timestamp at time zone 'Europe/Paris'
     join jobs.user_plans(p_prices, p_now) l on l.user_id = p.user_id
     left join public.marketing_emails m on m.user_id = p.user_id and m.email_type = 'upgrade_day3'
     left join lateral (select true as known from jobs.email_deliveries k
@@ -1436,20 +1445,20 @@ language sql stable as $$
 $$;
 
 -- The reminder for p_month (its 1st): everybody who is Premium or wishes to be reminded, and why not.
-create function jobs.reminder_candidates(p_user_id uuid, p_prices jsonb, p_month date, p_now timestamptz)
-returns table (user_id uuid, reason text, unknown_price text, dedupe_key text, facts jsonb, expires_at timestamptz)
+create function jobs.reminder_candidates(
+    p_user_id uuid, p_prices jsonb, p_month date, p_expires_at timestamptz, p_now timestamptz
+) returns table (user_id uuid, reason text, unknown_price text, dedupe_key text, facts jsonb, expires_at timestamptz)
 language sql stable as $$
     select p.user_id,
         case
             when d.known then 'already_planned'
             when l.plan is null then 'unknown_price'
             when l.plan <> 'premium' then 'not_premium'
-            else jobs.mail_refusal(p, 'monthly_reminder') end,
+            else jobs.mail_refusal(p, 'monthly_reminder', p_now) end,
         case when d.known is null then l.unknown_price end,
         'monthly_reminder/' || p.user_id || '/' || to_char(p_month, 'YYYY-MM'),
         jsonb_build_object('month', to_char(p_month, 'YYYY-MM')),
-        -- The Paris month after p_month is the one that it belongs into.
-        (p_month + interval '2 months') at time zone 'Europe/Paris'
+        p_expires_at
     from jobs.user_plans(p_prices, p_now) l
     join jobs.mail_people p on p.user_id = l.user_id
     left join lateral (select true as known from jobs.email_deliveries k
@@ -1460,7 +1469,7 @@ $$;
 
 -- Gives each planned delivery of a run its item and its message: the end of every plan of mails, in its transaction. A
 -- run that was closed is open again. p_user_id: only this user's. Answers how many were queued.
-create function jobs.queue_mails(p_run_id uuid, p_user_id uuid) returns integer
+create function jobs.queue_mails(p_run_id uuid, p_user_id uuid, p_now timestamptz) returns integer
 language plpgsql set search_path = '' as $$
 declare
     queued integer := 0;
@@ -1468,9 +1477,9 @@ declare
 begin
     for batch in
         with items as (
-            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload)
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at)
             select d.run_id, jobs.lane_of_mail(d.kind), d.kind, md5(d.dedupe_key)::uuid, d.user_id,
-                jsonb_build_object('delivery_id', d.delivery_id)
+                jsonb_build_object('delivery_id', d.delivery_id), p_now
             from jobs.email_deliveries d
             where d.run_id = p_run_id and d.status = 'planned' and (p_user_id is null or d.user_id = p_user_id)
             on conflict (run_id, kind, subject) do nothing
@@ -1489,12 +1498,14 @@ begin
     return queued;
 end $$;
 
--- Plans the J+3 mails or the reminders for a month. With p_dry_run nothing is written.
+-- Plans the J+3 mails (p_first_day, p_last_day) or the reminders for a month (p_month, p_expires_at). With p_dry_run
+-- nothing is written.
 --   {state: planned | joined | repeated | dry_run, run_id,
 --    plan: {items, skipped: {reason: n}, unknown_prices: […], candidates?: […]}}
 create function public.jobs_plan_mails(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
-    p_parameters jsonb, p_user_id uuid, p_dry_run boolean, p_prices jsonb, p_month date, p_now timestamptz
+    p_parameters jsonb, p_user_id uuid, p_dry_run boolean, p_prices jsonb,
+    p_first_day integer, p_last_day integer, p_month date, p_expires_at timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql security definer
 set search_path = '' set statement_timeout = '28s' set work_mem = '32MB' set jit = off as $$
 declare
@@ -1506,9 +1517,10 @@ begin
     end if;
     if p_dry_run then
         with c as materialized (
-            select * from jobs.marketing_candidates(p_user_id, p_prices, p_now) where p_kind = 'marketing_day3'
+            select * from jobs.marketing_candidates(p_user_id, p_prices, p_first_day, p_last_day, p_now)
+            where p_kind = 'marketing_day3'
             union all
-            select * from jobs.reminder_candidates(p_user_id, p_prices, p_month, p_now)
+            select * from jobs.reminder_candidates(p_user_id, p_prices, p_month, p_expires_at, p_now)
             where p_kind = 'monthly_reminder'
         )
         select jsonb_build_object(
@@ -1523,14 +1535,15 @@ begin
         into outline from c;
         return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline);
     end if;
-    opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
+    opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
     if opened ->> 'state' <> 'planned' then
         return opened;
     end if;
     with c as materialized (
-        select * from jobs.marketing_candidates(p_user_id, p_prices, p_now) where p_kind = 'marketing_day3'
+        select * from jobs.marketing_candidates(p_user_id, p_prices, p_first_day, p_last_day, p_now)
+        where p_kind = 'marketing_day3'
         union all
-        select * from jobs.reminder_candidates(p_user_id, p_prices, p_month, p_now)
+        select * from jobs.reminder_candidates(p_user_id, p_prices, p_month, p_expires_at, p_now)
         where p_kind = 'monthly_reminder'
     ), planned as (
         insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
@@ -1547,7 +1560,7 @@ begin
         'unknown_prices', (select coalesce(jsonb_agg(n.unknown_price), '[]') from (
             select distinct unknown_price from c where unknown_price is not null order by 1 limit 10) n))
     into outline;
-    perform jobs.queue_mails(p_run_id, null);
+    perform jobs.queue_mails(p_run_id, null, p_now);
     update jobs.job_runs set plan = outline where run_id = p_run_id;
     return opened || jsonb_build_object('plan', outline);
 end $$;
@@ -1597,7 +1610,7 @@ create function jobs.mail_skip_reason_now(p_kind text, p jobs.mail_people, p_pri
 returns text language sql stable set search_path = '' as $$
     select case
         when p.user_id is null then 'user_deleted'
-        when jobs.mail_refusal(p, p_kind) is not null then jobs.mail_refusal(p, p_kind)
+        when jobs.mail_refusal(p, p_kind, p_now) is not null then jobs.mail_refusal(p, p_kind, p_now)
         when p_kind = 'marketing_day3' and exists (select from public.marketing_emails m
             where m.user_id = p.user_id and m.email_type = 'upgrade_day3') then 'already_sent'
         when p_kind = 'marketing_day3' and p.says_paid then 'metadata_says_paid'
@@ -1610,14 +1623,13 @@ $$;
 
 -- Claims up to p_limit mails of the first lane that has any, and tells all that is needed to send them. Where one of
 -- them belongs to a sealed batch, the whole batch comes with it, and nothing else.
--- Null: only messages without an item were seen so far, ask again. p_now: null but where a test plays another day.
+-- Null: only messages without an item were seen so far, ask again.
 --   {mails: [{delivery_id, kind, user_id, batch_id, digest, address, facts, attempts, reason, expired,
 --             age_seconds}], sealed batches in the order of their payload}
 create function public.mail_claim(
     p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
-    moment constant timestamptz := coalesce(p_now, clock_timestamp());
     lane text;
     claimed jsonb;
     items bigint[];
@@ -1625,7 +1637,7 @@ declare
     batches uuid[];
 begin
     perform jobs.lock_mail_ledger();
-    foreach lane in array array['alerts', 'reminders', 'recaps', 'marketing'] loop
+    for lane in select l.lane from jobs.known_lanes() l where l.is_mail order by l.place loop
         claimed := public.jobs_claim(p_claim, lane, p_limit, p_seconds);
         if claimed = 'null'::jsonb then
             return claimed;
@@ -1674,9 +1686,9 @@ begin
                 || case d.kind when 'monthly_reminder' then
                     jsonb_build_object('recorded', m.recorded, 'entries', m.entries) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
-                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, moment), m.flaw) end,
-            'expired', coalesce(d.expires_at <= moment, false),
-            'age_seconds', extract(epoch from clock_timestamp() - b.sealed_at)::bigint)
+                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw) end,
+            'expired', coalesce(d.expires_at <= p_now, false),
+            'age_seconds', greatest(0, extract(epoch from p_now - b.sealed_at))::bigint)
             order by d.position, d.delivery_id), '[]')
         from (
             select * from jobs.email_deliveries where delivery_id = any (mine) and status = 'planned' and batches is null
@@ -1704,18 +1716,18 @@ end $$;
 
 -- Writes outcomes down: deliveries, items, messages, and what others read (marketing_emails). Call only under the
 -- ledger's lock, with deliveries that hold_mails let pass.
-create function jobs.write_mail_outcomes(p_claim uuid, p_outcomes jsonb) returns void
+create function jobs.write_mail_outcomes(p_claim uuid, p_outcomes jsonb, p_now timestamptz) returns void
 language plpgsql set search_path = '' as $$
 declare
     batch record;
 begin
     update jobs.email_deliveries d
-    set status = o.status, reason = o.reason, provider_id = o.provider_id, settled_at = clock_timestamp()
+    set status = o.status, reason = o.reason, provider_id = o.provider_id, settled_at = p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, provider_id text)
     where d.delivery_id = o.delivery_id;
 
     insert into public.marketing_emails (user_id, email_type, sent_at)
-    select d.user_id, 'upgrade_day3', clock_timestamp()
+    select d.user_id, 'upgrade_day3', p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
     join jobs.email_deliveries d on d.delivery_id = o.delivery_id
     where d.kind = 'marketing_day3' and d.user_id is not null and o.status in ('sent', 'unknown')
@@ -1728,7 +1740,7 @@ begin
         result = jsonb_strip_nulls(jsonb_build_object('user_id', i.user_id, 'mail', o.status, 'reason', o.reason)),
         error = case when o.status in ('refused', 'failed', 'unknown')
             then jsonb_build_object('code', coalesce(o.code, o.status), 'message', o.reason) end,
-        leased_until = null, settled_at = clock_timestamp()
+        leased_until = null, settled_at = p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, code text)
     join jobs.email_deliveries d on d.delivery_id = o.delivery_id
     where i.item_id = d.item_id and i.lease_id = p_claim and i.status = 'queued';
@@ -1768,16 +1780,15 @@ begin
         into unwanted
         from jobs.email_deliveries d
         left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true
-        cross join lateral (select jobs.mail_skip_reason_now(d.kind, p, p_prices,
-            coalesce(p_now, clock_timestamp())) as reason) t
+        cross join lateral (select jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now) as reason) t
         where d.delivery_id = any (held) and d.kind <> 'operator_digest' and t.reason is not null;
         if unwanted is not null then
-            perform jobs.write_mail_outcomes(p_claim, unwanted);
+            perform jobs.write_mail_outcomes(p_claim, unwanted, p_now);
         end if;
-        insert into jobs.email_batches (batch_id, kind) values (p_batch_id, p_kind);
+        insert into jobs.email_batches (batch_id, kind, sealed_at) values (p_batch_id, p_kind, p_now);
         update jobs.email_deliveries d
         set status = 'sealed', batch_id = p_batch_id, position = m.position, address = m.mail ->> 'address',
-            facts = m.mail -> 'facts', digest = m.mail ->> 'digest', sealed_at = clock_timestamp()
+            facts = m.mail -> 'facts', digest = m.mail ->> 'digest', sealed_at = p_now
         from jsonb_array_elements(p_mails) with ordinality as m (mail, position)
         where d.delivery_id = (m.mail ->> 'delivery_id')::bigint and d.delivery_id = any (held)
             and d.status = 'planned' and m.mail ->> 'address' = case d.kind when 'operator_digest' then d.facts ->> 'to'
@@ -1794,7 +1805,7 @@ end $$;
 -- Settles mails: sent, skipped, expired, refused (the address), failed, unknown. What another claim holds by now is
 -- left to it. p_outcomes: [{delivery_id, status, reason, code, provider_id}]. Answers how many were written, by this
 -- call or by an earlier one that it repeats.
-create function public.mail_settle(p_claim uuid, p_outcomes jsonb) returns integer
+create function public.mail_settle(p_claim uuid, p_outcomes jsonb, p_now timestamptz) returns integer
 language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     held bigint[];
@@ -1803,7 +1814,7 @@ begin
     held := jobs.hold_mails(p_claim,
         array(select (o ->> 'delivery_id')::bigint from jsonb_array_elements(p_outcomes) o), 60);
     perform jobs.write_mail_outcomes(p_claim, (select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
-        where (o ->> 'delivery_id')::bigint = any (held)));
+        where (o ->> 'delivery_id')::bigint = any (held)), p_now);
     return (select count(*)
         from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
         join jobs.email_deliveries d on d.delivery_id = o.delivery_id and d.status = o.status
@@ -1811,11 +1822,12 @@ begin
         where i.item_id is null or i.lease_id = p_claim);
 end $$;
 
--- Gives mails back. With an error it is an attempt, the fifth ends them: as unknown where they were sealed, as failed
+-- Gives mails back. With an error it is an attempt, and attempt number p_max_attempts ends them: as unknown where they were sealed, as failed
 -- otherwise. p_release_batch: the batch was definitely not accepted; its mails are free for another one.
 -- A repeated call finds nothing that is held.
 create function public.mail_give_back(
-    p_claim uuid, p_deliveries bigint[], p_delay_seconds integer, p_error jsonb, p_release_batch uuid
+    p_claim uuid, p_deliveries bigint[], p_delay_seconds integer, p_error jsonb, p_release_batch uuid,
+    p_max_attempts integer, p_now timestamptz
 ) returns void language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     held bigint[];
@@ -1843,9 +1855,9 @@ begin
             'code', p_error ->> 'code', 'reason', p_error ->> 'message'))
         into ended
         from jobs.email_deliveries d join jobs.job_items i on i.item_id = d.item_id
-        where d.delivery_id = any (held) and i.attempts >= 5;
+        where d.delivery_id = any (held) and i.attempts >= p_max_attempts;
         if ended is not null then
-            perform jobs.write_mail_outcomes(p_claim, ended);
+            perform jobs.write_mail_outcomes(p_claim, ended, p_now);
         end if;
     end if;
     for batch in
@@ -1860,7 +1872,7 @@ end $$;
 
 -- Splits a batch that was definitely refused into child batches, each under a key of its own.
 -- p_children: [{batch_id, mails: [delivery_id]}]. A repeated call changes nothing. False: another claim has it.
-create function public.mail_split(p_claim uuid, p_batch_id uuid, p_children jsonb) returns boolean
+create function public.mail_split(p_claim uuid, p_batch_id uuid, p_children jsonb, p_now timestamptz) returns boolean
 language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     members bigint[];
@@ -1874,8 +1886,8 @@ begin
     if cardinality(members) = 0 or not (members <@ jobs.hold_mails(p_claim, members, 60)) then
         return false;
     end if;
-    insert into jobs.email_batches (batch_id, kind, parent_id)
-    select (c ->> 'batch_id')::uuid, b.kind, p_batch_id
+    insert into jobs.email_batches (batch_id, kind, parent_id, sealed_at)
+    select (c ->> 'batch_id')::uuid, b.kind, p_batch_id, p_now
     from jsonb_array_elements(p_children) c, jobs.email_batches b where b.batch_id = p_batch_id;
     update jobs.email_deliveries d set batch_id = c.batch_id, position = m.position
     from jsonb_to_recordset(p_children) as c (batch_id uuid, mails jsonb),
@@ -1930,8 +1942,9 @@ end $$;
 -- Mails that follow from the settlement of a sync.
 
 -- Plans the month's recap, where the run wants recaps and the user, too. Call in the settlement's transaction.
-create function jobs.plan_recap(p_item_id bigint, p_user_id uuid, p_month date, p_as_of timestamptz, p_parts jsonb)
-returns void language plpgsql set search_path = '' as $$
+create function jobs.plan_recap(
+    p_item_id bigint, p_user_id uuid, p_month date, p_as_of timestamptz, p_parts jsonb, p_now timestamptz
+) returns void language plpgsql set search_path = '' as $$
 declare
     i jobs.job_items;
     p jobs.mail_people;
@@ -1943,7 +1956,7 @@ begin
         return;
     end if;
     select * into p from jobs.mail_people where user_id = p_user_id;
-    if jobs.mail_refusal(p, 'monthly_recap') is not null
+    if jobs.mail_refusal(p, 'monthly_recap', p_now) is not null
         or not exists (select from public.integration_tokens t where t.user_id = p_user_id and t.is_active)
         or not exists (select from jobs.integration_transactions t
             where t.user_id = p_user_id and t.paris_month = p_month) then
@@ -1972,14 +1985,17 @@ begin
         i.run_id, facts)
     on conflict (dedupe_key) do nothing;
     if found then
-        perform jobs.queue_mails(i.run_id, p_user_id);
+        perform jobs.queue_mails(i.run_id, p_user_id, p_now);
     end if;
 end $$;
 
--- Tells a user whose integration was refused three times in a row to connect it again; once more after 30 days, where
--- it still is. Refused: what connecting again mends. Call in the settlement's transaction.
-create function jobs.plan_reconnect_mail(p_item_id bigint, p_user_id uuid, p_parts jsonb) returns void
-language plpgsql set search_path = '' as $$
+-- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it still
+-- is. Refused: what connecting again mends. Call in the settlement's transaction.
+-- p_policy: {refusals: how many in a row, mails: how many until it is good again, pause_days: between two of them,
+-- open_days: until such a mail expires}
+create function jobs.plan_reconnect_mail(
+    p_item_id bigint, p_user_id uuid, p_parts jsonb, p_policy jsonb, p_now timestamptz
+) returns void language plpgsql set search_path = '' as $$
 declare
     i jobs.job_items;
     s jobs.integration_state;
@@ -2003,19 +2019,20 @@ begin
         update jobs.integration_state k set refusals = k.refusals + 1
         where k.user_id = p_user_id and k.provider = part.provider returning * into s;
         select * into p from jobs.mail_people m where m.user_id = p_user_id;
-        continue when s.refusals < 3 or s.trouble_mails >= 2
-            or s.trouble_mailed_at > clock_timestamp() - interval '30 days'
-            or jobs.mail_refusal(p, 'integration_trouble') is not null;
+        continue when s.refusals < (p_policy ->> 'refusals')::integer
+            or s.trouble_mails >= (p_policy ->> 'mails')::integer
+            or s.trouble_mailed_at > p_now - make_interval(days => (p_policy ->> 'pause_days')::integer)
+            or jobs.mail_refusal(p, 'integration_trouble', p_now) is not null;
         insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
         values ('integration_trouble/' || p_user_id || '/' || part.provider || '/' || i.item_id, 'integration_trouble',
             p_user_id, p_user_id, i.run_id, jsonb_build_object('provider', part.provider, 'reason', part.message,
                 'read_until', s.last_success_to),
-            clock_timestamp() + interval '7 days')
+            p_now + make_interval(days => (p_policy ->> 'open_days')::integer))
         on conflict (dedupe_key) do nothing;
         update jobs.integration_state k
-        set trouble_mails = k.trouble_mails + 1, trouble_mailed_at = clock_timestamp()
+        set trouble_mails = k.trouble_mails + 1, trouble_mailed_at = p_now
         where k.user_id = p_user_id and k.provider = part.provider;
-        perform jobs.queue_mails(i.run_id, p_user_id);
+        perform jobs.queue_mails(i.run_id, p_user_id, p_now);
     end loop;
 end $$;
 
@@ -2067,7 +2084,8 @@ create index found_alerts_age on jobs.found_alerts (found_at);
 --   {people: [{user_id, created, reason, flaw, held: [{year, threshold, step}], years: [{year, sums, mixed}]}],
 --    due: [{user_id, since}], scanned, next}
 create function public.threshold_books(
-    p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb, p_bytes integer, p_noted_at timestamptz
+    p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb, p_bytes integer,
+    p_noted_at timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s'
 set work_mem = '32MB' set jit = off as $$
 declare
@@ -2106,7 +2124,7 @@ begin
         where t.user_id = any (above) and t.year between first_year and last_year group by 1
     ), people_found as (
         select b.user_id, jsonb_build_object(
-            'user_id', b.user_id, 'created', b.created, 'reason', jobs.mail_refusal(p, 'threshold_alert'), 'flaw', b.flaw,
+            'user_id', b.user_id, 'created', b.created, 'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
             'held', coalesce(h.held, '[]'), 'years', coalesce(b.years, '[]')) as person
         from jobs.books(above, first_year, last_year) b
         -- A fence (offset 0): of all people only these.
@@ -2163,7 +2181,7 @@ $$;
 --   {state: planned | joined | repeated, run_id, plan: {items, …p_outline}}
 create function public.jobs_plan_alerts(
     p_run_id uuid, p_append boolean, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
-    p_parameters jsonb, p_due jsonb, p_outline jsonb
+    p_parameters jsonb, p_due jsonb, p_outline jsonb, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     opened jsonb;
@@ -2173,7 +2191,7 @@ begin
     if p_append then
         opened := jsonb_build_object('state', 'planned', 'run_id', p_run_id);
     else
-        opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
+        opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
         if opened ->> 'state' <> 'planned' then
             delete from jobs.found_alerts where run_id = p_run_id;
             return opened;
@@ -2202,7 +2220,7 @@ begin
     from fresh f
     on conflict (dedupe_key) do nothing;
 
-    planned := jobs.queue_mails(p_run_id, null);
+    planned := jobs.queue_mails(p_run_id, null, p_now);
     delete from jobs.threshold_checks_due d
     using jsonb_to_recordset(p_due) as q (user_id uuid, since timestamptz)
     where d.user_id = q.user_id and d.since = q.since;
@@ -2259,10 +2277,10 @@ $$;
 --    notes: {…}, count_month: bool}
 -- p_chunk numbers the calls of one lease, from 1. p_cursor comes back with the next claim, should this one be lost.
 -- p_month (a Paris month) asks for that month's figures in the result.
---   {state: settled | stored | lost, result}
+--   {state: settled | stored | lost, result, repeated: an earlier call settled it}
 create function jobs.settle_figures(
     p_item_id bigint, p_lease_id uuid, p_user_id uuid, p_chunk integer, p_final boolean, p_parts jsonb,
-    p_cursor jsonb, p_month date, p_as_of timestamptz
+    p_cursor jsonb, p_month date, p_as_of timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql set search_path = '' as $$
 declare
     hold text;
@@ -2294,7 +2312,7 @@ begin
     hold := jobs.hold_item(p_item_id, p_lease_id);
     select * into i from jobs.job_items where item_id = p_item_id;
     if hold = 'settled' then
-        return jsonb_build_object('state', 'settled', 'result', i.result);
+        return jsonb_build_object('state', 'settled', 'result', i.result, 'repeated', true);
     elsif hold = 'lost' or i.user_id is distinct from p_user_id then
         return jsonb_build_object('state', 'lost');
     end if;
@@ -2357,7 +2375,7 @@ begin
             set last_error = left(part.error ->> 'message', 500), updated_at = clock_timestamp()
             where k.id = part.integration_id and k.last_error is distinct from left(part.error ->> 'message', 500);
             update jobs.integration_state k
-            set failures = k.failures + 1, failed_at = clock_timestamp(), failure = part.error, updated_at = clock_timestamp()
+            set failures = k.failures + 1, failed_at = p_now, failure = part.error, updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider;
         else
             update public.integration_tokens k
@@ -2368,7 +2386,7 @@ begin
             set covered = case when k.account = part.account then k.covered + tstzmultirange(
                     tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz))
                     else k.covered end,
-                last_success_at = clock_timestamp(),
+                last_success_at = p_now,
                 -- Only these windows follow one another without a hole; a month read on request does not.
                 last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
                     then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
@@ -2446,28 +2464,27 @@ begin
                 where mine.id = (e ->> 'integration_id')::uuid), 0)))
     from jsonb_array_elements(p_parts) e;
 
-    perform jobs.finish_item(p_item_id, outcome, answer, first_error);
+    perform jobs.finish_item(p_item_id, outcome, answer, first_error, p_now);
     return jsonb_build_object('state', 'settled', 'result', answer);
 end $$;
 
 -- Settles or checkpoints a sync item: see settle_figures, whose parameters and answer these are. In the same transaction
--- it plans what follows from a settlement: the mail that asks to connect again, the month's recap, and, where totals
--- changed, a mark that thresholds are to be checked.
+-- it plans what follows from a settlement: the mail that asks to connect again (p_reconnect: see plan_reconnect_mail),
+-- the month's recap, and, where totals changed, a mark that thresholds are to be checked.
+--   {state: settled | stored | lost, result}
 create function public.integration_settle(
     p_item_id bigint, p_lease_id uuid, p_user_id uuid, p_chunk integer, p_final boolean, p_parts jsonb,
-    p_cursor jsonb, p_month date, p_as_of timestamptz
+    p_cursor jsonb, p_month date, p_as_of timestamptz, p_reconnect jsonb, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     settled jsonb := jobs.settle_figures(
-        p_item_id, p_lease_id, p_user_id, p_chunk, p_final, p_parts, p_cursor, p_month, p_as_of);
+        p_item_id, p_lease_id, p_user_id, p_chunk, p_final, p_parts, p_cursor, p_month, p_as_of, p_now);
 begin
     if settled ->> 'state' <> 'settled' then
         return settled;
     end if;
-    -- A repeated call finds what an earlier transaction settled: nothing follows from it again.
-    if exists (select from jobs.job_items i
-        where i.item_id = p_item_id and i.settled_at >= transaction_timestamp()) then
-        perform jobs.plan_reconnect_mail(p_item_id, p_user_id, p_parts);
+    if not settled ? 'repeated' then
+        perform jobs.plan_reconnect_mail(p_item_id, p_user_id, p_parts, p_reconnect, p_now);
     end if;
     -- Written in this transaction, whose clock began before.
     if exists (select from jobs.auto_sync_totals t
@@ -2476,9 +2493,9 @@ begin
         on conflict (user_id) do update set since = excluded.since;
     end if;
     if p_month is not null then
-        perform jobs.plan_recap(p_item_id, p_user_id, p_month, p_as_of, p_parts);
+        perform jobs.plan_recap(p_item_id, p_user_id, p_month, p_as_of, p_parts, p_now);
     end if;
-    return settled;
+    return settled - 'repeated';
 end $$;
 
 -- Tries to sign in to the status page.
@@ -2566,7 +2583,7 @@ $$;
 --    lanes: [{lane, planned, queued, done, partial, failed, skipped, superseded}],
 --    troubles, troubled: [{user_id, address, lane, status, code, message}]}],
 --    single: [{task, runs, erred}]}
-create function jobs.status_runs(p_tasks text[], p_runs integer) returns jsonb
+create function jobs.status_runs(p_tasks text[], p_runs integer, p_now timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with latest as materialized (
         select r.* from unnest(p_tasks) t (task)
@@ -2615,13 +2632,13 @@ language sql stable set search_path = '' as $$
         'single', (select coalesce(jsonb_agg(s), '[]') from (
             select j.task, count(*) as runs, count(*) filter (where j.status in ('partial', 'error')) as erred
             from jobs.job_runs j
-            where j.started_at >= clock_timestamp() - interval '1 day' and j.parameters ? 'user_id'
+            where j.as_of >= p_now - interval '1 day' and j.parameters ? 'user_id'
             group by 1 order by 1) s));
 $$;
 
--- Each lane that has something: waiting, of these in flight and put off after a failure; failed and not made up for
--- within 30 days; of mails also how many ended without anybody knowing.
-create function jobs.status_queue() returns jsonb
+-- Each lane that has something: waiting, of these in flight and put off after a failure; failed since p_failed_since and
+-- not made up for; of mails also how many ended without anybody knowing.
+create function jobs.status_queue(p_failed_since timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with waiting as (
         select i.lane, count(*) as waiting, count(*) filter (where i.leased_until > clock_timestamp()) as in_flight,
@@ -2630,7 +2647,7 @@ language sql stable set search_path = '' as $$
     ), failed as (
         select f.lane, count(*) filter (where f.mail is distinct from 'unknown') as failed,
             count(*) filter (where f.mail = 'unknown') as unknown
-        from jobs.open_failures(clock_timestamp() - interval '30 days') f group by 1
+        from jobs.open_failures(p_failed_since) f group by 1
     )
     select coalesce(jsonb_agg(jsonb_build_object('lane', lane,
         'waiting', coalesce(w.waiting, 0), 'in_flight', coalesce(w.in_flight, 0), 'put_off', coalesce(w.put_off, 0),
@@ -2639,10 +2656,10 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- Mails by kind and Paris day of the last p_days days, and why some were not sent.
-create function jobs.status_mails(p_days integer) returns jsonb
+create function jobs.status_mails(p_days integer, p_now timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with since as (
-        select ((clock_timestamp() at time zone 'Europe/Paris')::date - p_days + 1)::timestamp at time zone 'Europe/Paris' as at
+        select ((p_now at time zone 'Europe/Paris')::date - p_days + 1)::timestamp at time zone 'Europe/Paris' as at
     ), settled as materialized (
         select d.kind, (d.settled_at at time zone 'Europe/Paris')::date as day, d.status, d.reason, d.feedback
         from jobs.email_deliveries d where d.settled_at >= (select at from since)
@@ -2662,18 +2679,17 @@ language sql stable set search_path = '' as $$
         'suppressed_addresses', (select count(*) from jobs.email_suppressions));
 $$;
 
--- Integrations by state, and the first p_limit that are broken.
-create function jobs.status_integrations(p_limit integer) returns jsonb
+-- Integrations by state (late: without a success since p_late_before), and the first p_limit that are broken.
+create function jobs.status_integrations(p_limit integer, p_late_before timestamptz, p_now timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with known as materialized (
         select t.id, t.user_id, t.provider, u.email::text as address, coalesce(s.failures, 0) as failures,
             s.failed_at, s.failure, s.last_success_at, t.connected_at,
             case
-                when t.is_active is not true or u.deleted_at is not null or u.banned_until > clock_timestamp() then 'inactive'
+                when t.is_active is not true or u.deleted_at is not null or u.banned_until > p_now then 'inactive'
                 when s.failures > 0 then 'failing'
                 when s.last_success_at is null then 'new'
-                -- Six syncs without a success.
-                when s.last_success_at < clock_timestamp() - interval '36 hours' then 'late'
+                when s.last_success_at < p_late_before then 'late'
                 else 'good' end as state
         from public.integration_tokens t join auth.users u on u.id = t.user_id
         left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
@@ -2689,21 +2705,23 @@ language sql stable set search_path = '' as $$
                 order by b.failures desc, b.id), '[]')
             from (select * from known k where k.state = 'failing' order by k.failures desc, k.id limit p_limit) b),
         -- Renewed by us, with our credentials, and still good.
-        'shopify_renewed', (select max(s.token_expires_at) > clock_timestamp()
+        'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
         'refused_credentials', (select coalesce(jsonb_agg(jsonb_build_object('at', r.at, 'message', r.message)), '[]') from (
             select max(l.synced_at) as at, jobs.mask_text(p.problem ->> 'message') as message
             from public.sync_logs l
             cross join lateral jsonb_path_query(l.metadata, '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
-            where l.synced_at >= clock_timestamp() - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
+            where l.synced_at >= p_now - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
             group by 2) r));
 $$;
 
 -- Everything that the status page shows. Changes nothing.
--- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since.
+-- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since; for
+-- p_failed_since and p_late_before see status_queue and status_integrations.
 --   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations}
 create function public.jobs_status(
-    p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz
+    p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz,
+    p_failed_since timestamptz, p_late_before timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql stable security definer
 set search_path = '' set statement_timeout = '20s' set jit = off as $$    -- compiling takes longer than asking
 begin
@@ -2715,10 +2733,10 @@ begin
             from jobs.job_slots s where s.claimed_at >= p_since),
         'first_claims', (select coalesce(jsonb_object_agg(s.task, s.at), '{}') from (
             select task, min(claimed_at) as at from jobs.job_slots group by 1) s),
-        'runs', jobs.status_runs(p_tasks, p_runs),
-        'queue', jobs.status_queue(),
-        'mails', jobs.status_mails(p_days),
-        'integrations', jobs.status_integrations(p_broken));
+        'runs', jobs.status_runs(p_tasks, p_runs, p_now),
+        'queue', jobs.status_queue(p_failed_since),
+        'mails', jobs.status_mails(p_days, p_now),
+        'integrations', jobs.status_integrations(p_broken, p_late_before, p_now));
 end $$;
 
 -- What an operator has done again.
@@ -2732,13 +2750,14 @@ create table jobs.job_answers (
 
 -- Has a lane's work done again: what waits is visible at once; a mail that the mail service definitely did not take
 -- (failed, refused) is queued again, one that it may have taken (unknown) never; a sync that failed is planned anew,
--- in one run. A repeated call with the same p_run_id answers what the first one did.
+-- in one run. Looks back to p_failed_since. A repeated call with the same p_run_id answers what the first one did.
 --   {woken, mails, planned}
-create function public.jobs_retry(p_run_id uuid, p_lane text, p_route text, p_as_of timestamptz) returns jsonb
-language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+create function public.jobs_retry(
+    p_run_id uuid, p_lane text, p_route text, p_failed_since timestamptz, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
 declare
-    since constant timestamptz := clock_timestamp() - interval '30 days';
-    last_month constant text := to_char((p_as_of at time zone 'Europe/Paris') - interval '1 month', 'YYYY-MM');
+    is_mail constant boolean := (select l.is_mail from jobs.known_lanes() l where l.lane = p_lane);
+    last_month constant text := to_char((p_now at time zone 'Europe/Paris') - interval '1 month', 'YYYY-MM');
     woken integer;
     mails integer := 0;
     planned integer := 0;
@@ -2752,13 +2771,15 @@ begin
         select a.answer into told from jobs.job_answers a where a.call_id = p_run_id;
         return told;
     end if;
-    if p_lane in ('alerts', 'reminders', 'recaps', 'marketing') then
+    if is_mail is null then
+        raise exception 'unknown lane %', p_lane using errcode = '22023';
+    elsif is_mail then
         perform jobs.lock_mail_ledger();
         again := array(
-            select f.item_id from jobs.open_failures(since) f
+            select f.item_id from jobs.open_failures(p_failed_since) f
             join jobs.email_deliveries d on d.item_id = f.item_id
             where f.lane = p_lane and d.status in ('failed', 'refused') and d.provider_id is null and d.user_id is not null
-                and (d.expires_at is null or d.expires_at > clock_timestamp()));
+                and (d.expires_at is null or d.expires_at > p_now));
         update jobs.email_deliveries d
         set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
             sealed_at = null, settled_at = null
@@ -2777,23 +2798,21 @@ begin
             where r.finished_at is not null
                 and r.run_id in (select i.run_id from jobs.job_items i where i.item_id = any (again));
         end if;
-    elsif p_lane in ('stripe', 'shopify', 'months') then
-        again := array(select f.item_id from jobs.open_failures(since) f where f.lane = p_lane);
+    else
+        again := array(select f.item_id from jobs.open_failures(p_failed_since) f where f.lane = p_lane);
         if cardinality(again) > 0 and jobs.open_run(p_run_id,
                 case p_lane when 'months' then 'monthly_sync' else 'sync_integrations' end, null, 'manual', p_route,
-                p_as_of, jsonb_build_object('retry', p_lane)) ->> 'state' = 'planned' then
-            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload)
+                p_now, jsonb_build_object('retry', p_lane), p_now) ->> 'state' = 'planned' then
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at)
             select distinct on (i.kind, i.subject) p_run_id, i.lane, i.kind, i.subject, i.user_id,
                 -- An old month's recap is no news any more.
-                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end
+                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end, p_now
             from jobs.job_items i where i.item_id = any (again)
             order by i.kind, i.subject, i.item_id desc;
             get diagnostics planned = row_count;
             perform jobs.send_items(p_run_id);
             update jobs.job_runs set plan = jsonb_build_object('items', planned) where run_id = p_run_id;
         end if;
-    else
-        raise exception 'unknown lane %', p_lane using errcode = '22023';
     end if;
 
     -- Put off by a failure or a quota. What somebody holds stays theirs; what was never claimed is visible already.
@@ -2810,28 +2829,30 @@ end $$;
 
 -- What went wrong since the operator was told last, and the one mail a day that tells it.
 
--- What went wrong since the last digest (at least a day back), and what is needed to find missed crons.
+-- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest does
+-- not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons: slots
+-- since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    calls: [{route, message, count}], routes: {route: last call}}
-create function public.jobs_troubles(p_now timestamptz) returns jsonb
-language plpgsql stable security definer set search_path = '' set statement_timeout = '20s' as $$
+create function public.jobs_troubles(
+    p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
+    p_calls_since timestamptz
+) returns jsonb language plpgsql stable security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
-    since timestamptz := least(p_now - interval '1 day', coalesce(
-        (select max(r.as_of) from jobs.job_runs r where r.task = 'operator_digest'), '-infinity'));
+    since constant timestamptz := greatest(p_first_since, least(p_latest_since, coalesce(
+        (select max(r.as_of) from jobs.job_runs r where r.task = 'operator_digest'), '-infinity')));
 begin
-    -- A first digest does not tell of years.
-    since := greatest(since, p_now - interval '8 days');
     return jsonb_build_object(
         'since', since,
         'slots', (select coalesce(jsonb_agg(jsonb_build_object('task', s.task, 'slot', s.slot)), '[]')
-            from jobs.job_slots s where s.claimed_at > p_now - interval '60 days'),
+            from jobs.job_slots s where s.claimed_at > p_slots_since),
         'failed', (select coalesce(jsonb_agg(f order by f.count desc, f.lane, f.code), '[]') from (
             select i.lane, i.error ->> 'code' as code, min(i.error ->> 'message') as message, count(*) as count
             from jobs.job_items i where i.status = 'failed' and i.settled_at > since
             group by 1, 2 order by 4 desc limit 20) f),
         'stuck', (select coalesce(jsonb_agg(q order by q.oldest), '[]') from (
             select i.lane, count(*) as count, min(i.created_at) as oldest
-            from jobs.job_items i where i.status = 'queued' and i.created_at < p_now - interval '12 hours'
+            from jobs.job_items i where i.status = 'queued' and i.created_at < p_stuck_before
             group by 1) q),
         'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
             select l.metadata ->> 'route' as route, min(l.error_message) as message, count(*) as count
@@ -2841,42 +2862,45 @@ begin
         'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
             select l.metadata ->> 'route' as route, max(l.synced_at) as last
             from public.sync_logs l
-            where l.user_id is null and l.sync_type = 'cron' and l.synced_at > p_now - interval '30 days'
+            where l.user_id is null and l.sync_type = 'cron' and l.synced_at > p_calls_since
             group by 1) l where l.route is not null));
 end $$;
 
--- Plans the digest of a Paris day, once: its day is its slot. p_facts: {to, day, points, status_url}.
+-- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on. p_facts: {to, day, points, status_url}.
 --   {state: planned | joined | repeated, run_id}
 create function public.jobs_plan_digest(
-    p_run_id uuid, p_route text, p_now timestamptz, p_facts jsonb
+    p_run_id uuid, p_route text, p_facts jsonb, p_expires_at timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
     opened jsonb := jobs.open_run(
-        p_run_id, 'operator_digest', p_facts ->> 'day', 'cron', p_route, p_now, '{}');
+        p_run_id, 'operator_digest', p_facts ->> 'day', 'cron', p_route, p_now, '{}', p_now);
 begin
     if opened ->> 'state' <> 'planned' then
         return opened;
     end if;
     insert into jobs.email_deliveries (dedupe_key, kind, run_id, facts, expires_at)
-    values ('operator_digest/' || (p_facts ->> 'day'), 'operator_digest', p_run_id, p_facts, p_now + interval '3 days')
+    values ('operator_digest/' || (p_facts ->> 'day'), 'operator_digest', p_run_id, p_facts, p_expires_at)
     on conflict (dedupe_key) do nothing;
-    perform jobs.queue_mails(p_run_id, null);
+    perform jobs.queue_mails(p_run_id, null, p_now);
     return opened;
 end $$;
 
 -- How long what is kept.
 
--- Deletes what is older than 90 days: logs, events, finished runs and their items. Ledgers stay, without what is
--- personal after 13 months. The oldest first, at most 20,000 rows per table a call, so that it never takes long; left
--- says that there is more: call again. Waits for nobody: what is locked just now has time.
+-- Deletes what is older than p_before: logs, events, finished runs and their items. Ledgers stay, without what is
+-- personal of those settled before p_personal_before. What is personal of users who are gone goes at once, but for a
+-- batch that was sealed since p_sealed_since: it may be sent again as sealed.
+--
+-- The oldest first, at most 20,000 rows per table a call, so that it never takes long; left says that there is more: call
+-- again. Waits for nobody: what is locked just now has time.
 --
 -- Rows go by where they were found (ctid): looking them up again would read the index of all logs, at random.
 --   {logs, items, runs, events, blanked, left}
-create function public.jobs_prune() returns jsonb
-language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+create function public.jobs_prune(
+    p_before timestamptz, p_personal_before timestamptz, p_sealed_since timestamptz, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
 declare
     max_rows_per_table constant integer := 20000;
-    old constant timestamptz := clock_timestamp() - interval '90 days';
     logs integer;
     items integer;
     runs integer;
@@ -2885,12 +2909,12 @@ declare
     of_old integer;
 begin
     delete from public.sync_logs where ctid = any (array(
-        select l.ctid from public.sync_logs l where l.synced_at < old order by l.synced_at limit max_rows_per_table
+        select l.ctid from public.sync_logs l where l.synced_at < p_before order by l.synced_at limit max_rows_per_table
         for update skip locked));
     get diagnostics logs = row_count;
     delete from jobs.job_items where ctid = any (array(
         select i.ctid
-        from (select run_id from jobs.job_runs where finished_at < old order by finished_at limit max_rows_per_table) r
+        from (select run_id from jobs.job_runs where finished_at < p_before order by finished_at limit max_rows_per_table) r
         -- In the order of an index (here and below): else the whole table may seem quicker.
         cross join lateral (select ctid from jobs.job_items where run_id = r.run_id order by kind, subject
             limit max_rows_per_table for update skip locked) i
@@ -2898,14 +2922,14 @@ begin
     get diagnostics items = row_count;
     delete from jobs.job_runs where ctid = any (array(
         select r.ctid
-        from (select ctid, run_id from jobs.job_runs where finished_at < old order by finished_at limit max_rows_per_table
+        from (select ctid, run_id from jobs.job_runs where finished_at < p_before order by finished_at limit max_rows_per_table
             for update skip locked) r
         left join lateral (select true as one from jobs.job_items where run_id = r.run_id order by kind, subject
             limit 1) i on true
         where i.one is null));
     get diagnostics runs = row_count;
     delete from jobs.email_events where ctid = any (array(
-        select e.ctid from jobs.email_events e where e.received_at < old order by e.received_at limit max_rows_per_table
+        select e.ctid from jobs.email_events e where e.received_at < p_before order by e.received_at limit max_rows_per_table
         for update skip locked));
     get diagnostics events = row_count;
     -- What is personal of those who are gone: at once, but for a batch that may be sent again as sealed. Their items
@@ -2915,12 +2939,12 @@ begin
         set address = null, facts = '{}',
             status = case d.status when 'planned' then 'skipped' when 'sealed' then 'unknown' else d.status end,
             reason = case when d.status in ('planned', 'sealed') then 'user_deleted' else d.reason end,
-            settled_at = coalesce(d.settled_at, clock_timestamp())
+            settled_at = coalesce(d.settled_at, p_now)
         where d.delivery_id = any (array(
             select g.delivery_id from jobs.email_deliveries g
             where g.user_id is null and g.kind <> 'operator_digest' and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
                 and (g.status <> 'sealed' or exists (select from jobs.email_batches b
-                    where b.batch_id = g.batch_id and b.sealed_at < clock_timestamp() - interval '24 hours'))
+                    where b.batch_id = g.batch_id and b.sealed_at < p_sealed_since))
             limit max_rows_per_table for update of g skip locked))
         returning d.delivery_id, d.batch_id
     ), batches as (
@@ -2933,7 +2957,7 @@ begin
     -- Of the others after 13 months.
     update jobs.email_deliveries set address = null, facts = '{}' where delivery_id = any (array(
         select d.delivery_id from jobs.email_deliveries d
-        where (d.address is not null or d.facts <> '{}') and d.settled_at < clock_timestamp() - interval '13 months'
+        where (d.address is not null or d.facts <> '{}') and d.settled_at < p_personal_before
         order by d.settled_at limit max_rows_per_table for update skip locked));
     get diagnostics of_old = row_count;
     return jsonb_build_object('logs', logs, 'items', items, 'runs', runs, 'events', events,

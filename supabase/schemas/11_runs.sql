@@ -18,7 +18,7 @@ create index job_runs_open on jobs.job_runs (started_at) where finished_at is nu
 create index job_runs_task on jobs.job_runs (task, started_at desc);
 -- The last runs for everybody: the application asks for single users all day long.
 create index job_runs_whole on jobs.job_runs (task, started_at desc) where not (parameters ? 'user_id');
-create index job_runs_single on jobs.job_runs (started_at) where parameters ? 'user_id';
+create index job_runs_single on jobs.job_runs (as_of) where parameters ? 'user_id';
 -- The oldest runs first, without a look at the others: every question about a single user leaves a run, too.
 create index job_runs_finished on jobs.job_runs (finished_at) where finished_at is not null;
 
@@ -33,14 +33,15 @@ create table jobs.job_slots (
 -- Opens a run, or says which one already has the slot. A repeated call finds the first one's run.
 --   {state: planned | joined | repeated, run_id, trigger, started_at, plan}
 create function jobs.open_run(
-    p_run_id uuid, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz, p_parameters jsonb
+    p_run_id uuid, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz, p_parameters jsonb,
+    p_now timestamptz
 ) returns jsonb language plpgsql set search_path = '' as $$
 declare
     r jobs.job_runs;
 begin
     if p_slot is not null then
         -- Waits for a concurrent claim of the same slot: it either commits (joined) or rolls back (ours).
-        insert into jobs.job_slots (task, slot, run_id) values (p_task, p_slot, p_run_id)
+        insert into jobs.job_slots (task, slot, run_id, claimed_at) values (p_task, p_slot, p_run_id, p_now)
         on conflict (task, slot) do nothing;
         if not found then
             select j.* into r from jobs.job_slots s join jobs.job_runs j using (run_id)

@@ -1,12 +1,24 @@
 -- Items of work, and one queue for each lane that carries them.
 
--- Lanes in order of priority; mails first.
+-- The lanes, in order of priority: mails first. The one list of them; crates/jobs/src/lane.rs has the same.
+create function jobs.known_lanes() returns table (lane text, place integer, is_mail boolean)
+language sql immutable as $$
+    values ('alerts', 1, true), ('reminders', 2, true), ('recaps', 3, true), ('marketing', 4, true),
+        ('stripe', 5, false), ('shopify', 6, false), ('months', 7, false);
+$$;
+
+-- The lane of a kind of mail; null for what is no kind. The one list of kinds; crates/jobs/src/mail_kind.rs
+-- has the same.
+create function jobs.lane_of_mail(p_kind text) returns text
+language sql immutable as $$
+    select case p_kind when 'threshold_alert' then 'alerts' when 'integration_trouble' then 'alerts'
+        when 'operator_digest' then 'alerts' when 'monthly_reminder' then 'reminders'
+        when 'monthly_recap' then 'recaps' when 'marketing_day3' then 'marketing' end;
+$$;
+
 do $$
-declare lane text;
 begin
-    foreach lane in array array['alerts', 'reminders', 'recaps', 'marketing', 'stripe', 'shopify', 'months'] loop
-        perform pgmq.create('jobs_' || lane);
-    end loop;
+    perform pgmq.create('jobs_' || l.lane) from jobs.known_lanes() l order by l.place;
 end $$;
 
 create table jobs.job_items (
@@ -21,7 +33,7 @@ create table jobs.job_items (
     status text not null default 'queued'
         check (status in ('queued', 'done', 'partial', 'failed', 'superseded',
             'skipped')),                         -- a mail that is not wanted any more, or came too late
-    attempts integer not null default 0,         -- classified failures of the item itself, at most 5
+    attempts integer not null default 0,         -- classified failures of the item itself
     msg_id bigint,                               -- known once claimed
     lease_id uuid,                               -- the claim that holds it: the fence of every write
     leased_until timestamptz,
@@ -88,14 +100,15 @@ begin
 end $$;
 
 -- Writes an item's result and takes its message away. Call only on a held item.
-create function jobs.finish_item(p_item_id bigint, p_status text, p_result jsonb, p_error jsonb) returns void
-language plpgsql set search_path = '' as $$
+create function jobs.finish_item(
+    p_item_id bigint, p_status text, p_result jsonb, p_error jsonb, p_now timestamptz
+) returns void language plpgsql set search_path = '' as $$
 declare
     i jobs.job_items;
 begin
     update jobs.job_items
     set status = p_status, result = p_result, error = p_error, progress = '{}',
-        leased_until = null, settled_at = clock_timestamp()
+        leased_until = null, settled_at = p_now
     where item_id = p_item_id returning * into i;
     perform pgmq.delete('jobs_' || i.lane, i.msg_id);
 end $$;

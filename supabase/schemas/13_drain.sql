@@ -85,11 +85,13 @@ begin
     return to_jsonb(coalesce(held, '{}'));
 end $$;
 
--- Gives an item back. With an error it is an attempt, and the fifth one fails the item. Without one (budget, quota, rate
+-- Gives an item back. With an error it is an attempt, and attempt number p_max_attempts fails the item. Without one (budget, quota, rate
 -- limit, our own key refused) it is none.
 --   {state: queued | failed | lost, attempts}
-create function public.jobs_give_back(p_item_id bigint, p_lease_id uuid, p_delay_seconds integer, p_error jsonb)
-returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
+create function public.jobs_give_back(
+    p_item_id bigint, p_lease_id uuid, p_delay_seconds integer, p_error jsonb, p_max_attempts integer,
+    p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
     hold text := jobs.hold_item(p_item_id, p_lease_id);
     i jobs.job_items;
@@ -105,9 +107,9 @@ begin
         update jobs.job_items set attempts = attempts + 1, error = p_error where item_id = p_item_id;
     end if;
     select * into i from jobs.job_items where item_id = p_item_id;
-    if i.attempts >= 5 then
+    if i.attempts >= p_max_attempts then
         perform jobs.finish_item(p_item_id, 'failed',
-            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error);
+            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error, p_now);
         insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata)
         select i.user_id, 'jobs', r.trigger, 'error', i.error ->> 'message',
             jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code')

@@ -42,7 +42,7 @@ end $$;
 create function public.jobs_report(p_run_id uuid, p_limit integer) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
-    mail_lanes constant text[] := array['alerts', 'reminders', 'recaps', 'marketing'];
+    mail_lanes constant text[] := array(select l.lane from jobs.known_lanes() l where l.is_mail);
 begin
     perform public.jobs_close_runs();
     return (

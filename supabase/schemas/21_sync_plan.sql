@@ -63,7 +63,7 @@ $$;
 --   {state: planned | joined | repeated | dry_run, run_id, plan: {items, skipped: {reason: n}, candidates?: […]}}
 create function public.jobs_plan_sync(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
-    p_parameters jsonb, p_payload jsonb, p_user_id uuid, p_dry_run boolean
+    p_parameters jsonb, p_payload jsonb, p_user_id uuid, p_dry_run boolean, p_now timestamptz
 ) returns jsonb language plpgsql security definer
 set search_path = '' set statement_timeout = '28s' set enable_nestloop = off set work_mem = '32MB' set jit = off as $$
 declare
@@ -89,7 +89,7 @@ begin
                     from c order by reason nulls first, user_id, provider limit 100) f)))
             from c);
     end if;
-    opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
+    opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
     if opened ->> 'state' <> 'planned' then
         return opened;
     end if;
@@ -112,9 +112,9 @@ begin
     with c as materialized (
         select * from jobs.sync_candidates(p_user_id, p_as_of)
     ), planned as (
-        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress)
+        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress, created_at)
         select p_run_id, d.lane, p_kind, d.subject, d.user_id, coalesce(t.payload, p_payload),
-            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}')
+            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}'), p_now
         from (select distinct c.user_id,
                   case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject,
                   case p_kind when 'sync_month' then 'months' else c.provider end as lane
@@ -148,7 +148,7 @@ begin
     if needless is not null then
         for batch in
             with ended as (
-                update jobs.job_items i set status = 'superseded', settled_at = clock_timestamp()
+                update jobs.job_items i set status = 'superseded', settled_at = p_now
                 where i.item_id = any (needless)
                 returning i.item_id, i.lane
             )

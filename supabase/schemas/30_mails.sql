@@ -17,8 +17,7 @@ create table jobs.email_batches (
 create table jobs.email_deliveries (
     delivery_id bigint generated always as identity primary key,
     dedupe_key text not null unique,
-    kind text not null check (kind in ('threshold_alert', 'integration_trouble', 'operator_digest',
-        'monthly_reminder', 'monthly_recap', 'marketing_day3')),
+    kind text not null check (jobs.lane_of_mail(kind) is not null),
     user_id uuid references auth.users (id) on delete set null,
     recipient uuid,                              -- the user, also when they are gone: signed into the mail's links;
                                                  -- null: the operator, whose address is among the facts

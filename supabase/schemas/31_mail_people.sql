@@ -6,23 +6,14 @@ language sql stable as $$
     select sha256(convert_to(lower(btrim(p_address)), 'UTF8'));
 $$;
 
--- The lane of a kind of mail; null for what is no kind.
-create function jobs.lane_of_mail(p_kind text) returns text
-language sql immutable as $$
-    select case p_kind when 'threshold_alert' then 'alerts' when 'integration_trouble' then 'alerts'
-        when 'operator_digest' then 'alerts' when 'monthly_reminder' then 'reminders'
-        when 'monthly_recap' then 'recaps' when 'marketing_day3' then 'marketing' end;
-$$;
-
--- Everybody, with what keeps mail away (unreachable: null where nothing does) and what they wish. A missing row of
+-- Everybody, with what keeps mail away (unreachable: null where nothing does, but for a ban) and what they wish. A missing row of
 -- email_preferences means: no reminder, everything else. Metadata is the user's own: it only ever keeps an offer
 -- away.
 create view jobs.mail_people as
-    select u.id as user_id, u.email::text as address, u.created_at,
+    select u.id as user_id, u.email::text as address, u.created_at, u.banned_until,
         nullif(left(split_part(btrim(p.full_name), ' ', 1), 40), '') as first_name,
         case
             when u.deleted_at is not null then 'user_deleted'
-            when u.banned_until > clock_timestamp() then 'user_banned'
             when u.is_anonymous then 'anonymous'
             when coalesce(btrim(u.email), '') = '' then 'no_address'
             when u.email_confirmed_at is null then 'unconfirmed'
@@ -40,10 +31,11 @@ create view jobs.mail_people as
     left join public.email_preferences e on e.user_id = u.id
     left join jobs.email_suppressions s on s.address_hash = jobs.address_hash(u.email::text);
 
--- Whether somebody refuses a kind of mail, or cannot be reached; null: they want it.
-create function jobs.mail_refusal(p jobs.mail_people, p_kind text) returns text
+-- Whether somebody refuses a kind of mail, or cannot be reached at p_now; null: they want it.
+create function jobs.mail_refusal(p jobs.mail_people, p_kind text, p_now timestamptz) returns text
 language sql stable as $$
-    select coalesce(p.unreachable, case when not case p_kind
+    select coalesce(case when p.banned_until > p_now and p.unreachable is distinct from 'user_deleted'
+        then 'user_banned' else p.unreachable end, case when not case p_kind
         when 'threshold_alert' then p.wants_alerts
         when 'integration_trouble' then true
         when 'monthly_reminder' then p.wants_reminder

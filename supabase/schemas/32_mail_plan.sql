@@ -1,9 +1,11 @@
 -- Planning of mails that belong to a day or a month.
 
--- The J+3 mail: everybody who signed up 3 to 6 Paris days before p_now, and why not (reason null: gets it).
+-- The J+3 mail: everybody who signed up p_first_day to p_last_day Paris days before p_now, and why not (reason null:
+-- gets it). It expires when the last of these days is over.
 -- What was planned before is looked up (limit 1): a join would read the whole ledger, which only grows.
-create function jobs.marketing_candidates(p_user_id uuid, p_prices jsonb, p_now timestamptz)
-returns table (user_id uuid, reason text, unknown_price text, dedupe_key text, facts jsonb, expires_at timestamptz)
+create function jobs.marketing_candidates(
+    p_user_id uuid, p_prices jsonb, p_first_day integer, p_last_day integer, p_now timestamptz
+) returns table (user_id uuid, reason text, unknown_price text, dedupe_key text, facts jsonb, expires_at timestamptz)
 language sql stable as $$
     with today as (select (p_now at time zone 'Europe/Paris')::date as day)
     select p.user_id,
@@ -13,13 +15,13 @@ language sql stable as $$
             when l.plan is null then 'unknown_price'
             when l.plan <> 'free' then 'paid_plan'
             when p.says_paid then 'metadata_says_paid'
-            else jobs.mail_refusal(p, 'marketing_day3') end,
+            else jobs.mail_refusal(p, 'marketing_day3', p_now) end,
         case when d.known is null and m.id is null then l.unknown_price end,
         'marketing_day3/' || p.user_id, '{}'::jsonb,
-        ((p.created_at at time zone 'Europe/Paris')::date + 7)::timestamp at time zone 'Europe/Paris'
+        ((p.created_at at time zone 'Europe/Paris')::date + p_last_day + 1)::timestamp at time zone 'Europe/Paris'
     from today t
-    join jobs.mail_people p on p.created_at >= (t.day - 6)::timestamp at time zone 'Europe/Paris'
-        and p.created_at < (t.day - 2)::timestamp at time zone 'Europe/Paris'
+    join jobs.mail_people p on p.created_at >= (t.day - p_last_day)::timestamp at time zone 'Europe/Paris'
+        and p.created_at < (t.day - p_first_day + 1)::timestamp at time zone 'Europe/Paris'
     join jobs.user_plans(p_prices, p_now) l on l.user_id = p.user_id
     left join public.marketing_emails m on m.user_id = p.user_id and m.email_type = 'upgrade_day3'
     left join lateral (select true as known from jobs.email_deliveries k
@@ -28,20 +30,20 @@ language sql stable as $$
 $$;
 
 -- The reminder for p_month (its 1st): everybody who is Premium or wishes to be reminded, and why not.
-create function jobs.reminder_candidates(p_user_id uuid, p_prices jsonb, p_month date, p_now timestamptz)
-returns table (user_id uuid, reason text, unknown_price text, dedupe_key text, facts jsonb, expires_at timestamptz)
+create function jobs.reminder_candidates(
+    p_user_id uuid, p_prices jsonb, p_month date, p_expires_at timestamptz, p_now timestamptz
+) returns table (user_id uuid, reason text, unknown_price text, dedupe_key text, facts jsonb, expires_at timestamptz)
 language sql stable as $$
     select p.user_id,
         case
             when d.known then 'already_planned'
             when l.plan is null then 'unknown_price'
             when l.plan <> 'premium' then 'not_premium'
-            else jobs.mail_refusal(p, 'monthly_reminder') end,
+            else jobs.mail_refusal(p, 'monthly_reminder', p_now) end,
         case when d.known is null then l.unknown_price end,
         'monthly_reminder/' || p.user_id || '/' || to_char(p_month, 'YYYY-MM'),
         jsonb_build_object('month', to_char(p_month, 'YYYY-MM')),
-        -- The Paris month after p_month is the one that it belongs into.
-        (p_month + interval '2 months') at time zone 'Europe/Paris'
+        p_expires_at
     from jobs.user_plans(p_prices, p_now) l
     join jobs.mail_people p on p.user_id = l.user_id
     left join lateral (select true as known from jobs.email_deliveries k
@@ -52,7 +54,7 @@ $$;
 
 -- Gives each planned delivery of a run its item and its message: the end of every plan of mails, in its transaction. A
 -- run that was closed is open again. p_user_id: only this user's. Answers how many were queued.
-create function jobs.queue_mails(p_run_id uuid, p_user_id uuid) returns integer
+create function jobs.queue_mails(p_run_id uuid, p_user_id uuid, p_now timestamptz) returns integer
 language plpgsql set search_path = '' as $$
 declare
     queued integer := 0;
@@ -60,9 +62,9 @@ declare
 begin
     for batch in
         with items as (
-            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload)
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at)
             select d.run_id, jobs.lane_of_mail(d.kind), d.kind, md5(d.dedupe_key)::uuid, d.user_id,
-                jsonb_build_object('delivery_id', d.delivery_id)
+                jsonb_build_object('delivery_id', d.delivery_id), p_now
             from jobs.email_deliveries d
             where d.run_id = p_run_id and d.status = 'planned' and (p_user_id is null or d.user_id = p_user_id)
             on conflict (run_id, kind, subject) do nothing
@@ -81,12 +83,14 @@ begin
     return queued;
 end $$;
 
--- Plans the J+3 mails or the reminders for a month. With p_dry_run nothing is written.
+-- Plans the J+3 mails (p_first_day, p_last_day) or the reminders for a month (p_month, p_expires_at). With p_dry_run
+-- nothing is written.
 --   {state: planned | joined | repeated | dry_run, run_id,
 --    plan: {items, skipped: {reason: n}, unknown_prices: […], candidates?: […]}}
 create function public.jobs_plan_mails(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
-    p_parameters jsonb, p_user_id uuid, p_dry_run boolean, p_prices jsonb, p_month date, p_now timestamptz
+    p_parameters jsonb, p_user_id uuid, p_dry_run boolean, p_prices jsonb,
+    p_first_day integer, p_last_day integer, p_month date, p_expires_at timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql security definer
 set search_path = '' set statement_timeout = '28s' set work_mem = '32MB' set jit = off as $$
 declare
@@ -98,9 +102,10 @@ begin
     end if;
     if p_dry_run then
         with c as materialized (
-            select * from jobs.marketing_candidates(p_user_id, p_prices, p_now) where p_kind = 'marketing_day3'
+            select * from jobs.marketing_candidates(p_user_id, p_prices, p_first_day, p_last_day, p_now)
+            where p_kind = 'marketing_day3'
             union all
-            select * from jobs.reminder_candidates(p_user_id, p_prices, p_month, p_now)
+            select * from jobs.reminder_candidates(p_user_id, p_prices, p_month, p_expires_at, p_now)
             where p_kind = 'monthly_reminder'
         )
         select jsonb_build_object(
@@ -115,14 +120,15 @@ begin
         into outline from c;
         return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline);
     end if;
-    opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
+    opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
     if opened ->> 'state' <> 'planned' then
         return opened;
     end if;
     with c as materialized (
-        select * from jobs.marketing_candidates(p_user_id, p_prices, p_now) where p_kind = 'marketing_day3'
+        select * from jobs.marketing_candidates(p_user_id, p_prices, p_first_day, p_last_day, p_now)
+        where p_kind = 'marketing_day3'
         union all
-        select * from jobs.reminder_candidates(p_user_id, p_prices, p_month, p_now)
+        select * from jobs.reminder_candidates(p_user_id, p_prices, p_month, p_expires_at, p_now)
         where p_kind = 'monthly_reminder'
     ), planned as (
         insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
@@ -139,7 +145,7 @@ begin
         'unknown_prices', (select coalesce(jsonb_agg(n.unknown_price), '[]') from (
             select distinct unknown_price from c where unknown_price is not null order by 1 limit 10) n))
     into outline;
-    perform jobs.queue_mails(p_run_id, null);
+    perform jobs.queue_mails(p_run_id, null, p_now);
     update jobs.job_runs set plan = outline where run_id = p_run_id;
     return opened || jsonb_build_object('plan', outline);
 end $$;

@@ -43,7 +43,7 @@ create function jobs.mail_skip_reason_now(p_kind text, p jobs.mail_people, p_pri
 returns text language sql stable set search_path = '' as $$
     select case
         when p.user_id is null then 'user_deleted'
-        when jobs.mail_refusal(p, p_kind) is not null then jobs.mail_refusal(p, p_kind)
+        when jobs.mail_refusal(p, p_kind, p_now) is not null then jobs.mail_refusal(p, p_kind, p_now)
         when p_kind = 'marketing_day3' and exists (select from public.marketing_emails m
             where m.user_id = p.user_id and m.email_type = 'upgrade_day3') then 'already_sent'
         when p_kind = 'marketing_day3' and p.says_paid then 'metadata_says_paid'
@@ -56,14 +56,13 @@ $$;
 
 -- Claims up to p_limit mails of the first lane that has any, and tells all that is needed to send them. Where one of
 -- them belongs to a sealed batch, the whole batch comes with it, and nothing else.
--- Null: only messages without an item were seen so far, ask again. p_now: null but where a test plays another day.
+-- Null: only messages without an item were seen so far, ask again.
 --   {mails: [{delivery_id, kind, user_id, batch_id, digest, address, facts, attempts, reason, expired,
 --             age_seconds}], sealed batches in the order of their payload}
 create function public.mail_claim(
     p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
-    moment constant timestamptz := coalesce(p_now, clock_timestamp());
     lane text;
     claimed jsonb;
     items bigint[];
@@ -71,7 +70,7 @@ declare
     batches uuid[];
 begin
     perform jobs.lock_mail_ledger();
-    foreach lane in array array['alerts', 'reminders', 'recaps', 'marketing'] loop
+    for lane in select l.lane from jobs.known_lanes() l where l.is_mail order by l.place loop
         claimed := public.jobs_claim(p_claim, lane, p_limit, p_seconds);
         if claimed = 'null'::jsonb then
             return claimed;
@@ -120,9 +119,9 @@ begin
                 || case d.kind when 'monthly_reminder' then
                     jsonb_build_object('recorded', m.recorded, 'entries', m.entries) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
-                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, moment), m.flaw) end,
-            'expired', coalesce(d.expires_at <= moment, false),
-            'age_seconds', extract(epoch from clock_timestamp() - b.sealed_at)::bigint)
+                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw) end,
+            'expired', coalesce(d.expires_at <= p_now, false),
+            'age_seconds', greatest(0, extract(epoch from p_now - b.sealed_at))::bigint)
             order by d.position, d.delivery_id), '[]')
         from (
             select * from jobs.email_deliveries where delivery_id = any (mine) and status = 'planned' and batches is null

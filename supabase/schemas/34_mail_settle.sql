@@ -2,18 +2,18 @@
 
 -- Writes outcomes down: deliveries, items, messages, and what others read (marketing_emails). Call only under the
 -- ledger's lock, with deliveries that hold_mails let pass.
-create function jobs.write_mail_outcomes(p_claim uuid, p_outcomes jsonb) returns void
+create function jobs.write_mail_outcomes(p_claim uuid, p_outcomes jsonb, p_now timestamptz) returns void
 language plpgsql set search_path = '' as $$
 declare
     batch record;
 begin
     update jobs.email_deliveries d
-    set status = o.status, reason = o.reason, provider_id = o.provider_id, settled_at = clock_timestamp()
+    set status = o.status, reason = o.reason, provider_id = o.provider_id, settled_at = p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, provider_id text)
     where d.delivery_id = o.delivery_id;
 
     insert into public.marketing_emails (user_id, email_type, sent_at)
-    select d.user_id, 'upgrade_day3', clock_timestamp()
+    select d.user_id, 'upgrade_day3', p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
     join jobs.email_deliveries d on d.delivery_id = o.delivery_id
     where d.kind = 'marketing_day3' and d.user_id is not null and o.status in ('sent', 'unknown')
@@ -26,7 +26,7 @@ begin
         result = jsonb_strip_nulls(jsonb_build_object('user_id', i.user_id, 'mail', o.status, 'reason', o.reason)),
         error = case when o.status in ('refused', 'failed', 'unknown')
             then jsonb_build_object('code', coalesce(o.code, o.status), 'message', o.reason) end,
-        leased_until = null, settled_at = clock_timestamp()
+        leased_until = null, settled_at = p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, code text)
     join jobs.email_deliveries d on d.delivery_id = o.delivery_id
     where i.item_id = d.item_id and i.lease_id = p_claim and i.status = 'queued';
@@ -66,16 +66,15 @@ begin
         into unwanted
         from jobs.email_deliveries d
         left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true
-        cross join lateral (select jobs.mail_skip_reason_now(d.kind, p, p_prices,
-            coalesce(p_now, clock_timestamp())) as reason) t
+        cross join lateral (select jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now) as reason) t
         where d.delivery_id = any (held) and d.kind <> 'operator_digest' and t.reason is not null;
         if unwanted is not null then
-            perform jobs.write_mail_outcomes(p_claim, unwanted);
+            perform jobs.write_mail_outcomes(p_claim, unwanted, p_now);
         end if;
-        insert into jobs.email_batches (batch_id, kind) values (p_batch_id, p_kind);
+        insert into jobs.email_batches (batch_id, kind, sealed_at) values (p_batch_id, p_kind, p_now);
         update jobs.email_deliveries d
         set status = 'sealed', batch_id = p_batch_id, position = m.position, address = m.mail ->> 'address',
-            facts = m.mail -> 'facts', digest = m.mail ->> 'digest', sealed_at = clock_timestamp()
+            facts = m.mail -> 'facts', digest = m.mail ->> 'digest', sealed_at = p_now
         from jsonb_array_elements(p_mails) with ordinality as m (mail, position)
         where d.delivery_id = (m.mail ->> 'delivery_id')::bigint and d.delivery_id = any (held)
             and d.status = 'planned' and m.mail ->> 'address' = case d.kind when 'operator_digest' then d.facts ->> 'to'
@@ -92,7 +91,7 @@ end $$;
 -- Settles mails: sent, skipped, expired, refused (the address), failed, unknown. What another claim holds by now is
 -- left to it. p_outcomes: [{delivery_id, status, reason, code, provider_id}]. Answers how many were written, by this
 -- call or by an earlier one that it repeats.
-create function public.mail_settle(p_claim uuid, p_outcomes jsonb) returns integer
+create function public.mail_settle(p_claim uuid, p_outcomes jsonb, p_now timestamptz) returns integer
 language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     held bigint[];
@@ -101,7 +100,7 @@ begin
     held := jobs.hold_mails(p_claim,
         array(select (o ->> 'delivery_id')::bigint from jsonb_array_elements(p_outcomes) o), 60);
     perform jobs.write_mail_outcomes(p_claim, (select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
-        where (o ->> 'delivery_id')::bigint = any (held)));
+        where (o ->> 'delivery_id')::bigint = any (held)), p_now);
     return (select count(*)
         from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
         join jobs.email_deliveries d on d.delivery_id = o.delivery_id and d.status = o.status
@@ -109,11 +108,12 @@ begin
         where i.item_id is null or i.lease_id = p_claim);
 end $$;
 
--- Gives mails back. With an error it is an attempt, the fifth ends them: as unknown where they were sealed, as failed
+-- Gives mails back. With an error it is an attempt, and attempt number p_max_attempts ends them: as unknown where they were sealed, as failed
 -- otherwise. p_release_batch: the batch was definitely not accepted; its mails are free for another one.
 -- A repeated call finds nothing that is held.
 create function public.mail_give_back(
-    p_claim uuid, p_deliveries bigint[], p_delay_seconds integer, p_error jsonb, p_release_batch uuid
+    p_claim uuid, p_deliveries bigint[], p_delay_seconds integer, p_error jsonb, p_release_batch uuid,
+    p_max_attempts integer, p_now timestamptz
 ) returns void language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     held bigint[];
@@ -141,9 +141,9 @@ begin
             'code', p_error ->> 'code', 'reason', p_error ->> 'message'))
         into ended
         from jobs.email_deliveries d join jobs.job_items i on i.item_id = d.item_id
-        where d.delivery_id = any (held) and i.attempts >= 5;
+        where d.delivery_id = any (held) and i.attempts >= p_max_attempts;
         if ended is not null then
-            perform jobs.write_mail_outcomes(p_claim, ended);
+            perform jobs.write_mail_outcomes(p_claim, ended, p_now);
         end if;
     end if;
     for batch in
@@ -158,7 +158,7 @@ end $$;
 
 -- Splits a batch that was definitely refused into child batches, each under a key of its own.
 -- p_children: [{batch_id, mails: [delivery_id]}]. A repeated call changes nothing. False: another claim has it.
-create function public.mail_split(p_claim uuid, p_batch_id uuid, p_children jsonb) returns boolean
+create function public.mail_split(p_claim uuid, p_batch_id uuid, p_children jsonb, p_now timestamptz) returns boolean
 language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     members bigint[];
@@ -172,8 +172,8 @@ begin
     if cardinality(members) = 0 or not (members <@ jobs.hold_mails(p_claim, members, 60)) then
         return false;
     end if;
-    insert into jobs.email_batches (batch_id, kind, parent_id)
-    select (c ->> 'batch_id')::uuid, b.kind, p_batch_id
+    insert into jobs.email_batches (batch_id, kind, parent_id, sealed_at)
+    select (c ->> 'batch_id')::uuid, b.kind, p_batch_id, p_now
     from jsonb_array_elements(p_children) c, jobs.email_batches b where b.batch_id = p_batch_id;
     update jobs.email_deliveries d set batch_id = c.batch_id, position = m.position
     from jsonb_to_recordset(p_children) as c (batch_id uuid, mails jsonb),

@@ -1,8 +1,9 @@
 -- Mails that follow from the settlement of a sync.
 
 -- Plans the month's recap, where the run wants recaps and the user, too. Call in the settlement's transaction.
-create function jobs.plan_recap(p_item_id bigint, p_user_id uuid, p_month date, p_as_of timestamptz, p_parts jsonb)
-returns void language plpgsql set search_path = '' as $$
+create function jobs.plan_recap(
+    p_item_id bigint, p_user_id uuid, p_month date, p_as_of timestamptz, p_parts jsonb, p_now timestamptz
+) returns void language plpgsql set search_path = '' as $$
 declare
     i jobs.job_items;
     p jobs.mail_people;
@@ -14,7 +15,7 @@ begin
         return;
     end if;
     select * into p from jobs.mail_people where user_id = p_user_id;
-    if jobs.mail_refusal(p, 'monthly_recap') is not null
+    if jobs.mail_refusal(p, 'monthly_recap', p_now) is not null
         or not exists (select from public.integration_tokens t where t.user_id = p_user_id and t.is_active)
         or not exists (select from jobs.integration_transactions t
             where t.user_id = p_user_id and t.paris_month = p_month) then
@@ -43,14 +44,17 @@ begin
         i.run_id, facts)
     on conflict (dedupe_key) do nothing;
     if found then
-        perform jobs.queue_mails(i.run_id, p_user_id);
+        perform jobs.queue_mails(i.run_id, p_user_id, p_now);
     end if;
 end $$;
 
--- Tells a user whose integration was refused three times in a row to connect it again; once more after 30 days, where
--- it still is. Refused: what connecting again mends. Call in the settlement's transaction.
-create function jobs.plan_reconnect_mail(p_item_id bigint, p_user_id uuid, p_parts jsonb) returns void
-language plpgsql set search_path = '' as $$
+-- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it still
+-- is. Refused: what connecting again mends. Call in the settlement's transaction.
+-- p_policy: {refusals: how many in a row, mails: how many until it is good again, pause_days: between two of them,
+-- open_days: until such a mail expires}
+create function jobs.plan_reconnect_mail(
+    p_item_id bigint, p_user_id uuid, p_parts jsonb, p_policy jsonb, p_now timestamptz
+) returns void language plpgsql set search_path = '' as $$
 declare
     i jobs.job_items;
     s jobs.integration_state;
@@ -74,18 +78,19 @@ begin
         update jobs.integration_state k set refusals = k.refusals + 1
         where k.user_id = p_user_id and k.provider = part.provider returning * into s;
         select * into p from jobs.mail_people m where m.user_id = p_user_id;
-        continue when s.refusals < 3 or s.trouble_mails >= 2
-            or s.trouble_mailed_at > clock_timestamp() - interval '30 days'
-            or jobs.mail_refusal(p, 'integration_trouble') is not null;
+        continue when s.refusals < (p_policy ->> 'refusals')::integer
+            or s.trouble_mails >= (p_policy ->> 'mails')::integer
+            or s.trouble_mailed_at > p_now - make_interval(days => (p_policy ->> 'pause_days')::integer)
+            or jobs.mail_refusal(p, 'integration_trouble', p_now) is not null;
         insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
         values ('integration_trouble/' || p_user_id || '/' || part.provider || '/' || i.item_id, 'integration_trouble',
             p_user_id, p_user_id, i.run_id, jsonb_build_object('provider', part.provider, 'reason', part.message,
                 'read_until', s.last_success_to),
-            clock_timestamp() + interval '7 days')
+            p_now + make_interval(days => (p_policy ->> 'open_days')::integer))
         on conflict (dedupe_key) do nothing;
         update jobs.integration_state k
-        set trouble_mails = k.trouble_mails + 1, trouble_mailed_at = clock_timestamp()
+        set trouble_mails = k.trouble_mails + 1, trouble_mailed_at = p_now
         where k.user_id = p_user_id and k.provider = part.provider;
-        perform jobs.queue_mails(i.run_id, p_user_id);
+        perform jobs.queue_mails(i.run_id, p_user_id, p_now);
     end loop;
 end $$;

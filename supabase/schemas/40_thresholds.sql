@@ -46,7 +46,8 @@ create index found_alerts_age on jobs.found_alerts (found_at);
 --   {people: [{user_id, created, reason, flaw, held: [{year, threshold, step}], years: [{year, sums, mixed}]}],
 --    due: [{user_id, since}], scanned, next}
 create function public.threshold_books(
-    p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb, p_bytes integer, p_noted_at timestamptz
+    p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb, p_bytes integer,
+    p_noted_at timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s'
 set work_mem = '32MB' set jit = off as $$
 declare
@@ -85,7 +86,7 @@ begin
         where t.user_id = any (above) and t.year between first_year and last_year group by 1
     ), people_found as (
         select b.user_id, jsonb_build_object(
-            'user_id', b.user_id, 'created', b.created, 'reason', jobs.mail_refusal(p, 'threshold_alert'), 'flaw', b.flaw,
+            'user_id', b.user_id, 'created', b.created, 'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
             'held', coalesce(h.held, '[]'), 'years', coalesce(b.years, '[]')) as person
         from jobs.books(above, first_year, last_year) b
         -- A fence (offset 0): of all people only these.
@@ -142,7 +143,7 @@ $$;
 --   {state: planned | joined | repeated, run_id, plan: {items, …p_outline}}
 create function public.jobs_plan_alerts(
     p_run_id uuid, p_append boolean, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
-    p_parameters jsonb, p_due jsonb, p_outline jsonb
+    p_parameters jsonb, p_due jsonb, p_outline jsonb, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     opened jsonb;
@@ -152,7 +153,7 @@ begin
     if p_append then
         opened := jsonb_build_object('state', 'planned', 'run_id', p_run_id);
     else
-        opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters);
+        opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
         if opened ->> 'state' <> 'planned' then
             delete from jobs.found_alerts where run_id = p_run_id;
             return opened;
@@ -181,7 +182,7 @@ begin
     from fresh f
     on conflict (dedupe_key) do nothing;
 
-    planned := jobs.queue_mails(p_run_id, null);
+    planned := jobs.queue_mails(p_run_id, null, p_now);
     delete from jobs.threshold_checks_due d
     using jsonb_to_recordset(p_due) as q (user_id uuid, since timestamptz)
     where d.user_id = q.user_id and d.since = q.since;

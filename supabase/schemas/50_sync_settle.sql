@@ -43,10 +43,10 @@ $$;
 --    notes: {…}, count_month: bool}
 -- p_chunk numbers the calls of one lease, from 1. p_cursor comes back with the next claim, should this one be lost.
 -- p_month (a Paris month) asks for that month's figures in the result.
---   {state: settled | stored | lost, result}
+--   {state: settled | stored | lost, result, repeated: an earlier call settled it}
 create function jobs.settle_figures(
     p_item_id bigint, p_lease_id uuid, p_user_id uuid, p_chunk integer, p_final boolean, p_parts jsonb,
-    p_cursor jsonb, p_month date, p_as_of timestamptz
+    p_cursor jsonb, p_month date, p_as_of timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql set search_path = '' as $$
 declare
     hold text;
@@ -78,7 +78,7 @@ begin
     hold := jobs.hold_item(p_item_id, p_lease_id);
     select * into i from jobs.job_items where item_id = p_item_id;
     if hold = 'settled' then
-        return jsonb_build_object('state', 'settled', 'result', i.result);
+        return jsonb_build_object('state', 'settled', 'result', i.result, 'repeated', true);
     elsif hold = 'lost' or i.user_id is distinct from p_user_id then
         return jsonb_build_object('state', 'lost');
     end if;
@@ -141,7 +141,7 @@ begin
             set last_error = left(part.error ->> 'message', 500), updated_at = clock_timestamp()
             where k.id = part.integration_id and k.last_error is distinct from left(part.error ->> 'message', 500);
             update jobs.integration_state k
-            set failures = k.failures + 1, failed_at = clock_timestamp(), failure = part.error, updated_at = clock_timestamp()
+            set failures = k.failures + 1, failed_at = p_now, failure = part.error, updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider;
         else
             update public.integration_tokens k
@@ -152,7 +152,7 @@ begin
             set covered = case when k.account = part.account then k.covered + tstzmultirange(
                     tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz))
                     else k.covered end,
-                last_success_at = clock_timestamp(),
+                last_success_at = p_now,
                 -- Only these windows follow one another without a hole; a month read on request does not.
                 last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
                     then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
@@ -230,28 +230,27 @@ begin
                 where mine.id = (e ->> 'integration_id')::uuid), 0)))
     from jsonb_array_elements(p_parts) e;
 
-    perform jobs.finish_item(p_item_id, outcome, answer, first_error);
+    perform jobs.finish_item(p_item_id, outcome, answer, first_error, p_now);
     return jsonb_build_object('state', 'settled', 'result', answer);
 end $$;
 
 -- Settles or checkpoints a sync item: see settle_figures, whose parameters and answer these are. In the same transaction
--- it plans what follows from a settlement: the mail that asks to connect again, the month's recap, and, where totals
--- changed, a mark that thresholds are to be checked.
+-- it plans what follows from a settlement: the mail that asks to connect again (p_reconnect: see plan_reconnect_mail),
+-- the month's recap, and, where totals changed, a mark that thresholds are to be checked.
+--   {state: settled | stored | lost, result}
 create function public.integration_settle(
     p_item_id bigint, p_lease_id uuid, p_user_id uuid, p_chunk integer, p_final boolean, p_parts jsonb,
-    p_cursor jsonb, p_month date, p_as_of timestamptz
+    p_cursor jsonb, p_month date, p_as_of timestamptz, p_reconnect jsonb, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     settled jsonb := jobs.settle_figures(
-        p_item_id, p_lease_id, p_user_id, p_chunk, p_final, p_parts, p_cursor, p_month, p_as_of);
+        p_item_id, p_lease_id, p_user_id, p_chunk, p_final, p_parts, p_cursor, p_month, p_as_of, p_now);
 begin
     if settled ->> 'state' <> 'settled' then
         return settled;
     end if;
-    -- A repeated call finds what an earlier transaction settled: nothing follows from it again.
-    if exists (select from jobs.job_items i
-        where i.item_id = p_item_id and i.settled_at >= transaction_timestamp()) then
-        perform jobs.plan_reconnect_mail(p_item_id, p_user_id, p_parts);
+    if not settled ? 'repeated' then
+        perform jobs.plan_reconnect_mail(p_item_id, p_user_id, p_parts, p_reconnect, p_now);
     end if;
     -- Written in this transaction, whose clock began before.
     if exists (select from jobs.auto_sync_totals t
@@ -260,7 +259,7 @@ begin
         on conflict (user_id) do update set since = excluded.since;
     end if;
     if p_month is not null then
-        perform jobs.plan_recap(p_item_id, p_user_id, p_month, p_as_of, p_parts);
+        perform jobs.plan_recap(p_item_id, p_user_id, p_month, p_as_of, p_parts, p_now);
     end if;
-    return settled;
+    return settled - 'repeated';
 end $$;

@@ -45,7 +45,7 @@ $$;
 --    lanes: [{lane, planned, queued, done, partial, failed, skipped, superseded}],
 --    troubles, troubled: [{user_id, address, lane, status, code, message}]}],
 --    single: [{task, runs, erred}]}
-create function jobs.status_runs(p_tasks text[], p_runs integer) returns jsonb
+create function jobs.status_runs(p_tasks text[], p_runs integer, p_now timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with latest as materialized (
         select r.* from unnest(p_tasks) t (task)
@@ -94,13 +94,13 @@ language sql stable set search_path = '' as $$
         'single', (select coalesce(jsonb_agg(s), '[]') from (
             select j.task, count(*) as runs, count(*) filter (where j.status in ('partial', 'error')) as erred
             from jobs.job_runs j
-            where j.started_at >= clock_timestamp() - interval '1 day' and j.parameters ? 'user_id'
+            where j.as_of >= p_now - interval '1 day' and j.parameters ? 'user_id'
             group by 1 order by 1) s));
 $$;
 
--- Each lane that has something: waiting, of these in flight and put off after a failure; failed and not made up for
--- within 30 days; of mails also how many ended without anybody knowing.
-create function jobs.status_queue() returns jsonb
+-- Each lane that has something: waiting, of these in flight and put off after a failure; failed since p_failed_since and
+-- not made up for; of mails also how many ended without anybody knowing.
+create function jobs.status_queue(p_failed_since timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with waiting as (
         select i.lane, count(*) as waiting, count(*) filter (where i.leased_until > clock_timestamp()) as in_flight,
@@ -109,7 +109,7 @@ language sql stable set search_path = '' as $$
     ), failed as (
         select f.lane, count(*) filter (where f.mail is distinct from 'unknown') as failed,
             count(*) filter (where f.mail = 'unknown') as unknown
-        from jobs.open_failures(clock_timestamp() - interval '30 days') f group by 1
+        from jobs.open_failures(p_failed_since) f group by 1
     )
     select coalesce(jsonb_agg(jsonb_build_object('lane', lane,
         'waiting', coalesce(w.waiting, 0), 'in_flight', coalesce(w.in_flight, 0), 'put_off', coalesce(w.put_off, 0),
@@ -118,10 +118,10 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- Mails by kind and Paris day of the last p_days days, and why some were not sent.
-create function jobs.status_mails(p_days integer) returns jsonb
+create function jobs.status_mails(p_days integer, p_now timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with since as (
-        select ((clock_timestamp() at time zone 'Europe/Paris')::date - p_days + 1)::timestamp at time zone 'Europe/Paris' as at
+        select ((p_now at time zone 'Europe/Paris')::date - p_days + 1)::timestamp at time zone 'Europe/Paris' as at
     ), settled as materialized (
         select d.kind, (d.settled_at at time zone 'Europe/Paris')::date as day, d.status, d.reason, d.feedback
         from jobs.email_deliveries d where d.settled_at >= (select at from since)
@@ -141,18 +141,17 @@ language sql stable set search_path = '' as $$
         'suppressed_addresses', (select count(*) from jobs.email_suppressions));
 $$;
 
--- Integrations by state, and the first p_limit that are broken.
-create function jobs.status_integrations(p_limit integer) returns jsonb
+-- Integrations by state (late: without a success since p_late_before), and the first p_limit that are broken.
+create function jobs.status_integrations(p_limit integer, p_late_before timestamptz, p_now timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with known as materialized (
         select t.id, t.user_id, t.provider, u.email::text as address, coalesce(s.failures, 0) as failures,
             s.failed_at, s.failure, s.last_success_at, t.connected_at,
             case
-                when t.is_active is not true or u.deleted_at is not null or u.banned_until > clock_timestamp() then 'inactive'
+                when t.is_active is not true or u.deleted_at is not null or u.banned_until > p_now then 'inactive'
                 when s.failures > 0 then 'failing'
                 when s.last_success_at is null then 'new'
-                -- Six syncs without a success.
-                when s.last_success_at < clock_timestamp() - interval '36 hours' then 'late'
+                when s.last_success_at < p_late_before then 'late'
                 else 'good' end as state
         from public.integration_tokens t join auth.users u on u.id = t.user_id
         left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
@@ -168,21 +167,23 @@ language sql stable set search_path = '' as $$
                 order by b.failures desc, b.id), '[]')
             from (select * from known k where k.state = 'failing' order by k.failures desc, k.id limit p_limit) b),
         -- Renewed by us, with our credentials, and still good.
-        'shopify_renewed', (select max(s.token_expires_at) > clock_timestamp()
+        'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
         'refused_credentials', (select coalesce(jsonb_agg(jsonb_build_object('at', r.at, 'message', r.message)), '[]') from (
             select max(l.synced_at) as at, jobs.mask_text(p.problem ->> 'message') as message
             from public.sync_logs l
             cross join lateral jsonb_path_query(l.metadata, '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
-            where l.synced_at >= clock_timestamp() - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
+            where l.synced_at >= p_now - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
             group by 2) r));
 $$;
 
 -- Everything that the status page shows. Changes nothing.
--- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since.
+-- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since; for
+-- p_failed_since and p_late_before see status_queue and status_integrations.
 --   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations}
 create function public.jobs_status(
-    p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz
+    p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz,
+    p_failed_since timestamptz, p_late_before timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql stable security definer
 set search_path = '' set statement_timeout = '20s' set jit = off as $$    -- compiling takes longer than asking
 begin
@@ -194,8 +195,8 @@ begin
             from jobs.job_slots s where s.claimed_at >= p_since),
         'first_claims', (select coalesce(jsonb_object_agg(s.task, s.at), '{}') from (
             select task, min(claimed_at) as at from jobs.job_slots group by 1) s),
-        'runs', jobs.status_runs(p_tasks, p_runs),
-        'queue', jobs.status_queue(),
-        'mails', jobs.status_mails(p_days),
-        'integrations', jobs.status_integrations(p_broken));
+        'runs', jobs.status_runs(p_tasks, p_runs, p_now),
+        'queue', jobs.status_queue(p_failed_since),
+        'mails', jobs.status_mails(p_days, p_now),
+        'integrations', jobs.status_integrations(p_broken, p_late_before, p_now));
 end $$;

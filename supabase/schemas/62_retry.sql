@@ -9,13 +9,14 @@ create table jobs.job_answers (
 
 -- Has a lane's work done again: what waits is visible at once; a mail that the mail service definitely did not take
 -- (failed, refused) is queued again, one that it may have taken (unknown) never; a sync that failed is planned anew,
--- in one run. A repeated call with the same p_run_id answers what the first one did.
+-- in one run. Looks back to p_failed_since. A repeated call with the same p_run_id answers what the first one did.
 --   {woken, mails, planned}
-create function public.jobs_retry(p_run_id uuid, p_lane text, p_route text, p_as_of timestamptz) returns jsonb
-language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+create function public.jobs_retry(
+    p_run_id uuid, p_lane text, p_route text, p_failed_since timestamptz, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
 declare
-    since constant timestamptz := clock_timestamp() - interval '30 days';
-    last_month constant text := to_char((p_as_of at time zone 'Europe/Paris') - interval '1 month', 'YYYY-MM');
+    is_mail constant boolean := (select l.is_mail from jobs.known_lanes() l where l.lane = p_lane);
+    last_month constant text := to_char((p_now at time zone 'Europe/Paris') - interval '1 month', 'YYYY-MM');
     woken integer;
     mails integer := 0;
     planned integer := 0;
@@ -29,13 +30,15 @@ begin
         select a.answer into told from jobs.job_answers a where a.call_id = p_run_id;
         return told;
     end if;
-    if p_lane in ('alerts', 'reminders', 'recaps', 'marketing') then
+    if is_mail is null then
+        raise exception 'unknown lane %', p_lane using errcode = '22023';
+    elsif is_mail then
         perform jobs.lock_mail_ledger();
         again := array(
-            select f.item_id from jobs.open_failures(since) f
+            select f.item_id from jobs.open_failures(p_failed_since) f
             join jobs.email_deliveries d on d.item_id = f.item_id
             where f.lane = p_lane and d.status in ('failed', 'refused') and d.provider_id is null and d.user_id is not null
-                and (d.expires_at is null or d.expires_at > clock_timestamp()));
+                and (d.expires_at is null or d.expires_at > p_now));
         update jobs.email_deliveries d
         set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
             sealed_at = null, settled_at = null
@@ -54,23 +57,21 @@ begin
             where r.finished_at is not null
                 and r.run_id in (select i.run_id from jobs.job_items i where i.item_id = any (again));
         end if;
-    elsif p_lane in ('stripe', 'shopify', 'months') then
-        again := array(select f.item_id from jobs.open_failures(since) f where f.lane = p_lane);
+    else
+        again := array(select f.item_id from jobs.open_failures(p_failed_since) f where f.lane = p_lane);
         if cardinality(again) > 0 and jobs.open_run(p_run_id,
                 case p_lane when 'months' then 'monthly_sync' else 'sync_integrations' end, null, 'manual', p_route,
-                p_as_of, jsonb_build_object('retry', p_lane)) ->> 'state' = 'planned' then
-            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload)
+                p_now, jsonb_build_object('retry', p_lane), p_now) ->> 'state' = 'planned' then
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at)
             select distinct on (i.kind, i.subject) p_run_id, i.lane, i.kind, i.subject, i.user_id,
                 -- An old month's recap is no news any more.
-                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end
+                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end, p_now
             from jobs.job_items i where i.item_id = any (again)
             order by i.kind, i.subject, i.item_id desc;
             get diagnostics planned = row_count;
             perform jobs.send_items(p_run_id);
             update jobs.job_runs set plan = jsonb_build_object('items', planned) where run_id = p_run_id;
         end if;
-    else
-        raise exception 'unknown lane %', p_lane using errcode = '22023';
     end if;
 
     -- Put off by a failure or a quota. What somebody holds stays theirs; what was never claimed is visible already.

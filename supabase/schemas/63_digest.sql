@@ -1,27 +1,29 @@
 -- What went wrong since the operator was told last, and the one mail a day that tells it.
 
--- What went wrong since the last digest (at least a day back), and what is needed to find missed crons.
+-- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest does
+-- not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons: slots
+-- since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    calls: [{route, message, count}], routes: {route: last call}}
-create function public.jobs_troubles(p_now timestamptz) returns jsonb
-language plpgsql stable security definer set search_path = '' set statement_timeout = '20s' as $$
+create function public.jobs_troubles(
+    p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
+    p_calls_since timestamptz
+) returns jsonb language plpgsql stable security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
-    since timestamptz := least(p_now - interval '1 day', coalesce(
-        (select max(r.as_of) from jobs.job_runs r where r.task = 'operator_digest'), '-infinity'));
+    since constant timestamptz := greatest(p_first_since, least(p_latest_since, coalesce(
+        (select max(r.as_of) from jobs.job_runs r where r.task = 'operator_digest'), '-infinity')));
 begin
-    -- A first digest does not tell of years.
-    since := greatest(since, p_now - interval '8 days');
     return jsonb_build_object(
         'since', since,
         'slots', (select coalesce(jsonb_agg(jsonb_build_object('task', s.task, 'slot', s.slot)), '[]')
-            from jobs.job_slots s where s.claimed_at > p_now - interval '60 days'),
+            from jobs.job_slots s where s.claimed_at > p_slots_since),
         'failed', (select coalesce(jsonb_agg(f order by f.count desc, f.lane, f.code), '[]') from (
             select i.lane, i.error ->> 'code' as code, min(i.error ->> 'message') as message, count(*) as count
             from jobs.job_items i where i.status = 'failed' and i.settled_at > since
             group by 1, 2 order by 4 desc limit 20) f),
         'stuck', (select coalesce(jsonb_agg(q order by q.oldest), '[]') from (
             select i.lane, count(*) as count, min(i.created_at) as oldest
-            from jobs.job_items i where i.status = 'queued' and i.created_at < p_now - interval '12 hours'
+            from jobs.job_items i where i.status = 'queued' and i.created_at < p_stuck_before
             group by 1) q),
         'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
             select l.metadata ->> 'route' as route, min(l.error_message) as message, count(*) as count
@@ -31,25 +33,25 @@ begin
         'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
             select l.metadata ->> 'route' as route, max(l.synced_at) as last
             from public.sync_logs l
-            where l.user_id is null and l.sync_type = 'cron' and l.synced_at > p_now - interval '30 days'
+            where l.user_id is null and l.sync_type = 'cron' and l.synced_at > p_calls_since
             group by 1) l where l.route is not null));
 end $$;
 
--- Plans the digest of a Paris day, once: its day is its slot. p_facts: {to, day, points, status_url}.
+-- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on. p_facts: {to, day, points, status_url}.
 --   {state: planned | joined | repeated, run_id}
 create function public.jobs_plan_digest(
-    p_run_id uuid, p_route text, p_now timestamptz, p_facts jsonb
+    p_run_id uuid, p_route text, p_facts jsonb, p_expires_at timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
     opened jsonb := jobs.open_run(
-        p_run_id, 'operator_digest', p_facts ->> 'day', 'cron', p_route, p_now, '{}');
+        p_run_id, 'operator_digest', p_facts ->> 'day', 'cron', p_route, p_now, '{}', p_now);
 begin
     if opened ->> 'state' <> 'planned' then
         return opened;
     end if;
     insert into jobs.email_deliveries (dedupe_key, kind, run_id, facts, expires_at)
-    values ('operator_digest/' || (p_facts ->> 'day'), 'operator_digest', p_run_id, p_facts, p_now + interval '3 days')
+    values ('operator_digest/' || (p_facts ->> 'day'), 'operator_digest', p_run_id, p_facts, p_expires_at)
     on conflict (dedupe_key) do nothing;
-    perform jobs.queue_mails(p_run_id, null);
+    perform jobs.queue_mails(p_run_id, null, p_now);
     return opened;
 end $$;

@@ -1,16 +1,19 @@
 -- How long what is kept.
 
--- Deletes what is older than 90 days: logs, events, finished runs and their items. Ledgers stay, without what is
--- personal after 13 months. The oldest first, at most 20,000 rows per table a call, so that it never takes long; left
--- says that there is more: call again. Waits for nobody: what is locked just now has time.
+-- Deletes what is older than p_before: logs, events, finished runs and their items. Ledgers stay, without what is
+-- personal of those settled before p_personal_before. What is personal of users who are gone goes at once, but for a
+-- batch that was sealed since p_sealed_since: it may be sent again as sealed.
+--
+-- The oldest first, at most 20,000 rows per table a call, so that it never takes long; left says that there is more: call
+-- again. Waits for nobody: what is locked just now has time.
 --
 -- Rows go by where they were found (ctid): looking them up again would read the index of all logs, at random.
 --   {logs, items, runs, events, blanked, left}
-create function public.jobs_prune() returns jsonb
-language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+create function public.jobs_prune(
+    p_before timestamptz, p_personal_before timestamptz, p_sealed_since timestamptz, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
 declare
     max_rows_per_table constant integer := 20000;
-    old constant timestamptz := clock_timestamp() - interval '90 days';
     logs integer;
     items integer;
     runs integer;
@@ -19,12 +22,12 @@ declare
     of_old integer;
 begin
     delete from public.sync_logs where ctid = any (array(
-        select l.ctid from public.sync_logs l where l.synced_at < old order by l.synced_at limit max_rows_per_table
+        select l.ctid from public.sync_logs l where l.synced_at < p_before order by l.synced_at limit max_rows_per_table
         for update skip locked));
     get diagnostics logs = row_count;
     delete from jobs.job_items where ctid = any (array(
         select i.ctid
-        from (select run_id from jobs.job_runs where finished_at < old order by finished_at limit max_rows_per_table) r
+        from (select run_id from jobs.job_runs where finished_at < p_before order by finished_at limit max_rows_per_table) r
         -- In the order of an index (here and below): else the whole table may seem quicker.
         cross join lateral (select ctid from jobs.job_items where run_id = r.run_id order by kind, subject
             limit max_rows_per_table for update skip locked) i
@@ -32,14 +35,14 @@ begin
     get diagnostics items = row_count;
     delete from jobs.job_runs where ctid = any (array(
         select r.ctid
-        from (select ctid, run_id from jobs.job_runs where finished_at < old order by finished_at limit max_rows_per_table
+        from (select ctid, run_id from jobs.job_runs where finished_at < p_before order by finished_at limit max_rows_per_table
             for update skip locked) r
         left join lateral (select true as one from jobs.job_items where run_id = r.run_id order by kind, subject
             limit 1) i on true
         where i.one is null));
     get diagnostics runs = row_count;
     delete from jobs.email_events where ctid = any (array(
-        select e.ctid from jobs.email_events e where e.received_at < old order by e.received_at limit max_rows_per_table
+        select e.ctid from jobs.email_events e where e.received_at < p_before order by e.received_at limit max_rows_per_table
         for update skip locked));
     get diagnostics events = row_count;
     -- What is personal of those who are gone: at once, but for a batch that may be sent again as sealed. Their items
@@ -49,12 +52,12 @@ begin
         set address = null, facts = '{}',
             status = case d.status when 'planned' then 'skipped' when 'sealed' then 'unknown' else d.status end,
             reason = case when d.status in ('planned', 'sealed') then 'user_deleted' else d.reason end,
-            settled_at = coalesce(d.settled_at, clock_timestamp())
+            settled_at = coalesce(d.settled_at, p_now)
         where d.delivery_id = any (array(
             select g.delivery_id from jobs.email_deliveries g
             where g.user_id is null and g.kind <> 'operator_digest' and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
                 and (g.status <> 'sealed' or exists (select from jobs.email_batches b
-                    where b.batch_id = g.batch_id and b.sealed_at < clock_timestamp() - interval '24 hours'))
+                    where b.batch_id = g.batch_id and b.sealed_at < p_sealed_since))
             limit max_rows_per_table for update of g skip locked))
         returning d.delivery_id, d.batch_id
     ), batches as (
@@ -67,7 +70,7 @@ begin
     -- Of the others after 13 months.
     update jobs.email_deliveries set address = null, facts = '{}' where delivery_id = any (array(
         select d.delivery_id from jobs.email_deliveries d
-        where (d.address is not null or d.facts <> '{}') and d.settled_at < clock_timestamp() - interval '13 months'
+        where (d.address is not null or d.facts <> '{}') and d.settled_at < p_personal_before
         order by d.settled_at limit max_rows_per_table for update skip locked));
     get diagnostics of_old = row_count;
     return jsonb_build_object('logs', logs, 'items', items, 'runs', runs, 'events', events,

@@ -5,10 +5,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{Months, TimeDelta};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::tasks::Context;
+
+/// Logs, events, finished runs and their items are kept for so long.
+const KEPT: TimeDelta = TimeDelta::days(90);
+/// What is personal in the ledger of mails is kept for so long after the mail.
+const KEPT_PERSONAL: Months = Months::new(13);
+/// A sealed batch of users who are gone may be sent again as sealed for so long.
+const SEALED_OPEN: TimeDelta = TimeDelta::hours(24);
 
 /// One call deletes at most 20,000 rows per table; 100,000 users leave 100,000 and more per cron.
 const MOST_PRUNES: u32 = 50;
@@ -31,12 +39,16 @@ pub async fn prune(context: &Context) {
     let begun = Instant::now();
     let mut deleted: BTreeMap<String, u64> = BTreeMap::new();
     let mut left = true;
+    let arguments = json!({
+        "p_before": context.now - KEPT, "p_personal_before": context.now - KEPT_PERSONAL,
+        "p_sealed_since": context.now - SEALED_OPEN, "p_now": context.now,
+    });
     for call in 0..MOST_PRUNES {
         if call > 0 && (begun.elapsed() > PRUNING || !context.deadline.may_start_work()) {
             break;
         }
         let pruned: Result<Pruned, _> =
-            context.supabase.rpc("jobs_prune", &json!({}), &context.deadline).await;
+            context.supabase.rpc("jobs_prune", &arguments, &context.deadline).await;
         let Ok(pruned) = pruned else { return };
         for (table, rows) in pruned.deleted {
             *deleted.entry(table).or_default() += rows;

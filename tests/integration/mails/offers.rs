@@ -185,7 +185,7 @@ async fn second_thoughts() -> Result<()> {
     }
     sqlx::query(
         "select public.jobs_plan_mails(gen_random_uuid(), 'marketing_day3', 'marketing_day3', null, 'manual', '/test', \
-         $1, '{}', null, false, '{\"price_pro\": \"pro\"}', null, $1)",
+         $1, '{}', null, false, '{\"price_pro\": \"pro\"}', 3, 6, null, null, $1)",
     )
     .bind(noon)
     .execute(world.pool())

@@ -1,6 +1,7 @@
 //! Only `service_role` reaches what is ours: read from the catalogue, and tried through the gateway.
 
 use anyhow::Result;
+use jobs::{lane::Lane, mail_kind::MailKind};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
@@ -64,6 +65,35 @@ async fn the_catalogue_knows_what_is_ours() -> Result<()> {
         ),
     ];
     assert_none(&world, strangers).await
+}
+
+/// The database has one list of lanes and one of kinds of mail: those of the code, in the same order.
+#[tokio::test(flavor = "multi_thread")]
+async fn lanes_and_kinds_of_mail_are_the_codes() -> Result<()> {
+    let world = World::new().await?;
+    let known: Vec<(String, bool)> =
+        sqlx::query_as("select lane, is_mail from jobs.known_lanes() order by place")
+            .fetch_all(world.pool())
+            .await?;
+    let expected = Lane::ALL.map(|lane| (lane.as_str().to_owned(), lane.is_mail()));
+    assert_eq!(known, expected);
+    let queues = "select relname::text from pg_class where relnamespace = 'pgmq'::regnamespace and relkind = 'r' \
+                  and relname ~ '^q_jobs_' order by 1";
+    let mut expected = Lane::ALL.map(|lane| format!("q_jobs_{}", lane.as_str()));
+    expected.sort_unstable();
+    assert_eq!(strings(&world, queues.to_owned()).await?, expected);
+    for kind in MailKind::ALL {
+        let lane: String = sqlx::query_scalar("select jobs.lane_of_mail($1)")
+            .bind(kind.as_str())
+            .fetch_one(world.pool())
+            .await?;
+        assert_eq!(lane, kind.lane().as_str(), "{kind:?}");
+    }
+    // What is no kind is refused.
+    let unknown = "insert into jobs.email_deliveries (dedupe_key, kind, run_id) values ('x', 'monthly', gen_random_uuid())";
+    let refused = sqlx::query(unknown).execute(world.pool()).await.expect_err("no such kind");
+    assert!(refused.to_string().contains("email_deliveries_kind_check"), "{refused}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

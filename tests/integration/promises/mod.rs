@@ -20,6 +20,7 @@ mod whole_tables;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use chrono::TimeDelta;
 use jobs::lane::Lane;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -114,8 +115,14 @@ fn plan(world: &World, run_id: Uuid, slot: Option<&str>, user: Option<Uuid>) -> 
         "p_run_id": run_id, "p_task": "sync_integrations", "p_kind": "sync_integration", "p_slot": slot,
         "p_trigger": if slot.is_some() { "cron" } else { "manual" }, "p_route": "/test",
         "p_as_of": world.now(), "p_parameters": {}, "p_payload": {"days": null},
-        "p_user_id": user, "p_dry_run": false,
+        "p_user_id": user, "p_dry_run": false, "p_now": world.now(),
     })
+}
+
+/// The arguments of a call that forgets what is older than it is kept.
+pub(crate) fn prune(world: &World) -> Value {
+    let ago = |days| world.now() - TimeDelta::days(days);
+    json!({"p_before": ago(90), "p_personal_before": ago(395), "p_sealed_since": ago(1), "p_now": world.now()})
 }
 
 /// Claims up to `limit` items of the lane `stripe`.
@@ -144,5 +151,6 @@ fn settle(world: &World, item: &Value, lease: Uuid, integration: Uuid, payments:
     json!({
         "p_item_id": item["item_id"], "p_lease_id": lease, "p_user_id": item["user_id"], "p_chunk": 1,
         "p_final": true, "p_parts": [part], "p_cursor": null, "p_month": null, "p_as_of": now,
+        "p_reconnect": {"refusals": 3, "mails": 2, "pause_days": 30, "open_days": 7}, "p_now": now,
     })
 }

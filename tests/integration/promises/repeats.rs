@@ -117,7 +117,10 @@ async fn a_repeated_give_back_is_one_attempt() -> Result<()> {
         let item = claim(&world, lease, 1).await?.remove(0);
         assert_eq!(item["attempts"], attempt - 1);
         let error = json!({"code": "network", "message": "m"});
-        let arguments = json!({"p_item_id": item["item_id"], "p_lease_id": lease, "p_delay_seconds": 0, "p_error": error});
+        let arguments = json!({
+            "p_item_id": item["item_id"], "p_lease_id": lease, "p_delay_seconds": 0, "p_error": error,
+            "p_max_attempts": 5, "p_now": world.now(),
+        });
         let state = if attempt == 5 { "failed" } else { "queued" };
         let answer = json!({"state": state, "attempts": attempt});
         assert_eq!(rpc(&world, "jobs_give_back", &arguments).await?, answer);
@@ -177,7 +180,10 @@ async fn an_old_lease_writes_nothing() -> Result<()> {
         let release = json!({"p_lane": "stripe", "p_items": [id], "p_leases": [old], "p_delay_seconds": 0});
         assert_eq!(rpc(&world, "jobs_release", &release).await?, 0);
         let error = json!({"code": "network", "message": "m"});
-        let back = json!({"p_item_id": id, "p_lease_id": old, "p_delay_seconds": 0, "p_error": error});
+        let back = json!({
+            "p_item_id": id, "p_lease_id": old, "p_delay_seconds": 0, "p_error": error, "p_max_attempts": 5,
+            "p_now": world.now(),
+        });
         assert_eq!(rpc(&world, "jobs_give_back", &back).await?["state"], "lost");
         anyhow::Ok(())
     };

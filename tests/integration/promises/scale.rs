@@ -8,7 +8,7 @@ use sqlx::AssertSqlSafe;
 use stand_ins::faults::{Fault, Rule};
 use uuid::Uuid;
 
-use super::{claim, pass_visibility, plan, replay, rpc, until};
+use super::{claim, pass_visibility, plan, prune, replay, rpc, until};
 use crate::world::{SECRET, World};
 
 /// Rows of a sort that one call of `jobs_prune` forgets at most.
@@ -51,19 +51,19 @@ async fn a_cron_forgets_all_that_is_old() -> Result<()> {
 async fn one_call_forgets_a_slice_of_the_oldest() -> Result<()> {
     let world = World::new().await?;
     sqlx::raw_sql(AssertSqlSafe(world.dated(OLD))).execute(world.pool()).await?;
-    let pruned = rpc(&world, "jobs_prune", &json!({})).await?;
+    let pruned = rpc(&world, "jobs_prune", &prune(&world)).await?;
     let slice = json!({"logs": MOST, "items": MOST, "runs": 51, "events": 10, "blanked": 0, "left": true});
     assert_eq!(pruned, slice, "the runs without items are forgotten at once");
     let of_the_oldest: i64 =
         world.value("select count(*) from jobs.job_items where run_id = md5('r2')::uuid").await?;
     assert_eq!(of_the_oldest, 0);
     for (items, runs, left) in [(MOST, 0, true), (2_000, 1, false)] {
-        let pruned = rpc(&world, "jobs_prune", &json!({})).await?;
+        let pruned = rpc(&world, "jobs_prune", &prune(&world)).await?;
         let (found, expected) =
             (json!([pruned["items"], pruned["runs"], pruned["left"]]), json!([items, runs, left]));
         assert_eq!(found, expected, "{pruned}");
     }
-    let pruned = rpc(&world, "jobs_prune", &json!({})).await?;
+    let pruned = rpc(&world, "jobs_prune", &prune(&world)).await?;
     assert_eq!(pruned, json!({"logs": 0, "items": 0, "runs": 0, "events": 0, "blanked": 0, "left": false}));
     Ok(())
 }
@@ -77,7 +77,7 @@ async fn forgetting_waits_for_nobody() -> Result<()> {
     sqlx::raw_sql("select from jobs.job_items for update; select from public.sync_logs for update")
         .execute(&mut *held)
         .await?;
-    let pruned = rpc(&world, "jobs_prune", &json!({})).await?;
+    let pruned = rpc(&world, "jobs_prune", &prune(&world)).await?;
     assert_eq!((&pruned["logs"], &pruned["items"], &pruned["runs"]), (&json!(0), &json!(0), &json!(50)));
     held.rollback().await?;
     Ok(())

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{plan, rpc, settle};
+use super::{plan, prune, rpc, settle};
 use crate::world::World;
 
 /// 3,000 users with both providers, a history of movements and of finished runs.
@@ -85,7 +85,7 @@ async fn a_single_items_work_reads_no_whole_table() -> Result<()> {
     let held = json!({"p_lane": "stripe", "p_items": ids, "p_leases": vec![lease; 32], "p_seconds": 60});
     let back = json!({
         "p_item_id": second["item_id"], "p_lease_id": lease, "p_delay_seconds": 0,
-        "p_error": {"code": "network", "message": "m"},
+        "p_error": {"code": "network", "message": "m"}, "p_max_attempts": 5, "p_now": world.now(),
     });
     let mut released = held.clone();
     released.as_object_mut().expect("an object").remove("p_seconds");
@@ -156,11 +156,12 @@ async fn planning_and_forgetting_read_no_history() -> Result<()> {
             &json!({
                 "p_run_id": Uuid::new_v4(), "p_task": kind, "p_kind": kind, "p_slot": null, "p_trigger": "manual",
                 "p_route": "/", "p_as_of": world.now(), "p_parameters": {}, "p_user_id": null,
-                "p_dry_run": false, "p_prices": {"p": "premium"}, "p_month": "2026-10-01", "p_now": world.now(),
+                "p_dry_run": false, "p_prices": {"p": "premium"}, "p_first_day": 3, "p_last_day": 6,
+                "p_month": "2026-10-01", "p_expires_at": world.month().end(), "p_now": world.now(),
             }),
         ));
     }
-    calls.push("select public.jobs_prune()".to_owned());
+    calls.push(call("jobs_prune", &prune(&world)));
     for call in calls {
         let mut read = read_whole(&world, &call).await?;
         read.retain(|(table, _)| {

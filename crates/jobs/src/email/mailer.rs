@@ -32,15 +32,27 @@ use crate::{
 /// Batches under way at once: at ten requests a second, answers may take almost a second.
 const AT_ONCE: usize = 8;
 
-/// Sends what is in the outbox. Create one per process.
+/// What a process knows of the mail service's limits. Create one per process.
+pub struct MailLimits {
+    /// Turns are leased from the database, for all instances together.
+    pace: SharedPace,
+    quotas: Quotas,
+}
+
+impl MailLimits {
+    /// Nothing is known yet.
+    pub fn new(supabase: Supabase) -> Self {
+        Self { pace: SharedPace::new(supabase, "resend"), quotas: Quotas::default() }
+    }
+}
+
+/// Sends what is in the outbox. Create one per invocation.
 pub struct Mailer {
     config: Arc<MailConfig>,
     branding: Branding,
     outbox: Outbox,
     sender: Sender,
-    /// Shared by all instances.
-    pace: SharedPace,
-    quotas: Quotas,
+    limits: Arc<MailLimits>,
 }
 
 /// Counts what a drain did.
@@ -78,13 +90,15 @@ impl MailReport {
 }
 
 impl Mailer {
-    /// Creates a mailer that has sent nothing yet. `clock`: another time than the database's, in tests.
+    /// Creates a mailer that has sent nothing yet. `now` is the instant of the invocation: what is expired by
+    /// then is not sent.
     pub fn new(
         http: &reqwest::Client,
         supabase: Supabase,
         config: Arc<MailConfig>,
         prices: Option<&Prices>,
-        clock: Option<DateTime<Utc>>,
+        limits: Arc<MailLimits>,
+        now: DateTime<Utc>,
     ) -> Self {
         let branding = Branding {
             app_url: config.app_url.clone(),
@@ -94,10 +108,9 @@ impl Mailer {
         let prices = serde_json::to_value(prices).unwrap_or(Value::Null);
         Self {
             branding,
-            outbox: Outbox::new(supabase.clone(), prices, clock),
+            outbox: Outbox::new(supabase, prices, now),
             sender: Sender::new(http.clone(), config.clone()),
-            pace: SharedPace::new(supabase, "resend"),
-            quotas: Quotas::default(),
+            limits,
             config,
         }
     }
@@ -108,7 +121,7 @@ impl Mailer {
     }
 
     async fn turn(&self, deadline: &Deadline) -> Result<Turn, OutOfTime> {
-        self.pace.turn(self.quotas.interval().await, deadline).await
+        self.limits.pace.turn(self.limits.quotas.interval().await, deadline).await
     }
 
     /// Sends until nothing waits, the budget is over, or nothing may be sent any more.
@@ -136,7 +149,7 @@ impl Mailer {
             if report.blocked.is_some() || error.is_some() {
                 break;
             }
-            let limit = match self.quotas.allowance().await {
+            let limit = match self.limits.quotas.allowance().await {
                 Some(allowance) if allowance.left == Some(0) => {
                     report.blocked = Some(allowance.exhausted());
                     break;
@@ -148,10 +161,10 @@ impl Mailer {
             };
             match self.outbox.claim(limit, &deadline).await {
                 Ok(Claim::Empty) => {
-                    self.pace.give_back(turn).await;
+                    self.limits.pace.give_back(turn).await;
                     break;
                 }
-                Ok(Claim::Again) => self.pace.give_back(turn).await,
+                Ok(Claim::Again) => self.limits.pace.give_back(turn).await,
                 Ok(Claim::Mails { id, mails }) => {
                     // Reserve the quota sequentially, so that more urgent mail gets it first.
                     let reserved = self.reserve(&mails, &deadline).await;
@@ -173,13 +186,13 @@ impl Mailer {
             return mails.len();
         }
         // Asking for the quotas is a request like another and takes a turn, too.
-        if self.quotas.asks().await
+        if self.limits.quotas.asks().await
             && self.turn(deadline).await.is_ok()
             && let Some(allowance) = self.sender.allowance(deadline).await
         {
-            self.quotas.learn(allowance).await;
+            self.limits.quotas.learn(allowance).await;
         }
-        self.quotas.take(mails.len()).await
+        self.limits.quotas.take(mails.len()).await
     }
 }
 

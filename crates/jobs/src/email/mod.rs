@@ -19,7 +19,7 @@ mod settings;
 pub use self::{
     domain::Domain,
     facts::{DigestPoint, Facts, SourceTotal},
-    mailer::{MailReport, Mailer},
+    mailer::{MailLimits, MailReport, Mailer},
     render::{Branding, Promo, Rendered, render},
     settings::{MailConfig, Prices},
 };

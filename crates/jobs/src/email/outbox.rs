@@ -10,6 +10,7 @@ use crate::{
     deadline::Deadline,
     failure::Failure,
     mail_kind::MailKind,
+    queue::MOST_ATTEMPTS,
     supabase::{Supabase, SupabaseError},
 };
 
@@ -106,13 +107,13 @@ pub(super) struct Outbox {
     supabase: Supabase,
     /// `null` where the prices are not configured: then plans are not looked at again.
     prices: Value,
-    /// `None`: the database's own clock.
-    clock: Option<DateTime<Utc>>,
+    /// The instant of the invocation.
+    now: DateTime<Utc>,
 }
 
 impl Outbox {
-    pub(super) fn new(supabase: Supabase, prices: Value, clock: Option<DateTime<Utc>>) -> Self {
-        Self { supabase, prices, clock }
+    pub(super) fn new(supabase: Supabase, prices: Value, now: DateTime<Utc>) -> Self {
+        Self { supabase, prices, now }
     }
 
     /// Claims mails of the most urgent kind that waits.
@@ -124,7 +125,7 @@ impl Outbox {
         let id = Uuid::new_v4();
         let arguments = json!({
             "p_claim": id, "p_limit": limit, "p_seconds": VISIBILITY_SECONDS, "p_prices": self.prices,
-            "p_now": self.clock,
+            "p_now": self.now,
         });
         let answer: Option<Answer> = self.supabase.rpc("mail_claim", &arguments, deadline).await?;
         Ok(match answer {
@@ -145,7 +146,7 @@ impl Outbox {
     ) -> Result<Vec<i64>, SupabaseError> {
         let arguments = json!({
             "p_claim": claim, "p_batch_id": batch, "p_kind": kind.as_str(), "p_mails": mails, "p_prices": self.prices,
-            "p_now": self.clock,
+            "p_now": self.now,
         });
         self.supabase.rpc("mail_seal", &arguments, deadline).await
     }
@@ -167,7 +168,8 @@ impl Outbox {
         outcomes: &[Outcome],
         deadline: &Deadline,
     ) -> Result<u64, SupabaseError> {
-        self.supabase.rpc("mail_settle", &json!({"p_claim": claim, "p_outcomes": outcomes}), deadline).await
+        let arguments = json!({"p_claim": claim, "p_outcomes": outcomes, "p_now": self.now});
+        self.supabase.rpc("mail_settle", &arguments, deadline).await
     }
 
     /// Gives mails back: an attempt where there is a failure. `release`: their batch was not accepted.
@@ -182,7 +184,7 @@ impl Outbox {
     ) -> Result<(), SupabaseError> {
         let arguments = json!({
             "p_claim": claim, "p_deliveries": mails, "p_delay_seconds": delay.as_secs(),
-            "p_error": failure, "p_release_batch": release,
+            "p_error": failure, "p_release_batch": release, "p_max_attempts": MOST_ATTEMPTS, "p_now": self.now,
         });
         self.supabase.rpc("mail_give_back", &arguments, deadline).await
     }
@@ -197,7 +199,8 @@ impl Outbox {
     ) -> Result<bool, SupabaseError> {
         let children: Vec<Value> =
             children.iter().map(|(batch, mails)| json!({"batch_id": batch, "mails": mails})).collect();
-        let arguments = json!({"p_claim": claim, "p_batch_id": batch, "p_children": children});
+        let arguments =
+            json!({"p_claim": claim, "p_batch_id": batch, "p_children": children, "p_now": self.now});
         self.supabase.rpc("mail_split", &arguments, deadline).await
     }
 }

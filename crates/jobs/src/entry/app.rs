@@ -7,8 +7,15 @@ use tokio::time::Instant;
 
 use super::answer::Answer;
 use crate::{
-    config::Config, config_faults::ConfigFaults, email::Mailer, http, integrations::Clients, queue::Queue,
-    routes::Route, supabase::Supabase, tasks::Context,
+    config::Config,
+    config_faults::ConfigFaults,
+    email::{MailLimits, Mailer},
+    http,
+    integrations::Clients,
+    queue::Queue,
+    routes::Route,
+    supabase::Supabase,
+    tasks::Context,
 };
 
 /// What a process keeps between requests.
@@ -24,7 +31,7 @@ pub(super) struct Parts {
     http: reqwest::Client,
     pub(super) supabase: Result<Supabase, ConfigFaults>,
     pub(super) integrations: Result<Arc<Clients>, ConfigFaults>,
-    pub(super) mailer: Result<Arc<Mailer>, ConfigFaults>,
+    mail_limits: Result<Arc<MailLimits>, ConfigFaults>,
 }
 
 impl App {
@@ -53,17 +60,22 @@ impl App {
                 (Ok(supabase), Ok(config)) => Ok(Arc::new(Clients::new(&http, supabase.clone(), config))),
                 (Err(faults), _) | (_, Err(faults)) => Err(faults.clone()),
             };
-            let mailer = match (&supabase, &self.config.mail) {
-                (Ok(supabase), Ok(config)) => {
-                    let prices = self.config.prices.as_ref().ok();
-                    let clock = self.config.clock;
-                    Ok(Arc::new(Mailer::new(&http, supabase.clone(), config.clone(), prices, clock)))
-                }
-                (Err(faults), _) | (_, Err(faults)) => Err(faults.clone()),
-            };
-            Ok(Parts { http, supabase, integrations, mailer })
+            let mail_limits = supabase.clone().map(|supabase: Supabase| Arc::new(MailLimits::new(supabase)));
+            Ok(Parts { http, supabase, integrations, mail_limits })
         });
         parts.as_ref().map_err(Clone::clone)
+    }
+
+    /// What sends this invocation's mails.
+    pub(super) fn mailer(&self, parts: &Parts, now: DateTime<Utc>) -> Result<Arc<Mailer>, ConfigFaults> {
+        match (&parts.supabase, &parts.mail_limits, &self.config.mail) {
+            (Ok(supabase), Ok(limits), Ok(config)) => {
+                let prices = self.config.prices.as_ref().ok();
+                let (supabase, config, limits) = (supabase.clone(), config.clone(), limits.clone());
+                Ok(Arc::new(Mailer::new(&parts.http, supabase, config, prices, limits, now)))
+            }
+            (Err(faults), ..) | (_, Err(faults), _) | (.., Err(faults)) => Err(faults.clone()),
+        }
     }
 
     /// What this invocation works with, or the answer that says what is missing.
@@ -78,10 +90,10 @@ impl App {
             config: self.config.clone(),
             tuning,
             http: parts.http.clone(),
-            queue: Queue::new(supabase.clone()),
+            queue: Queue::new(supabase.clone(), now),
             supabase,
             integrations: parts.integrations.clone(),
-            mailer: parts.mailer.clone(),
+            mailer: self.mailer(parts, now),
             now,
             deadline: tuning.budget.deadline(begun),
         })

@@ -57,6 +57,8 @@ pub(super) struct Settlement<'a> {
     supabase: &'a Supabase,
     item: &'a Claimed,
     month: Option<NaiveDate>,
+    /// The real time, also in a replay.
+    now: DateTime<Utc>,
     chunk: u32,
 }
 
@@ -84,7 +86,24 @@ struct Arguments<'a> {
     p_cursor: &'a Value,
     p_month: Option<NaiveDate>,
     p_as_of: DateTime<Utc>,
+    p_reconnect: ReconnectPolicy,
+    p_now: DateTime<Utc>,
 }
+
+/// When a user whose integration is refused is asked to connect it again.
+#[derive(Clone, Copy, Serialize)]
+struct ReconnectPolicy {
+    /// Refusals in a row before the first mail.
+    refusals: u32,
+    /// Mails at most until the integration is good again.
+    mails: u32,
+    /// Days between two of them.
+    pause_days: u32,
+    /// Days after which such a mail is not sent any more.
+    open_days: u32,
+}
+
+const RECONNECT: ReconnectPolicy = ReconnectPolicy { refusals: 3, mails: 2, pause_days: 30, open_days: 7 };
 
 #[derive(Deserialize)]
 struct Answer {
@@ -106,10 +125,15 @@ struct Settled {
 }
 
 impl<'a> Settlement<'a> {
-    pub(super) fn new(supabase: &'a Supabase, item: &'a Claimed, month: Option<NaiveDate>) -> Self {
+    pub(super) fn new(
+        supabase: &'a Supabase,
+        item: &'a Claimed,
+        month: Option<NaiveDate>,
+        now: DateTime<Utc>,
+    ) -> Self {
         // Going on under the same lease, numbers go on too: one used before would be taken for a repeated call.
         let chunk = if item.progress.lease == Some(item.lease) { item.progress.chunk } else { 0 };
-        Self { supabase, item, month, chunk }
+        Self { supabase, item, month, now, chunk }
     }
 
     /// What is stored after a checkpoint.
@@ -154,6 +178,8 @@ impl<'a> Settlement<'a> {
             p_cursor: cursor,
             p_month: self.month,
             p_as_of: self.item.as_of,
+            p_reconnect: RECONNECT,
+            p_now: self.now,
         };
         let answer: Answer = self.supabase.rpc("integration_settle", &arguments, deadline).await?;
         Ok(match answer.state {

@@ -122,7 +122,12 @@ impl SyncWorker {
         };
         let mut reader = Reader {
             clients: &self.clients,
-            settlement: Settlement::new(&self.clients.supabase, item, plan.month.map(Month::first_day)),
+            settlement: Settlement::new(
+                &self.clients.supabase,
+                item,
+                plan.month.map(Month::first_day),
+                self.now,
+            ),
             parts: Vec::with_capacity(integrations.len()),
             permit,
             read: 0,

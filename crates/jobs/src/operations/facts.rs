@@ -21,6 +21,10 @@ use crate::{
 const RUNS: u32 = 5;
 /// Days of mails.
 pub(crate) const MAIL_DAYS: u32 = 14;
+/// Failures are shown and may be retried for so long.
+pub(crate) const FAILURES_SINCE: TimeDelta = TimeDelta::days(30);
+/// An integration is late after six syncs without a success.
+const LATE_AFTER: TimeDelta = TimeDelta::hours(36);
 /// Broken integrations shown.
 const BROKEN: u32 = 30;
 
@@ -223,6 +227,7 @@ pub(crate) async fn ask(
         "p_functions": FUNCTIONS.as_slice(), "p_tasks": Task::ALL, "p_runs": RUNS, "p_days": MAIL_DAYS, "p_broken": BROKEN,
         // Of a slot that opened earlier, and was claimed later, nobody asks.
         "p_since": now - TimeDelta::days(i64::from(slot_days) + 8),
+        "p_failed_since": now - FAILURES_SINCE, "p_late_before": now - LATE_AFTER, "p_now": now,
     });
     supabase.rpc("jobs_status", &arguments, deadline).await
 }

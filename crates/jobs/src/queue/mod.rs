@@ -63,12 +63,14 @@ struct Row {
 #[derive(Clone)]
 pub struct Queue {
     supabase: Supabase,
+    /// The instant of the invocation.
+    now: DateTime<Utc>,
 }
 
 impl Queue {
-    /// Opens the queue in this database.
-    pub fn new(supabase: Supabase) -> Self {
-        Self { supabase }
+    /// Opens the queue in this database. `now` is the instant of the invocation.
+    pub fn new(supabase: Supabase, now: DateTime<Utc>) -> Self {
+        Self { supabase, now }
     }
 
     /// Claims up to `limit` items; answers with them whether no more are visible. Items of a version this
@@ -166,6 +168,7 @@ impl Queue {
         let arguments = json!({
             "p_item_id": item.item_id, "p_lease_id": item.lease,
             "p_delay_seconds": delay.as_secs(), "p_error": failure,
+            "p_max_attempts": MOST_ATTEMPTS, "p_now": self.now,
         });
         let _state: Value = self.supabase.rpc("jobs_give_back", &arguments, deadline).await?;
         Ok(())

@@ -48,7 +48,7 @@ async fn check(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError>
             "p_run_id": run_id, "p_append": false,
             "p_task": Task::CheckThresholds.as_str(), "p_slot": slot.as_ref().map(Slot::as_str),
             "p_trigger": call.trigger_name(), "p_route": call.route, "p_as_of": call.at,
-            "p_parameters": call.parameters(),
+            "p_parameters": call.parameters(), "p_now": context.now,
         }),
     )
     .await?;

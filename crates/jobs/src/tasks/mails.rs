@@ -1,5 +1,7 @@
 //! Plan, post, report: the middle of the tasks that only send mails.
 
+use std::ops::RangeInclusive;
+
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -23,6 +25,9 @@ pub(super) struct MailPlan<'a> {
     pub(super) task: Task,
     pub(super) kind: MailKind,
     pub(super) slot: Option<&'a Slot>,
+    /// Of the J+3 mail: the Paris days after sign-up on which it is sent.
+    pub(super) days_after_sign_up: Option<&'a RangeInclusive<u32>>,
+    /// Of a reminder: the month that it is about.
     pub(super) month: Option<Month>,
     /// The real time; in a dry run the one that is asked about.
     pub(super) now: DateTime<Utc>,
@@ -48,7 +53,11 @@ pub(super) async fn plan_post_report(
         "p_user_id": call.user_id,
         "p_dry_run": call.dry_run,
         "p_prices": prices,
+        "p_first_day": wanted.days_after_sign_up.map(|days| *days.start()),
+        "p_last_day": wanted.days_after_sign_up.map(|days| *days.end()),
         "p_month": wanted.month.map(Month::first_day),
+        // The month after the one that it is about is the one it belongs into.
+        "p_expires_at": wanted.month.map(|month| month.next().end()),
         "p_now": wanted.now,
     });
     let planned: Planned = context.supabase.rpc("jobs_plan_mails", &arguments, &context.deadline).await?;

@@ -1,5 +1,7 @@
 //! The J+3 mail: what Pro and Premium bring, to free users who signed up three to six days ago.
 
+use std::ops::RangeInclusive;
+
 use super::{
     call::Call,
     context::Context,
@@ -8,6 +10,9 @@ use super::{
     outcome::{TaskError, TaskOutcome},
 };
 use crate::{mail_kind::MailKind, schedule::Task};
+
+/// The Paris days after sign-up on which the mail is sent. Several, so that a missed cron costs nobody theirs.
+const DAYS_AFTER_SIGN_UP: RangeInclusive<u32> = 3..=6;
 
 /// Due every Paris day from an hour on.
 pub async fn run(context: &Context, call: &Call) -> TaskOutcome {
@@ -23,6 +28,7 @@ async fn mail(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
         task: Task::MarketingDay3,
         kind: MailKind::MarketingDay3,
         slot: slot.as_ref(),
+        days_after_sign_up: Some(&DAYS_AFTER_SIGN_UP),
         month: None,
         // A replay makes up for a run, it does not write to those who signed up long ago.
         now: if call.dry_run { call.at } else { context.now },

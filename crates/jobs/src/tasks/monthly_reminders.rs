@@ -32,6 +32,7 @@ async fn remind(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError
         task: Task::MonthlyReminders,
         kind: MailKind::MonthlyReminder,
         slot: slot.as_ref(),
+        days_after_sign_up: None,
         month: Some(month),
         now: if call.dry_run { call.at } else { context.now },
     };

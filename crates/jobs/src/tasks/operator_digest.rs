@@ -2,7 +2,7 @@
 //!
 //! Asked after each orchestrator's run, so that each notices when the other has not run.
 
-use chrono::Timelike;
+use chrono::{TimeDelta, Timelike};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -20,6 +20,17 @@ use crate::{
 
 /// The Paris hour from which a day's digest leaves: not in the night, and after the first crons of the day.
 const FROM_HOUR: u32 = 7;
+/// A digest tells what happened since the last one, but of this long at most: a first one does not tell of years.
+const LONGEST_LOOK_BACK: TimeDelta = TimeDelta::days(8);
+/// And of this long at least.
+const SHORTEST_LOOK_BACK: TimeDelta = TimeDelta::days(1);
+/// What has waited for so long is stuck.
+const STUCK_AFTER: TimeDelta = TimeDelta::hours(12);
+/// The arithmetic of missed crons looks at slots and calls of so long ago.
+const SLOTS_SINCE: TimeDelta = TimeDelta::days(60);
+const CALLS_SINCE: TimeDelta = TimeDelta::days(30);
+/// A digest that could not leave for so long is old news.
+const OPEN: TimeDelta = TimeDelta::days(3);
 
 /// Plans and sends the day's digest, where there is one. Best effort: the orchestrator's own answer does not depend
 /// on it.
@@ -35,7 +46,11 @@ pub async fn tell(context: &Context, call: &Call) {
 }
 
 async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskError> {
-    let arguments = json!({"p_now": context.now});
+    let arguments = json!({
+        "p_first_since": context.now - LONGEST_LOOK_BACK, "p_latest_since": context.now - SHORTEST_LOOK_BACK,
+        "p_stuck_before": context.now - STUCK_AFTER, "p_slots_since": context.now - SLOTS_SINCE,
+        "p_calls_since": context.now - CALLS_SINCE,
+    });
     let troubles: Troubles = context.supabase.rpc("jobs_troubles", &arguments, &context.deadline).await?;
     let points = points(&troubles, call.route, context.now, context.tuning.schedule);
     if points.is_empty() {
@@ -45,6 +60,7 @@ async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskE
     let day = paris::date(context.now);
     let arguments = json!({
         "p_run_id": Uuid::new_v4(), "p_route": call.route, "p_now": context.now,
+        "p_expires_at": context.now + OPEN,
         "p_facts": {"to": address, "day": day, "points": points, "status_url": format!("{jobs_url}{}", Route::Status.path())},
     });
     let planned: Value = context.supabase.rpc("jobs_plan_digest", &arguments, &context.deadline).await?;

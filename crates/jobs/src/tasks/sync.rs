@@ -59,6 +59,7 @@ async fn plan(context: &Context, call: &Call, wanted: &SyncPlan<'_>) -> Result<P
         "p_parameters": call.parameters(),
         "p_user_id": call.user_id,
         "p_dry_run": call.dry_run,
+        "p_now": context.now,
     });
     Ok(context.supabase.rpc("jobs_plan_sync", &arguments, &context.deadline).await?)
 }

@@ -47,7 +47,7 @@ pub(super) async fn check_changed(
             "p_run_id": into,
             "p_append": run_id.is_some() || found.alerts == 0,
             "p_task": Task::CheckThresholds.as_str(), "p_slot": null, "p_trigger": "cron", "p_route": route,
-            "p_as_of": context.now, "p_parameters": {},
+            "p_as_of": context.now, "p_parameters": {}, "p_now": context.now,
         });
         plan(context, &found, &arguments).await?;
         if !found.more || !context.deadline.may_start_work() {
@@ -224,7 +224,7 @@ pub(super) async fn find(
     loop {
         let arguments = json!({
             "p_after": after, "p_limit": limit, "p_user_id": user, "p_due": changed, "p_floors": floors,
-            "p_bytes": PAGE_BYTES, "p_noted_at": run_id.map(|_| at),
+            "p_bytes": PAGE_BYTES, "p_noted_at": run_id.map(|_| at), "p_now": context.now,
         });
         let page: Page = context.supabase.rpc("threshold_books", &arguments, &context.deadline).await?;
         found.scanned += page.scanned;

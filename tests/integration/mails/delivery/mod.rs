@@ -54,7 +54,8 @@ pub(crate) async fn plan(world: &World) -> Result<Uuid> {
         "p_run_id": run, "p_task": "marketing_day3", "p_kind": "marketing_day3",
         "p_slot": paris::date(now).to_string(), "p_trigger": "cron", "p_route": "/api/cron/daily-tasks",
         "p_as_of": now, "p_parameters": {}, "p_user_id": null, "p_dry_run": false,
-        "p_prices": {"price_pro": "pro", "price_premium": "premium"}, "p_month": null, "p_now": now,
+        "p_prices": {"price_pro": "pro", "price_premium": "premium"}, "p_first_day": 3, "p_last_day": 6, "p_month": null,
+        "p_expires_at": null, "p_now": now,
     });
     let planned = rpc(world, "jobs_plan_mails", &arguments).await?;
     assert_eq!(planned["state"], "planned", "{planned}");
@@ -87,7 +88,11 @@ async fn add(world: &World, run: Uuid, kind: &str, email: &str) -> Result<Uuid> 
     .bind(serde_json::to_value(facts.context("no sample")?.1)?)
     .execute(world.pool())
     .await?;
-    sqlx::query("select jobs.queue_mails($1, null)").bind(run).execute(world.pool()).await?;
+    sqlx::query("select jobs.queue_mails($1, null, $2)")
+        .bind(run)
+        .bind(world.now())
+        .execute(world.pool())
+        .await?;
     Ok(user)
 }
 

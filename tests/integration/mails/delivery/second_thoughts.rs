@@ -10,7 +10,7 @@ use super::{
     BATCH, add, address, all, assert_each_once, come_back, drain, key, noted, plan, requests, rpc, signed_up,
     states, until, world_of,
 };
-use crate::world::World;
+use crate::{promises::prune, world::World};
 
 /// Each of these happens to the user of this name; and why they get nothing (`None`: they do).
 const CHANGES: [(&str, &str, Option<&str>); 9] = [
@@ -175,14 +175,14 @@ async fn of_those_who_are_gone_nothing_personal_stays() -> Result<()> {
     // The refused alert is settled without an address.
     drain(&world).await?;
     world.run("delete from auth.users where email = 'refused@example.test'").await?;
-    rpc(&world, "jobs_prune", &json!({})).await?;
+    rpc(&world, "jobs_prune", &prune(&world)).await?;
     assert_eq!(
         known().await?,
         3,
         "the sealed one is kept while it may be sent again, and the two who are there"
     );
     world.run("update jobs.email_batches set sealed_at = sealed_at - interval '24 hours'").await?;
-    rpc(&world, "jobs_prune", &json!({})).await?;
+    rpc(&world, "jobs_prune", &prune(&world)).await?;
     assert_eq!(known().await?, 2);
     let expected = [("sent", 3), ("skipped", 2), ("unknown", 1)].map(|(state, n)| (state.to_owned(), n));
     assert_eq!(states(&world).await?, expected.into());
@@ -200,7 +200,7 @@ async fn after_thirteen_months_nothing_personal_stays() -> Result<()> {
     world.run("select public.mail_unsubscribe(id, 'threshold_alert') from auth.users where email = 'refused@example.test'").await?;
     drain(&world).await?;
     world.run("update jobs.email_deliveries set settled_at = settled_at - interval '14 months'").await?;
-    rpc(&world, "jobs_prune", &json!({})).await?;
+    rpc(&world, "jobs_prune", &prune(&world)).await?;
     let kept: i64 = world
         .value("select count(*) from jobs.email_deliveries where address is not null or facts <> '{}'")
         .await?;

@@ -277,13 +277,14 @@ async fn plan(
     let run = Uuid::new_v4();
     let prices = json!({"price_pro": "pro", "price_premium": "premium"});
     let answer: Value = sqlx::query_scalar(
-        "select public.jobs_plan_mails($1, $2, $2, null, 'cron', '/', $3, '{}', null, false, $4, $5, $3)",
+        "select public.jobs_plan_mails($1, $2, $2, null, 'cron', '/', $3, '{}', null, false, $4, 3, 6, $5, $6, $3)",
     )
     .bind(run)
     .bind(kind)
     .bind(now)
     .bind(prices)
     .bind(month)
+    .bind(month.map(|first| jobs::schedule::paris::month(jobs::schedule::paris::start_of(first)).next().end()))
     .fetch_one(pool)
     .await?;
     let planned: Vec<(Uuid, DateTime<Utc>)> = sqlx::query_as(

@@ -72,7 +72,7 @@ impl Mailer {
                         return Ok(report);
                     }
                     waits += 1;
-                    self.pace.hold_back(wait, deadline).await;
+                    self.limits.pace.hold_back(wait, deadline).await;
                     if wait > LONGEST_WAIT || waits >= MOST_WAITS {
                         return self.give_back(&batch, wait, None, deadline).await;
                     }
@@ -133,7 +133,7 @@ impl Mailer {
             return Ok(None);
         };
         let Some(left) = allowance.left.filter(|left| *left < size) else {
-            self.quotas.learn(allowance).await;
+            self.limits.quotas.learn(allowance).await;
             return Ok(None);
         };
         let mut report = self.give_back(batch, Duration::ZERO, None, deadline).await?;
@@ -142,7 +142,7 @@ impl Mailer {
             report.blocked = Some(allowance.exhausted());
         }
         // After giving back: what the service says counts nothing of this batch.
-        self.quotas.learn(allowance).await;
+        self.limits.quotas.learn(allowance).await;
         Ok(Some(report))
     }
 
@@ -206,7 +206,7 @@ impl Mailer {
         deadline: &Deadline,
     ) -> Result<MailReport, SupabaseError> {
         let deliveries = batch.deliveries();
-        self.quotas.put_back(if batch.maybe_accepted { 0 } else { deliveries.len() }).await;
+        self.limits.quotas.put_back(if batch.maybe_accepted { 0 } else { deliveries.len() }).await;
         self.outbox.give_back(batch.claim, &deliveries, delay, failure, batch.release(), deadline).await?;
         Ok(MailReport { given_back: deliveries.len() as u64, ..MailReport::default() })
     }

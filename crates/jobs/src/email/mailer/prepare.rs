@@ -96,14 +96,14 @@ impl Mailer {
             self.outbox.settle(claim, &settled, deadline).await?;
             report.count(&settled);
         }
-        self.quotas.put_back(reserved.saturating_sub(ready.len())).await;
+        self.limits.quotas.put_back(reserved.saturating_sub(ready.len())).await;
         let Some(kind) = ready.first().map(|(mail, ..)| mail.kind) else { return Ok(report) };
         let beyond: Vec<i64> =
             ready.drain(reserved.min(ready.len())..).map(|(mail, ..)| mail.delivery_id).collect();
         if !beyond.is_empty() {
             self.outbox.give_back(claim, &beyond, Duration::ZERO, None, None, deadline).await?;
             report.given_back += beyond.len() as u64;
-            report.blocked = self.quotas.allowance().await.map(|allowance| allowance.exhausted());
+            report.blocked = self.limits.quotas.allowance().await.map(|allowance| allowance.exhausted());
         }
         if ready.is_empty() {
             return Ok(report);
@@ -120,7 +120,7 @@ impl Mailer {
             })
             .collect();
         let members = self.outbox.seal(claim, batch, kind, &sealed, deadline).await?;
-        self.quotas.put_back(ready.len() - members.len().min(ready.len())).await;
+        self.limits.quotas.put_back(ready.len() - members.len().min(ready.len())).await;
         // Sealing settles the mails that are refused by now; those whose address has changed are claimed again with the new one.
         let left_out: Vec<i64> =
             ready.iter().map(|(mail, ..)| mail.delivery_id).filter(|id| !members.contains(id)).collect();

@@ -9,6 +9,7 @@ use crate::{
     chain,
     entry::{answer::Fields, log, shape},
     lane::Lane,
+    operations::facts::FAILURES_SINCE,
     orchestrator,
     routes::Route,
     schedule::{Occurrence, Task, find_occurrence, replay_of},
@@ -122,7 +123,8 @@ fn replay_call(context: &Context, task: Task, slot: &str) -> Result<Option<(Call
 /// Retries a lane, then works on all of them as `drain-queue` does.
 pub(super) async fn retry(context: Context, state: &AppState, lane: Lane) -> Result<Started, Refused> {
     let arguments = json!({
-        "p_run_id": Uuid::new_v4(), "p_lane": lane, "p_route": Route::Status.path(), "p_as_of": context.now,
+        "p_run_id": Uuid::new_v4(), "p_lane": lane, "p_route": Route::Status.path(),
+        "p_failed_since": context.now - FAILURES_SINCE, "p_now": context.now,
     });
     let retried: Value =
         context.supabase.rpc("jobs_retry", &arguments, &context.deadline).await.map_err(|error| {

@@ -314,7 +314,7 @@ async fn show(
         Some(facts::ask(supabase, now, slot_days(&tuning), &Deadline::new(end, end)).await)
     };
     let stripe = async { Some(parts.integrations.as_ref().ok()?.check_stripe(&deadline).await) };
-    let domain = async { Some(parts.mailer.as_ref().ok()?.domain(health::TIMEOUT).await) };
+    let domain = async { Some(app.mailer(parts, now).ok()?.domain(health::TIMEOUT).await) };
     let (facts, stripe, domain) = tokio::join!(facts, stripe, domain);
     let health = health::checks(&app.config, facts.as_ref(), &Live { stripe, domain });
     let status = Status::new(now, &tuning, health, facts.and_then(Result::ok));
