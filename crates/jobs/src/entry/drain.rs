@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{chain, routes::Route, tasks::Context};
 
-/// Which hop of which chain a request is; without headers the first one of its own.
+/// Tells which hop of which chain a request is; without headers it is the first hop of a new chain.
 pub(super) struct Hop {
     chain: Uuid,
     hop: u32,

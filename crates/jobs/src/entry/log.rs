@@ -28,7 +28,7 @@ pub(super) fn start() {
     }));
 }
 
-/// One line for each request.
+/// Writes one line for each request.
 pub(super) fn request(route: &str, method: &str, status: u16, took: Duration) {
     let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     if status >= 500 {

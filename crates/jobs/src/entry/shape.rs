@@ -205,7 +205,7 @@ fn sync_integrations(outcome: &TaskOutcome) -> Fields {
     }
 }
 
-/// Whether nothing went wrong.
+/// Tells whether nothing went wrong.
 fn well(outcome: &TaskOutcome) -> bool {
     match outcome {
         TaskOutcome::Ran(run) => run.errors() == 0,

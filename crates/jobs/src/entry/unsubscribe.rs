@@ -127,7 +127,7 @@ fn stopped(config: &Config, kind: MailKind, written: Result<bool, SupabaseError>
     }
 }
 
-/// Nothing was changed, for a reason of ours.
+/// Says that nothing was changed, for a reason of ours.
 fn trouble(config: &Config, status: u16) -> Answer {
     page(
         config,

@@ -17,15 +17,15 @@ use crate::{
     supabase::{FUNCTIONS, Supabase, SupabaseError},
 };
 
-/// Runs shown of each task.
+/// So many runs of each task are shown.
 const RUNS: u32 = 5;
-/// Days of mails.
+/// Mails of so many days are counted.
 pub(crate) const MAIL_DAYS: u32 = 14;
 /// Failures are shown and may be retried for so long.
 pub(crate) const FAILURES_SINCE: TimeDelta = TimeDelta::days(30);
 /// An integration is late after six syncs without a success.
 const LATE_AFTER: TimeDelta = TimeDelta::hours(36);
-/// Broken integrations shown.
+/// So many broken integrations are shown.
 const BROKEN: u32 = 30;
 
 #[derive(Debug, Deserialize)]
@@ -60,7 +60,7 @@ pub(crate) struct Run {
     pub(crate) started_at: DateTime<Utc>,
     pub(crate) duration_ms: Option<u64>,
     pub(crate) parameters: Value,
-    /// Why some were not planned at all, counted.
+    /// Counts what was not planned at all, by reason.
     pub(crate) skipped: BTreeMap<String, u64>,
     pub(crate) records: u64,
     pub(crate) lanes: Vec<RunLane>,
@@ -108,11 +108,11 @@ pub(crate) struct Lane {
     pub(crate) lane: String,
     pub(crate) waiting: u64,
     pub(crate) in_flight: u64,
-    /// Of those that wait: after a failure.
+    /// Counts those that wait after a failure.
     pub(crate) put_off: u64,
     pub(crate) oldest: Option<DateTime<Utc>>,
     pub(crate) failed: u64,
-    /// Mails that may have been sent.
+    /// Counts the mails that may have been sent.
     pub(crate) unknown: u64,
 }
 

@@ -19,7 +19,7 @@ use crate::{
     supabase::{SupabaseError, SupabaseKey},
 };
 
-/// For each of the live checks.
+/// Each live check may take so long.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How something is.
@@ -57,7 +57,7 @@ pub(crate) struct Check {
     pub(crate) name: &'static str,
     pub(crate) state: State,
     pub(crate) message: String,
-    /// What to do.
+    /// Says what to do.
     #[serde(rename = "todo", skip_serializing_if = "Option::is_none")]
     pub(crate) remedy: Option<String>,
     /// Several faults, one each.

@@ -28,7 +28,7 @@ pub(crate) struct Status {
     pub(crate) state: State,
     pub(crate) attention: Vec<Attention>,
     pub(crate) health: Vec<Check>,
-    /// Nothing where the database did not answer.
+    /// It is missing where the database did not answer.
     #[serde(flatten)]
     pub(crate) known: Option<DatabaseView>,
     pub(crate) calendar: Vec<MonthDates>,
@@ -39,7 +39,7 @@ pub(crate) struct Status {
 pub(crate) struct Attention {
     /// To be put right, or only to know.
     pub(crate) state: State,
-    /// Where on the page it is told in full.
+    /// The section of the page that tells it in full.
     pub(crate) section: &'static str,
     pub(crate) message: String,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Attention {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct DatabaseView {
-    /// From when on crons were looked for; nothing where none has ever come by.
+    /// Crons were looked for from this instant on; it is missing where no cron has ever called.
     pub(crate) missed_since: Option<DateTime<Utc>>,
     pub(crate) missed: Vec<MissedSlot>,
     pub(crate) tasks: Vec<TaskView>,
@@ -67,7 +67,7 @@ pub(crate) struct MissedSlot {
     /// The instant that a replay works for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) replay_at: Option<DateTime<Utc>>,
-    /// Why there is none.
+    /// Says why there is no replay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) no_replay: Option<String>,
 }

@@ -14,10 +14,10 @@ use super::{
 pub enum Decision {
     /// Run, once for this slot.
     Due {
-        /// What to claim.
+        /// The slot to claim.
         slot: Slot,
     },
-    /// Leave it.
+    /// The task must not run now.
     NotDue(NotDue),
 }
 
@@ -35,7 +35,7 @@ impl NotDue {
         &self.next
     }
 
-    /// For the operator: "dû le 2 de chaque mois, prochaine fois le 2 décembre 2026".
+    /// Tells the operator: "dû le 2 de chaque mois, prochaine fois le 2 décembre 2026".
     pub fn note(&self) -> String {
         let (rule, at) = (self.gate.describe_rule(self.settings), self.gate.describe_time(self.next.opens));
         format!("{rule}, prochaine fois le {at}")
@@ -47,7 +47,7 @@ impl NotDue {
 pub struct Opening {
     /// What the first cron to come by claims.
     pub slot: Slot,
-    /// From when on the task is due.
+    /// The task is due from this instant on.
     pub opens: DateTime<Utc>,
 }
 

@@ -43,7 +43,7 @@ impl Task {
     }
 }
 
-/// Hours between two syncs.
+/// The hours between two syncs.
 const PERIOD: u32 = 6;
 
 impl Gate {

@@ -19,14 +19,14 @@ pub struct Occurrence {
     pub task: Task,
     /// The slot that a cron claims.
     pub slot: Slot,
-    /// From when on the task is due.
+    /// The task is due from this instant on.
     pub opens: DateTime<Utc>,
-    /// From when on this slot is over.
+    /// The slot is over from this instant on.
     pub closes: DateTime<Utc>,
 }
 
 impl Occurrence {
-    /// Through which door a cron would have asked.
+    /// The door through which a cron would have asked.
     pub fn via(&self) -> Via {
         door(self.task)
     }
@@ -35,7 +35,7 @@ impl Occurrence {
 /// An occurrence that nobody took.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Missed {
-    /// What was missed.
+    /// The occurrence that was missed.
     pub occurrence: Occurrence,
     /// A later run has done what this one would have: nothing is lost.
     pub made_up: bool,

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// The one occurrence that a cron run claims: with the task, the primary key of `job_slots`.
 ///
-/// Of one gate, later slots are greater strings.
+/// Later slots of one gate are greater strings.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(transparent)]
 pub struct Slot(String);

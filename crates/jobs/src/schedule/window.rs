@@ -25,7 +25,7 @@ const OVERLAP: TimeDelta = TimeDelta::days(3);
 pub struct Days(NonZeroU16);
 
 impl Days {
-    /// How many.
+    /// The number of days.
     pub const fn get(self) -> u16 {
         self.0.get()
     }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::schedule::{Days, Month, Via};
 
-/// Who asked.
+/// Tells who asked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Trigger {
     /// A scheduler's `GET`: bound to gates and slots.
@@ -18,7 +18,7 @@ pub enum Trigger {
 /// One call of a route, checked.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// Path of the route.
+    /// The path of the route.
     pub route: &'static str,
     pub via: Via,
     pub trigger: Trigger,

@@ -16,7 +16,7 @@ use crate::{
     schedule::{Slot, Task},
 };
 
-/// Activities named in an answer.
+/// An answer names so many activities at most.
 const NAMED_ACTIVITIES: usize = 10;
 
 /// Due once a week for a cron, always for an operator.

@@ -21,7 +21,7 @@ pub enum TaskOutcome {
     Ran(Box<RunSummary>),
     /// What would have been planned.
     DryRun { plan: Value },
-    /// Failed as a whole.
+    /// The task failed as a whole.
     Failed(TaskError),
 }
 
@@ -73,15 +73,15 @@ pub struct RunSummary {
     pub joined: Option<String>,
     /// Its data: integrations, months.
     pub counts: Counts,
-    /// New or changed movements.
+    /// Counts new or changed movements.
     pub records: u64,
-    /// What hit items of data, counted.
+    /// Counts what hit items of data.
     pub troubles: Vec<CountedFailure>,
-    /// What hit a whole lane: one message for all its items.
+    /// Each stopped a whole lane: one message stands for all its items.
     pub blocked: Vec<Failure>,
-    /// What a part of the task could not do at all.
+    /// Each kept a part of the task from doing anything.
     pub faults: Vec<Failure>,
-    /// What somebody should know, and no error.
+    /// Somebody should know these; they are no errors.
     pub notices: Vec<Failure>,
     pub results: Vec<Box<RawValue>>,
     pub results_total: u64,
@@ -89,19 +89,19 @@ pub struct RunSummary {
     pub mails: BTreeMap<String, MailCounts>,
     /// Why a month's recap is not mailed.
     pub no_recap: Option<String>,
-    /// What planning said.
+    /// The plan, as the database described it.
     pub outline: Value,
     /// The budget was over before the queue was empty.
     pub out_of_time: bool,
 }
 
 impl RunSummary {
-    /// Items of data that ended well.
+    /// Counts the items of data that ended well.
     pub fn worked(&self) -> u64 {
         self.counts.done + self.counts.partial
     }
 
-    /// Mails that left.
+    /// Counts the mails that left.
     pub fn sent(&self) -> u64 {
         self.mails.values().map(|mails| mails.sent).sum()
     }
@@ -113,7 +113,7 @@ impl RunSummary {
         self.counts.erred + mails + (self.blocked.len() + self.faults.len()) as u64
     }
 
-    /// Items still in the queue.
+    /// Counts the items that are still in the queue.
     pub fn remaining(&self) -> u64 {
         self.counts.queued + self.mails.values().map(|mails| mails.queued).sum::<u64>()
     }

@@ -9,18 +9,18 @@ use crate::{
     queue::{LaneReport, RunReport},
 };
 
-/// What was worked on in one round, or in several, and what stood in the way.
+/// Counts what one round, or several, worked on, and names what stood in the way.
 #[derive(Debug, Default)]
 pub struct Round {
     /// The run's report, once it was asked for.
     pub(super) report: Option<RunReport>,
     pub ended: u64,
     pub failed: u64,
-    /// What hit a lane of data.
+    /// Each stopped a whole lane of data.
     pub blocked: Vec<Failure>,
-    /// What hit the mails.
+    /// It stopped the mails.
     pub post_blocked: Option<Failure>,
-    /// What could not begin.
+    /// Each kept a part of the work from beginning.
     pub faults: Vec<Failure>,
     pub out_of_time: bool,
     /// A lane was left before its end: waiting for it is of no use.

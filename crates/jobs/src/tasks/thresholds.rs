@@ -26,7 +26,7 @@ const PAGE: u32 = 20_000;
 const PAGE_BYTES: u32 = 4 * 1024 * 1024;
 /// Users whose totals have changed, checked in one go after a sync.
 const DUE_PAGE: u32 = 5_000;
-/// In a dry run's answer.
+/// The candidates that a dry run's answer names, at most.
 const MOST_CANDIDATES: usize = 100;
 
 /// After a sync: checks the users whose imported totals have changed, in the sync's own run. Without one
@@ -82,11 +82,11 @@ struct Page {
 #[derive(Deserialize)]
 struct Person {
     user_id: Uuid,
-    /// Start of activity.
+    /// The day on which their activity began.
     created: Option<NaiveDate>,
     /// Why no mail may go to them.
     reason: Option<String>,
-    /// What of their books cannot be read: then there are no years.
+    /// Says what of their books cannot be read; then there are no years.
     flaw: Option<String>,
     held: Vec<HeldStep>,
     years: Vec<YearBooks>,
@@ -116,7 +116,7 @@ struct AlertFacts<'a> {
     unknown_activities: &'a [String],
 }
 
-/// Of `jobs_plan_alerts`.
+/// The arguments of `jobs_plan_alerts`.
 #[derive(Serialize)]
 struct Arguments<'a> {
     #[serde(flatten)]
@@ -133,7 +133,7 @@ pub(super) struct Found {
     alerts: usize,
     /// Users whose books cannot be read, by what is wrong with them.
     left_out: BTreeMap<String, u64>,
-    /// Who would have got an alert, and why not.
+    /// Counts who would have got an alert, by the reason why they do not.
     skipped: BTreeMap<String, u64>,
     unknown_activities: BTreeMap<String, u64>,
     pub(super) candidates: Vec<Value>,

@@ -38,9 +38,9 @@ impl Refused {
 
 /// An action that was started.
 pub(super) struct Started {
-    /// For the page: one of [`NOTICES`].
+    /// The word by which the page finds its text in [`NOTICES`].
     pub(super) notice: &'static str,
-    /// For callers.
+    /// The answer to a caller.
     pub(super) fields: Fields,
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Bar {
 }
 
 impl Bar {
-    /// Under the bar.
+    /// The number that stands under the bar.
     pub(super) fn label(&self) -> u32 {
         self.day.day()
     }

@@ -5,24 +5,25 @@
 
 mod action;
 mod chart;
+mod form;
 mod page;
 mod session;
+mod sign_in;
 
 use chrono::{DateTime, Utc};
 use http_body_util::BodyExt;
 use reqwest::header::{self, HeaderMap, HeaderName};
-use serde::Deserialize;
-use serde_json::json;
 use tokio::time::Instant;
-use uuid::Uuid;
 use vercel_runtime::{AppState, Error};
 
 use self::{
     action::{Action, NOTICES},
+    form::Form,
     page::Viewer,
     session::{Keys, Session},
+    sign_in::sign_in,
 };
-use super::{answer::Answer, app::App, body, request};
+use super::{answer::Answer, app::App, request};
 use crate::{
     crypto::secret,
     deadline::Deadline,
@@ -32,15 +33,7 @@ use crate::{
         view::{Status, slot_days},
     },
     routes::Route,
-    words,
 };
-
-/// Tries with a wrong secret, of all callers together …
-const MOST_TRIES: u32 = 10;
-/// … in this long.
-const TRIES_SECONDS: u32 = 15 * 60;
-/// Our forms are small.
-const LARGEST_FORM: usize = 4 * 1024;
 
 /// A request, as far as it matters here.
 pub(super) struct PageRequest<'a> {
@@ -79,7 +72,7 @@ impl PageRequest<'_> {
     }
 }
 
-/// Who asks.
+/// Tells who asks.
 enum Caller {
     Bearer,
     Browser(Session),
@@ -191,68 +184,6 @@ fn notice(request: &PageRequest) -> Result<Option<&'static str>, String> {
         };
     }
     Ok(notice)
-}
-
-/// A form's fields.
-struct Form(Vec<(String, String)>);
-
-impl Form {
-    async fn read<B>(body: B) -> Option<Self>
-    where
-        B: BodyExt,
-        B::Error: Into<Error>,
-    {
-        let bytes = body::read(body, LARGEST_FORM).await?;
-        Some(Self(form_urlencoded::parse(&bytes).into_owned().collect()))
-    }
-
-    fn value(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
-}
-
-#[derive(Deserialize)]
-struct Try {
-    allowed: bool,
-    retry_after: Option<u64>,
-}
-
-/// The secret from the form: counted before it is looked at, however many come at once.
-async fn sign_in(app: &App, keys: Option<&Keys>, given: &str, now: DateTime<Utc>, begun: Instant) -> Answer {
-    let broken = || {
-        page::sign_in(
-            503,
-            Some(
-                "Les essais ne peuvent pas être comptés, car la base de données ne répond pas comme attendu. Demandez cette page avec l’en-tête Authorization : elle dit ce qui manque.",
-            ),
-        )
-    };
-    let Ok(context) = app.context(now, begun) else { return broken() };
-    let id = Uuid::new_v4();
-    let arguments = json!({"p_try": id, "p_most": MOST_TRIES, "p_seconds": TRIES_SECONDS});
-    let counted: Try = match context.supabase.rpc("jobs_sign_in", &arguments, &context.deadline).await {
-        Ok(counted) => counted,
-        Err(_) => return broken(),
-    };
-    if !counted.allowed {
-        let seconds = counted.retry_after.unwrap_or(TRIES_SECONDS.into());
-        let message = format!(
-            "Trop d’essais. Réessayez dans {}, ou demandez cette page avec l’en-tête Authorization.",
-            words::counted(seconds.div_ceil(60), "minute", "minutes")
-        );
-        return page::sign_in(429, Some(&message)).with_header("retry-after", seconds.to_string());
-    }
-    if !secret::matches(app.config.cron_secret.as_ref(), given.trim()) {
-        tracing::warn!("a wrong secret was typed into the sign-in form");
-        return page::sign_in(401, Some("Ce n’est pas le bon secret."));
-    }
-    // Where this fails, the right secret has used up one try.
-    let _: Result<(), _> =
-        context.supabase.rpc("jobs_signed_in", &json!({"p_try": id}), &context.deadline).await;
-    match keys.and_then(|keys| keys.open(now)) {
-        Some(session) => Answer::see_other(Route::Status.path()).with_header("set-cookie", session.cookie()),
-        None => page::sign_in(500, Some("La session n’a pas pu être ouverte.")),
-    }
 }
 
 /// Does what a form or a caller asks for.
