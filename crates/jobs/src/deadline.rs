@@ -1,4 +1,4 @@
-//! How long one invocation may still work.
+//! Measures how long one invocation may still work.
 //!
 //! A function lives 300 seconds. New work starts until second 270 and no request outlives second 290:
 //! the rest is for the last settle and the answer. The instants are given by the
@@ -70,7 +70,7 @@ impl Deadline {
         Self { new_work_until: new_work_until.min(requests_until), requests_until }
     }
 
-    /// The same, with requests ending this much earlier: for work whose end is still to be written down.
+    /// Returns a deadline whose requests end this much earlier, for work whose outcome has to be stored afterwards.
     #[must_use]
     pub fn reserving(self, span: Duration) -> Self {
         let requests_until = self.requests_until.checked_sub(span).unwrap_or(self.requests_until);
@@ -82,7 +82,7 @@ impl Deadline {
         Instant::now() < self.new_work_until
     }
 
-    /// What is left for requests; zero when it is over.
+    /// The time left for requests; zero when it is over.
     pub fn remaining(&self) -> Duration {
         self.requests_until.saturating_duration_since(Instant::now())
     }

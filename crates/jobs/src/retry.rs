@@ -1,4 +1,4 @@
-//! Retrying as a policy: who asks says *what* may be repeated by classifying its error once
+//! Retries by policy: the caller says *what* may be repeated by classifying its error once
 //! ([`Retryable`]); the policy says how often and how far apart. No caller writes a loop.
 //!
 //! A provider's `Retry-After` is obeyed or the call is given up: never answered by asking earlier. A pause
@@ -25,7 +25,7 @@ pub trait Retryable {
     fn retry(&self) -> RetryDecision;
 }
 
-/// How often, and how far apart.
+/// How often a request is retried, and how far apart.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RetryPolicy {
     /// Retries after the first try.

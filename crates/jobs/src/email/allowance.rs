@@ -7,17 +7,17 @@ use resend_rs::types::Usage;
 
 use crate::{failure::Failure, schedule::paris};
 
-/// Between two requests, until the service has said more: what its strictest page says.
+/// The interval between two requests until the service has told its limit; the strictest that it documents.
 pub(super) const UNSAID_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the account may still send, and how fast.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Allowance {
-    /// Mails left of the tighter quota; `None`: no limit.
+    /// How many mails the tighter quota has left; `None` means no limit.
     pub(super) left: Option<u64>,
-    /// Which quota that is, and when it begins anew.
+    /// Which quota that is, and when it is renewed.
     pub(super) quota: Option<(Quota, Option<DateTime<Utc>>)>,
-    /// Between two requests.
+    /// The interval between two requests.
     pub(super) interval: Duration,
 }
 
@@ -47,18 +47,18 @@ impl Allowance {
         }
     }
 
-    /// Where the service does not tell, for not every key may ask.
+    /// Assumes that `left` mails are left, for a key that may not ask.
     pub(super) fn guessed(left: u64) -> Self {
         Self { left: Some(left), quota: None, interval: UNSAID_INTERVAL }
     }
 
-    /// What an operator reads when nothing is left.
+    /// The failure that an operator reads when nothing is left.
     pub(super) fn exhausted(&self) -> Failure {
         exhausted(self.quota)
     }
 }
 
-/// What an operator reads when a quota is used up, `None` where nobody says which.
+/// The failure that an operator reads when a quota is used up; `None` if it is not known which.
 fn exhausted(quota: Option<(Quota, Option<DateTime<Utc>>)>) -> Failure {
     let (code, name) = match quota {
         Some((Quota::Daily, _)) => ("daily_quota", "Le quota quotidien"),

@@ -12,14 +12,14 @@ use super::sender::Sender;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Domain {
     Verified,
-    /// It is there; the service's word for its state.
+    /// The service knows the domain, in this state.
     NotVerified(String),
-    /// The account has other domains only.
+    /// The account does not have this domain.
     Missing,
-    /// A key that may only send: nothing can be known, and that is no fault.
+    /// The key may only send, so the state cannot be asked; that is no fault.
     NotTold,
     KeyRefused,
-    /// No answer, or none of the service's.
+    /// No answer came, or another service answered.
     Unreachable,
 }
 
@@ -37,7 +37,7 @@ struct Known {
 }
 
 impl Sender {
-    /// Asks once, and not for long.
+    /// Asks once, for at most `timeout`.
     pub(super) async fn domain(&self, timeout: Duration) -> Domain {
         let resend = self.resend();
         // Not as the crate's own type, which knows the regions and states of today only.

@@ -17,38 +17,39 @@ use crate::{
 /// How long a claimed mail stays invisible to others; extended before each further request.
 const VISIBILITY_SECONDS: u32 = 60;
 
-/// A mail as claimed.
+/// A mail that this claim holds.
 #[derive(Debug, Deserialize)]
 pub(super) struct Claimed {
     pub(super) delivery_id: i64,
     pub(super) kind: MailKind,
-    /// Also of a user that is gone since: the links of a sealed mail do not change. `None`: the operator.
+    /// The recipient, kept even if the account is deleted since: the links of a sealed mail do not change. `None`: the
+    /// operator.
     pub(super) user_id: Option<Uuid>,
-    /// Set: sealed by an earlier claim, which is gone; its request may have been accepted.
+    /// Set if an earlier claim, which is lost, has sealed the mail; its request may have been accepted.
     pub(super) batch_id: Option<Uuid>,
-    /// Of the mail as it was rendered then.
+    /// The digest of the mail as it was rendered then.
     pub(super) digest: Option<String>,
     pub(super) address: Option<String>,
     pub(super) facts: Value,
     pub(super) attempts: u32,
-    /// Why it is not wanted any more.
+    /// Why the mail is not wanted any more.
     pub(super) reason: Option<String>,
     pub(super) expired: bool,
-    /// Since it was sealed.
+    /// How long ago it was sealed.
     pub(super) age_seconds: Option<u64>,
 }
 
-/// What a claim brings.
+/// The result of a claim.
 pub(super) enum Claim {
     /// Nothing is waiting.
     Empty,
-    /// Only messages of mails that are gone: ask again.
+    /// The messages seen belong to mails that no longer exist; claim again.
     Again,
-    /// Fresh mails of one kind, or one sealed batch as a whole.
+    /// It holds fresh mails of one kind, or one sealed batch as a whole.
     Mails { id: Uuid, mails: Vec<Claimed> },
 }
 
-/// What is written down of a mail.
+/// The outcome that is stored for a mail.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Outcome {
     pub(super) delivery_id: i64,
@@ -61,17 +62,17 @@ pub(super) struct Outcome {
     pub(super) provider_id: Option<String>,
 }
 
-/// As in `email_deliveries.status`.
+/// A value of `email_deliveries.status`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Status {
     Sent,
-    /// Not wanted any more.
+    /// It is not wanted any more.
     Skipped,
     Expired,
-    /// The service will not take it.
+    /// The service refuses it.
     Refused,
-    /// We cannot write it.
+    /// It cannot be rendered.
     Failed,
     /// It is unknown whether it was sent.
     Unknown,
@@ -105,7 +106,7 @@ pub(super) struct Sealed<'a> {
 #[derive(Clone)]
 pub(super) struct Outbox {
     supabase: Supabase,
-    /// `null` where the prices are not configured: then plans are not looked at again.
+    /// `null` if the prices are not configured: then a user's plan is not checked again.
     prices: Value,
     /// The instant of the invocation.
     now: DateTime<Utc>,
@@ -116,7 +117,7 @@ impl Outbox {
         Self { supabase, prices, now }
     }
 
-    /// Claims mails of the most urgent kind that waits.
+    /// Claims mails of the most urgent kind of which any wait.
     pub(super) async fn claim(&self, limit: usize, deadline: &Deadline) -> Result<Claim, SupabaseError> {
         #[derive(Deserialize)]
         struct Answer {
@@ -135,7 +136,7 @@ impl Outbox {
         })
     }
 
-    /// Seals a batch; answers who is in it.
+    /// Seals a batch and returns the mails that are in it.
     pub(super) async fn seal(
         &self,
         claim: Uuid,
@@ -151,7 +152,7 @@ impl Outbox {
         self.supabase.rpc("mail_seal", &arguments, deadline).await
     }
 
-    /// Keeps mails for another while; whether all of them are still ours.
+    /// Extends the visibility timeout of mails and returns whether this claim still holds all of them.
     pub(super) async fn extend(
         &self,
         claim: Uuid,
@@ -172,7 +173,8 @@ impl Outbox {
         self.supabase.rpc("mail_settle", &arguments, deadline).await
     }
 
-    /// Gives mails back: an attempt where there is a failure. `release`: their batch was not accepted.
+    /// Gives mails back, which counts an attempt if there is a failure. `release` names their batch if it was not
+    /// accepted.
     pub(super) async fn give_back(
         &self,
         claim: Uuid,
@@ -189,7 +191,7 @@ impl Outbox {
         self.supabase.rpc("mail_give_back", &arguments, deadline).await
     }
 
-    /// Splits a refused batch; whether it is still ours.
+    /// Splits a refused batch and returns whether this claim still holds it.
     pub(super) async fn split(
         &self,
         claim: Uuid,

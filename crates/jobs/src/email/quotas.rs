@@ -1,4 +1,4 @@
-//! One account of what the mail service still takes, for everything that this process sends.
+//! Keeps account of what the mail service still accepts, for everything that this process sends.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use tokio::{sync::Mutex, time::Instant};
 
 use super::allowance::{Allowance, UNSAID_INTERVAL};
 
-/// How long what the service says of its quotas is believed: others send on the same account.
-const BELIEVED: Duration = Duration::from_mins(1);
+/// An answer about the quotas is valid this long, since others send on the same account.
+const VALID_FOR: Duration = Duration::from_mins(1);
 
 /// Shared by all drains of a process.
 #[derive(Default)]
@@ -20,20 +20,20 @@ struct State {
 }
 
 impl Quotas {
-    /// Between two requests.
+    /// The interval between two requests.
     pub(super) async fn interval(&self) -> Duration {
         self.0.lock().await.allowance.as_ref().map_or(UNSAID_INTERVAL, |(_, allowance)| allowance.interval)
     }
 
-    /// What the service has said lately.
+    /// What the service has answered lately.
     pub(super) async fn allowance(&self) -> Option<Allowance> {
-        self.0.lock().await.believed().cloned()
+        self.0.lock().await.valid().cloned()
     }
 
-    /// Whether the service is to be asked: at most once in a while, for not every key may ask.
+    /// Whether to ask the service, which is done at most once in a while because not every key may ask.
     pub(super) async fn asks(&self) -> bool {
         let mut state = self.0.lock().await;
-        let lately = state.asked.is_some_and(|asked| asked.elapsed() < BELIEVED);
+        let lately = state.asked.is_some_and(|asked| asked.elapsed() < VALID_FOR);
         if !lately {
             state.asked = Some(Instant::now());
         }
@@ -44,26 +44,26 @@ impl Quotas {
         self.0.lock().await.allowance = Some((Instant::now(), allowance));
     }
 
-    /// Takes up to `wanted` mails off the quota; answers how many there were.
+    /// Takes up to `wanted` mails off the quota and returns how many it allowed.
     pub(super) async fn take(&self, wanted: usize) -> usize {
         let mut state = self.0.lock().await;
-        let Some(Allowance { left: Some(left), .. }) = state.believed() else { return wanted };
+        let Some(Allowance { left: Some(left), .. }) = state.valid() else { return wanted };
         let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(wanted);
         *left -= taken as u64;
         taken
     }
 
-    /// Gives back what was taken and not used.
+    /// Returns to the quota what was taken and not used.
     pub(super) async fn put_back(&self, unused: usize) {
-        if let Some(Allowance { left: Some(left), .. }) = self.0.lock().await.believed() {
+        if let Some(Allowance { left: Some(left), .. }) = self.0.lock().await.valid() {
             *left += unused as u64;
         }
     }
 }
 
 impl State {
-    fn believed(&mut self) -> Option<&mut Allowance> {
-        let (_, allowance) = self.allowance.as_mut().filter(|(said, _)| said.elapsed() < BELIEVED)?;
+    fn valid(&mut self) -> Option<&mut Allowance> {
+        let (_, allowance) = self.allowance.as_mut().filter(|(said, _)| said.elapsed() < VALID_FOR)?;
         Some(allowance)
     }
 }
@@ -84,11 +84,11 @@ mod tests {
         assert_eq!((quotas.take(100).await, quotas.take(100).await, quotas.take(100).await), (100, 30, 0));
         quotas.put_back(10).await;
         assert_eq!(quotas.take(100).await, 10);
-        tokio::time::advance(BELIEVED).await;
-        assert_eq!(quotas.allowance().await, None, "not believed for ever");
+        tokio::time::advance(VALID_FOR).await;
+        assert_eq!(quotas.allowance().await, None, "not valid for ever");
         assert_eq!(quotas.take(100).await, 100, "what was left then keeps nothing back");
         assert_eq!((quotas.asks().await, quotas.asks().await), (true, false));
-        tokio::time::advance(BELIEVED).await;
+        tokio::time::advance(VALID_FOR).await;
         assert!(quotas.asks().await);
     }
 }

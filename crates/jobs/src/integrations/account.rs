@@ -1,4 +1,4 @@
-//! Whose money is it? Tokens, their renewal, and the proof that a token opens the account the row names.
+//! Renews tokens and proves that a token opens the account that its row names.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::SecretString;
@@ -21,7 +21,7 @@ const FRESH: TimeDelta = TimeDelta::minutes(10);
 /// Longer than a renewal with its retries.
 const REFRESH_LEASE_SECONDS: u32 = 60;
 
-/// A proven account and how to read it.
+/// A proven account, and what it is read with.
 pub(super) enum Access {
     /// Read with our platform key on behalf of the account.
     Stripe { account: StripeAccountId },
@@ -38,7 +38,7 @@ impl Access {
     }
 }
 
-/// That a token opens an account, as its provider has just said; to be noted before anything of it is stored.
+/// The provider's proof that a token opens an account. It is stored before any movement of the account.
 pub(super) struct Proof(Value);
 
 /// Proves the integration's account, unless exactly this token was proven before. `integration` takes over a
@@ -103,7 +103,7 @@ async fn open_shopify(
     if integration.proven_account.as_deref() != Some(shop.as_str()) {
         // A shop's token works at that shop only: being let in there is the proof.
         match clients.shopify.shop(&shop, &token, deadline).await {
-            // Nobody told us when this token expires; it has.
+            // The token's expiry was unknown, and it has expired.
             Err(error) if is_rejected_token(&error) && integration.refresh_token.is_some() => {
                 refresh(clients, integration, &shop, now, deadline).await?;
                 token = clients.token_key.decrypt(&integration.access_token)?;

@@ -58,7 +58,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Nothing is sent yet.
+    /// Creates the clients; nothing is sent yet.
     pub fn new(http: &reqwest::Client, supabase: Supabase, config: &IntegrationsConfig) -> Self {
         let pacer = Pacer::new(config.stripe_per_second, supabase.clone());
         Self {

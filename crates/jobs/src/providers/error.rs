@@ -1,4 +1,4 @@
-//! What can go wrong with a provider, classified once.
+//! Classifies what can go wrong with a provider, once.
 //!
 //! The kind says who acts: the user reconnects, the item is given up, the item waits, the operator repairs our
 //! own key, or the next invocation goes on. No error carries a token, a URL or a body; Stripe's and Shopify's
@@ -23,7 +23,7 @@ pub enum Provider {
 }
 
 impl Provider {
-    /// As in the column `provider`.
+    /// The value of the column `provider`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stripe => "stripe",
@@ -31,7 +31,7 @@ impl Provider {
         }
     }
 
-    /// As its users write it.
+    /// The name that its users know.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stripe => "Stripe",
@@ -51,7 +51,7 @@ pub enum ReconnectReason {
     RefreshRejected,
 }
 
-/// Why an item is given up. Trying again changes nothing until somebody acts.
+/// Why an item is given up: trying again changes nothing until a person acts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RefusedReason {
     /// The shop is frozen or closed by Shopify.
@@ -60,7 +60,7 @@ pub enum RefusedReason {
     MissingScope,
     /// No such shop or account (any more), or it has moved.
     Unknown,
-    /// The request was understood and refused: ours is wrong.
+    /// The provider understood our request and refused it: the request is wrong.
     BadRequest,
     /// A search term was dropped, so the rows would be unfiltered.
     SearchIgnored,
@@ -72,12 +72,12 @@ pub enum RefusedReason {
     InvalidAnswer(&'static str),
 }
 
-/// What passes by itself.
+/// Why a request failed for a while.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TransientCause {
-    /// No complete answer.
+    /// No complete answer came.
     Network(NetworkError),
-    /// Too many requests; no fault of the item.
+    /// We made too many requests, which is not the item's fault.
     RateLimited,
     /// Another request holds a lock on the object (409).
     Locked,
@@ -88,9 +88,9 @@ pub enum TransientCause {
 /// A failure that passes by itself, and when to come back.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Transient {
-    /// What it was.
+    /// Its cause.
     pub cause: TransientCause,
-    /// Not before this long, when the provider says so (at most an hour).
+    /// The wait that the provider asks for, at most an hour.
     pub retry_after: Option<Duration>,
     /// `false`: the provider asks not to repeat the request now (`Stripe-Should-Retry: false`).
     pub retry_now: bool,
@@ -114,7 +114,7 @@ pub enum ErrorKind {
 /// A provider's failure. `Display` is for logs, [`user_message`](Self::user_message) for people.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ProviderError {
-    /// Whose.
+    /// The provider that failed.
     pub provider: Provider,
     /// Who has to act.
     pub kind: ErrorKind,
@@ -179,7 +179,7 @@ impl ProviderError {
         }
     }
 
-    /// In French, for `last_error`, answers and logs of a run; harmless to show to anybody.
+    /// The message in French for `last_error`, answers and a run's log; it is safe to show to everybody.
     pub fn user_message(&self) -> String {
         let name = self.provider.name();
         match self.kind {
@@ -240,7 +240,7 @@ impl ProviderError {
         }
     }
 
-    /// When the provider wants the item back, if it said so.
+    /// How long the provider asks to wait, if it does.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
             ErrorKind::Transient(transient) => transient.retry_after,

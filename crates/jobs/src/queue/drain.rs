@@ -70,7 +70,7 @@ pub trait Worker: Send + Sync + 'static {
 #[derive(Clone, Debug, Default)]
 pub struct LaneReport {
     pub settled: u64,
-    /// Of the settled ones, those that ended as an error.
+    /// How many of the settled items ended as an error.
     pub failed: u64,
     pub given_back: u64,
     /// Why items were given back without an attempt.
