@@ -245,7 +245,11 @@ mod tests {
             let (asked, page) = (tenders.orders_to_ask(), tenders.settle(after.as_deref(), &Orders::default()));
             let Ok(page) = page else { return Ok(()) };
             prop_assert!(asked.is_ok());
-            let nodes = data["tenderTransactions"]["nodes"].as_array().unwrap();
+            // serde reads a list as an object's fields, in order; what stands there instead of the page holds no tender.
+            let Some(nodes) = data["tenderTransactions"]["nodes"].as_array() else {
+                prop_assert!(page.movements.is_empty());
+                return Ok(());
+            };
             let real = nodes.iter().filter(|node| node["test"] == false);
             let (dated, undated): (Vec<_>, Vec<_>) = real.partition(|node| node["processedAt"].is_string());
             let ids: std::collections::BTreeSet<_> = dated.iter().map(|node| node["id"].as_str().unwrap()).collect();
