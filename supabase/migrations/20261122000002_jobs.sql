@@ -137,6 +137,7 @@ create table jobs.job_items (
     result jsonb not null default '{}',
     error jsonb,                                 -- {code, message} of the last failure
     created_at timestamptz not null default clock_timestamp(),
+    waiting_since timestamptz not null default clock_timestamp(), -- since when its subject waits, however often it was planned anew
     settled_at timestamptz,
     unique (run_id, kind, subject)
 );
@@ -157,14 +158,15 @@ begin
     using clock_timestamp(), p_version, p_run_id, p_kind, p_items;
 end $$;
 
--- Sends one message for each queued item of a run: the end of every plan, in its transaction.
+-- Sends one message for each queued item of a run, whoever has waited longest first: the end of every plan, in its
+-- transaction.
 create function jobs.send_items(p_run_id uuid) returns void
 language plpgsql set search_path = '' as $$
 declare
     batch record;
 begin
     for batch in
-        select lane, kind, version, array_agg(item_id order by item_id) as items
+        select lane, kind, version, array_agg(item_id order by waiting_since, item_id) as items
         from jobs.job_items where run_id = p_run_id and status = 'queued'
         group by lane, kind, version
     loop
@@ -468,7 +470,7 @@ language sql stable security definer set search_path = '' set statement_timeout 
     select coalesce(jsonb_object_agg(lane, jsonb_build_object(
         'queued', queued, 'in_flight', in_flight, 'oldest', oldest)), '{}')
     from (select lane, count(*) as queued, count(*) filter (where leased_until > clock_timestamp()) as in_flight,
-            min(created_at) as oldest
+            min(waiting_since) as oldest
         from jobs.job_items where status = 'queued' group by lane) l;
 $$;
 
@@ -809,7 +811,7 @@ $$;
 
 -- Plans one item for each due integration (p_kind sync_integration) or for each user who has one (sync_month).
 -- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far
--- back, accounts for what they had stored, and goes on counting their attempts.
+-- back, accounts for what they had stored, goes on counting their attempts, and has waited as long as they have.
 -- (Their messages go with them, but for those that a claim is reading just now: it finds no item behind them.)
 -- With p_dry_run nothing is written.
 --
@@ -867,14 +869,17 @@ begin
     with c as materialized (
         select * from jobs.sync_candidates(p_user_id, p_as_of)
     ), planned as (
-        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress, created_at)
+        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress, created_at,
+            waiting_since)
         select p_run_id, d.lane, p_kind, d.subject, d.user_id, coalesce(t.payload, p_payload),
-            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}'), p_now
+            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}'), p_now, least(w.since, p_now)
         from (select distinct c.user_id,
                   case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject,
                   case p_kind when 'sync_month' then 'months' else c.provider end as lane
               from c where c.reason is null) d
         left join jobs.inherited_progress(likely, p_payload, p_as_of) t using (subject)
+        left join (select i.subject, min(i.waiting_since) as since from jobs.job_items i
+            where i.item_id = any (likely) group by 1) w using (subject)
         order by d.user_id, d.subject     -- as the index of all users' items has them: its pages are met once
         returning 1
     )
@@ -1477,9 +1482,9 @@ declare
 begin
     for batch in
         with items as (
-            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at)
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
             select d.run_id, jobs.lane_of_mail(d.kind), d.kind, md5(d.dedupe_key)::uuid, d.user_id,
-                jsonb_build_object('delivery_id', d.delivery_id), p_now
+                jsonb_build_object('delivery_id', d.delivery_id), p_now, p_now
             from jobs.email_deliveries d
             where d.run_id = p_run_id and d.status = 'planned' and (p_user_id is null or d.user_id = p_user_id)
             on conflict (run_id, kind, subject) do nothing
@@ -2642,7 +2647,7 @@ create function jobs.status_queue(p_failed_since timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with waiting as (
         select i.lane, count(*) as waiting, count(*) filter (where i.leased_until > clock_timestamp()) as in_flight,
-            count(*) filter (where i.error is not null) as put_off, min(i.created_at) as oldest
+            count(*) filter (where i.error is not null) as put_off, min(i.waiting_since) as oldest
         from jobs.job_items i where i.status = 'queued' group by 1
     ), failed as (
         select f.lane, count(*) filter (where f.mail is distinct from 'unknown') as failed,
@@ -2715,10 +2720,23 @@ language sql stable set search_path = '' as $$
             group by 2) r));
 $$;
 
+-- Users whose books the last check of thresholds could not read, the first p_limit by name.
+--   {total, users: [{user_id, address, flaw, since}]}
+create function jobs.status_unreadable(p_limit integer) returns jsonb
+language sql stable set search_path = '' as $$
+    select jsonb_build_object(
+        'total', (select count(*) from jobs.unreadable_books),
+        'users', (select coalesce(jsonb_agg(jsonb_build_object('user_id', b.user_id,
+                'address', jobs.mask_address(u.email), 'flaw', b.flaw, 'since', b.since) order by b.since, b.user_id), '[]')
+            from (select * from jobs.unreadable_books order by since, user_id limit p_limit) b
+            join auth.users u on u.id = b.user_id));
+$$;
+
 -- Everything that the status page shows. Changes nothing.
 -- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since; for
 -- p_failed_since and p_late_before see status_queue and status_integrations.
---   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations}
+--   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations,
+--    unreadable}
 create function public.jobs_status(
     p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz,
     p_failed_since timestamptz, p_late_before timestamptz, p_now timestamptz
@@ -2736,7 +2754,8 @@ begin
         'runs', jobs.status_runs(p_tasks, p_runs, p_now),
         'queue', jobs.status_queue(p_failed_since),
         'mails', jobs.status_mails(p_days, p_now),
-        'integrations', jobs.status_integrations(p_broken, p_late_before, p_now));
+        'integrations', jobs.status_integrations(p_broken, p_late_before, p_now),
+        'unreadable', jobs.status_unreadable(p_broken));
 end $$;
 
 -- What an operator has done again.
@@ -2803,10 +2822,10 @@ begin
         if cardinality(again) > 0 and jobs.open_run(p_run_id,
                 case p_lane when 'months' then 'monthly_sync' else 'sync_integrations' end, null, 'manual', p_route,
                 p_now, jsonb_build_object('retry', p_lane), p_now) ->> 'state' = 'planned' then
-            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at)
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
             select distinct on (i.kind, i.subject) p_run_id, i.lane, i.kind, i.subject, i.user_id,
                 -- An old month's recap is no news any more.
-                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end, p_now
+                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end, p_now, p_now
             from jobs.job_items i where i.item_id = any (again)
             order by i.kind, i.subject, i.item_id desc;
             get diagnostics planned = row_count;
@@ -2851,9 +2870,10 @@ begin
             from jobs.job_items i where i.status = 'failed' and i.settled_at > since
             group by 1, 2 order by 4 desc limit 20) f),
         'stuck', (select coalesce(jsonb_agg(q order by q.oldest), '[]') from (
-            select i.lane, count(*) as count, min(i.created_at) as oldest
-            from jobs.job_items i where i.status = 'queued' and i.created_at < p_stuck_before
+            select i.lane, count(*) as count, min(i.waiting_since) as oldest
+            from jobs.job_items i where i.status = 'queued' and i.waiting_since < p_stuck_before
             group by 1) q),
+        'unreadable', (select count(*) from jobs.unreadable_books b where b.since > jobs_troubles.since),
         'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
             select l.metadata ->> 'route' as route, min(l.error_message) as message, count(*) as count
             from public.sync_logs l

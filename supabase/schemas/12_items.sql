@@ -42,6 +42,7 @@ create table jobs.job_items (
     result jsonb not null default '{}',
     error jsonb,                                 -- {code, message} of the last failure
     created_at timestamptz not null default clock_timestamp(),
+    waiting_since timestamptz not null default clock_timestamp(), -- since when its subject waits, however often it was planned anew
     settled_at timestamptz,
     unique (run_id, kind, subject)
 );
@@ -62,14 +63,15 @@ begin
     using clock_timestamp(), p_version, p_run_id, p_kind, p_items;
 end $$;
 
--- Sends one message for each queued item of a run: the end of every plan, in its transaction.
+-- Sends one message for each queued item of a run, whoever has waited longest first: the end of every plan, in its
+-- transaction.
 create function jobs.send_items(p_run_id uuid) returns void
 language plpgsql set search_path = '' as $$
 declare
     batch record;
 begin
     for batch in
-        select lane, kind, version, array_agg(item_id order by item_id) as items
+        select lane, kind, version, array_agg(item_id order by waiting_since, item_id) as items
         from jobs.job_items where run_id = p_run_id and status = 'queued'
         group by lane, kind, version
     loop

@@ -114,7 +114,7 @@ language sql stable security definer set search_path = '' set statement_timeout 
     select coalesce(jsonb_object_agg(lane, jsonb_build_object(
         'queued', queued, 'in_flight', in_flight, 'oldest', oldest)), '{}')
     from (select lane, count(*) as queued, count(*) filter (where leased_until > clock_timestamp()) as in_flight,
-            min(created_at) as oldest
+            min(waiting_since) as oldest
         from jobs.job_items where status = 'queued' group by lane) l;
 $$;
 

@@ -54,7 +54,7 @@ $$;
 
 -- Plans one item for each due integration (p_kind sync_integration) or for each user who has one (sync_month).
 -- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far
--- back, accounts for what they had stored, and goes on counting their attempts.
+-- back, accounts for what they had stored, goes on counting their attempts, and has waited as long as they have.
 -- (Their messages go with them, but for those that a claim is reading just now: it finds no item behind them.)
 -- With p_dry_run nothing is written.
 --
@@ -112,14 +112,17 @@ begin
     with c as materialized (
         select * from jobs.sync_candidates(p_user_id, p_as_of)
     ), planned as (
-        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress, created_at)
+        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress, created_at,
+            waiting_since)
         select p_run_id, d.lane, p_kind, d.subject, d.user_id, coalesce(t.payload, p_payload),
-            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}'), p_now
+            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}'), p_now, least(w.since, p_now)
         from (select distinct c.user_id,
                   case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject,
                   case p_kind when 'sync_month' then 'months' else c.provider end as lane
               from c where c.reason is null) d
         left join jobs.inherited_progress(likely, p_payload, p_as_of) t using (subject)
+        left join (select i.subject, min(i.waiting_since) as since from jobs.job_items i
+            where i.item_id = any (likely) group by 1) w using (subject)
         order by d.user_id, d.subject     -- as the index of all users' items has them: its pages are met once
         returning 1
     )

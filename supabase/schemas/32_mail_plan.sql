@@ -62,9 +62,9 @@ declare
 begin
     for batch in
         with items as (
-            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at)
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
             select d.run_id, jobs.lane_of_mail(d.kind), d.kind, md5(d.dedupe_key)::uuid, d.user_id,
-                jsonb_build_object('delivery_id', d.delivery_id), p_now
+                jsonb_build_object('delivery_id', d.delivery_id), p_now, p_now
             from jobs.email_deliveries d
             where d.run_id = p_run_id and d.status = 'planned' and (p_user_id is null or d.user_id = p_user_id)
             on conflict (run_id, kind, subject) do nothing

@@ -104,7 +104,7 @@ create function jobs.status_queue(p_failed_since timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with waiting as (
         select i.lane, count(*) as waiting, count(*) filter (where i.leased_until > clock_timestamp()) as in_flight,
-            count(*) filter (where i.error is not null) as put_off, min(i.created_at) as oldest
+            count(*) filter (where i.error is not null) as put_off, min(i.waiting_since) as oldest
         from jobs.job_items i where i.status = 'queued' group by 1
     ), failed as (
         select f.lane, count(*) filter (where f.mail is distinct from 'unknown') as failed,
@@ -177,10 +177,23 @@ language sql stable set search_path = '' as $$
             group by 2) r));
 $$;
 
+-- Users whose books the last check of thresholds could not read, the first p_limit by name.
+--   {total, users: [{user_id, address, flaw, since}]}
+create function jobs.status_unreadable(p_limit integer) returns jsonb
+language sql stable set search_path = '' as $$
+    select jsonb_build_object(
+        'total', (select count(*) from jobs.unreadable_books),
+        'users', (select coalesce(jsonb_agg(jsonb_build_object('user_id', b.user_id,
+                'address', jobs.mask_address(u.email), 'flaw', b.flaw, 'since', b.since) order by b.since, b.user_id), '[]')
+            from (select * from jobs.unreadable_books order by since, user_id limit p_limit) b
+            join auth.users u on u.id = b.user_id));
+$$;
+
 -- Everything that the status page shows. Changes nothing.
 -- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since; for
 -- p_failed_since and p_late_before see status_queue and status_integrations.
---   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations}
+--   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations,
+--    unreadable}
 create function public.jobs_status(
     p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz,
     p_failed_since timestamptz, p_late_before timestamptz, p_now timestamptz
@@ -198,5 +211,6 @@ begin
         'runs', jobs.status_runs(p_tasks, p_runs, p_now),
         'queue', jobs.status_queue(p_failed_since),
         'mails', jobs.status_mails(p_days, p_now),
-        'integrations', jobs.status_integrations(p_broken, p_late_before, p_now));
+        'integrations', jobs.status_integrations(p_broken, p_late_before, p_now),
+        'unreadable', jobs.status_unreadable(p_broken));
 end $$;

@@ -62,10 +62,10 @@ begin
         if cardinality(again) > 0 and jobs.open_run(p_run_id,
                 case p_lane when 'months' then 'monthly_sync' else 'sync_integrations' end, null, 'manual', p_route,
                 p_now, jsonb_build_object('retry', p_lane), p_now) ->> 'state' = 'planned' then
-            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at)
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
             select distinct on (i.kind, i.subject) p_run_id, i.lane, i.kind, i.subject, i.user_id,
                 -- An old month's recap is no news any more.
-                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end, p_now
+                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end, p_now, p_now
             from jobs.job_items i where i.item_id = any (again)
             order by i.kind, i.subject, i.item_id desc;
             get diagnostics planned = row_count;

@@ -22,9 +22,10 @@ begin
             from jobs.job_items i where i.status = 'failed' and i.settled_at > since
             group by 1, 2 order by 4 desc limit 20) f),
         'stuck', (select coalesce(jsonb_agg(q order by q.oldest), '[]') from (
-            select i.lane, count(*) as count, min(i.created_at) as oldest
-            from jobs.job_items i where i.status = 'queued' and i.created_at < p_stuck_before
+            select i.lane, count(*) as count, min(i.waiting_since) as oldest
+            from jobs.job_items i where i.status = 'queued' and i.waiting_since < p_stuck_before
             group by 1) q),
+        'unreadable', (select count(*) from jobs.unreadable_books b where b.since > jobs_troubles.since),
         'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
             select l.metadata ->> 'route' as route, min(l.error_message) as message, count(*) as count
             from public.sync_logs l

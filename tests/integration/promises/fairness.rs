@@ -1,8 +1,11 @@
 //! A merchant with very many movements keeps nobody waiting.
 
+use std::{collections::BTreeSet, time::Duration};
+
 use anyhow::Result;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use reqwest::Method;
+use stand_ins::faults::{Fault, Rule};
 use uuid::Uuid;
 
 use super::{imported_cents, movements, plan, rpc, until};
@@ -69,5 +72,49 @@ async fn busy_merchants_let_the_others_pass() -> Result<()> {
         .value("select sum((result ->> 'records')::bigint)::bigint from jobs.job_items where status = 'done'")
         .await?;
     assert_eq!(records, i64::try_from(busy.len() * MANY + others.len() * 3)?);
+    Ok(())
+}
+
+/// The accounts whose movements have been asked for so far.
+fn accounts_read(world: &World) -> BTreeSet<String> {
+    let seen = world.stripe.faults().seen();
+    let pages = seen.iter().filter(|seen| seen.target.contains("balance_transactions"));
+    pages.filter_map(|seen| Some(seen.headers.get("stripe-account")?.to_str().ok()?.to_owned())).collect()
+}
+
+/// A budget too short for everybody, nothing that goes on, and a plan anew every six hours: whoever has waited longest
+/// is read first, so that everybody is read within as many calls as the work needs.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_waited_longest_is_read_first() -> Result<()> {
+    const USERS: usize = 60;
+    let mut world = World::new().await?;
+    world.set("JOB_CONCURRENCY", "1");
+    world.set("JOB_BUDGET_SECONDS", "1");
+    world.set("STRIPE_REQUESTS_PER_SECOND", "1000");
+    for n in 0..USERS {
+        world.stripe_user(&format!("acct_{n}")).await?;
+    }
+    world.stripe.faults().add(Rule::on("balance_transactions", Fault::Delay(Duration::from_millis(40))));
+    let first = world.last_sync_hour();
+    let mut read = BTreeSet::new();
+    let mut least = USERS;
+    let mut calls = 0;
+    while read.len() < USERS {
+        world.set_now(first + TimeDelta::hours(6 * calls));
+        calls += 1;
+        let answer = world.cron("daily-orchestrator", "").await?;
+        let before = read.len();
+        read = accounts_read(&world);
+        let more = read.len() - before;
+        assert!(more > 0, "call {calls} read nobody new: {answer}");
+        if read.len() < USERS {
+            least = least.min(more);
+            let waiting: DateTime<Utc> =
+                world.value("select min(waiting_since) from jobs.job_items where status = 'queued' and lane = 'stripe'").await?;
+            assert_eq!(waiting, first, "who is planned anew has waited since the first plan");
+        }
+    }
+    // Each call but the last one read people who had not been read: nobody is read twice before everybody was.
+    assert!(usize::try_from(calls)? <= USERS.div_ceil(least), "{calls} calls, {least} a call");
     Ok(())
 }
