@@ -64,6 +64,8 @@ pub struct MailReport {
     pub given_back: u64,
     /// Why the rest was left: a quota, or credentials of ours.
     pub blocked: Option<Failure>,
+    /// Why mails were given back without an attempt: it passes, and nobody is told unless it is said here.
+    pub setback: Option<Failure>,
     /// The budget was over before the outbox was empty.
     pub out_of_time: bool,
 }
@@ -76,6 +78,7 @@ impl MailReport {
         self.given_back += other.given_back;
         self.out_of_time |= other.out_of_time;
         self.blocked = self.blocked.take().or(other.blocked);
+        self.setback = self.setback.take().or(other.setback);
     }
 
     fn count(&mut self, outcomes: &[Outcome]) {

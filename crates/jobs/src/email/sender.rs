@@ -214,6 +214,11 @@ fn classify(error: &Error) -> Sent {
         Error::Http(error) if error.is_connect() => {
             Sent::NotMade(failure("connect", "Resend est injoignable."))
         }
+        // What cannot be asked was never accepted: no mail of it may become unknown.
+        Error::Http(error) if error.is_builder() => Sent::Blocked(failure(
+            "mail_request",
+            "La requête à Resend ne peut pas être formée ; vérifiez RESEND_API_KEY et RESEND_BASE_URL.",
+        )),
         Error::Http(error) if error.is_timeout() => {
             Sent::Unknown(failure("timeout", "Resend n’a pas répondu à temps."))
         }

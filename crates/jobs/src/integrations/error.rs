@@ -15,8 +15,9 @@ use crate::{
 pub(super) enum ItemError {
     /// Trying again changes nothing until somebody acts: the item is settled as this failure.
     Permanent(Failure),
-    /// It passes by itself; with a failure, this was an attempt.
-    Later { failure: Option<Failure>, after: Option<Duration> },
+    /// It passes by itself. `failure` says why, unless nothing failed; it is an `attempt` where the item itself is to
+    /// blame.
+    Later { failure: Option<Failure>, attempt: bool, after: Option<Duration> },
     /// Our own key is refused; with `lane`, no other item of the lane can succeed either.
     Blocked { failure: Failure, lane: bool },
 }
@@ -28,25 +29,24 @@ impl ItemError {
 
     /// Another worker is busy with it: the item comes back soon, and nothing failed.
     pub(super) fn busy() -> Self {
-        Self::Later { failure: None, after: Some(Duration::from_secs(5)) }
+        Self::Later { failure: None, attempt: false, after: Some(Duration::from_secs(5)) }
     }
 
     /// The budget is over; the item resumes where it is.
     pub(super) fn out_of_time() -> Self {
-        Self::Later { failure: None, after: None }
+        Self::Later { failure: None, attempt: false, after: None }
     }
 
     /// Turns the error into the failure that the item is settled with, or into the outcome that gives it back.
     pub(super) fn into_outcome(self, item: &Claimed) -> Result<Failure, Outcome> {
         match self {
             Self::Permanent(failure) => Ok(failure),
-            Self::Later { failure: Some(failure), .. } if item.attempts + 1 >= MOST_ATTEMPTS => Ok(failure),
-            Self::Later { failure, after } => {
-                let scheduled = match failure {
-                    Some(_) => pause_after(item.attempts),
-                    None => Duration::ZERO,
-                };
-                Err(Outcome::GiveBack { delay: after.unwrap_or_default().max(scheduled), failure })
+            Self::Later { failure: Some(failure), attempt: true, .. } if item.attempts + 1 >= MOST_ATTEMPTS => {
+                Ok(failure)
+            }
+            Self::Later { failure, attempt, after } => {
+                let scheduled = if attempt { pause_after(item.attempts) } else { Duration::ZERO };
+                Err(Outcome::GiveBack { delay: after.unwrap_or_default().max(scheduled), failure, attempt })
             }
             Self::Blocked { failure, lane } => {
                 // A month holds several providers: the other users' items may well succeed.
@@ -70,7 +70,7 @@ impl From<ProviderError> for ItemError {
                 let counts = error.counts_as_attempt();
                 // A limit that is not the item's fault is no attempt, but it is no reason to come back at once.
                 let after = error.retry_after().or((!counts).then_some(pause_after(0)));
-                Self::Later { failure: counts.then_some(failure), after }
+                Self::Later { failure: Some(failure), attempt: counts, after }
             }
         }
     }
@@ -87,9 +87,9 @@ impl From<SupabaseError> for ItemError {
             error,
             SupabaseError::Api { .. } | SupabaseError::Shape { .. } | SupabaseError::NotPostgrest { .. }
         );
-        let failure = (refused && !error.is_passing())
-            .then(|| Failure { code: "database".into(), message: error.user_message() });
-        Self::Later { failure, after: Some(pause_after(0)) }
+        let failure = Failure { code: "database".into(), message: error.user_message() };
+        let attempt = refused && !error.is_passing();
+        Self::Later { failure: Some(failure), attempt, after: Some(pause_after(0)) }
     }
 }
 
@@ -123,9 +123,9 @@ mod tests {
         }
     }
 
-    fn later(counts: bool, after: Option<u64>) -> ItemError {
-        let failure = counts.then(|| Failure { code: "network".into(), message: "m".into() });
-        ItemError::Later { failure, after: after.map(Duration::from_secs) }
+    fn later(attempt: bool, after: Option<u64>) -> ItemError {
+        let failure = Some(Failure { code: "network".into(), message: "m".into() });
+        ItemError::Later { failure, attempt, after: after.map(Duration::from_secs) }
     }
 
     #[test]
@@ -142,6 +142,9 @@ mod tests {
     #[test]
     fn what_is_no_attempt_never_uses_one_up() {
         let outcome = later(false, Some(7)).into_outcome(&item(4));
-        assert!(matches!(outcome, Err(Outcome::GiveBack { delay, failure: None }) if delay.as_secs() == 7));
+        assert!(matches!(
+            outcome,
+            Err(Outcome::GiveBack { delay, failure: Some(_), attempt: false }) if delay.as_secs() == 7
+        ));
     }
 }

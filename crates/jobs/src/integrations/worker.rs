@@ -118,7 +118,7 @@ impl SyncWorker {
                 code: "bad_item".into(),
                 message: "L’élément de la file est illisible.".into(),
             };
-            return Err(Outcome::GiveBack { delay: Duration::ZERO, failure: Some(failure) });
+            return Err(Outcome::GiveBack { delay: Duration::ZERO, failure: Some(failure), attempt: true });
         };
         let mut reader = Reader {
             clients: &self.clients,
@@ -172,7 +172,7 @@ impl SyncWorker {
             }
             Err(error) => {
                 let failure = Failure { code: "database".into(), message: error.user_message() };
-                Err(Outcome::GiveBack { delay: Duration::ZERO, failure: Some(failure) })
+                Err(Outcome::GiveBack { delay: Duration::ZERO, failure: Some(failure), attempt: true })
             }
         }
     }

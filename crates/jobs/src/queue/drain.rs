@@ -33,8 +33,9 @@ const MOST_YIELDED: usize = 64;
 pub enum Outcome {
     /// Its result is stored, or another worker holds the item. `failed`: the result is an error.
     Settled { failed: bool },
-    /// It is tried again later; with a failure, this was an attempt.
-    GiveBack { delay: Duration, failure: Option<Failure> },
+    /// It is tried again later. `failure` says why, unless the budget is over; it is an `attempt` where the item itself
+    /// is to blame.
+    GiveBack { delay: Duration, failure: Option<Failure>, attempt: bool },
     /// What was read so far is stored; the item resumes when no other item waits for a permit.
     Yielded(Progress),
     /// Our own key is refused: the item is given back without an attempt, and with `lane` so are all others of the lane.
@@ -73,8 +74,10 @@ pub struct LaneReport {
     /// How many of the settled items ended as an error.
     pub failed: u64,
     pub given_back: u64,
-    /// Why items were given back without an attempt.
+    /// What keeps the lane's items back: a key of ours.
     pub blocked: Option<Failure>,
+    /// Why an item was given back without an attempt: it passes, and nobody is told unless it is said here.
+    pub setback: Option<Failure>,
     /// The drain stopped before the lane was empty.
     pub stopped: bool,
     /// The budget was over before the lane was empty.
@@ -224,7 +227,7 @@ impl<J: Send + 'static> Drain<J> {
             Err(error) => {
                 let message = "Erreur interne ; voir les journaux.".into();
                 let failure = Failure { code: "internal".into(), message };
-                (error.id(), Outcome::GiveBack { delay: Duration::from_mins(1), failure: Some(failure) })
+                (error.id(), Outcome::GiveBack { delay: Duration::from_mins(1), failure: Some(failure), attempt: true })
             }
         };
         let Some(mut item) = self.items.remove(&id) else { return };
@@ -239,9 +242,11 @@ impl<J: Send + 'static> Drain<J> {
                 self.yielded.push(item);
                 return;
             }
-            Outcome::GiveBack { delay, failure } => {
-                self.report.out_of_time |= failure.is_none() && !self.deadline.may_start_work();
-                (delay, failure)
+            Outcome::GiveBack { delay, failure: Some(failure), attempt: true } => (delay, Some(failure)),
+            Outcome::GiveBack { delay, failure, .. } => {
+                self.report.out_of_time |= !self.deadline.may_start_work();
+                self.report.setback = self.report.setback.take().or(failure);
+                (delay, None)
             }
             Outcome::Blocked { failure, lane } => {
                 self.report.blocked.get_or_insert(failure);

@@ -74,7 +74,12 @@ impl Mailer {
                     waits += 1;
                     self.limits.pace.hold_back(wait, deadline).await;
                     if wait > LONGEST_WAIT || waits >= MOST_WAITS {
-                        return self.give_back(&batch, wait, None, deadline).await;
+                        let mut report = self.give_back(&batch, wait, None, deadline).await?;
+                        report.setback = Some(Failure::new(
+                            "mail_rate_limited",
+                            "Le service de courriel limite le débit : les courriels restants partiront plus tard.",
+                        ));
+                        return Ok(report);
                     }
                     (Duration::ZERO, None)
                 }
