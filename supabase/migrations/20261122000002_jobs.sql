@@ -2017,8 +2017,7 @@ begin
             where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
             continue;
         end if;
-        continue when part.code not in ('token_rejected', 'access_revoked', 'refresh_rejected', 'token_expired',
-            'not_connected', 'account_mismatch', 'bad_shop_domain', 'unknown_account')
+        continue when not (p_reconnect -> 'codes') ? part.code
             -- Stripe's would be our own key's.
             and not (part.code = 'missing_scope' and part.provider = 'shopify');
         update jobs.integration_state k set refusals = k.refusals + 1

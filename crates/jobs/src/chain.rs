@@ -50,9 +50,12 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Hop
     }
     let drained = drained?;
     let closed: u64 = context.supabase.rpc("jobs_close_runs", &json!({}), &context.deadline).await?;
-    let troubles: Vec<&Failure> =
-        drained.blocked.iter().chain(&drained.post_blocked).chain(&drained.faults).collect();
     let (settled, failed) = (drained.ended, drained.failed);
+    // What passes by itself is no error as long as something moves.
+    let stalled = settled + failed == 0;
+    let setbacks = drained.setbacks.iter().chain(&drained.mail_setbacks).filter(|_| stalled);
+    let troubles: Vec<&Failure> =
+        drained.blocked.iter().chain(&drained.post_blocked).chain(setbacks).chain(&drained.faults).collect();
     tracing::info!(%chain, hop, settled, failed, closed, left, goes_on = started, "queue drained");
     let message = troubles.first().map(|failure| failure.message.clone());
     Ok(HopReport {

@@ -8,11 +8,13 @@ use uuid::Uuid;
 
 use crate::{
     chain::call_next_hop,
+    failure::CountedFailure,
+    integrations::is_the_users_to_mend,
     ping::{Signal, ping},
     schedule::Task,
     tasks::{
-        Call, Context, TaskError, TaskOutcome, check_thresholds, due_slot, marketing_day3, monthly_reminders,
-        monthly_sync, sync_integrations,
+        Call, Context, RunSummary, TaskError, TaskOutcome, check_thresholds, due_slot, marketing_day3,
+        monthly_reminders, monthly_sync, sync_integrations,
     },
 };
 
@@ -73,11 +75,12 @@ async fn dispatch(context: &Context, call: &Call, task: Task) -> TaskOutcome {
     }
 }
 
-/// What a monitor is told of a task that did not go well.
+/// What a monitor is told of a task that did not go well. It may wake somebody at night: what one user has to mend, by
+/// connecting again, is no failure of the task.
 fn trouble(outcome: &TaskOutcome) -> Option<String> {
     match outcome {
         TaskOutcome::Failed(error) => Some(error.user_message()),
-        TaskOutcome::Ran(run) if run.errors() > 0 => {
+        TaskOutcome::Ran(run) if run.errors() > for_users(run) => {
             let of_mails = run.mails.values().flat_map(|mails| &mails.errors);
             let counted =
                 run.troubles.iter().chain(of_mails).filter_map(|trouble| trouble.message.as_deref());
@@ -88,6 +91,12 @@ fn trouble(outcome: &TaskOutcome) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Errors of a run that only the users they hit can mend.
+fn for_users(run: &RunSummary) -> u64 {
+    let theirs = |failure: &&CountedFailure| failure.code.as_deref().is_some_and(is_the_users_to_mend);
+    run.troubles.iter().filter(theirs).map(|failure| failure.count).sum()
 }
 
 fn summary(outcome: &TaskOutcome) -> String {

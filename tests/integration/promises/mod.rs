@@ -151,6 +151,6 @@ fn settle(world: &World, item: &Value, lease: Uuid, integration: Uuid, payments:
     json!({
         "p_item_id": item["item_id"], "p_lease_id": lease, "p_user_id": item["user_id"], "p_chunk": 1,
         "p_final": true, "p_parts": [part], "p_cursor": null, "p_month": null, "p_as_of": now,
-        "p_reconnect": {"refusals": 3, "mails": 2, "pause_days": 30, "open_days": 7}, "p_now": now,
+        "p_reconnect": {"refusals": 3, "mails": 2, "pause_days": 30, "open_days": 7, "codes": ["token_rejected"]}, "p_now": now,
     })
 }

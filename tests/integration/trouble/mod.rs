@@ -9,6 +9,7 @@ mod parameters;
 mod secret;
 mod shopify;
 mod shopify_tokens;
+mod stalled;
 mod stripe;
 mod together;
 

@@ -41,7 +41,9 @@ impl ItemError {
     pub(super) fn into_outcome(self, item: &Claimed) -> Result<Failure, Outcome> {
         match self {
             Self::Permanent(failure) => Ok(failure),
-            Self::Later { failure: Some(failure), attempt: true, .. } if item.attempts + 1 >= MOST_ATTEMPTS => {
+            Self::Later { failure: Some(failure), attempt: true, .. }
+                if item.attempts + 1 >= MOST_ATTEMPTS =>
+            {
                 Ok(failure)
             }
             Self::Later { failure, attempt, after } => {

@@ -17,7 +17,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use uuid::Uuid;
 
-pub use self::{settings::IntegrationsConfig, worker::SyncWorker};
+pub use self::{settings::IntegrationsConfig, settle::is_the_users_to_mend, worker::SyncWorker};
 use crate::{
     crypto::tokens::TokenKey,
     deadline::Deadline,

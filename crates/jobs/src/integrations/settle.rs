@@ -101,9 +101,29 @@ struct ReconnectPolicy {
     pause_days: u32,
     /// Days after which such a mail is not sent any more.
     open_days: u32,
+    /// The refusals that connecting again mends.
+    codes: [&'static str; 8],
 }
 
-const RECONNECT: ReconnectPolicy = ReconnectPolicy { refusals: 3, mails: 2, pause_days: 30, open_days: 7 };
+/// The codes of what one user has to mend, by connecting again.
+const MENDED_BY_RECONNECTING: [&str; 8] = [
+    "token_rejected",
+    "access_revoked",
+    "refresh_rejected",
+    "token_expired",
+    "not_connected",
+    "account_mismatch",
+    "bad_shop_domain",
+    "unknown_account",
+];
+
+const RECONNECT: ReconnectPolicy =
+    ReconnectPolicy { refusals: 3, mails: 2, pause_days: 30, open_days: 7, codes: MENDED_BY_RECONNECTING };
+
+/// Whether this failure of an integration is one user's to mend: nobody who runs the deployment can.
+pub fn is_the_users_to_mend(code: &str) -> bool {
+    MENDED_BY_RECONNECTING.contains(&code)
+}
 
 #[derive(Deserialize)]
 struct Answer {

@@ -26,6 +26,8 @@ pub(crate) struct Troubles {
     failed: Vec<Failed>,
     stuck: Vec<Stuck>,
     calls: Vec<FailedCalls>,
+    /// Users whose books could not be read any more since the last digest.
+    unreadable: u64,
     /// When each route was called by a cron last.
     routes: BTreeMap<String, DateTime<Utc>>,
 }
@@ -115,6 +117,13 @@ pub(crate) fn points(
             call.count,
         ));
     }
+    if troubles.unreadable > 0 {
+        points.push(point(
+            "Saisies illisibles".to_owned(),
+            "Les seuils de ces utilisateurs ne sont plus vérifiés. La page d’état les nomme.".to_owned(),
+            troubles.unreadable,
+        ));
+    }
     points
 }
 
@@ -133,7 +142,8 @@ mod tests {
     }
 
     fn troubles(value: &Value) -> Troubles {
-        let mut all = json!({"slots": [], "failed": [], "stuck": [], "calls": [], "routes": {}});
+        let mut all =
+            json!({"slots": [], "failed": [], "stuck": [], "calls": [], "unreadable": 0, "routes": {}});
         for (key, part) in value.as_object().unwrap() {
             all[key] = part.clone();
         }

@@ -39,6 +39,25 @@ pub(crate) struct DatabaseFacts {
     pub(crate) queue: Vec<Lane>,
     pub(crate) mails: Mails,
     pub(crate) integrations: Integrations,
+    pub(crate) unreadable: Unreadable,
+}
+
+/// Users whose books the last check of thresholds could not read.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Unreadable {
+    pub(crate) total: u64,
+    /// The first ones.
+    pub(crate) users: Vec<UnreadableBooks>,
+}
+
+/// Whose books cannot be read, and why.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all(serialize = "camelCase"))]
+pub(crate) struct UnreadableBooks {
+    pub(crate) user_id: Uuid,
+    pub(crate) address: Option<String>,
+    pub(crate) flaw: String,
+    pub(crate) since: DateTime<Utc>,
 }
 
 #[derive(Debug, Deserialize)]

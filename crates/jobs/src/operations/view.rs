@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     claims::unclaimed,
-    facts::{DatabaseFacts, Integrations, Lane, Mails, Run, Single},
+    facts::{DatabaseFacts, Integrations, Lane, Mails, Run, Single, Unreadable},
     health::{Check, State},
 };
 use crate::{
@@ -54,6 +54,7 @@ pub(crate) struct DatabaseView {
     pub(crate) queue: Vec<Lane>,
     pub(crate) mails: Mails,
     pub(crate) integrations: Integrations,
+    pub(crate) unreadable: Unreadable,
 }
 
 #[derive(Debug, Serialize)]
@@ -171,6 +172,7 @@ impl DatabaseView {
             queue,
             mails: facts.mails,
             integrations: facts.integrations,
+            unreadable: facts.unreadable,
         }
     }
 }
@@ -289,6 +291,12 @@ fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&DatabaseView>)
     let broken = known.integrations.broken_total;
     if broken > 0 {
         add(State::Unknown, "integrations", counted(broken, "intégration en panne", "intégrations en panne"));
+    }
+    let unreadable = known.unreadable.total;
+    if unreadable > 0 {
+        let message =
+            counted(unreadable, "utilisateur aux saisies illisibles", "utilisateurs aux saisies illisibles");
+        add(State::Unknown, "saisies", message);
     }
     all.sort_by_key(|attention| std::cmp::Reverse(attention.state));
     all

@@ -227,7 +227,14 @@ impl<J: Send + 'static> Drain<J> {
             Err(error) => {
                 let message = "Erreur interne ; voir les journaux.".into();
                 let failure = Failure { code: "internal".into(), message };
-                (error.id(), Outcome::GiveBack { delay: Duration::from_mins(1), failure: Some(failure), attempt: true })
+                (
+                    error.id(),
+                    Outcome::GiveBack {
+                        delay: Duration::from_mins(1),
+                        failure: Some(failure),
+                        attempt: true,
+                    },
+                )
             }
         };
         let Some(mut item) = self.items.remove(&id) else { return };

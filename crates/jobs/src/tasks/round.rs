@@ -20,6 +20,10 @@ pub struct Round {
     pub blocked: Vec<Failure>,
     /// It stopped the mails.
     pub post_blocked: Option<Failure>,
+    /// Each put data off without an attempt: it passes by itself.
+    pub setbacks: Vec<Failure>,
+    /// Each put mails off likewise.
+    pub mail_setbacks: Vec<Failure>,
     /// Each kept a part of the work from beginning.
     pub faults: Vec<Failure>,
     pub out_of_time: bool,
@@ -36,6 +40,7 @@ impl Round {
             all.out_of_time |= lane.out_of_time;
             all.stopped |= lane.stopped;
             all.blocked.extend(lane.blocked);
+            all.setbacks.extend(lane.setback);
         }
         all
     }
@@ -50,7 +55,12 @@ impl Round {
         self.failed += other.failed;
         self.out_of_time |= other.out_of_time;
         self.stopped |= other.stopped;
-        for (all, new) in [(&mut self.blocked, other.blocked), (&mut self.faults, other.faults)] {
+        for (all, new) in [
+            (&mut self.blocked, other.blocked),
+            (&mut self.setbacks, other.setbacks),
+            (&mut self.mail_setbacks, other.mail_setbacks),
+            (&mut self.faults, other.faults),
+        ] {
             for failure in new {
                 if !all.contains(&failure) {
                     all.push(failure);
@@ -68,6 +78,7 @@ impl From<MailReport> for Round {
             failed: report.failed,
             stopped: report.blocked.is_some(),
             post_blocked: report.blocked,
+            mail_setbacks: report.setback.into_iter().collect(),
             out_of_time: report.out_of_time,
             ..Self::default()
         }
@@ -88,12 +99,18 @@ impl RunSummary {
             ..Self::default()
         };
         let Some(report) = round.report else { return summary };
-        // Only what still keeps items of this run waiting is told.
-        if report.counts.queued > 0 {
+        // Only what still keeps items of this run waiting is told. What passes is a notice where the run made progress
+        // all the same, and an error where it could do nothing.
+        let counts = &report.counts;
+        if counts.queued > 0 {
             summary.blocked = round.blocked;
+            let moved = counts.done + counts.partial + counts.failed > 0;
+            if moved { &mut summary.notices } else { &mut summary.blocked }.extend(round.setbacks);
         }
         if report.mails.values().any(|mails| mails.queued > 0) {
             summary.blocked.extend(round.post_blocked);
+            let moved = report.mails.values().any(|mails| mails.sent + mails.skipped + mails.failed > 0);
+            if moved { &mut summary.notices } else { &mut summary.blocked }.extend(round.mail_setbacks);
         }
         summary.counts = report.counts;
         summary.records = report.records;

@@ -7,7 +7,7 @@ use chrono::{DateTime, Datelike, Timelike, Utc};
 use crate::{
     lane,
     operations::{
-        facts::{Broken, Lane, MailDay, Reason, Run, RunLane, Troubled},
+        facts::{Broken, Lane, MailDay, Reason, Run, RunLane, Troubled, UnreadableBooks},
         health::State,
         view::{DatabaseView, MissedSlot, MonthDates, Status, TaskView},
     },
@@ -280,6 +280,20 @@ impl Broken {
 
     pub(super) fn failures_said(&self) -> String {
         counted(self.failures, "échec de suite", "échecs de suite")
+    }
+}
+
+impl UnreadableBooks {
+    pub(super) fn who(&self) -> &str {
+        self.address.as_deref().unwrap_or("sans adresse")
+    }
+
+    pub(super) fn why(&self) -> String {
+        capitalized(words::reason(&self.flaw))
+    }
+
+    pub(super) fn noticed(&self) -> String {
+        format!("depuis le {}", short(&self.since))
     }
 }
 

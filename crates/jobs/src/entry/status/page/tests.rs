@@ -60,6 +60,8 @@ fn no_stored_name_reaches_the_page() {
             "states": [{"provider": "stripe", "state": "failing", "count": 1}],
             "broken": [{"user_id": id, "address": null, "provider": "stripe", "failures": 1, "failed_at": now,
                 "last_success_at": null, "code": "token_rejected", "message": null}]},
+        "unreadable": {"total": 2, "users": [
+            {"user_id": id, "address": null, "flaw": "unreadable_amount", "since": now}]},
     }))
     .unwrap();
     let status = Status::new(now, &Tuning::default(), Vec::new(), Some(facts));
