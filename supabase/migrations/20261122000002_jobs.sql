@@ -1997,7 +1997,7 @@ end $$;
 -- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it still
 -- is. Refused: what connecting again mends. Call in the settlement's transaction.
 -- p_policy: {refusals: how many in a row, mails: how many until it is good again, pause_days: between two of them,
--- open_days: until such a mail expires}
+-- open_days: until such a mail expires, codes: [the refusals that connecting again mends]}
 create function jobs.plan_reconnect_mail(
     p_item_id bigint, p_user_id uuid, p_parts jsonb, p_policy jsonb, p_now timestamptz
 ) returns void language plpgsql set search_path = '' as $$
@@ -2017,7 +2017,7 @@ begin
             where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
             continue;
         end if;
-        continue when not (p_reconnect -> 'codes') ? part.code
+        continue when not (p_policy -> 'codes') ? part.code
             -- Stripe's would be our own key's.
             and not (part.code = 'missing_scope' and part.provider = 'shopify');
         update jobs.integration_state k set refusals = k.refusals + 1
@@ -2851,7 +2851,8 @@ end $$;
 -- not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons: slots
 -- since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
---    calls: [{route, message, count}], routes: {route: last call}}
+--    unreadable: users whose books could not be read since then, calls: [{route, message, count}],
+--    routes: {route: last call}}
 create function public.jobs_troubles(
     p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
     p_calls_since timestamptz
@@ -2872,7 +2873,7 @@ begin
             select i.lane, count(*) as count, min(i.waiting_since) as oldest
             from jobs.job_items i where i.status = 'queued' and i.waiting_since < p_stuck_before
             group by 1) q),
-        'unreadable', (select count(*) from jobs.unreadable_books b where b.since > jobs_troubles.since),
+        'unreadable', (select count(*) from jobs.unreadable_books b (user_id, flaw, found_at) where b.found_at > since),
         'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
             select l.metadata ->> 'route' as route, min(l.error_message) as message, count(*) as count
             from public.sync_logs l

@@ -51,7 +51,7 @@ end $$;
 -- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it still
 -- is. Refused: what connecting again mends. Call in the settlement's transaction.
 -- p_policy: {refusals: how many in a row, mails: how many until it is good again, pause_days: between two of them,
--- open_days: until such a mail expires}
+-- open_days: until such a mail expires, codes: [the refusals that connecting again mends]}
 create function jobs.plan_reconnect_mail(
     p_item_id bigint, p_user_id uuid, p_parts jsonb, p_policy jsonb, p_now timestamptz
 ) returns void language plpgsql set search_path = '' as $$
@@ -71,7 +71,7 @@ begin
             where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
             continue;
         end if;
-        continue when not (p_reconnect -> 'codes') ? part.code
+        continue when not (p_policy -> 'codes') ? part.code
             -- Stripe's would be our own key's.
             and not (part.code = 'missing_scope' and part.provider = 'shopify');
         update jobs.integration_state k set refusals = k.refusals + 1

@@ -4,7 +4,8 @@
 -- not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons: slots
 -- since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
---    calls: [{route, message, count}], routes: {route: last call}}
+--    unreadable: users whose books could not be read since then, calls: [{route, message, count}],
+--    routes: {route: last call}}
 create function public.jobs_troubles(
     p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
     p_calls_since timestamptz
@@ -25,7 +26,7 @@ begin
             select i.lane, count(*) as count, min(i.waiting_since) as oldest
             from jobs.job_items i where i.status = 'queued' and i.waiting_since < p_stuck_before
             group by 1) q),
-        'unreadable', (select count(*) from jobs.unreadable_books b where b.since > jobs_troubles.since),
+        'unreadable', (select count(*) from jobs.unreadable_books b (user_id, flaw, found_at) where b.found_at > since),
         'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
             select l.metadata ->> 'route' as route, min(l.error_message) as message, count(*) as count
             from public.sync_logs l

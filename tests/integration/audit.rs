@@ -285,7 +285,8 @@ fn dependencies_are_the_registrys_and_freely_licensed() -> Result<()> {
             (Some(expression), _) => expression.to_owned(),
             // No expression, but a text that says what it is.
             (None, Some(file)) => {
-                let text = fs::read_to_string(Path::new(manifest).with_file_name(file)).context(name.to_owned())?;
+                let text =
+                    fs::read_to_string(Path::new(manifest).with_file_name(file)).context(name.to_owned())?;
                 text.trim_start().strip_prefix("MIT License\n").map(|_| "MIT".to_owned()).unwrap_or_default()
             }
             (None, None) => String::new(),

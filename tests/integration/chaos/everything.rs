@@ -136,6 +136,12 @@ async fn run(seed: u64) -> Result<()> {
     let crons_of_a_day = [(Method::GET, "daily-orchestrator", ""), (Method::GET, "monthly-orchestrator", "")];
     company.clock("2026-10-31T12:05:00Z");
     crons(&company, &mut dice, &crons_of_a_day).await?;
+    // The evening's cron finds what was sealed while its key is remembered.
+    company.clock("2026-10-31T18:05:00Z");
+    time_passes(&company.world).await?;
+    crons(&company, &mut dice, &crons_of_a_day[..1]).await?;
+    time_passes(&company.world).await?;
+    company.drain().await?;
     company.november();
     company.clock(super::SECOND);
     time_passes(&company.world).await?;

@@ -1,7 +1,7 @@
 //! Users with their integrations, as the web application would have stored them.
 //!
 //! ```no_run
-//! # async fn example(db: local_stack::database::Database) -> anyhow::Result<()> {
+//! # async fn example(db: processes::database::Database) -> anyhow::Result<()> {
 //! use local_stack::seed::{self, Person, TokenKey};
 //!
 //! let key = TokenKey::generate()?;

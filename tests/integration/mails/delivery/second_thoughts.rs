@@ -181,7 +181,7 @@ async fn of_those_who_are_gone_nothing_personal_stays() -> Result<()> {
         3,
         "the sealed one is kept while it may be sent again, and the two who are there"
     );
-    world.run("update jobs.email_batches set sealed_at = sealed_at - interval '24 hours'").await?;
+    world.run("update jobs.email_batches set sealed_at = sealed_at - interval '24 hours 1 second'").await?;
     rpc(&world, "jobs_prune", &prune(&world)).await?;
     assert_eq!(known().await?, 2);
     let expected = [("sent", 3), ("skipped", 2), ("unknown", 1)].map(|(state, n)| (state.to_owned(), n));
