@@ -2,7 +2,7 @@
 
 -- Deletes what is older than p_before: logs, events, finished runs and their items. Ledgers stay, without what is
 -- personal of those settled before p_personal_before. What is personal of users who are gone goes at once, but for a
--- batch that was sealed since p_sealed_since: it may be sent again as sealed.
+-- batch that was sealed later than p_sealed_until: it may be sent again as sealed.
 --
 -- The oldest first, at most 20,000 rows per table a call, so that it never takes long; left says that there is more: call
 -- again. Waits for nobody: what is locked just now has time.
@@ -10,7 +10,7 @@
 -- Rows go by where they were found (ctid): looking them up again would read the index of all logs, at random.
 --   {logs, items, runs, events, blanked, left}
 create function public.jobs_prune(
-    p_before timestamptz, p_personal_before timestamptz, p_sealed_since timestamptz, p_now timestamptz
+    p_before timestamptz, p_personal_before timestamptz, p_sealed_until timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
 declare
     max_rows_per_table constant integer := 20000;
@@ -57,7 +57,7 @@ begin
             select g.delivery_id from jobs.email_deliveries g
             where g.user_id is null and g.kind <> 'operator_digest' and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
                 and (g.status <> 'sealed' or exists (select from jobs.email_batches b
-                    where b.batch_id = g.batch_id and b.sealed_at < p_sealed_since))
+                    where b.batch_id = g.batch_id and b.sealed_at <= p_sealed_until))
             limit max_rows_per_table for update of g skip locked))
         returning d.delivery_id, d.batch_id
     ), batches as (

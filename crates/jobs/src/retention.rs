@@ -41,7 +41,7 @@ pub async fn prune(context: &Context) {
     let mut left = true;
     let arguments = json!({
         "p_before": context.now - KEPT, "p_personal_before": context.now - KEPT_PERSONAL,
-        "p_sealed_since": context.now - SEALED_OPEN, "p_now": context.now,
+        "p_sealed_until": context.now - SEALED_OPEN, "p_now": context.now,
     });
     for call in 0..MOST_PRUNES {
         if call > 0 && (begun.elapsed() > PRUNING || !context.deadline.may_start_work()) {

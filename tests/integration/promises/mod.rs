@@ -122,7 +122,7 @@ fn plan(world: &World, run_id: Uuid, slot: Option<&str>, user: Option<Uuid>) -> 
 /// The arguments of a call that forgets what is older than it is kept.
 pub(crate) fn prune(world: &World) -> Value {
     let ago = |days| world.now() - TimeDelta::days(days);
-    json!({"p_before": ago(90), "p_personal_before": ago(395), "p_sealed_since": ago(1), "p_now": world.now()})
+    json!({"p_before": ago(90), "p_personal_before": ago(395), "p_sealed_until": ago(1), "p_now": world.now()})
 }
 
 /// Claims up to `limit` items of the lane `stripe`.
