@@ -130,9 +130,13 @@ async fn status(world: &World, sent: usize) -> Result<()> {
     // The month's own sync has begun with its last day.
     let next = if paris::is_last_day(world.now()) { world.month().next() } else { world.month() };
     assert_eq!(told["calendar"][0]["month"], json!(next.french()), "{:#}", told["calendar"]);
+    // One entry for each kind.
     let days = told["mails"]["days"].as_array().into_iter().flatten();
-    let counted: u64 = days.filter_map(|day| day["sent"].as_u64()).sum();
-    assert_eq!(counted, sent as u64, "{:#}", told["mails"]);
+    let counted: Vec<_> =
+        days.filter_map(|day| Some((day["day"].as_str()?, day["sent"].as_u64()?))).collect();
+    let today = paris::date(world.now()).to_string();
+    assert!(counted.iter().all(|(day, sent)| *day == today || *sent == 0), "{counted:?}");
+    assert_eq!(counted.iter().map(|(_, sent)| sent).sum::<u64>(), sent as u64, "{counted:?}");
     assert_eq!(told["integrations"]["brokenTotal"], 0, "{:#}", told["integrations"]);
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, Utc};
 use jobs::routes::Route;
 use sqlx::PgPool;
 
@@ -24,9 +25,10 @@ const FURNITURE: &str = include_str!("../sql/status_page.sql");
 const WIDTHS: [u32; 2] = [320, 1200];
 const PATH: &str = Route::Status.path();
 
-/// Fills a migrated database with users, integrations, runs and mails, as if crons had come by for three weeks.
-pub async fn furnish(pool: &PgPool) -> Result<()> {
-    let sql = FURNITURE.replace("$now", "now()");
+/// Fills a migrated database with users, integrations, runs and mails, as if crons had come by for the three weeks
+/// before this instant.
+pub async fn furnish(pool: &PgPool, now: DateTime<Utc>) -> Result<()> {
+    let sql = FURNITURE.replace("$now", &format!("timestamptz '{}'", now.to_rfc3339()));
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(pool).await.context("status_page.sql")?;
     Ok(())
 }
@@ -84,7 +86,7 @@ pub async fn write(folder: &Path) -> Result<()> {
     let stack = Stack::start().await?;
     let (environment, resend) = (stack.environment().await?, Resend::bare().await?);
     let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start().await?);
-    furnish(environment.db.pool()).await?;
+    furnish(environment.db.pool(), Utc::now()).await?;
     let secret = "a-secret-to-look-with";
     let mut env = vec![
         ("CRON_SECRET", secret.to_owned()),

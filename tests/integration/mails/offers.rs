@@ -21,10 +21,10 @@ async fn whoever_cannot_or_will_not_be_written_to_is_left_alone() -> Result<()> 
         ("unconfirmed", "update auth.users set email_confirmed_at = null where id = $1", Some("unconfirmed")),
         (
             "banned",
-            "update auth.users set banned_until = $now + interval '1 year' where id = $1",
+            "update auth.users set banned_until = $now + interval '1 second' where id = $1",
             Some("user_banned"),
         ),
-        ("ban-over", "update auth.users set banned_until = $now - interval '1 day' where id = $1", None),
+        ("ban-over", "update auth.users set banned_until = $now - interval '1 second' where id = $1", None),
         ("deleted", "update auth.users set deleted_at = $now where id = $1", Some("user_deleted")),
         ("anonymous", "update auth.users set is_anonymous = true where id = $1", Some("anonymous")),
         ("no-address", "update auth.users set email = null where id = $1", Some("no_address")),

@@ -16,7 +16,7 @@ async fn a_keyboard_a_phone_and_no_script_are_enough() -> Result<()> {
         return Ok(());
     };
     let world = World::new().await?;
-    furnish(world.pool()).await?;
+    furnish(world.pool(), world.now()).await?;
     let function = world.function("status").await?;
     let url = function.url();
     tokio::task::spawn_blocking(move || {

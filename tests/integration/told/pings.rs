@@ -1,13 +1,14 @@
 //! A monitor hears of each task that was due: that it began, and how it went.
 
 use anyhow::Result;
+use chrono::TimeDelta;
 use reqwest::Method;
 use stand_ins::{
     faults::{Fault, Rule},
     resend::Resend,
 };
 
-use crate::world::World;
+use crate::{clock::replay, world::World};
 
 /// A server that answers whatever comes, and remembers it. What it is for does not matter here.
 async fn monitor() -> Result<Resend> {
@@ -42,7 +43,7 @@ async fn a_task_begins_and_goes_well_or_fails_with_the_reason() -> Result<()> {
     monitor.faults().forget();
     world.post("sync-integrations", "dry_run=true").await?;
     world.post("sync-integrations", "user_id=5f0c0e52-8a4e-4c4b-9b0c-2f6d1a7e0001").await?;
-    world.cron("daily-orchestrator", "at=2026-11-24T03:00:00Z").await?;
+    world.cron("daily-orchestrator", &replay(world.last_sync_hour() - TimeDelta::hours(3))).await?;
     assert_eq!(told(&monitor), Vec::<String>::new());
 
     world.stripe.revoke("acct_told");

@@ -35,7 +35,7 @@ const CHANGES: [(&str, &str, Option<&str>); 9] = [
     ("unconfirmed", "update auth.users set email_confirmed_at = null where id = $1", Some("unconfirmed")),
     (
         "banned",
-        "update auth.users set banned_until = $now + interval '1 year' where id = $1",
+        "update auth.users set banned_until = $now + interval '1 day' where id = $1",
         Some("user_banned"),
     ),
     ("deleted", "delete from auth.users where id = $1", None),
