@@ -2097,6 +2097,7 @@ declare
     first_year constant integer := (select min(y::integer) - 1 from jsonb_object_keys(p_floors) y);
     last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
     users uuid[];
+    due jsonb;
     above uuid[];
     last_user uuid;
     more boolean;
@@ -2105,8 +2106,11 @@ declare
     people jsonb;
 begin
     if p_due then
-        users := array(select q.user_id from jobs.threshold_checks_due q
-            where p_after is null or q.user_id > p_after order by q.user_id limit p_limit);
+        -- Before the books: a mark that is set again while they are read is not taken for this one.
+        select array_agg(d.user_id order by d.user_id), jsonb_agg(jsonb_build_object('user_id', d.user_id, 'since', d.since))
+        into users, due
+        from (select * from jobs.threshold_checks_due q
+              where p_after is null or q.user_id > p_after order by q.user_id limit p_limit) d;
     elsif p_user_id is not null then
         users := array(select u.id from auth.users u where u.id = p_user_id);
     else
@@ -2159,8 +2163,8 @@ begin
     end if;
     return jsonb_build_object(
         'people', coalesce(people, '[]'),
-        'due', (select coalesce(jsonb_agg(jsonb_build_object('user_id', q.user_id, 'since', q.since) order by q.user_id), '[]')
-            from jobs.threshold_checks_due q where p_due and q.user_id = any (users) and q.user_id <= last_user),
+        'due', (select coalesce(jsonb_agg(d), '[]') from jsonb_array_elements(due) d
+            where (d ->> 'user_id')::uuid <= last_user),
         'scanned', (select count(*) from unnest(users) u where u <= last_user),
         'next', case when more then last_user end);
 end $$;
