@@ -40,7 +40,8 @@ create table jobs.job_runs (
     status text not null default 'running' check (status in ('running', 'success', 'partial', 'error')),
     counts jsonb not null default '{}',
     started_at timestamptz not null default clock_timestamp(),
-    finished_at timestamptz
+    finished_at timestamptz,                     -- by the function's clock: retention goes by it
+    took interval                                -- measured by the database, from started_at to the end
 );
 create index job_runs_open on jobs.job_runs (started_at) where finished_at is null;
 create index job_runs_task on jobs.job_runs (task, started_at desc);
@@ -54,7 +55,7 @@ create table jobs.job_slots (
     task text not null,
     slot text not null,
     run_id uuid not null,
-    claimed_at timestamptz not null default clock_timestamp(),
+    claimed_at timestamptz not null,
     primary key (task, slot)
 );
 
@@ -322,9 +323,9 @@ begin
     if i.attempts >= p_max_attempts then
         perform jobs.finish_item(p_item_id, 'failed',
             jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error, p_now);
-        insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata)
+        insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata, synced_at)
         select i.user_id, 'jobs', r.trigger, 'error', i.error ->> 'message',
-            jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code')
+            jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code'), p_now
         from jobs.job_runs r where r.run_id = i.run_id;
         return jsonb_build_object('state', 'failed', 'attempts', i.attempts);
     end if;
@@ -358,7 +359,7 @@ end $$;
 
 -- Closes the runs that have nothing queued any more: success, partial (some of it failed), error (all of it). A mail
 -- that was not wanted any more is no failure. Answers how many were closed.
-create function public.jobs_close_runs() returns integer
+create function public.jobs_close_runs(p_now timestamptz) returns integer
 language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
 declare
     closed integer;
@@ -377,7 +378,7 @@ begin
         group by r.run_id
     )
     update jobs.job_runs r
-    set finished_at = clock_timestamp(),
+    set finished_at = p_now, took = clock_timestamp() - r.started_at,
         counts = jsonb_build_object('done', e.done, 'partial', e.partial, 'failed', e.failed,
             'superseded', e.superseded, 'skipped', e.skipped),
         status = case
@@ -395,12 +396,12 @@ end $$;
 --    errors: [{code, message, count}], results: [first p_limit results], results_total,
 --    mails: {lane: {planned, queued, sent, skipped, failed, erred, unsent: {reason: n},
 --    errors: [{code, message, count}]}}}
-create function public.jobs_report(p_run_id uuid, p_limit integer) returns jsonb
+create function public.jobs_report(p_run_id uuid, p_limit integer, p_now timestamptz) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     mail_lanes constant text[] := array(select l.lane from jobs.known_lanes() l where l.is_mail);
 begin
-    perform public.jobs_close_runs();
+    perform public.jobs_close_runs(p_now);
     return (
         select jsonb_build_object(
             'run_id', r.run_id, 'status', r.status, 'slot', r.slot, 'trigger', r.trigger, 'started_at', r.started_at,
@@ -476,10 +477,11 @@ $$;
 
 -- Writes one row of sync_logs for a whole call. A repeated call with the same p_id writes nothing.
 create function public.jobs_log(
-    p_id uuid, p_sync_type text, p_status text, p_records integer, p_error text, p_metadata jsonb
+    p_id uuid, p_sync_type text, p_status text, p_records integer, p_error text, p_metadata jsonb, p_now timestamptz
 ) returns void language sql security definer set search_path = '' set statement_timeout = '10s' as $$
-    insert into public.sync_logs (id, user_id, provider, sync_type, status, records_synced, error_message, metadata)
-    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, p_error, p_metadata)
+    insert into public.sync_logs
+        (id, user_id, provider, sync_type, status, records_synced, error_message, metadata, synced_at)
+    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, p_error, p_metadata, p_now)
     on conflict (id) do nothing;
 $$;
 
@@ -1303,7 +1305,7 @@ create table jobs.email_batches (
     kind text not null,
     state text not null default 'sealed' check (state in ('sealed', 'released', 'split', 'settled')),
     parent_id uuid,                              -- split off that one, which was refused
-    sealed_at timestamptz not null default clock_timestamp(),
+    sealed_at timestamptz not null,
     ended_at timestamptz
 );
 
@@ -1351,7 +1353,7 @@ create table jobs.email_suppressions (
 create table jobs.email_events (
     event_id text primary key,
     kind text not null,
-    received_at timestamptz not null default clock_timestamp()
+    received_at timestamptz not null
 );
 create index email_events_received on jobs.email_events (received_at);
 
@@ -1927,10 +1929,11 @@ end $$;
 -- What the mail service reports of a mail, once for each event id. p_suppress (bounced, complained): no mail goes to
 -- p_address any more. False: the event was known.
 create function public.mail_feedback(
-    p_event_id text, p_kind text, p_provider_id text, p_suppress text, p_address text
+    p_event_id text, p_kind text, p_provider_id text, p_suppress text, p_address text, p_now timestamptz
 ) returns boolean language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 begin
-    insert into jobs.email_events (event_id, kind) values (p_event_id, p_kind) on conflict (event_id) do nothing;
+    insert into jobs.email_events (event_id, kind, received_at) values (p_event_id, p_kind, p_now)
+    on conflict (event_id) do nothing;
     if not found then
         return false;
     end if;
@@ -2074,7 +2077,7 @@ create table jobs.found_alerts (
     year integer not null,
     facts jsonb not null,
     used_up jsonb not null,
-    found_at timestamptz not null default clock_timestamp(),
+    found_at timestamptz not null,
     primary key (run_id, user_id, year)
 );
 create index found_alerts_age on jobs.found_alerts (found_at);
@@ -2172,11 +2175,11 @@ end $$;
 -- Notes what one page of a check has found, for the plan of its run. A repeated call notes nothing twice. What a check
 -- noted that came to no plan goes a day later.
 -- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step}]}]
-create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb) returns void
+create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb, p_now timestamptz) returns void
 language sql security definer set search_path = '' set statement_timeout = '10s' as $$
-    delete from jobs.found_alerts where found_at < clock_timestamp() - interval '1 day';
-    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up)
-    select p_run_id, a.user_id, a.year, a.facts, a.used_up
+    delete from jobs.found_alerts where found_at < p_now - interval '1 day';
+    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up, found_at)
+    select p_run_id, a.user_id, a.year, a.facts, a.used_up, p_now
     from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb)
     join auth.users u on u.id = a.user_id    -- gone since: nobody to tell
     order by a.user_id, a.year
@@ -2621,7 +2624,7 @@ language sql stable set search_path = '' as $$
         'runs', (select coalesce(jsonb_agg(jsonb_build_object(
             'run_id', r.run_id, 'task', r.task, 'slot', r.slot, 'trigger', r.trigger, 'as_of', r.as_of,
             'status', r.status, 'started_at', r.started_at,
-            'duration_ms', (extract(epoch from r.finished_at - r.started_at) * 1000)::bigint,
+            'duration_ms', case when r.finished_at is not null then (extract(epoch from r.took) * 1000)::bigint end,
             'parameters', r.parameters, 'skipped', coalesce(r.plan -> 'skipped', '{}'),
             'records', (select coalesce(sum(l.records), 0) from lanes l where l.run_id = r.run_id),
             'lanes', (select coalesce(jsonb_agg(to_jsonb(l) - 'run_id' - 'records' order by l.lane), '[]')
@@ -2767,7 +2770,7 @@ end $$;
 create table jobs.job_answers (
     call_id uuid primary key,
     answer jsonb not null,
-    answered_at timestamptz not null default clock_timestamp()
+    answered_at timestamptz not null
 );
 
 -- Has a lane's work done again: what waits is visible at once; a mail that the mail service definitely did not take
@@ -2786,9 +2789,10 @@ declare
     again bigint[];
     told jsonb;
 begin
-    delete from jobs.job_answers where answered_at < clock_timestamp() - interval '1 day';
+    delete from jobs.job_answers where answered_at < p_now - interval '1 day';
     -- A repeated call waits here for the first one, which may still be at it.
-    insert into jobs.job_answers (call_id, answer) values (p_run_id, '{}') on conflict (call_id) do nothing;
+    insert into jobs.job_answers (call_id, answer, answered_at) values (p_run_id, '{}', p_now)
+    on conflict (call_id) do nothing;
     if not found then
         select a.answer into told from jobs.job_answers a where a.call_id = p_run_id;
         return told;

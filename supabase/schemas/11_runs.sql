@@ -12,7 +12,8 @@ create table jobs.job_runs (
     status text not null default 'running' check (status in ('running', 'success', 'partial', 'error')),
     counts jsonb not null default '{}',
     started_at timestamptz not null default clock_timestamp(),
-    finished_at timestamptz
+    finished_at timestamptz,                     -- by the function's clock: retention goes by it
+    took interval                                -- measured by the database, from started_at to the end
 );
 create index job_runs_open on jobs.job_runs (started_at) where finished_at is null;
 create index job_runs_task on jobs.job_runs (task, started_at desc);
@@ -26,7 +27,7 @@ create table jobs.job_slots (
     task text not null,
     slot text not null,
     run_id uuid not null,
-    claimed_at timestamptz not null default clock_timestamp(),
+    claimed_at timestamptz not null,
     primary key (task, slot)
 );
 

@@ -110,9 +110,9 @@ begin
     if i.attempts >= p_max_attempts then
         perform jobs.finish_item(p_item_id, 'failed',
             jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error, p_now);
-        insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata)
+        insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata, synced_at)
         select i.user_id, 'jobs', r.trigger, 'error', i.error ->> 'message',
-            jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code')
+            jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code'), p_now
         from jobs.job_runs r where r.run_id = i.run_id;
         return jsonb_build_object('state', 'failed', 'attempts', i.attempts);
     end if;

@@ -2,7 +2,7 @@
 
 -- Closes the runs that have nothing queued any more: success, partial (some of it failed), error (all of it). A mail
 -- that was not wanted any more is no failure. Answers how many were closed.
-create function public.jobs_close_runs() returns integer
+create function public.jobs_close_runs(p_now timestamptz) returns integer
 language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
 declare
     closed integer;
@@ -21,7 +21,7 @@ begin
         group by r.run_id
     )
     update jobs.job_runs r
-    set finished_at = clock_timestamp(),
+    set finished_at = p_now, took = clock_timestamp() - r.started_at,
         counts = jsonb_build_object('done', e.done, 'partial', e.partial, 'failed', e.failed,
             'superseded', e.superseded, 'skipped', e.skipped),
         status = case
@@ -39,12 +39,12 @@ end $$;
 --    errors: [{code, message, count}], results: [first p_limit results], results_total,
 --    mails: {lane: {planned, queued, sent, skipped, failed, erred, unsent: {reason: n},
 --    errors: [{code, message, count}]}}}
-create function public.jobs_report(p_run_id uuid, p_limit integer) returns jsonb
+create function public.jobs_report(p_run_id uuid, p_limit integer, p_now timestamptz) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     mail_lanes constant text[] := array(select l.lane from jobs.known_lanes() l where l.is_mail);
 begin
-    perform public.jobs_close_runs();
+    perform public.jobs_close_runs(p_now);
     return (
         select jsonb_build_object(
             'run_id', r.run_id, 'status', r.status, 'slot', r.slot, 'trigger', r.trigger, 'started_at', r.started_at,
@@ -120,9 +120,10 @@ $$;
 
 -- Writes one row of sync_logs for a whole call. A repeated call with the same p_id writes nothing.
 create function public.jobs_log(
-    p_id uuid, p_sync_type text, p_status text, p_records integer, p_error text, p_metadata jsonb
+    p_id uuid, p_sync_type text, p_status text, p_records integer, p_error text, p_metadata jsonb, p_now timestamptz
 ) returns void language sql security definer set search_path = '' set statement_timeout = '10s' as $$
-    insert into public.sync_logs (id, user_id, provider, sync_type, status, records_synced, error_message, metadata)
-    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, p_error, p_metadata)
+    insert into public.sync_logs
+        (id, user_id, provider, sync_type, status, records_synced, error_message, metadata, synced_at)
+    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, p_error, p_metadata, p_now)
     on conflict (id) do nothing;
 $$;

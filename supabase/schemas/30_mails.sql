@@ -10,7 +10,7 @@ create table jobs.email_batches (
     kind text not null,
     state text not null default 'sealed' check (state in ('sealed', 'released', 'split', 'settled')),
     parent_id uuid,                              -- split off that one, which was refused
-    sealed_at timestamptz not null default clock_timestamp(),
+    sealed_at timestamptz not null,
     ended_at timestamptz
 );
 
@@ -58,6 +58,6 @@ create table jobs.email_suppressions (
 create table jobs.email_events (
     event_id text primary key,
     kind text not null,
-    received_at timestamptz not null default clock_timestamp()
+    received_at timestamptz not null
 );
 create index email_events_received on jobs.email_events (received_at);

@@ -23,10 +23,11 @@ end $$;
 -- What the mail service reports of a mail, once for each event id. p_suppress (bounced, complained): no mail goes to
 -- p_address any more. False: the event was known.
 create function public.mail_feedback(
-    p_event_id text, p_kind text, p_provider_id text, p_suppress text, p_address text
+    p_event_id text, p_kind text, p_provider_id text, p_suppress text, p_address text, p_now timestamptz
 ) returns boolean language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 begin
-    insert into jobs.email_events (event_id, kind) values (p_event_id, p_kind) on conflict (event_id) do nothing;
+    insert into jobs.email_events (event_id, kind, received_at) values (p_event_id, p_kind, p_now)
+    on conflict (event_id) do nothing;
     if not found then
         return false;
     end if;

@@ -32,7 +32,7 @@ create table jobs.found_alerts (
     year integer not null,
     facts jsonb not null,
     used_up jsonb not null,
-    found_at timestamptz not null default clock_timestamp(),
+    found_at timestamptz not null,
     primary key (run_id, user_id, year)
 );
 create index found_alerts_age on jobs.found_alerts (found_at);
@@ -130,11 +130,11 @@ end $$;
 -- Notes what one page of a check has found, for the plan of its run. A repeated call notes nothing twice. What a check
 -- noted that came to no plan goes a day later.
 -- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step}]}]
-create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb) returns void
+create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb, p_now timestamptz) returns void
 language sql security definer set search_path = '' set statement_timeout = '10s' as $$
-    delete from jobs.found_alerts where found_at < clock_timestamp() - interval '1 day';
-    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up)
-    select p_run_id, a.user_id, a.year, a.facts, a.used_up
+    delete from jobs.found_alerts where found_at < p_now - interval '1 day';
+    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up, found_at)
+    select p_run_id, a.user_id, a.year, a.facts, a.used_up, p_now
     from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb)
     join auth.users u on u.id = a.user_id    -- gone since: nobody to tell
     order by a.user_id, a.year

@@ -75,7 +75,7 @@ language sql stable set search_path = '' as $$
         'runs', (select coalesce(jsonb_agg(jsonb_build_object(
             'run_id', r.run_id, 'task', r.task, 'slot', r.slot, 'trigger', r.trigger, 'as_of', r.as_of,
             'status', r.status, 'started_at', r.started_at,
-            'duration_ms', (extract(epoch from r.finished_at - r.started_at) * 1000)::bigint,
+            'duration_ms', case when r.finished_at is not null then (extract(epoch from r.took) * 1000)::bigint end,
             'parameters', r.parameters, 'skipped', coalesce(r.plan -> 'skipped', '{}'),
             'records', (select coalesce(sum(l.records), 0) from lanes l where l.run_id = r.run_id),
             'lanes', (select coalesce(jsonb_agg(to_jsonb(l) - 'run_id' - 'records' order by l.lane), '[]')

@@ -4,7 +4,7 @@
 create table jobs.job_answers (
     call_id uuid primary key,
     answer jsonb not null,
-    answered_at timestamptz not null default clock_timestamp()
+    answered_at timestamptz not null
 );
 
 -- Has a lane's work done again: what waits is visible at once; a mail that the mail service definitely did not take
@@ -23,9 +23,10 @@ declare
     again bigint[];
     told jsonb;
 begin
-    delete from jobs.job_answers where answered_at < clock_timestamp() - interval '1 day';
+    delete from jobs.job_answers where answered_at < p_now - interval '1 day';
     -- A repeated call waits here for the first one, which may still be at it.
-    insert into jobs.job_answers (call_id, answer) values (p_run_id, '{}') on conflict (call_id) do nothing;
+    insert into jobs.job_answers (call_id, answer, answered_at) values (p_run_id, '{}', p_now)
+    on conflict (call_id) do nothing;
     if not found then
         select a.answer into told from jobs.job_answers a where a.call_id = p_run_id;
         return told;

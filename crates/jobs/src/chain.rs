@@ -49,7 +49,8 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Hop
         context.queue.hold_chain(chain, Duration::ZERO, &context.deadline).await?;
     }
     let drained = drained?;
-    let closed: u64 = context.supabase.rpc("jobs_close_runs", &json!({}), &context.deadline).await?;
+    let arguments = json!({"p_now": context.instant()});
+    let closed: u64 = context.supabase.rpc("jobs_close_runs", &arguments, &context.deadline).await?;
     let (settled, failed) = (drained.ended, drained.failed);
     // What passes by itself is no error as long as something moves.
     let stalled = settled + failed == 0;

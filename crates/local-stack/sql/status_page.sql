@@ -36,6 +36,7 @@ insert into jobs.job_runs (run_id, task, slot, trigger, route, as_of, status, st
 insert into jobs.job_runs (run_id, task, trigger, route, as_of, parameters, status, started_at, finished_at)
 select gen_random_uuid(), 'check_thresholds', 'manual', '/api/manual/check-thresholds', $now, '{"user_id": "x"}', case n when 3 then 'error' else 'success' end, $now - make_interval(mins => n), $now
 from generate_series(1, 23) n;
+update jobs.job_runs set took = finished_at - started_at;
 insert into jobs.job_slots (task, slot, run_id, claimed_at) select task, slot, run_id, started_at from jobs.job_runs where slot is not null;
 
 insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, result, error, created_at, settled_at)

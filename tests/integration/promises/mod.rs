@@ -2,6 +2,7 @@
 //! calls, long lists, month bounds, rows that users edit, and a random run against a model.
 
 mod catalogue;
+mod catalogue_time;
 mod fairness;
 mod kills;
 mod long_lists;

@@ -151,7 +151,7 @@ async fn a_repeated_log_is_one_row() -> Result<()> {
     let world = World::new().await?;
     let arguments = json!({
         "p_id": Uuid::new_v4(), "p_sync_type": "cron", "p_status": "success", "p_records": 1,
-        "p_error": null, "p_metadata": {},
+        "p_error": null, "p_metadata": {}, "p_now": world.now(),
     });
     for _ in 0..2 {
         rpc(&world, "jobs_log", &arguments).await?;

@@ -101,12 +101,12 @@ async fn a_single_items_work_reads_no_whole_table() -> Result<()> {
         ("integration_settle", settle(&world, first, lease, integration, &[("txn_1", 100), ("txn_2", 200)])),
         ("jobs_give_back", back),
         ("jobs_release", released),
-        ("jobs_close_runs", json!({})),
+        ("jobs_close_runs", json!({"p_now": world.now()})),
         (
             "jobs_log",
             json!({
                 "p_id": Uuid::new_v4(), "p_sync_type": "cron", "p_status": "success", "p_records": 1, "p_error": null,
-                "p_metadata": {},
+                "p_metadata": {}, "p_now": world.now(),
             }),
         ),
     ];
@@ -119,7 +119,7 @@ async fn a_single_items_work_reads_no_whole_table() -> Result<()> {
     assert_eq!(settled, 1, "the settle did settle");
 
     // A report reads its own run's items, and those of no other.
-    let report = json!({"p_run_id": run, "p_limit": 1000});
+    let report = json!({"p_run_id": run, "p_limit": 1000, "p_now": world.now()});
     let whole = read_whole(&world, &call("jobs_report", &report)).await?;
     assert_eq!(whole, []);
     Ok(())

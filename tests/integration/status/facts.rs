@@ -221,7 +221,7 @@ async fn measured_with_ten_thousand_runs() -> Result<()> {
 
 /// 90 days of syncs every six hours for 1,000 integrations, the daily and monthly tasks, and enough runs for single
 /// users to make 10,000.
-const MANY: [&str; 9] = [
+const MANY: [&str; 10] = [
     "insert into auth.users (id, email, email_confirmed_at, created_at) \
      select gen_random_uuid(), 'user' || n || '@example.test', $now, $now - interval '100 days' from generate_series(1, 1000) n",
     "insert into public.integration_tokens (user_id, provider, access_token, stripe_account_id, connected_at) \
@@ -236,6 +236,7 @@ const MANY: [&str; 9] = [
     "insert into jobs.job_runs (run_id, task, trigger, route, as_of, parameters, status, started_at, finished_at) \
      select gen_random_uuid(), 'check_thresholds', 'manual', '/', at, jsonb_build_object('user_id', gen_random_uuid()), 'success', at, at + interval '1 second' \
      from generate_series($now - interval '90 days', $now, interval '13 minutes 30 seconds') at",
+    "update jobs.job_runs set took = finished_at - started_at",
     "insert into jobs.job_slots (task, slot, run_id, claimed_at) select task, slot, run_id, started_at from jobs.job_runs where slot is not null",
     "insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, result, error, created_at, settled_at) \
      select r.run_id, 'stripe', 'sync_integration', t.id, t.user_id, case when s.failures > 0 then 'failed' else 'done' end, \

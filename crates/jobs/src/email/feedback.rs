@@ -1,6 +1,7 @@
 //! What the mail service reports of mails that left (Resend, "Webhooks"). Read leniently: kinds of event and fields
 //! that come later are no fault.
 
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -74,10 +75,11 @@ impl Event {
         }
     }
 
-    /// Notes the event, once for its id. `false`: it was known.
+    /// Notes the event, once for its id; it came in at `now`. `false`: it was known.
     pub async fn note(
         &self,
         id: &str,
+        now: DateTime<Utc>,
         supabase: &Supabase,
         deadline: &Deadline,
     ) -> Result<bool, SupabaseError> {
@@ -89,6 +91,7 @@ impl Event {
         let arguments = json!({
             "p_event_id": id, "p_kind": self.kind.chars().take(100).collect::<String>(),
             "p_provider_id": self.data.email_id, "p_suppress": self.suppresses(), "p_address": address,
+            "p_now": now,
         });
         supabase.rpc("mail_feedback", &arguments, deadline).await
     }

@@ -95,6 +95,7 @@ impl App {
             integrations: parts.integrations.clone(),
             mailer: self.mailer(parts, now),
             now,
+            begun,
             deadline: tuning.budget.deadline(begun),
         })
     }

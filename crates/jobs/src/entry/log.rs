@@ -56,6 +56,7 @@ pub(super) async fn call(
     let arguments = json!({
         "p_id": Uuid::new_v4(), "p_sync_type": sync_type, "p_status": status,
         "p_records": i32::try_from(records).unwrap_or(i32::MAX), "p_error": error, "p_metadata": metadata,
+        "p_now": context.instant(),
     });
     context.supabase.rpc::<()>("jobs_log", &arguments, &context.deadline).await.is_ok()
 }

@@ -96,7 +96,7 @@ fn verify(config: &Config, signed: &Signed, body: &[u8], now: DateTime<Utc>) -> 
 
 /// Stores a verified event.
 async fn note(context: &Context, id: &str, event: &Event) -> Answer {
-    match event.note(id, &context.supabase, &context.deadline).await {
+    match event.note(id, context.now, &context.supabase, &context.deadline).await {
         Ok(new) => Answer::json(200, &Fields::new().with("received", &true).with("new", &new)),
         // Svix comes back.
         Err(error) => {

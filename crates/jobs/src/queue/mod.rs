@@ -179,14 +179,16 @@ impl Queue {
         self.supabase.rpc("jobs_run_waits", &json!({"p_run_id": run_id}), deadline).await
     }
 
-    /// Closes the runs that have nothing queued any more, then adds up the items of this one.
+    /// Closes the runs that have nothing queued any more, as of `at`, then adds up the items of this one.
     pub async fn report(
         &self,
         run_id: Uuid,
         results: usize,
+        at: DateTime<Utc>,
         deadline: &Deadline,
     ) -> Result<RunReport, SupabaseError> {
-        self.supabase.rpc("jobs_report", &json!({"p_run_id": run_id, "p_limit": results}), deadline).await
+        let arguments = json!({"p_run_id": run_id, "p_limit": results, "p_now": at});
+        self.supabase.rpc("jobs_report", &arguments, deadline).await
     }
 
     /// Takes or keeps the lease of the one chain of drain-queue invocations.

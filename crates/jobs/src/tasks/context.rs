@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 
 use crate::{
     config::{Config, Tuning},
@@ -28,5 +29,15 @@ pub struct Context {
     pub mailer: Result<Arc<Mailer>, ConfigFaults>,
     /// The real time at which the invocation began, also in a replay.
     pub now: DateTime<Utc>,
+    /// The same moment on the monotonic clock.
+    pub begun: Instant,
     pub deadline: Deadline,
+}
+
+impl Context {
+    /// Returns the present instant by this invocation's clock: `now` and what has passed since. What is written at the
+    /// end of a call is dated by it, so that a digest planned meanwhile does not take it for told.
+    pub fn instant(&self) -> DateTime<Utc> {
+        self.now + self.begun.elapsed()
+    }
 }

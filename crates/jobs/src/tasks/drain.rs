@@ -123,7 +123,8 @@ pub(super) async fn work_until_settled(
         pause = (pause * 2).min(LONGEST_LOOK);
     }
     // Adds up all items of the run, a hundred thousand maybe: once.
-    all.report = Some(context.queue.report(run_id, MOST_RESULTS, &context.deadline).await?);
+    all.report =
+        Some(context.queue.report(run_id, MOST_RESULTS, context.instant(), &context.deadline).await?);
     Ok(all)
 }
 

@@ -231,7 +231,7 @@ pub(super) async fn find(
         let alerts: Vec<Alert> =
             page.people.iter().flat_map(|person| found.look_at(person, &years)).collect();
         if let Some(run_id) = run_id.filter(|_| !alerts.is_empty()) {
-            let arguments = json!({"p_run_id": run_id, "p_alerts": alerts});
+            let arguments = json!({"p_run_id": run_id, "p_alerts": alerts, "p_now": context.now});
             context.supabase.rpc::<()>("jobs_note_alerts", &arguments, &context.deadline).await?;
         }
         found.due.extend(page.due);

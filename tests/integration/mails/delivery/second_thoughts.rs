@@ -19,7 +19,7 @@ const CHANGES: [(&str, &str, Option<&str>); 9] = [
     ("unsubscribed", "select public.mail_unsubscribe($1, 'marketing_day3')", Some("refused_by_user")),
     (
         "bounced",
-        "select public.mail_feedback('event', 'email.bounced', null, 'bounced', upper(email)) from auth.users where id = $1",
+        "select public.mail_feedback('event', 'email.bounced', null, 'bounced', upper(email), created_at) from auth.users where id = $1",
         Some("suppressed"),
     ),
     (
