@@ -94,6 +94,12 @@ begin
     return jsonb_build_object('state', 'planned', 'run_id', p_run_id, 'plan', '{}'::jsonb);
 end $$;
 
+-- Whether there is such a user: who asks for one by id may have mistyped it.
+create function public.jobs_user_exists(p_user_id uuid) returns boolean
+language sql stable security definer set search_path = '' set statement_timeout = '5s' as $$
+    select exists (select from auth.users u where u.id = p_user_id);
+$$;
+
 -- Items of work, and one queue for each lane that carries them.
 
 -- The lanes, in order of priority: mails first. The one list of them; crates/jobs/src/lane.rs has the same.
@@ -2509,42 +2515,68 @@ begin
     return settled - 'repeated';
 end $$;
 
--- Tries to sign in to the status page.
+-- Signing in to the status page, and out.
 
 -- Tries to sign in with the secret that did not succeed (or not yet).
 create table jobs.job_sign_ins (
     try_id uuid primary key,
-    tried_at timestamptz not null default clock_timestamp()
+    address text not null,                           -- a keyed hash of it: nobody can read an address back
+    tried_at timestamptz not null
 );
 
--- Counts a try before the secret is looked at, so that no number of them at once passes the limit: p_most in
--- p_seconds, for everybody together. A repeated call counts once.
---   {allowed, retry_after: seconds}
-create function public.jobs_sign_in(p_try uuid, p_most integer, p_seconds integer) returns jsonb
-language plpgsql security definer set search_path = '' set statement_timeout = '5s' as $$
+-- How often somebody has signed out. A session carries the number of its beginning and is worth nothing under another.
+create table jobs.job_sign_outs (
+    single boolean primary key default true check (single),
+    epoch bigint not null
+);
+insert into jobs.job_sign_outs (epoch) values (0);
+
+-- Counts a try before the secret is looked at, so that no number of them at once passes the limits: p_most of an
+-- address and p_most_together of all, in p_seconds. A repeated call counts once. Tries that are older are deleted. One
+-- that another instance's clock puts later than p_now counts.
+--   {allowed, retry_after: seconds, epoch}
+create function public.jobs_sign_in(
+    p_try uuid, p_address text, p_most integer, p_most_together integer, p_seconds integer, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '5s' as $$
 declare
     span constant interval := make_interval(secs => p_seconds);
-    tries integer;
-    oldest timestamptz;
+    epoch constant bigint := (select s.epoch from jobs.job_sign_outs s);
+    free_at timestamptz;
 begin
     perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.sign_ins', 0));
-    delete from jobs.job_sign_ins where tried_at < clock_timestamp() - span;
+    delete from jobs.job_sign_ins where tried_at <= p_now - span;
     if exists (select from jobs.job_sign_ins where try_id = p_try) then
-        return jsonb_build_object('allowed', true);
+        return jsonb_build_object('allowed', true, 'epoch', epoch);
     end if;
-    select count(*), min(tried_at) into tries, oldest from jobs.job_sign_ins;
-    if tries >= p_most then
+    -- Of so many tries as are allowed the oldest: when it is over, there is room.
+    free_at := greatest(
+        (select t.tried_at from jobs.job_sign_ins t where t.address = p_address
+         order by t.tried_at desc offset p_most - 1 limit 1),
+        (select t.tried_at from jobs.job_sign_ins t order by t.tried_at desc offset p_most_together - 1 limit 1)) + span;
+    if free_at is not null then
         return jsonb_build_object('allowed', false,
-            'retry_after', greatest(1, ceil(extract(epoch from oldest + span - clock_timestamp())))::integer);
+            'retry_after', greatest(1, ceil(extract(epoch from free_at - p_now)))::integer);
     end if;
-    insert into jobs.job_sign_ins (try_id) values (p_try);
-    return jsonb_build_object('allowed', true);
+    insert into jobs.job_sign_ins (try_id, address, tried_at) values (p_try, p_address, p_now);
+    return jsonb_build_object('allowed', true, 'epoch', epoch);
 end $$;
 
 -- The secret was right: this try does not count.
 create function public.jobs_signed_in(p_try uuid) returns void
 language sql security definer set search_path = '' set statement_timeout = '5s' as $$
     delete from jobs.job_sign_ins where try_id = p_try;
+$$;
+
+-- The number that a session must carry now.
+create function public.jobs_session_epoch() returns bigint
+language sql stable security definer set search_path = '' set statement_timeout = '5s' as $$
+    select s.epoch from jobs.job_sign_outs s;
+$$;
+
+-- Ends every session that carries p_epoch or less. A repeated call ends nothing that began since.
+create function public.jobs_sign_out(p_epoch bigint) returns void
+language sql security definer set search_path = '' set statement_timeout = '5s' as $$
+    update jobs.job_sign_outs set epoch = p_epoch + 1 where epoch <= p_epoch;
 $$;
 
 -- The status page: everything it shows in one call.
@@ -2960,6 +2992,8 @@ begin
         select e.ctid from jobs.email_events e where e.received_at < p_before order by e.received_at limit max_rows_per_table
         for update skip locked));
     get diagnostics events = row_count;
+    -- Few, and of no use after some minutes; nobody may have tried since.
+    delete from jobs.job_sign_ins where tried_at < p_now - interval '1 day';
     -- What is personal of those who are gone: at once, but for a batch that may be sent again as sealed. Their items
     -- went with them, so nobody else ends what was still open. (The operator's digest never had a user.)
     with ended as (
@@ -3018,8 +3052,9 @@ revoke all on function
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
     public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts, public.jobs_plan_alerts,
     public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync, public.jobs_prune, public.jobs_release,
-    public.jobs_report, public.jobs_retry, public.jobs_run_waits, public.jobs_sign_in, public.jobs_signed_in,
-    public.jobs_status, public.jobs_troubles, public.mail_claim, public.mail_extend, public.mail_feedback,
+    public.jobs_report, public.jobs_retry, public.jobs_run_waits, public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out,
+    public.jobs_signed_in,
+    public.jobs_status, public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books
 from public, anon, authenticated, service_role;
@@ -3029,8 +3064,9 @@ grant execute on function
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
     public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts, public.jobs_plan_alerts,
     public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync, public.jobs_prune, public.jobs_release,
-    public.jobs_report, public.jobs_retry, public.jobs_run_waits, public.jobs_sign_in, public.jobs_signed_in,
-    public.jobs_status, public.jobs_troubles, public.mail_claim, public.mail_extend, public.mail_feedback,
+    public.jobs_report, public.jobs_retry, public.jobs_run_waits, public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out,
+    public.jobs_signed_in,
+    public.jobs_status, public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books
 to service_role;

@@ -65,3 +65,9 @@ begin
     end if;
     return jsonb_build_object('state', 'planned', 'run_id', p_run_id, 'plan', '{}'::jsonb);
 end $$;
+
+-- Whether there is such a user: who asks for one by id may have mistyped it.
+create function public.jobs_user_exists(p_user_id uuid) returns boolean
+language sql stable security definer set search_path = '' set statement_timeout = '5s' as $$
+    select exists (select from auth.users u where u.id = p_user_id);
+$$;

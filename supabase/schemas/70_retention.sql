@@ -45,6 +45,8 @@ begin
         select e.ctid from jobs.email_events e where e.received_at < p_before order by e.received_at limit max_rows_per_table
         for update skip locked));
     get diagnostics events = row_count;
+    -- Few, and of no use after some minutes; nobody may have tried since.
+    delete from jobs.job_sign_ins where tried_at < p_now - interval '1 day';
     -- What is personal of those who are gone: at once, but for a batch that may be sent again as sealed. Their items
     -- went with them, so nobody else ends what was still open. (The operator's digest never had a user.)
     with ended as (

@@ -19,7 +19,7 @@ const CLOCK: &str = "'(clock_timestamp|transaction_timestamp|statement_timestamp
 
 /// Somebody else may hold it until an instant: holders on several machines agree on one clock.
 const LEASE: &str = "lease";
-/// Turns and tries, for all instances together.
+/// Turns, for all instances together.
 const RATE: &str = "rate";
 /// A message is visible at once, as pgmq sees it.
 const VISIBLE: &str = "visible";
@@ -51,7 +51,6 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
     ("jobs_report", &[LEASE]),
     ("jobs_retry", &[LEASE]),
     ("jobs_run_waits", &[LEASE]),
-    ("jobs_sign_in", &[RATE]),
     ("mail_claim", &[LEASE]),
     ("mail_give_back", &[NOTE]),
     ("mail_split", &[NOTE]),
@@ -75,7 +74,6 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("job_items.created_at", BY_HAND),
     ("job_items.waiting_since", BY_HAND),
     ("job_runs.started_at", MEASURE),
-    ("job_sign_ins.tried_at", RATE),
     ("threshold_alerts.created_at", NOTE),
     ("threshold_checks_due.since", OWN_WRITES),
 ];
@@ -89,6 +87,7 @@ const NAMED: &[(&str, &str)] = &[
     ("jobs.email_batches", "sealed_at"),
     ("jobs.email_events", "received_at"),
     ("jobs.found_alerts", "found_at"),
+    ("jobs.job_sign_ins", "tried_at"),
     ("public.marketing_emails", "sent_at"),
     ("public.sync_logs", "synced_at"),
 ];

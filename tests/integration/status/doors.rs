@@ -57,7 +57,7 @@ async fn a_browser_signs_in_and_out() -> Result<()> {
     let answer = browser.form(&[("secret", SECRET)]).await?;
     assert_eq!((answer.status.as_u16(), answer.headers["location"].to_str()?), (303, "/api/status"));
     let cookie = answer.headers["set-cookie"].to_str()?.to_owned();
-    assert!(cookie.starts_with("__Host-jobs-status=1."), "{cookie}");
+    assert!(cookie.starts_with("__Host-jobs-status=2."), "{cookie}");
     assert!(cookie.ends_with("; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age=1800"), "{cookie}");
     assert!(!cookie.contains(SECRET));
 
@@ -65,11 +65,6 @@ async fn a_browser_signs_in_and_out() -> Result<()> {
     assert_eq!(page.status, 200);
     assert!(page.text.contains("Santé") && page.text.contains("Se déconnecter"), "{}", page.text);
     let kept = browser.cookie.clone();
-    let answer = browser.own_form(&[("action", "sign-out")]).await?;
-    assert_eq!(answer.status, 303);
-    assert!(answer.headers["set-cookie"].to_str()?.contains("Max-Age=0"));
-    let page = browser.get("").await?;
-    assert!(page.text.contains("type=\"password\""), "{}", page.text);
 
     // Half an hour later the cookie is worth nothing, whoever kept it.
     world.set_now(at("2026-11-25T08:30:00Z"));
@@ -81,45 +76,155 @@ async fn a_browser_signs_in_and_out() -> Result<()> {
     Ok(())
 }
 
+/// Signing out ends every session that began before, here and elsewhere, and none that begins afterwards.
 #[tokio::test(flavor = "multi_thread")]
-async fn tries_are_limited_for_everybody_but_the_bearer() -> Result<()> {
+async fn signing_out_makes_every_earlier_cookie_worthless() -> Result<()> {
     let world = World::new().await?;
     let function = world.function("status").await?;
-    let mut browser = Browser::new(&function)?;
+    let (mut one, mut other) = (Browser::signed_in(&function).await?, Browser::signed_in(&function).await?);
+    let kept = one.cookie.clone();
+    // The answer is lost on its way back: it is asked again, and ends nothing more.
+    let gateway = world.environment.gateway.faults();
+    gateway.add(Rule::on("jobs_sign_out", Fault::CutAfter).times(1));
+    let answer = one.own_form(&[("action", "sign-out")]).await?;
+    assert_eq!(answer.status, 303, "{}", answer.text);
+    assert!(answer.headers["set-cookie"].to_str()?.contains("Max-Age=0"));
+    one.cookie = kept;
+    for browser in [&mut one, &mut other] {
+        let page = browser.get("").await?;
+        assert!(page.text.contains("type=\"password\"") && !page.text.contains("Santé"), "{}", page.text);
+        let answer = browser.form(&[("action", "retry"), ("lane", "stripe"), ("csrf", "x")]).await?;
+        assert_eq!(answer.status, 401, "{}", answer.text);
+    }
+    // Another process knows it, too; a new session is good there.
+    let elsewhere = world.function("status").await?;
+    let mut third = Browser { cookie: one.cookie.clone(), ..Browser::new(&elsewhere)? };
+    assert!(third.get("").await?.text.contains("type=\"password\""));
+    let mut third = Browser::signed_in(&elsewhere).await?;
+    assert!(third.get("").await?.text.contains("Santé"));
+    // The Bearer ends them as well.
+    assert_eq!(super::post(&function, &[("action", "sign-out")]).await?.status, 303);
+    assert!(third.get("").await?.text.contains("type=\"password\""));
+    Ok(())
+}
+
+/// Where the database cannot be asked nobody is let in by a cookie, and nobody is told that they are signed out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_cannot_be_verified_opens_nothing() -> Result<()> {
+    let world = World::new().await?;
+    let function = world.function("status").await?;
+    let mut browser = Browser::signed_in(&function).await?;
+    let gateway = world.environment.gateway.faults();
+    gateway.add(Rule::on("jobs_session_epoch", Fault::json(500, &serde_json::json!({"message": "no"}))));
+    for query in ["", "?fait=rejeu"] {
+        let page = browser.get(query).await?;
+        assert_eq!(page.status, 503, "{}", page.text);
+        assert!(page.text.contains("ne peut pas être vérifiée") && page.text.contains("Authorization"));
+        assert!(!page.text.contains("Santé"), "{}", page.text);
+    }
+    let answer = browser.form(&[("action", "retry"), ("lane", "stripe"), ("csrf", "x")]).await?;
+    assert_eq!(answer.status, 503, "{}", answer.text);
+    json(&function).await?;
+    gateway.clear();
+    assert!(browser.get("").await?.text.contains("Santé"), "the session is as good as before");
+
+    gateway.add(Rule::on("jobs_sign_out", Fault::json(500, &serde_json::json!({"message": "no"}))));
+    let answer = browser.own_form(&[("action", "sign-out")]).await?;
+    assert_eq!(answer.status, 503, "{}", answer.text);
+    assert!(answer.text.contains("n’a pas pu être notée") && answer.text.contains("CRON_SECRET"));
+    assert!(answer.headers["set-cookie"].to_str()?.contains("Max-Age=0"));
+    Ok(())
+}
+
+/// Who tries, and what comes of it.
+async fn tried(function: &crate::world::Function, address: &str, secret: &str) -> Result<u16> {
+    Ok(Browser::from(function, address)?.form(&[("secret", secret)]).await?.status.as_u16())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tries_are_limited_for_an_address_and_never_for_the_bearer() -> Result<()> {
+    let mut world = World::new().await?;
+    let function = world.function("status").await?;
+    let (stranger, operator) = ("203.0.113.7", "198.51.100.4");
     // The right one does not count, however often.
     for _ in 0..12 {
-        assert_eq!(browser.form(&[("secret", SECRET)]).await?.status, 303);
+        assert_eq!(tried(&function, stranger, SECRET).await?, 303);
     }
-    let mut browser = Browser::new(&function)?;
     let tries = (0..14).map(|n| {
-        let request = browser.http.post(function.url()).form(&[("secret", format!("wrong-{n}"))]);
-        async move { anyhow::Ok(request.send().await?.status().as_u16()) }
+        let mut browser = Browser::from(&function, stranger);
+        async move {
+            // What a client says of itself changes nothing.
+            let browser = browser.as_mut().map_err(|error| anyhow::anyhow!("{error}"))?;
+            let request = browser.http.post(browser.function.url()).form(&[("secret", format!("wrong-{n}"))]);
+            let request = request.header("x-forwarded-for", format!("192.0.2.{n}"));
+            anyhow::Ok(browser.send(request).await?.status.as_u16())
+        }
     });
     // Many at once do not pass either.
     let mut answers = futures_util::future::try_join_all(tries).await?;
     answers.sort_unstable();
     assert_eq!(answers, [[401; 10].as_slice(), &[429; 4]].concat());
+    let mut browser = Browser::from(&function, stranger)?;
     let answer = browser.form(&[("secret", SECRET)]).await?;
     assert_eq!(answer.status, 429, "not even the right one");
-    let seconds: u64 = answer.headers["retry-after"].to_str()?.parse()?;
-    assert!((800..=900).contains(&seconds), "{seconds}");
+    assert_eq!(answer.headers["retry-after"].to_str()?, "900");
     assert!(
         answer.text.contains("Trop d’essais") && answer.text.contains("Authorization"),
         "{}",
         answer.text
     );
-    // Another process, the same limit; the Bearer is not limited.
+    // Another process, the same limit; the Bearer is not limited, nor is anybody from elsewhere.
     let other = world.function("status").await?;
-    assert_eq!(Browser::new(&other)?.form(&[("secret", SECRET)]).await?.status, 429);
+    assert_eq!(tried(&other, stranger, SECRET).await?, 429);
     json(&other).await?;
+    assert_eq!(tried(&other, operator, "wrong").await?, 401);
+    assert_eq!(tried(&other, operator, SECRET).await?, 303);
 
-    world.run("update jobs.job_sign_ins set tried_at = tried_at - interval '16 minutes'").await?;
-    assert_eq!(browser.form(&[("secret", SECRET)]).await?.status, 303);
-    assert_eq!(
-        world.value::<i64>("select count(*) from jobs.job_sign_ins").await?,
-        0,
-        "old ones are forgotten"
+    let kept: Vec<(String, i64)> =
+        sqlx::query_as("select address, count(*) from jobs.job_sign_ins group by 1 order by 2")
+            .fetch_all(world.pool())
+            .await?;
+    assert_eq!(kept.iter().map(|(_, count)| *count).collect::<Vec<_>>(), [1, 10]);
+    assert!(kept.iter().all(|(address, _)| address.len() == 43 && !address.contains("203.0")), "{kept:?}");
+
+    // The window is the function's: a second before its end, and at it.
+    let begun = world.now();
+    world.set_now(begun + chrono::TimeDelta::seconds(899));
+    assert_eq!(tried(&world.function("status").await?, stranger, SECRET).await?, 429);
+    world.set_now(begun + chrono::TimeDelta::seconds(900));
+    assert_eq!(tried(&world.function("status").await?, stranger, SECRET).await?, 303);
+    let left: i64 = world.value("select count(*) from jobs.job_sign_ins").await?;
+    assert_eq!(left, 0, "old ones are deleted");
+    Ok(())
+}
+
+/// A network is one client; all of them together have a limit, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_addresses_are_limited_together() -> Result<()> {
+    let world = World::new().await?;
+    let function = world.function("status").await?;
+    for n in 0..10 {
+        assert_eq!(tried(&function, &format!("2001:db8:0:1:{n:x}::1"), "wrong").await?, 401);
+    }
+    assert_eq!(tried(&function, "2001:db8:0:1:ffff::1", SECRET).await?, 429, "the same /64");
+    assert_eq!(tried(&function, "2001:db8:0:2::1", SECRET).await?, 303, "another one");
+    // Without a word of the platform's all are one.
+    for _ in 0..10 {
+        assert_eq!(Browser::new(&function)?.form(&[("secret", "wrong")]).await?.status, 401);
+    }
+    assert_eq!(Browser::new(&function)?.form(&[("secret", SECRET)]).await?.status, 429);
+
+    let now = world.now().to_rfc3339();
+    let many = format!(
+        "insert into jobs.job_sign_ins (try_id, address, tried_at) \
+         select gen_random_uuid(), 'x' || n, '{now}'::timestamptz - interval '5 minutes' from generate_series(1, 279) n"
     );
+    sqlx::query(sqlx::AssertSqlSafe(many)).execute(world.pool()).await?;
+    assert_eq!(tried(&function, "192.0.2.1", "wrong").await?, 401, "the 300th");
+    let mut browser = Browser::from(&function, "192.0.2.2")?;
+    let answer = browser.form(&[("secret", SECRET)]).await?;
+    assert_eq!((answer.status.as_u16(), answer.headers["retry-after"].to_str()?), (429, "600"));
+    json(&function).await?;
     Ok(())
 }
 

@@ -16,11 +16,17 @@ struct Browser<'a> {
     function: &'a Function,
     http: reqwest::Client,
     cookie: Option<String>,
+    /// Its address, as the platform would say it.
+    address: Option<String>,
 }
 
 impl<'a> Browser<'a> {
     fn new(function: &'a Function) -> Result<Self> {
-        Ok(Self { function, http: jobs::http::client()?, cookie: None })
+        Ok(Self { function, http: jobs::http::client()?, cookie: None, address: None })
+    }
+
+    fn from(function: &'a Function, address: impl Into<String>) -> Result<Self> {
+        Ok(Self { address: Some(address.into()), ..Self::new(function)? })
     }
 
     async fn signed_in(function: &'a Function) -> Result<Self> {
@@ -51,6 +57,9 @@ impl<'a> Browser<'a> {
         let mut request = request.header("accept", "text/html,*/*;q=0.8");
         if let Some(cookie) = &self.cookie {
             request = request.header("cookie", cookie);
+        }
+        if let Some(address) = &self.address {
+            request = request.header("x-vercel-forwarded-for", address);
         }
         let answer = self.function.send(request).await?;
         if let Some(set) = answer.headers.get("set-cookie") {

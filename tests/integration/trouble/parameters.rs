@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use chrono::{SecondsFormat, TimeDelta};
+use jobs::routes::{Kind, Parameter, Route};
 use reqwest::Method;
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{SYNC, ask, ask_again, harmless, heal, turnover};
 use crate::world::{SECRET, World};
@@ -77,6 +79,32 @@ async fn a_wrong_parameter_is_named_and_nothing_runs() -> Result<()> {
 
     assert_eq!(heal(&world).await?, 1);
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
+    Ok(())
+}
+
+/// Whoever mistypes an id learns it, on every route that takes one; who exists and has nothing yet is no mistake.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_does_not_exist_is_a_404() -> Result<()> {
+    let world = World::new().await?;
+    let user = world.user("empty@example.test").await?;
+    let routes = Route::ALL.into_iter().filter(|route| route.parameters().contains(&Parameter::UserId));
+    let mut calls = 0;
+    for route in routes {
+        let method = if route.kind() == Kind::Cron { Method::GET } else { Method::POST };
+        let name = route.path().rsplit('/').next().unwrap_or_default();
+        for dry_run in ["", "&dry_run=true"] {
+            let nobody = format!("user_id={}{dry_run}", Uuid::new_v4());
+            let told = ask(&world, method.clone(), name, &nobody).await?;
+            assert_eq!(told.status, 404, "{name}: {}", told.text);
+            assert!(told.error().starts_with("Aucun utilisateur"), "{name}: {}", told.text);
+            calls += 1;
+        }
+        let told = ask(&world, method, name, &format!("user_id={user}")).await?;
+        assert_eq!(told.status, 200, "{name}: {}", told.text);
+    }
+    assert!(calls >= 12, "{calls}");
+    let rows = "select count(*) from public.sync_logs where status = 'error' and error_message like 'Aucun utilisateur%'";
+    assert_eq!(world.value::<i64>(rows).await?, calls);
     Ok(())
 }
 

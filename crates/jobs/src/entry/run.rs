@@ -1,6 +1,7 @@
 //! The handler of cron and manual routes: it runs the route's tasks, leaves the call's row in `sync_logs`, and answers.
 
 use serde_json::json;
+use uuid::Uuid;
 
 use super::{answer::Answer, log, shape};
 use crate::{
@@ -9,8 +10,19 @@ use crate::{
     tasks::{Call, Context, Trigger, operator_digest},
 };
 
+/// Answers whoever asks for a user that does not exist: an id that was mistyped must not look like a success.
+const NOBODY: &str = "Aucun utilisateur n’a cet identifiant (user_id) : rien n’a été lancé.";
+
 /// Runs a route's tasks, leaves the call's row in `sync_logs`, answers.
 pub(super) async fn answer(route: Route, context: &Context, call: &Call) -> Answer {
+    if let Some(user_id) = call.user_id
+        && let Err(refusal) = must_exist(context, user_id).await
+    {
+        let complaint = refusal.complaint();
+        log::call(context, route.path(), call.log_type(), "error", 0, complaint, &json!({"at": call.at}))
+            .await;
+        return refusal;
+    }
     let outcomes = orchestrator::run(context, call, route.tasks()).await;
     let answer = shape::answer(route, call, &outcomes);
     let verdict = shape::verdict(&outcomes);
@@ -33,4 +45,17 @@ pub(super) async fn answer(route: Route, context: &Context, call: &Call) -> Answ
         retention::prune(context).await;
     }
     answer
+}
+
+/// Refuses a user who does not exist. Who exists, but has nothing to work on, is served.
+async fn must_exist(context: &Context, user_id: Uuid) -> Result<(), Answer> {
+    let arguments = json!({"p_user_id": user_id});
+    match context.supabase.rpc("jobs_user_exists", &arguments, &context.deadline).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Answer::error(404, NOBODY)),
+        Err(error) => {
+            let status = if error.is_configuration() { 500 } else { 503 };
+            Err(Answer::error(status, &error.user_message()))
+        }
+    }
 }

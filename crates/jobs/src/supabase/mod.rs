@@ -21,7 +21,7 @@ pub use self::{
 use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
 /// Every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 38] = [
+pub const FUNCTIONS: [&str; 41] = [
     "integration_context",
     "integration_prove",
     "integration_refresh_begin",
@@ -47,10 +47,13 @@ pub const FUNCTIONS: [&str; 38] = [
     "jobs_report",
     "jobs_retry",
     "jobs_run_waits",
+    "jobs_session_epoch",
     "jobs_sign_in",
+    "jobs_sign_out",
     "jobs_signed_in",
     "jobs_status",
     "jobs_troubles",
+    "jobs_user_exists",
     "mail_claim",
     "mail_extend",
     "mail_feedback",

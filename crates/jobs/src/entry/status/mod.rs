@@ -1,14 +1,18 @@
 //! `/api/status`: how everything is, for the operator, and what they may have done about it.
 //!
 //! The Bearer sees it as JSON or as a page. A browser gets there with a form: the secret, once, for a signed cookie of
-//! thirty minutes. `GET` changes nothing. Every action is a `POST`; from a browser it carries the session's token.
+//! thirty minutes, which signing out makes worthless at once. `GET` changes nothing. Every action is a `POST`; from a browser it carries the session's token.
 
 mod action;
 mod chart;
+mod client;
+mod ended;
 mod form;
 mod page;
 mod session;
 mod sign_in;
+
+use std::net::IpAddr;
 
 use chrono::{DateTime, Utc};
 use http_body_util::BodyExt;
@@ -18,6 +22,7 @@ use vercel_runtime::{AppState, Error};
 
 use self::{
     action::{Action, NOTICES},
+    ended::{NOT_VERIFIED, is_ended, sign_out},
     form::Form,
     page::Viewer,
     session::{Keys, Session},
@@ -42,6 +47,8 @@ pub(super) struct PageRequest<'a> {
     authorization: Option<String>,
     cookies: String,
     accept: String,
+    /// The client's address, as the platform says it.
+    address: Option<IpAddr>,
 }
 
 impl<'a> PageRequest<'a> {
@@ -56,6 +63,7 @@ impl<'a> PageRequest<'a> {
             authorization: headers.contains_key(header::AUTHORIZATION).then(|| header(header::AUTHORIZATION)),
             cookies: header(header::COOKIE),
             accept: header(header::ACCEPT),
+            address: client::address(headers),
         }
     }
 }
@@ -132,7 +140,11 @@ where
             Caller::Bearer
         }
         None => match keys.as_ref().and_then(|keys| keys.read(&request.cookies, now)) {
-            Some(session) => Caller::Browser(session),
+            Some(session) => match is_over(app, &session).await {
+                Some(false) => Caller::Browser(session),
+                Some(true) => Caller::Nobody,
+                None => return request.refuse(503, NOT_VERIFIED),
+            },
             None => Caller::Nobody,
         },
     };
@@ -150,20 +162,32 @@ where
         return request.refuse(400, "Formulaire illisible ou trop grand.");
     };
     match (caller, &keys) {
-        (Caller::Bearer, _) => act(app, request, &form, state, now, begun).await,
+        (Caller::Bearer, _) => act(app, request, None, &form, state, now, begun).await,
         (Caller::Browser(session), Some(keys)) if form.value("secret").is_none() => {
             if !keys.is_own_form(&session, form.value("csrf").unwrap_or_default()) {
                 return request
                     .refuse(403, "Ce formulaire n’est plus valable : rouvrez la page et recommencez.");
             }
-            act(app, request, &form, state, now, begun).await
+            act(app, request, Some(&session), &form, state, now, begun).await
         }
         (_, keys) => match form.value("secret") {
-            Some(given) => sign_in(app, keys.as_ref(), given, now, begun).await,
+            Some(given) => sign_in(app, keys.as_ref(), request.address, given, now, begun).await,
             None if request.wants_json() => request::unauthorized(),
             None => page::sign_in(401, Some("La session est terminée : connectez-vous à nouveau.")),
         },
     }
+}
+
+/// Whether the session was ended; `None` where the database cannot be asked.
+async fn is_over(app: &App, session: &Session) -> Option<bool> {
+    let supabase = app.parts().ok()?.supabase.as_ref().ok()?;
+    is_ended(supabase, session, &page_deadline()).await.ok()
+}
+
+/// How long the page asks the database: longer than a live check does.
+fn page_deadline() -> Deadline {
+    let end = Instant::now() + 4 * health::TIMEOUT;
+    Deadline::new(end, end)
 }
 
 /// What the page is to say, after an action. Never a secret: that would be in logs by now.
@@ -190,6 +214,7 @@ fn notice(request: &PageRequest) -> Result<Option<&'static str>, String> {
 async fn act(
     app: &App,
     request: &PageRequest<'_>,
+    session: Option<&Session>,
     form: &Form,
     state: &AppState,
     now: DateTime<Utc>,
@@ -198,7 +223,8 @@ async fn act(
     let bearer = request.authorization.is_some();
     let asked = match action::read(|name| form.value(name).map(str::to_owned)) {
         Ok(Action::SignOut) => {
-            return Answer::see_other(Route::Status.path()).with_header("set-cookie", session::no_cookie());
+            let supabase = app.parts().ok().and_then(|parts| parts.supabase.as_ref().ok());
+            return sign_out(supabase, session, &page_deadline()).await;
         }
         Ok(asked) => asked,
         Err(refused) => return request.refuse(refused.status, &refused.message),
@@ -240,9 +266,7 @@ async fn show(
     let deadline = health::deadline();
     let facts = async {
         let supabase = parts.supabase.as_ref().ok()?;
-        // Longer than a live check: this is the page.
-        let end = Instant::now() + 4 * health::TIMEOUT;
-        Some(facts::ask(supabase, now, slot_days(&tuning), &Deadline::new(end, end)).await)
+        Some(facts::ask(supabase, now, slot_days(&tuning), &page_deadline()).await)
     };
     let stripe = async { Some(parts.integrations.as_ref().ok()?.check_stripe(&deadline).await) };
     let domain = async { Some(app.mailer(parts, now).ok()?.domain(health::TIMEOUT).await) };
@@ -268,6 +292,7 @@ mod tests {
             authorization: None,
             cookies: String::new(),
             accept: accept.to_owned(),
+            address: None,
         }
     }
 

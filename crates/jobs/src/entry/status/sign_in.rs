@@ -1,5 +1,7 @@
 //! Signing in with the secret: counted before it is looked at, however many try at once.
 
+use std::net::IpAddr;
+
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::json;
@@ -14,20 +16,29 @@ use crate::{
     words,
 };
 
-/// Tries with a wrong secret, of all callers together …
+/// Tries with a wrong secret, from one address …
 const MOST_TRIES: u32 = 10;
+/// … and from all of them together: far more, so that a stranger does not lock the operator out …
+const MOST_TRIES_TOGETHER: u32 = 300;
 /// … in this long.
 const TRIES_SECONDS: u32 = 15 * 60;
+
+/// What `jobs_sign_in` answers.
 #[derive(Deserialize)]
 struct Try {
     allowed: bool,
     retry_after: Option<u64>,
+    /// A session that begins now carries it.
+    epoch: Option<u64>,
 }
 
-/// The secret from the form: counted before it is looked at, however many come at once.
+const WRONG: &str = "Ce n’est pas le bon secret.";
+
+/// Checks the secret from the form: the try is counted before the secret is looked at, however many come at once.
 pub(super) async fn sign_in(
     app: &App,
     keys: Option<&Keys>,
+    address: Option<IpAddr>,
     given: &str,
     now: DateTime<Utc>,
     begun: Instant,
@@ -40,9 +51,14 @@ pub(super) async fn sign_in(
             ),
         )
     };
+    // Without a secret of ours no other is the right one.
+    let Some(keys) = keys else { return page::sign_in(401, Some(WRONG)) };
     let Ok(context) = app.context(now, begun) else { return broken() };
     let id = Uuid::new_v4();
-    let arguments = json!({"p_try": id, "p_most": MOST_TRIES, "p_seconds": TRIES_SECONDS});
+    let arguments = json!({
+        "p_try": id, "p_address": keys.address_hash(address), "p_most": MOST_TRIES,
+        "p_most_together": MOST_TRIES_TOGETHER, "p_seconds": TRIES_SECONDS, "p_now": now,
+    });
     let counted: Try = match context.supabase.rpc("jobs_sign_in", &arguments, &context.deadline).await {
         Ok(counted) => counted,
         Err(_) => return broken(),
@@ -57,12 +73,12 @@ pub(super) async fn sign_in(
     }
     if !secret::matches(app.config.cron_secret.as_ref(), given.trim()) {
         tracing::warn!("a wrong secret was typed into the sign-in form");
-        return page::sign_in(401, Some("Ce n’est pas le bon secret."));
+        return page::sign_in(401, Some(WRONG));
     }
     // Where this fails, the right secret has used up one try.
     let _: Result<(), _> =
         context.supabase.rpc("jobs_signed_in", &json!({"p_try": id}), &context.deadline).await;
-    match keys.and_then(|keys| keys.open(now)) {
+    match counted.epoch.and_then(|epoch| keys.open(epoch, now)) {
         Some(session) => Answer::see_other(Route::Status.path()).with_header("set-cookie", session.cookie()),
         None => page::sign_in(500, Some("La session n’a pas pu être ouverte.")),
     }
