@@ -31,6 +31,13 @@ create view jobs.mail_people as
     left join public.email_preferences e on e.user_id = u.id
     left join jobs.email_suppressions s on s.address_hash = jobs.address_hash(u.email::text);
 
+-- An error for a kind of mail that nothing says how to refuse: a kind that is forgotten is sent to nobody.
+create function jobs.reject_unknown_kind(p_kind text) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    raise exception 'no preference is known for the kind %', p_kind using errcode = '22023';
+end $$;
+
 -- Whether somebody refuses a kind of mail, or cannot be reached at p_now; null: they want it.
 create function jobs.mail_refusal(p jobs.mail_people, p_kind text, p_now timestamptz) returns text
 language sql stable as $$
@@ -40,7 +47,8 @@ language sql stable as $$
         when 'integration_trouble' then true
         when 'monthly_reminder' then p.wants_reminder
         when 'monthly_recap' then p.wants_recap
-        when 'marketing_day3' then p.wants_marketing end then 'refused_by_user' end);
+        when 'marketing_day3' then p.wants_marketing
+        else jobs.reject_unknown_kind(p_kind) end then 'refused_by_user' end);
 $$;
 
 -- Each user's plan: free, pro or premium; null where a subscription has a price that p_prices

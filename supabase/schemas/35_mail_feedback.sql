@@ -1,11 +1,12 @@
 -- What comes back: refusals by the user, and what the mail service reports.
 
--- Stops one kind of mail for a user. A missing row stands for "no reminder": making it must not start one.
+-- Stops one kind of mail for a user; an error for a kind that no preference stops. A missing row stands for "no
+-- reminder": making it must not start one.
 create function public.mail_unsubscribe(p_user_id uuid, p_kind text) returns boolean
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 begin
-    if jobs.lane_of_mail(p_kind) is null then
-        raise exception 'unknown kind %', p_kind using errcode = '22023';
+    if p_kind not in ('monthly_reminder', 'monthly_recap', 'marketing_day3', 'threshold_alert') then
+        perform jobs.reject_unknown_kind(p_kind);
     end if;
     insert into public.email_preferences as e
         (user_id, monthly_reminder, monthly_recap_email, marketing_email, threshold_alert_email)

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
+use jobs::mail_kind::MailKind;
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
 use stand_ins::faults::{Fault, Rule};
@@ -12,6 +13,43 @@ use super::given::{
 };
 use super::signed_up_at;
 use crate::world::{Answer, Function, World};
+
+/// What a kind of mail is refused by, each kind on its own; a kind that nobody knows is an error and no consent.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_can_be_refused_and_an_unknown_one_is_an_error() -> Result<()> {
+    let world = World::new().await?;
+    let refusal = async |user: Uuid, kind: &str| -> sqlx::Result<Option<String>> {
+        sqlx::query_scalar("select jobs.mail_refusal(p, $2, $3) from jobs.mail_people p where p.user_id = $1")
+            .bind(user)
+            .bind(kind)
+            .bind(world.now())
+            .fetch_one(world.pool())
+            .await
+    };
+    let stop = async |user: Uuid, kind: &str| -> sqlx::Result<bool> {
+        sqlx::query_scalar("select public.mail_unsubscribe($1, $2)")
+            .bind(user)
+            .bind(kind)
+            .fetch_one(world.pool())
+            .await
+    };
+    for kind in MailKind::ALL {
+        let user = world.user(&format!("{}@example.test", kind.as_str())).await?;
+        if !kind.is_for_users() {
+            assert!(refusal(user, kind.as_str()).await.is_err(), "{kind:?} is no user's to refuse");
+        } else if kind == MailKind::IntegrationTrouble {
+            assert_eq!(refusal(user, kind.as_str()).await?, None, "{kind:?}");
+            assert!(stop(user, kind.as_str()).await.is_err(), "{kind:?} is not stopped by a preference");
+        } else {
+            assert!(stop(user, kind.as_str()).await?, "{kind:?}");
+            assert_eq!(refusal(user, kind.as_str()).await?.as_deref(), Some("refused_by_user"), "{kind:?}");
+        }
+    }
+    let user = world.user("camille@example.test").await?;
+    assert!(refusal(user, "weekly_news").await.is_err());
+    assert!(stop(user, "weekly_news").await.is_err());
+    Ok(())
+}
 
 struct Page {
     status: StatusCode,
