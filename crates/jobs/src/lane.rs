@@ -2,31 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A queue of its own (`jobs_<lane>` in the database). The stored names never change.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Lane {
-    Alerts,
-    Reminders,
-    Recaps,
-    Marketing,
-    Stripe,
-    Shopify,
-    Months,
+listed! {
+    /// A queue of its own (`jobs_<lane>` in the database). The stored names never change.
+    #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Lane {
+        Alerts,
+        Reminders,
+        Recaps,
+        Marketing,
+        Stripe,
+        Shopify,
+        Months,
+    }
 }
 
 impl Lane {
-    /// Every lane, the most urgent first.
-    pub const ALL: [Self; 7] = [
-        Self::Alerts,
-        Self::Reminders,
-        Self::Recaps,
-        Self::Marketing,
-        Self::Stripe,
-        Self::Shopify,
-        Self::Months,
-    ];
-
     /// Whether the lane's items are mails, which leave in batches; the others are worked on one by one.
     pub const fn is_mail(self) -> bool {
         match self {

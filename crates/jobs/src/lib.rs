@@ -3,6 +3,9 @@
 //! One binary per route below `api/` calls [`serve`]. Modules point one way, downwards; `layers` reads that off the
 //! sources, and `docs/ARCHITECTURE.md` draws the whole picture.
 
+#[macro_use]
+mod listed;
+
 pub mod chain;
 pub mod config;
 pub mod config_faults;

@@ -4,31 +4,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::lane::Lane;
 
-/// What a mail is for. The names are stored in `email_deliveries` and signed into links: they never change.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MailKind {
-    ThresholdAlert,
-    /// Asks a user to connect an integration again.
-    IntegrationTrouble,
-    /// Tells whoever runs this deployment what went wrong.
-    OperatorDigest,
-    MonthlyReminder,
-    MonthlyRecap,
-    MarketingDay3,
+listed! {
+    /// What a mail is for. The names are stored in `email_deliveries` and signed into links: they never change.
+    #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum MailKind {
+        ThresholdAlert,
+        /// Asks a user to connect an integration again.
+        IntegrationTrouble,
+        /// Tells whoever runs this deployment what went wrong.
+        OperatorDigest,
+        MonthlyReminder,
+        MonthlyRecap,
+        MarketingDay3,
+    }
 }
 
 impl MailKind {
-    /// Every kind, in order of priority.
-    pub const ALL: [Self; 6] = [
-        Self::ThresholdAlert,
-        Self::IntegrationTrouble,
-        Self::OperatorDigest,
-        Self::MonthlyReminder,
-        Self::MonthlyRecap,
-        Self::MarketingDay3,
-    ];
-
     /// The lane in which mails of this kind wait.
     pub const fn lane(self) -> Lane {
         match self {

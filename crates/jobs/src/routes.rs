@@ -8,31 +8,33 @@ use std::fmt;
 
 use crate::schedule::{Task, Via};
 
-/// A function.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Route {
-    /// `GET /api/cron/daily-orchestrator`
-    DailyOrchestrator,
-    /// `GET /api/cron/monthly-orchestrator`
-    MonthlyOrchestrator,
-    /// `GET /api/cron/send-reminders`
-    SendReminders,
-    /// `GET /api/cron/daily-tasks`
-    DailyTasks,
-    /// `POST /api/cron/drain-queue`
-    DrainQueue,
-    /// `POST /api/manual/check-thresholds`
-    CheckThresholds,
-    /// `POST /api/manual/monthly-sync`
-    MonthlySync,
-    /// `POST /api/manual/sync-integrations`
-    SyncIntegrations,
-    /// `/api/unsubscribe`
-    Unsubscribe,
-    /// `POST /api/webhooks/resend`
-    WebhooksResend,
-    /// `/api/status`
-    Status,
+listed! {
+    /// A function.
+    #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+    pub enum Route {
+        /// `GET /api/cron/daily-orchestrator`
+        DailyOrchestrator,
+        /// `GET /api/cron/monthly-orchestrator`
+        MonthlyOrchestrator,
+        /// `GET /api/cron/send-reminders`
+        SendReminders,
+        /// `GET /api/cron/daily-tasks`
+        DailyTasks,
+        /// `POST /api/cron/drain-queue`
+        DrainQueue,
+        /// `POST /api/manual/check-thresholds`
+        CheckThresholds,
+        /// `POST /api/manual/monthly-sync`
+        MonthlySync,
+        /// `POST /api/manual/sync-integrations`
+        SyncIntegrations,
+        /// `/api/unsubscribe`
+        Unsubscribe,
+        /// `POST /api/webhooks/resend`
+        WebhooksResend,
+        /// `/api/status`
+        Status,
+    }
 }
 
 /// How a route is called.
@@ -71,21 +73,20 @@ impl Kind {
     }
 }
 
-/// A query parameter.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Parameter {
-    DryRun,
-    At,
-    UserId,
-    Force,
-    Month,
-    Days,
+listed! {
+    /// A query parameter.
+    #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+    pub enum Parameter {
+        DryRun,
+        At,
+        UserId,
+        Force,
+        Month,
+        Days,
+    }
 }
 
 impl Parameter {
-    /// Every parameter that some route takes.
-    pub const ALL: [Self; 6] = [Self::DryRun, Self::At, Self::UserId, Self::Force, Self::Month, Self::Days];
-
     /// How a query names it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -133,21 +134,6 @@ struct Row {
 const COMMON: &[Parameter] = &[Parameter::DryRun, Parameter::At, Parameter::UserId];
 
 impl Route {
-    /// Every function.
-    pub const ALL: [Self; 11] = [
-        Self::DailyOrchestrator,
-        Self::MonthlyOrchestrator,
-        Self::SendReminders,
-        Self::DailyTasks,
-        Self::DrainQueue,
-        Self::CheckThresholds,
-        Self::MonthlySync,
-        Self::SyncIntegrations,
-        Self::Unsubscribe,
-        Self::WebhooksResend,
-        Self::Status,
-    ];
-
     const fn row(self) -> Row {
         use Parameter::{At, Days, DryRun, Force, Month, UserId};
         match self {

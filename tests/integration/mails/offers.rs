@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use chrono::{DateTime, Datelike, Days, TimeDelta, Utc};
-use jobs::schedule::paris;
+use jobs::schedule::{DAYS_AFTER_SIGN_UP, paris};
 use serde_json::json;
 
 use super::{
@@ -185,9 +185,11 @@ async fn second_thoughts() -> Result<()> {
     }
     sqlx::query(
         "select public.jobs_plan_mails(gen_random_uuid(), 'marketing_day3', 'marketing_day3', null, 'manual', '/test', \
-         $1, '{}', null, false, '{\"price_pro\": \"pro\"}', 3, 6, null, null, $1)",
+         $1, '{}', null, false, '{\"price_pro\": \"pro\"}', $2, $3, null, null, $1)",
     )
     .bind(noon)
+    .bind(DAYS_AFTER_SIGN_UP.start().cast_signed())
+    .bind(DAYS_AFTER_SIGN_UP.end().cast_signed())
     .execute(world.pool())
     .await?;
     for ((_, sql, _), user) in changes.iter().zip(&users) {

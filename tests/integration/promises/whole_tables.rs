@@ -2,6 +2,7 @@
 //! the statistics know of what was just planned.
 
 use anyhow::Result;
+use jobs::schedule::DAYS_AFTER_SIGN_UP;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
@@ -156,7 +157,8 @@ async fn planning_and_forgetting_read_no_history() -> Result<()> {
             &json!({
                 "p_run_id": Uuid::new_v4(), "p_task": kind, "p_kind": kind, "p_slot": null, "p_trigger": "manual",
                 "p_route": "/", "p_as_of": world.now(), "p_parameters": {}, "p_user_id": null,
-                "p_dry_run": false, "p_prices": {"p": "premium"}, "p_first_day": 3, "p_last_day": 6,
+                "p_dry_run": false, "p_prices": {"p": "premium"}, 
+        "p_first_day": DAYS_AFTER_SIGN_UP.start(), "p_last_day": DAYS_AFTER_SIGN_UP.end(),
                 "p_month": "2026-10-01", "p_expires_at": world.month().end(), "p_now": world.now(),
             }),
         ));

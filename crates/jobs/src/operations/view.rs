@@ -187,14 +187,9 @@ fn missed(
     let horizon = now - TimeDelta::days(slot_days(tuning).into());
     let mut all = Vec::new();
     for task in Task::ALL {
-        let first = match task {
-            // Not every deployment has a cron for it.
-            Task::CheckThresholds => match facts.first_claims.get(task.as_str()) {
-                Some(own) => *own,
-                None => continue,
-            },
-            _ => first,
-        };
+        // A task that not every deployment schedules is missed only where it has been claimed once.
+        let own = facts.first_claims.get(task.as_str()).copied();
+        let Some(first) = (if task.is_scheduled_everywhere() { Some(first) } else { own }) else { continue };
         let missed = unclaimed(&facts.slots, task, first.max(horizon), now, tuning.schedule);
         all.extend(missed.into_iter().map(MissedSlot::from));
     }

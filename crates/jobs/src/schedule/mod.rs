@@ -22,8 +22,8 @@ pub use self::gate::Gate;
 pub use self::month::{Month, ParseMonthError};
 pub use self::monthly_sync::{FutureMonth, MonthlySync, NoRecap, monthly_sync_month, recap_due};
 pub use self::occurrences::{
-    Missed, NoReplay, Occurrence, describe_rule, describe_time, find as find_occurrence, missed, occurrences,
-    replay as replay_of,
+    DAYS_AFTER_SIGN_UP, Missed, NoReplay, Occurrence, describe_rule, describe_time, find as find_occurrence,
+    missed, occurrences, replay as replay_of,
 };
 pub use self::replay::{AtError, YEARS, parse_at};
 pub use self::settings::{InvalidHour, Settings};

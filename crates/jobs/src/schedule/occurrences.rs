@@ -1,6 +1,6 @@
 //! This module lists the occurrences of a task: which were missed, which are to come, which may be replayed.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -11,6 +11,9 @@ use super::{
     slot::Slot,
     task::{Task, Via},
 };
+
+/// The Paris days after sign-up on which the J+3 mail is sent. Several, so that a missed cron costs nobody theirs.
+pub const DAYS_AFTER_SIGN_UP: RangeInclusive<u32> = 3..=6;
 
 /// One slot, from its first instant to the one at which no cron can claim it any more.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -57,13 +60,9 @@ pub enum NoReplay {
     MonthOver,
 }
 
-/// The door through which the crons of every deployment ask for a task. Thresholds are asked for by hand, by the
-/// application or by some deployments' crons.
+/// The door through which crons ask for a task.
 const fn door(task: Task) -> Via {
-    match task {
-        Task::CheckThresholds => Via::ManualRoute,
-        _ => Via::CronRoute,
-    }
+    if task.is_scheduled_everywhere() { Via::CronRoute } else { Via::ManualRoute }
 }
 
 /// The rhythm of a task, for a sentence that begins "dû …".
@@ -117,9 +116,12 @@ fn covers(later: &Occurrence, missed: &Occurrence) -> bool {
     match missed.task {
         // It reads from the last success; it tells what was not told before.
         Task::SyncIntegrations | Task::CheckThresholds => after,
-        // It writes to whoever signed up three to six days ago.
+        // It writes to whoever signed up so many days ago: a run that is not too late reaches the same people.
         Task::MarketingDay3 => {
-            after && paris::date(later.opens) - paris::date(missed.opens) <= TimeDelta::days(3)
+            let (first, last) = (*DAYS_AFTER_SIGN_UP.start(), *DAYS_AFTER_SIGN_UP.end());
+            after
+                && paris::date(later.opens) - paris::date(missed.opens)
+                    <= TimeDelta::days((last - first).into())
         }
         // Each month is its own.
         Task::MonthlyReminders | Task::MonthlySync => false,

@@ -5,31 +5,33 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What the crons run. The names are stored in `job_slots` and `job_runs`: they never change.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Task {
-    /// The offer mailed three days after sign-up.
-    MarketingDay3,
-    /// Movements of Stripe and Shopify, every six hours.
-    SyncIntegrations,
-    /// "Record your turnover of last month."
-    MonthlyReminders,
-    /// A whole month read to its end, and its recap.
-    MonthlySync,
-    /// URSSAF ceilings and VAT thresholds.
-    CheckThresholds,
+listed! {
+    /// What the crons run. The names are stored in `job_slots` and `job_runs`: they never change.
+    #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Task {
+        /// The offer mailed three days after sign-up.
+        MarketingDay3,
+        /// Movements of Stripe and Shopify, every six hours.
+        SyncIntegrations,
+        /// "Record your turnover of last month."
+        MonthlyReminders,
+        /// A whole month read to its end, and its recap.
+        MonthlySync,
+        /// URSSAF ceilings and VAT thresholds.
+        CheckThresholds,
+    }
 }
 
 impl Task {
-    /// Every task.
-    pub const ALL: [Self; 5] = [
-        Self::MarketingDay3,
-        Self::SyncIntegrations,
-        Self::MonthlyReminders,
-        Self::MonthlySync,
-        Self::CheckThresholds,
-    ];
+    /// Whether the crons of every deployment file ask for the task. Thresholds are checked by hand, by the application or by
+    /// some deployments' crons.
+    pub const fn is_scheduled_everywhere(self) -> bool {
+        match self {
+            Self::MarketingDay3 | Self::SyncIntegrations | Self::MonthlyReminders | Self::MonthlySync => true,
+            Self::CheckThresholds => false,
+        }
+    }
 
     /// The stable name.
     pub const fn as_str(self) -> &'static str {

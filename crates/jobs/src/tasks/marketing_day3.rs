@@ -1,7 +1,5 @@
 //! The J+3 mail: what Pro and Premium bring, to free users who signed up three to six days ago.
 
-use std::ops::RangeInclusive;
-
 use super::{
     call::Call,
     context::Context,
@@ -9,10 +7,10 @@ use super::{
     mails::{MailPlan, plan_post_report},
     outcome::{TaskError, TaskOutcome},
 };
-use crate::{mail_kind::MailKind, schedule::Task};
-
-/// The Paris days after sign-up on which the mail is sent. Several, so that a missed cron costs nobody theirs.
-const DAYS_AFTER_SIGN_UP: RangeInclusive<u32> = 3..=6;
+use crate::{
+    mail_kind::MailKind,
+    schedule::{DAYS_AFTER_SIGN_UP, Task},
+};
 
 /// Due every Paris day from an hour on.
 pub async fn run(context: &Context, call: &Call) -> TaskOutcome {

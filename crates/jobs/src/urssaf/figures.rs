@@ -15,7 +15,7 @@
 //!
 //! * The micro ceilings change by law every third year: from 2029 on those of 2026 are certainly wrong, and
 //!   there is no threshold until the table has the new ones.
-//! * The VAT thresholds have no end of their own. Those of 2026 are carried on after [`VAT_KNOWN_UNTIL`] until
+//! * The VAT thresholds have no end of their own. Those of 2026, the last that are known, are carried on until
 //!   the table says otherwise: a warning that is slightly off beats silence.
 //! * Nothing is assumed of the years before the table: 2022 has no micro ceiling, 2024 no VAT threshold. Only
 //!   this year and the one before are ever held against it.
@@ -25,9 +25,6 @@ use std::ops::RangeInclusive;
 use chrono::{Datelike, NaiveDate};
 
 use super::Threshold;
-
-/// The last year for which the VAT thresholds are known. After it they are assumed to go on unchanged.
-pub const VAT_KNOWN_UNTIL: i32 = 2026;
 
 /// Until when a figure without an end is carried on: the last year of four digits.
 const FAR: i32 = 9999;
@@ -68,18 +65,6 @@ static TABLE: [Figures; 4] = [
 ];
 
 impl Threshold {
-    /// Every threshold.
-    pub const ALL: [Self; 8] = [
-        Self::MicroTotal,
-        Self::MicroServices,
-        Self::VatBaseTotal,
-        Self::VatBaseServices,
-        Self::VatIncreasedTotal,
-        Self::VatIncreasedServices,
-        Self::VatIncreasedTotalProrated,
-        Self::VatIncreasedServicesProrated,
-    ];
-
     /// The steps that users are told of, lowest first.
     pub const fn steps(self) -> &'static [u8] {
         match self.regime() {
@@ -225,10 +210,11 @@ mod tests {
 
     #[test]
     fn the_last_known_vat_thresholds_are_carried_on() {
+        const LAST_KNOWN: i32 = 2026;
         for threshold in Threshold::ALL.into_iter().filter(|threshold| threshold.regime() != Regime::Micro) {
-            let known = threshold.whole_year(VAT_KNOWN_UNTIL);
+            let known = threshold.whole_year(LAST_KNOWN);
             assert!(known.is_some());
-            assert_eq!(threshold.whole_year(VAT_KNOWN_UNTIL + 10), known);
+            assert_eq!(threshold.whole_year(LAST_KNOWN + 10), known);
         }
     }
 

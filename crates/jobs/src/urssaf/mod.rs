@@ -11,28 +11,30 @@ use serde::{Deserialize, Serialize};
 pub use self::activity::Activity;
 pub use self::assess::{ActivitySum, Assessment, Held, MixedMonth, YearBooks, assess, years_checked};
 pub use self::declarations::{monthly_due, quarterly_due};
-pub use self::figures::{VAT_KNOWN_UNTIL, floor};
+pub use self::figures::floor;
 
-/// A limit that a year's turnover is held against. The names are stored in `threshold_alerts`: they never change.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Threshold {
-    /// The regime's ceiling for all turnover (sales, or mixed).
-    MicroTotal,
-    /// The regime's ceiling for services.
-    MicroServices,
-    /// VAT franchise, base threshold for all turnover.
-    VatBaseTotal,
-    /// VAT franchise, base threshold for services.
-    VatBaseServices,
-    /// VAT franchise, increased threshold for all turnover.
-    VatIncreasedTotal,
-    /// VAT franchise, increased threshold for services.
-    VatIncreasedServices,
-    /// In a creation year: the increased threshold in proportion to the days, where the texts leave it open.
-    VatIncreasedTotalProrated,
-    /// In a creation year: the increased threshold in proportion to the days, where the texts leave it open.
-    VatIncreasedServicesProrated,
+listed! {
+    /// A limit that a year's turnover is held against. The names are stored in `threshold_alerts`: they never change.
+    #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Threshold {
+        /// The regime's ceiling for all turnover (sales, or mixed).
+        MicroTotal,
+        /// The regime's ceiling for services.
+        MicroServices,
+        /// VAT franchise, base threshold for all turnover.
+        VatBaseTotal,
+        /// VAT franchise, base threshold for services.
+        VatBaseServices,
+        /// VAT franchise, increased threshold for all turnover.
+        VatIncreasedTotal,
+        /// VAT franchise, increased threshold for services.
+        VatIncreasedServices,
+        /// In a creation year: the increased threshold in proportion to the days, where the texts leave it open.
+        VatIncreasedTotalProrated,
+        /// In a creation year: the increased threshold in proportion to the days, where the texts leave it open.
+        VatIncreasedServicesProrated,
+    }
 }
 
 /// A step of a threshold that a year's turnover has newly crossed.

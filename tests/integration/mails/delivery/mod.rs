@@ -17,7 +17,10 @@ mod second_thoughts;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
-use jobs::{email::samples, schedule::paris};
+use jobs::{
+    email::samples,
+    schedule::{DAYS_AFTER_SIGN_UP, paris},
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 use stand_ins::faults::Seen;
@@ -54,7 +57,8 @@ pub(crate) async fn plan(world: &World) -> Result<Uuid> {
         "p_run_id": run, "p_task": "marketing_day3", "p_kind": "marketing_day3",
         "p_slot": paris::date(now).to_string(), "p_trigger": "cron", "p_route": "/api/cron/daily-tasks",
         "p_as_of": now, "p_parameters": {}, "p_user_id": null, "p_dry_run": false,
-        "p_prices": {"price_pro": "pro", "price_premium": "premium"}, "p_first_day": 3, "p_last_day": 6, "p_month": null,
+        "p_prices": {"price_pro": "pro", "price_premium": "premium"},
+        "p_first_day": DAYS_AFTER_SIGN_UP.start(), "p_last_day": DAYS_AFTER_SIGN_UP.end(), "p_month": null,
         "p_expires_at": null, "p_now": now,
     });
     let planned = rpc(world, "jobs_plan_mails", &arguments).await?;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use futures_util::future::try_join_all;
-use jobs::schedule::paris;
+use jobs::schedule::{DAYS_AFTER_SIGN_UP, paris};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -15,7 +15,8 @@ async fn plan(world: &World, n: usize) -> Result<u64> {
         "p_run_id": Uuid::new_v4(), "p_task": "marketing_day3", "p_kind": "marketing_day3",
         "p_slot": (n == 0).then(|| paris::date(now).to_string()), "p_trigger": "manual", "p_route": "/test",
         "p_as_of": now, "p_parameters": {}, "p_user_id": null, "p_dry_run": false,
-        "p_prices": {"price_pro": "pro", "price_premium": "premium"}, "p_first_day": 3, "p_last_day": 6, "p_month": null,
+        "p_prices": {"price_pro": "pro", "price_premium": "premium"},
+        "p_first_day": DAYS_AFTER_SIGN_UP.start(), "p_last_day": DAYS_AFTER_SIGN_UP.end(), "p_month": null,
         "p_expires_at": null, "p_now": now,
     });
     Ok(rpc(world, "jobs_plan_mails", &arguments).await?["plan"]["items"].as_u64().unwrap_or_default())

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use chrono::{DateTime, Datelike, Days, Months, NaiveDate, TimeDelta, Utc};
+use jobs::schedule::DAYS_AFTER_SIGN_UP;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -277,7 +278,7 @@ async fn plan(
     let run = Uuid::new_v4();
     let prices = json!({"price_pro": "pro", "price_premium": "premium"});
     let answer: Value = sqlx::query_scalar(
-        "select public.jobs_plan_mails($1, $2, $2, null, 'cron', '/', $3, '{}', null, false, $4, 3, 6, $5, $6, $3)",
+        "select public.jobs_plan_mails($1, $2, $2, null, 'cron', '/', $3, '{}', null, false, $4, $7, $8, $5, $6, $3)",
     )
     .bind(run)
     .bind(kind)
@@ -285,6 +286,8 @@ async fn plan(
     .bind(prices)
     .bind(month)
     .bind(month.map(|first| jobs::schedule::paris::month(jobs::schedule::paris::start_of(first)).next().end()))
+    .bind(DAYS_AFTER_SIGN_UP.start().cast_signed())
+    .bind(DAYS_AFTER_SIGN_UP.end().cast_signed())
     .fetch_one(pool)
     .await?;
     let planned: Vec<(Uuid, DateTime<Utc>)> = sqlx::query_as(
