@@ -44,10 +44,10 @@ select r.run_id, t.provider, 'sync_integration', t.id, t.user_id, case when s.fa
     case when s.failures > 0 then '{"records": 0}'::jsonb else '{"records": 2}' end, s.failure, r.started_at, r.finished_at
 from jobs.job_runs r, public.integration_tokens t join jobs.integration_state s using (user_id)
 where r.task = 'sync_integrations' and r.slot is not null and t.is_active;
-insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, error, created_at, leased_until)
+insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, error, created_at, waiting_since, leased_until)
 select md5('running')::uuid, t.provider, 'sync_integration', t.id, t.user_id, 'queued',
     case when n % 4 = 0 then '{"code": "server_error", "message": "Stripe ne répond pas correctement pour le moment : un nouvel essai suivra."}'::jsonb end,
-    $now - interval '40 seconds', case when n % 4 <> 0 then clock_timestamp() + interval '1 minute' end
+    $now - interval '40 seconds', $now - interval '40 seconds', case when n % 4 <> 0 then clock_timestamp() + interval '1 minute' end
 from (select *, row_number() over (order by id) as n from public.integration_tokens) t where n <= 12;
 insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, result, payload, created_at, settled_at)
 select md5('month')::uuid, 'months', 'sync_month', u.id, u.id, case when right(u.id::text, 2) = '09' then 'partial' else 'done' end,

@@ -18,7 +18,7 @@ use processes::{
     functions::Function,
     vercel,
 };
-use stand_ins::{Stack, resend::Resend, shopify, stripe};
+use stand_ins::{Stack, clock::Clock, resend::Resend, shopify, stripe};
 
 const FURNITURE: &str = include_str!("../sql/status_page.sql");
 /// A small phone and a window on a desk.
@@ -78,18 +78,25 @@ pub fn pictures(chrome: &mut Chrome, url: &str, secret: &str, folder: &Path) -> 
     Ok(all)
 }
 
-/// Starts what the page needs, and takes pictures of it.
-pub async fn write(folder: &Path) -> Result<()> {
+/// The instant of the pictures: a Sunday before noon.
+const AT: &str = "2026-11-22T10:40:00Z";
+
+/// Starts what the page needs, and takes pictures of it as it is at an instant, by default always the same.
+pub async fn write(folder: &Path, at: Option<DateTime<Utc>>) -> Result<()> {
+    let now = at.map_or_else(|| AT.parse(), Ok)?;
+    let clock = Clock::default();
+    clock.set(now);
     let browser = chrome::find().context("no Chromium on the PATH, and CHROME is not set")?;
     let checkout = vercel::checkout()?;
     vercel::build(&checkout).await?;
     let stack = Stack::start().await?;
-    let (environment, resend) = (stack.environment().await?, Resend::bare().await?);
-    let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start().await?);
-    furnish(environment.db.pool(), Utc::now()).await?;
+    let (environment, resend) = (stack.environment().await?, Resend::bare_at(clock.clone()).await?);
+    let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start_at(clock).await?);
+    furnish(environment.db.pool(), now).await?;
     let secret = "a-secret-to-look-with";
     let mut env = vec![
         ("CRON_SECRET", secret.to_owned()),
+        ("JOBS_NOW", now.to_rfc3339()),
         ("ENCRYPTION_KEY", "0123456789abcdef0123456789abcdef".to_owned()),
         ("STRIPE_SECRET_KEY", stripe.secret_key()),
         ("STRIPE_API_BASE", stripe.url()),

@@ -15,7 +15,7 @@ const OURS: &str = "(select p.oid, p.proname::text as name, p.pronargdefaults as
 
 /// Everything by which SQL asks what time it is.
 const CLOCK: &str = "'(clock_timestamp|transaction_timestamp|statement_timestamp|timeofday)|\\mnow\\s*\\(|\
-    \\m(current_(date|time|timestamp)|localtime|localtimestamp)\\M|''(now|today|tomorrow|yesterday)'''";
+    \\m(current|local)_?(date|time|timestamp)\\M|''(now|today|tomorrow|yesterday)'''";
 
 /// Somebody else may hold it until an instant: holders on several machines agree on one clock.
 const LEASE: &str = "lease";

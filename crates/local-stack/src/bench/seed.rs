@@ -3,22 +3,24 @@
 use std::iter;
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
+use jobs::schedule::paris;
 use uuid::Uuid;
 
 use crate::seed::TokenKey;
 use processes::database::Database;
 
 /// Users who signed up long ago, but for `newcomers`, who did four days ago.
-pub(super) async fn people(db: &Database, count: i32, newcomers: i32) -> Result<()> {
+pub(super) async fn people(db: &Database, count: i32, newcomers: i32, now: DateTime<Utc>) -> Result<()> {
     sqlx::query(
         "insert into auth.users (email, email_confirmed_at, raw_user_meta_data, created_at)
          select 'user-' || n || '@exemple.fr', t.at, '{\"full_name\": \"Camille Moreau\"}', t.at
          from generate_series(1, $1) n,
-             lateral (select now() - case when n <= $2 then interval '4 days' else interval '300 days' end as at) t",
+             lateral (select $3 - case when n <= $2 then interval '4 days' else interval '300 days' end as at) t",
     )
     .bind(count)
     .bind(newcomers)
+    .bind(now)
     .execute(db.pool())
     .await
     .context("cannot make users")?;
@@ -26,16 +28,17 @@ pub(super) async fn people(db: &Database, count: i32, newcomers: i32) -> Result<
 }
 
 /// 24 records for each user, of this year and the last. One user in a hundred is above every ceiling this year.
-pub(super) async fn records(db: &Database) -> Result<()> {
+pub(super) async fn records(db: &Database, now: DateTime<Utc>) -> Result<()> {
     let mut transaction = db.pool().begin().await?;
     // As a restored dump: without the checks of foreign keys, one by one.
     sqlx::query("set local session_replication_role = replica").execute(&mut *transaction).await?;
     sqlx::query(
         "insert into public.ca_records (user_id, year, month, activity_type, amount_eur)
-         select u.id, extract(year from now())::integer - m / 12, m % 12 + 1, 'Prestation de services',
+         select u.id, $1 - m / 12, m % 12 + 1, 'Prestation de services',
              case when u.n % 100 = 0 and m < 12 then 9000 else 1000 end
          from (select id, row_number() over (order by id) as n from auth.users) u, generate_series(0, 23) m",
     )
+    .bind(paris::date(now).year())
     .execute(&mut *transaction)
     .await
     .context("cannot make records")?;

@@ -64,7 +64,7 @@ impl World {
 
     /// W1 and, on the same databases, W2: a sync of 1,000 integrations, and another one that finds nothing new.
     pub(super) async fn sync(&self, runs: usize) -> Result<Vec<Run>> {
-        let second = Calendar::new(Utc::now()).missed_sync();
+        let second = Calendar::new(self.now).missed_sync();
         let first = second - TimeDelta::hours(6);
         let integrations = Integrations::named(INTEGRATIONS);
         let vendors = Vendors::start(None).await?;
@@ -105,7 +105,7 @@ impl World {
 
     /// W1p: the same first sync at the pace that the providers ask for.
     pub(super) async fn paced_sync(&self, runs: usize) -> Result<Vec<Run>> {
-        let at = Calendar::new(Utc::now()).missed_sync();
+        let at = Calendar::new(self.now).missed_sync();
         let integrations = Integrations::named(INTEGRATIONS);
         let vendors = Vendors::start(None).await?;
         let movements = open_books(&vendors, &integrations, at);
@@ -127,7 +127,7 @@ impl World {
 
     async fn connected(&self, integrations: &Integrations, since: DateTime<Utc>) -> Result<Database> {
         self.seeded(async |db| {
-            seed::people(db, i32::try_from(INTEGRATIONS)?, 0).await?;
+            seed::people(db, i32::try_from(INTEGRATIONS)?, 0, self.now).await?;
             integrations.connect(db, &self.key, since).await
         })
         .await
@@ -136,8 +136,9 @@ impl World {
     /// W3: the J+3 mail to 5,000 of 100,000 users.
     pub(super) async fn marketing(&self, runs: usize) -> Result<Vec<Run>> {
         const RECIPIENTS: usize = 5_000;
-        let seeded =
-            self.seeded(async |db| seed::people(db, 100_000, i32::try_from(RECIPIENTS)?).await).await?;
+        let seeded = self
+            .seeded(async |db| seed::people(db, 100_000, i32::try_from(RECIPIENTS)?, self.now).await)
+            .await?;
         println!("· w3");
         self.repeat(&seeded, runs, async |environment| {
             let vendors = Vendors::start(Some(5)).await?;
@@ -156,8 +157,8 @@ impl World {
     /// W4: thresholds of so many users with 24 records each, one in a hundred of whom crosses some.
     pub(super) async fn thresholds(&self, name: &'static str, users: usize, runs: usize) -> Result<Vec<Run>> {
         let seeded = self.seeded(async |db| {
-            seed::people(db, i32::try_from(users)?, 0).await?;
-            seed::records(db).await
+            seed::people(db, i32::try_from(users)?, 0, self.now).await?;
+            seed::records(db, self.now).await
         });
         let seeded = seeded.await?;
         println!("· {name}");
@@ -178,7 +179,7 @@ impl World {
 
     /// W5: last month of 1,000 users with one integration each, and its recap.
     pub(super) async fn month(&self, runs: usize) -> Result<Vec<Run>> {
-        let calendar = Calendar::new(Utc::now());
+        let calendar = Calendar::new(self.now);
         let month = calendar.previous_month();
         let integrations = Integrations::named(INTEGRATIONS);
         let vendors = Vendors::start(None).await?;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, Utc};
 use jobs::routes::Route;
 use serde_json::Value;
 
@@ -34,6 +35,8 @@ pub(super) const CONCURRENCY: usize = 32;
 pub(super) struct World {
     pub(super) stack: Stack,
     pub(super) key: TokenKey,
+    /// The instant at which the benchmark began.
+    pub(super) now: DateTime<Utc>,
     binaries: PathBuf,
 }
 
@@ -68,7 +71,7 @@ pub(super) struct Called {
 
 impl World {
     /// Builds these functions as they are deployed and starts a cluster.
-    pub(super) async fn start(binaries: &[&str]) -> Result<Self> {
+    pub(super) async fn start(binaries: &[&str], now: DateTime<Utc>) -> Result<Self> {
         let checkout = vercel::checkout()?;
         println!("· cargo: the functions, optimised …");
         vercel::build_release(&checkout, binaries).await?;
@@ -76,6 +79,7 @@ impl World {
         Ok(Self {
             stack: Stack::start().await?,
             key: TokenKey::generate()?,
+            now,
             binaries: checkout.join("target/release"),
         })
     }

@@ -9,7 +9,7 @@ mod verdict;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use self::round::Round;
@@ -24,6 +24,7 @@ use processes::{
 };
 use stand_ins::{
     Environment, Stack,
+    clock::Clock,
     resend::{Resend, webhooks},
     shopify, stripe,
 };
@@ -44,10 +45,10 @@ struct Demo {
 }
 
 /// Runs a demonstration: one round of calls, then everything stays up until Ctrl-C, unless `once`. Answers
-/// whether every answer was what it must be.
-pub async fn run(once: bool) -> Result<bool> {
+/// whether every answer was what it must be. With `played` it takes place at that instant instead of `now`.
+pub async fn run(once: bool, now: DateTime<Utc>, played: Option<DateTime<Utc>>) -> Result<bool> {
     let started = Instant::now();
-    let demo = Demo::start().await?;
+    let demo = Demo::start(now, played).await?;
     println!("\nEverything is up after {:.1} s.", started.elapsed().as_secs_f32());
     demo.introduce();
     let problems = Round::new(&demo)?.run().await?;
@@ -86,7 +87,7 @@ async fn install(set: &'static Set) -> Result<std::path::PathBuf> {
 }
 
 impl Demo {
-    async fn start() -> Result<Self> {
+    async fn start(now: DateTime<Utc>, played: Option<DateTime<Utc>>) -> Result<Self> {
         let checkout = vercel::checkout()?;
         step("npm: PostgreSQL, PostgREST, the Resend emulator", install(&npm::STACK)).await?;
         let parts = step("npm: the Vercel CLI", install(&npm::VERCEL)).await?;
@@ -94,9 +95,12 @@ impl Demo {
         let stack = step("PostgreSQL, with the migrations", Stack::start()).await?;
         let environment = step("PostgREST and the Supabase gateway", stack.environment()).await?;
         let resend = step("Resend", stack.resend()).await?;
-        let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start().await?);
-        let (key, today) = (TokenKey::generate()?, Calendar::new(Utc::now()));
-        let calendar = today.not_before_the_second();
+        let (key, today) = (TokenKey::generate()?, Calendar::new(played.unwrap_or(now)));
+        let (calendar, clock) = (today.not_before_the_second(), Clock::default());
+        if calendar.now() != now {
+            clock.set(calendar.now());
+        }
+        let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start_at(clock).await?);
         let town = Town { db: &environment.db, stripe: &stripe, shopify: &shopify, key: &key, calendar };
         let people = step("ten users, with Stripe and Shopify", town.settle()).await?;
 
@@ -118,10 +122,11 @@ impl Demo {
         ];
         env.extend(environment.env_vars());
         env.extend(resend.env_vars());
-        if calendar.now() > today.now() {
-            println!(
-                "    today is the 1st: the functions' clock stands at noon of the 2nd, when reminders are due"
-            );
+        if calendar.now() != now {
+            if calendar.now() != today.now() {
+                println!("    it is the 1st, and reminders are due on the 2nd");
+            }
+            println!("    the functions' clock stands at {}", calendar.now().to_rfc3339());
             env.push(("JOBS_NOW", calendar.now().to_rfc3339()));
         }
         let at = |own: String| {

@@ -85,7 +85,7 @@ impl<'a> Round<'a> {
             "sent",
             Went::RanOrSkipped { worked: offers, failed: 0 },
         );
-        self.synced(&daily, now);
+        self.imported(&daily, "syncIntegrations", now);
 
         let monthly = self.call(MONTHLY_CRON, MONTHLY).await?;
         let went = Went::RanOrSkipped { worked: users, failed };
@@ -97,6 +97,8 @@ impl<'a> Round<'a> {
             "sent",
             Went::RanOrSkipped { worked: reminders, failed: 0 },
         );
+        // On a month's last day outside the sync hours, nothing was imported before.
+        self.imported(&monthly, "monthlySync", now);
         Ok(())
     }
 
@@ -109,7 +111,7 @@ impl<'a> Round<'a> {
         let went = Went::Ran { worked: integrations, failed };
         self.problems.part(&daily, "syncIntegrations", "synced", went);
         self.problems.part(&daily, "marketingEmails", "sent", Went::Well);
-        self.synced(&daily, at);
+        self.imported(&daily, "syncIntegrations", at);
 
         let monthly = self.call(MONTHLY_CRON, &replay(MONTHLY, calendar.missed_month_end())).await?;
         self.problems.part(&monthly, "monthlySync", "synced", Went::Ran { worked: users, failed });
@@ -219,11 +221,11 @@ impl<'a> Round<'a> {
         Ok(answer)
     }
 
-    /// Remembers the first sync that ran: with it, whoever crossed a threshold by what it imported was told.
-    fn synced(&mut self, answer: &Answer, as_of: DateTime<Utc>) {
-        if answer.body["results"]["syncIntegrations"]["skipped"] != true && self.first_month.is_none() {
+    /// Remembers the first task that imported anything: with it, whoever crossed a threshold by what it imported was told.
+    fn imported(&mut self, answer: &Answer, task: &str, as_of: DateTime<Utc>) {
+        if answer.body["results"][task]["skipped"] != true && self.first_month.is_none() {
             self.first_month = Some(month_of(as_of));
-            self.problems.mails(answer, "syncIntegrations", "alerts", 1);
+            self.problems.mails(answer, task, "alerts", 1);
         }
     }
 

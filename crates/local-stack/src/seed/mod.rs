@@ -1,11 +1,11 @@
 //! Users with their integrations, as the web application would have stored them.
 //!
 //! ```no_run
-//! # async fn example(db: processes::database::Database) -> anyhow::Result<()> {
+//! # async fn example(db: processes::database::Database, now: chrono::DateTime<chrono::Utc>) -> anyhow::Result<()> {
 //! use local_stack::seed::{self, Person, TokenKey};
 //!
 //! let key = TokenKey::generate()?;
-//! let camille = seed::user(&db, &Person::new("Camille Moreau", "camille@exemple.fr")).await?;
+//! let camille = seed::user(&db, &Person::new("Camille Moreau", "camille@exemple.fr", now)).await?;
 //! seed::stripe_integration(&db, &key, camille, "acct_camille", "sk_test_camille").await?;
 //! // The functions read key.as_str() as ENCRYPTION_KEY.
 //! # Ok(())
@@ -18,7 +18,7 @@ pub mod people;
 mod tokens;
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use uuid::Uuid;
 
 pub use self::tokens::TokenKey;
@@ -33,15 +33,9 @@ pub struct Person {
 }
 
 impl Person {
-    /// Signed up half a year ago.
-    pub fn new(name: &str, email: &str) -> Self {
-        Self { name: name.into(), email: email.into(), signed_up: Utc::now() - TimeDelta::days(182) }
-    }
-
-    #[must_use]
-    pub fn signed_up(mut self, at: DateTime<Utc>) -> Self {
-        self.signed_up = at;
-        self
+    /// Somebody of this name and address who signed up at this instant.
+    pub fn new(name: &str, email: &str, signed_up: DateTime<Utc>) -> Self {
+        Self { name: name.into(), email: email.into(), signed_up }
     }
 }
 

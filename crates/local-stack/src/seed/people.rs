@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use chrono::{NaiveDate, TimeDelta};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::{
@@ -102,6 +102,11 @@ impl Town<'_> {
         Ok(people)
     }
 
+    /// Half a year before the demonstration.
+    fn long_ago(&self) -> DateTime<Utc> {
+        self.calendar.now() - TimeDelta::days(182)
+    }
+
     async fn person(&self, people: &mut People, person: Person, shows: &'static str) -> Result<Uuid> {
         let id = user(self.db, &person).await?;
         people.names.insert(id, person.name);
@@ -144,7 +149,7 @@ impl Town<'_> {
     /// Stripe only: several pages, a refund, a dispute, a payout, and the edges of the month.
     async fn camille(&self, people: &mut People) -> Result<()> {
         let calendar = self.calendar;
-        let person = Person::new("Camille Moreau", "camille.moreau@exemple.fr");
+        let person = Person::new("Camille Moreau", "camille.moreau@exemple.fr", self.long_ago());
         let user = self.person(people, person, "Stripe: two pages, a refund, a dispute, a payout").await?;
         people.books.activity(user, Source::Stripe, SERVICES);
         let mut books = self.stripe(people, user, "acct_1CamilleMoreau").await?;
@@ -164,7 +169,7 @@ impl Town<'_> {
     /// Shopify only, with a permanent token: a refund, a gift card, a chargeback that was lost.
     async fn julien(&self, people: &mut People) -> Result<()> {
         let calendar = self.calendar;
-        let person = Person::new("Julien Lefèvre", "julien@atelier-lefevre.exemple.fr");
+        let person = Person::new("Julien Lefèvre", "julien@atelier-lefevre.exemple.fr", self.long_ago());
         let user = self
             .person(people, person, "Shopify, permanent token: a refund, a gift card, a lost chargeback")
             .await?;
@@ -182,7 +187,7 @@ impl Town<'_> {
     /// A shop that is paid through Stripe: the same payment is seen on both sides.
     async fn sarah(&self, people: &mut People) -> Result<()> {
         let calendar = self.calendar;
-        let person = Person::new("Sarah Benali", "sarah.benali@exemple.fr");
+        let person = Person::new("Sarah Benali", "sarah.benali@exemple.fr", self.long_ago());
         let user =
             self.person(people, person, "a shop paid through Stripe: both report the same payments").await?;
         people.books.activity(user, Source::Stripe, SERVICES);
@@ -212,7 +217,7 @@ impl Town<'_> {
     async fn thomas(&self, people: &mut People) -> Result<()> {
         const DOMAIN: &str = "velos-girard.myshopify.com";
         let calendar = self.calendar;
-        let person = Person::new("Thomas Girard", "thomas.girard@exemple.fr");
+        let person = Person::new("Thomas Girard", "thomas.girard@exemple.fr", self.long_ago());
         let user =
             self.person(people, person, "Shopify, expiring token that has expired: it is renewed").await?;
         let tokens = self.shopify.add_expiring_shop(DOMAIN, "EUR");
@@ -232,7 +237,7 @@ impl Town<'_> {
     /// Dollars that stay dollars, and dollars that arrive as euros.
     async fn elodie(&self, people: &mut People) -> Result<()> {
         let calendar = self.calendar;
-        let person = Person::new("Élodie Petit", "elodie.petit@exemple.fr");
+        let person = Person::new("Élodie Petit", "elodie.petit@exemple.fr", self.long_ago());
         let user = self.person(people, person, "Stripe with dollars: kept and reported, not counted").await?;
         people.books.activity(user, Source::Stripe, SERVICES);
         let mut books = self.stripe(people, user, "acct_1ElodiePetit").await?;
@@ -245,7 +250,7 @@ impl Town<'_> {
 
     /// Has taken our access to Stripe back: an error of his own.
     async fn nicolas(&self, people: &mut People) -> Result<()> {
-        let person = Person::new("Nicolas Roux", "nicolas.roux@exemple.fr");
+        let person = Person::new("Nicolas Roux", "nicolas.roux@exemple.fr", self.long_ago());
         let user =
             self.person(people, person, "Stripe, access taken back: the one error of the round").await?;
         self.stripe(people, user, "acct_1NicolasRoux").await?;
@@ -260,7 +265,7 @@ impl Town<'_> {
     /// Premium and wants to be reminded.
     async fn claire(&self, people: &mut People) -> Result<()> {
         let calendar = self.calendar;
-        let person = Person::new("Claire Fontaine", "claire.fontaine@exemple.fr");
+        let person = Person::new("Claire Fontaine", "claire.fontaine@exemple.fr", self.long_ago());
         let user = self
             .person(people, person, "Premium: a reminder; Stripe, beside turnover that she types")
             .await?;
@@ -282,7 +287,7 @@ impl Town<'_> {
     /// Has had so much paid this month that a step of the VAT threshold is crossed by what is imported.
     async fn ines(&self, people: &mut People) -> Result<()> {
         let calendar = self.calendar;
-        let person = Person::new("Inès Garcia", "ines.garcia@exemple.fr");
+        let person = Person::new("Inès Garcia", "ines.garcia@exemple.fr", self.long_ago());
         let user =
             self.person(people, person, "Stripe: 35 400 € this month, an alert after the sync").await?;
         people.books.activity(user, Source::Stripe, SERVICES);
@@ -297,7 +302,7 @@ impl Town<'_> {
 
     /// Has typed so much that several ceilings are crossed: one mail tells them all.
     async fn marc(&self, people: &mut People) -> Result<()> {
-        let person = Person::new("Marc Dubois", "marc.dubois@exemple.fr");
+        let person = Person::new("Marc Dubois", "marc.dubois@exemple.fr", self.long_ago());
         let user = self.person(people, person, "types 78 000 €: one alert for several thresholds").await?;
         typed_turnover(self.db, user, self.calendar.current_month(), SERVICES, 7_800_000).await?;
         people.mails.push((user, Mail::Alert));
@@ -307,7 +312,7 @@ impl Town<'_> {
     /// Signed up three days ago and has connected nothing.
     async fn hugo(&self, people: &mut People) -> Result<()> {
         let signed_up = self.calendar.days_ago(3);
-        let person = Person::new("Hugo Lambert", "hugo.lambert@exemple.fr").signed_up(signed_up);
+        let person = Person::new("Hugo Lambert", "hugo.lambert@exemple.fr", signed_up);
         let user = self.person(people, person, "free, signed up three days ago: the J+3 mail").await?;
         people.mails.push((user, Mail::Offer));
         Ok(())
