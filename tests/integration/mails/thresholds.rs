@@ -140,7 +140,7 @@ async fn the_year_of_creation_in_proportion_to_its_days() -> Result<()> {
     for (name, created, euros) in [
         ("below", "2026-04-01", "22602.73"),
         ("at", "2026-04-01", "22602.74"),
-        ("open", "2026-04-01", "31078.77"),
+        ("increased", "2026-04-01", "31078.77"),
         ("first-day", "2026-01-01", "29999.99"),
         ("year-before", "2025-04-01", "29999.99"),
     ] {
@@ -153,7 +153,7 @@ async fn the_year_of_creation_in_proportion_to_its_days() -> Result<()> {
     }
     let answer = world.post("check-thresholds", "").await?;
     assert_eq!(answer["sent"], 2, "{answer}");
-    assert_eq!(recipients(&world), ["at@example.test", "open@example.test"]);
+    assert_eq!(recipients(&world), ["at@example.test", "increased@example.test"]);
     says(
         &text(&mail_to(&world, "at@example.test")),
         &[
@@ -163,12 +163,15 @@ async fn the_year_of_creation_in_proportion_to_its_days() -> Result<()> {
         ],
     );
     let (highest, _) = held(&world, users[2], 2026).await?;
-    let expected =
-        [("vat_base_services".to_owned(), 100), ("vat_increased_services_prorated".to_owned(), 100)];
+    let expected = [("vat_base_services".to_owned(), 100), ("vat_increased_services".to_owned(), 100)];
     assert_eq!(highest, BTreeMap::from(expected));
     says(
-        &text(&mail_to(&world, "open@example.test")),
-        &["Les textes ne disent pas clairement", "de 41 250 €"],
+        &text(&mail_to(&world, "increased@example.test")),
+        &[
+            "limite au prorata de l’année de création : 31 078,76 €",
+            "limite d’une année entière : 41 250 €",
+            "Vous êtes redevable de la TVA dès la date à laquelle ce seuil a été dépassé.",
+        ],
     );
     Ok(())
 }

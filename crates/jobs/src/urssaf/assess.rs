@@ -202,7 +202,6 @@ fn of_exceeding(
             YearBefore::Unknown => Consequence::MicroPreviousUnknown,
         },
         Regime::VatBase => Consequence::VatFrom { from },
-        Regime::VatIncreased if threshold.is_open() => Consequence::VatAtOnceOpen,
         Regime::VatIncreased => Consequence::VatAtOnce,
     }
 }

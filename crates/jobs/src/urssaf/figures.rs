@@ -8,8 +8,17 @@
 //! | VAT, increased | 2025, 2026 | 93 500 € | 41 250 € | the same |
 //!
 //! Urssaf publishes its rules as `betagouv/mon-entreprise`. The reform that would have lowered the VAT
-//! thresholds to 25 000 € was repealed by the law of 3 November 2025. Whether the increased threshold is in
-//! proportion to a creation year's days is open, so both are there; the others are.
+//! thresholds to 25 000 € was repealed by the law of 3 November 2025 ([2025-1044]).
+//!
+//! In a creation year every ceiling is in proportion to the days, the increased VAT threshold too ([CGI, 293 D, III];
+//! [BOI-TVA-DECLA-40-10-10], § 290). From 1 January 2027 on the code of taxes on goods and services says the same
+//! in so many words; that its VAT part applies on that day, and not on 1 September 2026, is [ordinance 2026-671].
+//! docs/law.md has who says otherwise, and how sure each of this is.
+//!
+//! [2025-1044]: https://www.legifrance.gouv.fr/jorf/id/JORFTEXT000052485808
+//! [CGI, 293 D, III]: https://www.legifrance.gouv.fr/codes/article_lc/LEGIARTI000052488147
+//! [BOI-TVA-DECLA-40-10-10]: https://bofip.impots.gouv.fr/bofip/849-PGP.html/identifiant=BOI-TVA-DECLA-40-10-10-20260701
+//! [ordinance 2026-671]: https://www.legifrance.gouv.fr/loda/id/JORFTEXT000054497160
 //!
 //! Of other years:
 //!
@@ -98,27 +107,25 @@ impl Threshold {
         }
     }
 
-    pub(super) const fn is_open(self) -> bool {
+    /// Names that are stored and no longer held against turnover: the increased threshold of a creation year stood
+    /// beside the whole one under a name of its own.
+    const fn is_retired(self) -> bool {
         matches!(self, Self::VatIncreasedTotalProrated | Self::VatIncreasedServicesProrated)
     }
 
     /// The ceiling of `year` for a company created on `created`. `None`: the threshold does not exist then.
     pub(super) fn ceiling(self, year: i32, created: Option<NaiveDate>) -> Option<Ceiling> {
         let whole = self.whole_year(year)?;
+        let first_year = created.filter(|created| created.year() == year);
         // A part that is the whole is none: who starts on 1 January has the ceilings of everyone.
-        let part = created
-            .filter(|created| created.year() == year)
-            .map(days_from)
-            .filter(|&days| days < YEAR)
-            .map(|days| Ceiling { whole, days });
-        match self.regime() {
-            Regime::Micro | Regime::VatBase => Some(part.unwrap_or(Ceiling { whole, days: YEAR })),
-            Regime::VatIncreased if self.is_open() => part,
-            Regime::VatIncreased => Some(Ceiling { whole, days: YEAR }),
-        }
+        let days = first_year.map_or(YEAR, |created| days_from(created).min(YEAR));
+        Some(Ceiling { whole, days })
     }
 
     fn whole_year(self, year: i32) -> Option<i64> {
+        if self.is_retired() {
+            return None;
+        }
         TABLE.iter().find(|figures| figures.regime == self.regime() && figures.years.contains(&year)).map(
             |figures| match self.bucket() {
                 Bucket::Total => figures.total,
@@ -203,8 +210,8 @@ mod tests {
             assert_eq!(ceiling.map(Ceiling::value), euros.map(|euros| euros * 100), "{threshold:?}");
             assert_eq!(ceiling.and_then(Ceiling::full_year), None);
         }
-        for threshold in Threshold::ALL.into_iter().filter(|threshold| threshold.is_open()) {
-            assert_eq!(threshold.ceiling(year, None), None, "only in a creation year");
+        for threshold in Threshold::ALL.into_iter().filter(|threshold| threshold.is_retired()) {
+            assert_eq!(threshold.ceiling(year, NaiveDate::from_ymd_opt(year, 4, 1)), None, "{threshold:?}");
         }
     }
 
@@ -213,7 +220,7 @@ mod tests {
         const LAST_KNOWN: i32 = 2026;
         for threshold in Threshold::ALL.into_iter().filter(|threshold| threshold.regime() != Regime::Micro) {
             let known = threshold.whole_year(LAST_KNOWN);
-            assert!(known.is_some());
+            assert_eq!(known.is_none(), threshold.is_retired());
             assert_eq!(threshold.whole_year(LAST_KNOWN + 10), known);
         }
     }
@@ -265,16 +272,23 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_increased_threshold_of_a_creation_year_is_whole_and_in_proportion() {
-        let ceiling = |threshold: Threshold, created: &str| {
-            threshold.ceiling(2026, Some(date(created))).map(Ceiling::value)
-        };
-        assert_eq!(ceiling(Threshold::VatIncreasedServices, "2026-04-01"), Some(4_125_000));
-        assert_eq!(ceiling(Threshold::VatIncreasedServicesProrated, "2026-04-01"), Some(3_107_876));
-        assert_eq!(ceiling(Threshold::VatBaseServices, "2026-04-01"), Some(2_825_342));
-        assert_eq!(ceiling(Threshold::VatIncreasedServicesProrated, "2026-01-01"), None);
-        assert_eq!(ceiling(Threshold::VatIncreasedServicesProrated, "2025-04-01"), None);
+    #[rstest]
+    #[case("2026-04-01", 2_825_342, 3_107_876)]
+    // 41 250 × 92 / 365.
+    #[case("2025-10-01", 945_205, 1_039_726)]
+    #[case("2027-10-01", 945_205, 1_039_726)]
+    #[case("2026-01-01", 3_750_000, 4_125_000)]
+    fn both_vat_thresholds_are_in_proportion(
+        #[case] created: &str,
+        #[case] base: i64,
+        #[case] increased: i64,
+    ) {
+        let created = date(created);
+        let ceiling = |threshold: Threshold, year| threshold.ceiling(year, Some(created)).map(Ceiling::value);
+        assert_eq!(ceiling(Threshold::VatBaseServices, created.year()), Some(base));
+        assert_eq!(ceiling(Threshold::VatIncreasedServices, created.year()), Some(increased));
+        // Nothing is in proportion in the second year.
+        assert_eq!(ceiling(Threshold::VatIncreasedServices, created.year() + 1), Some(4_125_000));
     }
 
     #[rstest]

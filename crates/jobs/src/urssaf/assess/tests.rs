@@ -5,8 +5,7 @@ use rstest::rstest;
 
 use super::super::floor;
 use super::Threshold::{
-    MicroServices, MicroTotal, VatBaseServices, VatBaseTotal, VatIncreasedServices,
-    VatIncreasedServicesProrated, VatIncreasedTotal, VatIncreasedTotalProrated,
+    MicroServices, MicroTotal, VatBaseServices, VatBaseTotal, VatIncreasedServices, VatIncreasedTotal,
 };
 use super::*;
 
@@ -185,21 +184,18 @@ fn refunds_are_deducted() {
 #[case("2026-04-01", 2_825_342, &[(VatBaseServices, 90)])]
 #[case("2026-04-01", 2_825_343, &[(VatBaseServices, 100)])]
 #[case("2026-04-01", 3_107_876, &[(VatBaseServices, 100)])]
-#[case("2026-04-01", 3_107_877, &[(VatBaseServices, 100), (VatIncreasedServicesProrated, 100)])]
-#[case("2026-04-01", 4_125_001, &[
-    (VatBaseServices, 100), (VatIncreasedServices, 100), (VatIncreasedServicesProrated, 100),
-])]
+#[case("2026-04-01", 3_107_877, &[(VatBaseServices, 100), (VatIncreasedServices, 100)])]
 // One day: base 102,7397… € and 232,8767… € (total), micro 229,0410… € (services), increased 113,0136… €
 // (services) and 256,1643… € (total).
 #[case("2026-12-31", 8_219, &[])]
 #[case("2026-12-31", 8_220, &[(VatBaseServices, 80)])]
 #[case("2026-12-31", 10_274, &[(VatBaseServices, 100)])]
 #[case("2026-12-31", 22_905, &[
-    (MicroServices, 100), (VatBaseTotal, 90), (VatBaseServices, 100), (VatIncreasedServicesProrated, 100),
+    (MicroServices, 100), (VatBaseTotal, 90), (VatBaseServices, 100), (VatIncreasedServices, 100),
 ])]
 #[case("2026-12-31", 25_617, &[
     (MicroServices, 100), (VatBaseTotal, 100), (VatBaseServices, 100),
-    (VatIncreasedTotalProrated, 100), (VatIncreasedServicesProrated, 100),
+    (VatIncreasedTotal, 100), (VatIncreasedServices, 100),
 ])]
 // Created in another year: nothing changes.
 #[case("2025-04-01", 2_999_999, &[])]
@@ -219,7 +215,7 @@ fn creation_in_a_leap_year(#[case] created: &str, #[case] cents: i64, #[case] ex
 }
 
 #[test]
-fn a_creation_year_shows_both_ceilings() {
+fn a_creation_year_shows_both_figures_of_a_ceiling() {
     let books = [typed(2026, &[(SERVICES, 4_125_001)])];
     let assessment = assess(&books, Some(date("2026-04-01")), 2026, &[]);
     let shown = |threshold| {
@@ -228,8 +224,7 @@ fn a_creation_year_shows_both_ceilings() {
     };
     let from = new_year(2027);
     assert_eq!(shown(VatBaseServices), (2_825_342, Some(3_750_000), Consequence::VatFrom { from }));
-    assert_eq!(shown(VatIncreasedServices), (4_125_000, None, Consequence::VatAtOnce));
-    assert_eq!(shown(VatIncreasedServicesProrated), (3_107_876, Some(4_125_000), Consequence::VatAtOnceOpen));
+    assert_eq!(shown(VatIncreasedServices), (3_107_876, Some(4_125_000), Consequence::VatAtOnce));
 }
 
 #[test]
