@@ -17,11 +17,13 @@ mod bucket;
 pub mod clock;
 pub mod faults;
 pub mod gateway;
+mod node_script;
 pub mod relay;
 pub mod resend;
 pub mod shopify;
 mod stack;
 pub mod stripe;
+pub mod urssaf_rules;
 pub mod vendor_schemas;
 
 pub use stack::{Environment, Stack};

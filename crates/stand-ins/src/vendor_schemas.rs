@@ -3,16 +3,13 @@
 //! Shopify's Admin schema and Stripe's types ship in their npm packages. The packages pinned in `npm/schemas`
 //! are installed once per version of the lock file; two node scripts beside it do the checking.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
+use processes::npm::Set;
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt as _, process::Command, sync::OnceCell};
 
-use processes::npm::{self, Set};
+use crate::node_script;
 
 /// What Stripe and Shopify publish about their answers, and what reads it.
 const SCHEMAS: Set = Set {
@@ -93,38 +90,7 @@ fn sources() -> PathBuf {
 }
 
 async fn check(script: &str, input: &Value) -> anyhow::Result<()> {
-    let packages = packages().await?;
-    let mut node = Command::new("node")
-        .arg(sources().join(script))
-        .arg(packages)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("node does not start; Node 20 or later is needed")?;
-    let mut stdin = node.stdin.take().context("node has no input")?;
-    let text = input.to_string();
-    let (written, output) = tokio::join!(
-        async move {
-            stdin.write_all(text.as_bytes()).await?;
-            stdin.shutdown().await
-        },
-        node.wait_with_output()
-    );
-    let output = output?;
-    ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-    written?;
-    let wrong: Vec<String> = serde_json::from_slice(&output.stdout).context("the script prints a list")?;
+    let wrong: Vec<String> = node_script::run(SCHEMAS, &sources().join(script), input).await?;
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
-}
-
-/// The folder in which the packages are installed.
-async fn packages() -> anyhow::Result<&'static Path> {
-    static INSTALLED: OnceCell<PathBuf> = OnceCell::const_new();
-    Ok(INSTALLED
-        .get_or_try_init(|| async { tokio::task::spawn_blocking(|| npm::install(&SCHEMAS)).await? })
-        .await?
-        .as_path())
 }

@@ -1,17 +1,24 @@
-//! Ceilings of the micro-entreprise and of the VAT franchise, and what crossing one means. Pure.
+//! Ceilings of the micro-entreprise and of the VAT franchise, what crossing one means, and what turnover costs. Pure.
 
 mod activity;
 mod assess;
+mod contributions;
 mod declarations;
 mod figures;
+mod rates;
 
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 
 pub use self::activity::Activity;
 pub use self::assess::{ActivitySum, Assessment, Held, MixedMonth, YearBooks, assess, years_checked};
+pub use self::contributions::{
+    Caveat, DeclaredTurnover, Euros, IncomeTax, IncomeTaxAside, PutAside, Receipts, RowAmounts, RowIncomeTax,
+    TaxProfile, Trade, declared, put_aside, row_amounts,
+};
 pub use self::declarations::{monthly_due, quarterly_due};
 pub use self::figures::floor;
+pub use self::rates::{Category, RATES_KNOWN_UNTIL, Rate, RowRate, acre_end, row_rates};
 
 listed! {
     /// A limit that a year's turnover is held against. The names are stored in `threshold_alerts`: they never change.
@@ -30,9 +37,9 @@ listed! {
         VatIncreasedTotal,
         /// VAT franchise, increased threshold for services.
         VatIncreasedServices,
-        /// In a creation year: the increased threshold in proportion to the days, where the texts leave it open.
+        /// Not held against turnover any more: `VatIncreasedTotal` itself is in proportion in a creation year.
         VatIncreasedTotalProrated,
-        /// In a creation year: the increased threshold in proportion to the days, where the texts leave it open.
+        /// Not held against turnover any more: `VatIncreasedServices` itself is in proportion in a creation year.
         VatIncreasedServicesProrated,
     }
 }
@@ -79,6 +86,6 @@ pub enum Consequence {
     VatFrom { from: NaiveDate },
     /// Above the increased threshold: VAT from the very date of crossing it.
     VatAtOnce,
-    /// Above the increased threshold in proportion to a creation year's days: the texts leave it open.
+    /// Does not follow any more: the increased threshold is in proportion to a creation year's days.
     VatAtOnceOpen,
 }
