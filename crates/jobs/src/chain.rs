@@ -78,7 +78,7 @@ pub enum Handoff {
 }
 
 impl Handoff {
-    /// What becomes of the work that is left.
+    /// Returns what becomes of the work that is left.
     fn left_behind(self) -> &'static str {
         match self {
             Self::Unknown => {

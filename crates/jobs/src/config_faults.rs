@@ -12,7 +12,7 @@ impl ConfigFaults {
         self.0.push(fault.into());
     }
 
-    /// Several parts' faults together, each once: two parts may need the same variable.
+    /// Puts several parts' faults together, each once: two parts may need the same variable.
     pub fn all<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut all = Vec::new();
         for fault in parts.into_iter().flat_map(|part| &part.0) {
@@ -23,12 +23,12 @@ impl ConfigFaults {
         Self(all)
     }
 
-    /// Whether nothing is wrong.
+    /// Returns whether nothing is wrong.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// One French phrase a fault, each naming its variable.
+    /// Returns one French phrase for each fault, each naming its variable.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }

@@ -1,6 +1,6 @@
 //! How well a colour can be read on another, for the tests of mails and pages.
 
-/// Relative luminance, as WCAG 2 defines it.
+/// Returns the relative luminance, as WCAG 2 defines it.
 fn luminance(colour: &str) -> f64 {
     let channel = |at: usize| {
         let value = f64::from(u8::from_str_radix(&colour[at..at + 2], 16).unwrap()) / 255.0;
@@ -9,7 +9,7 @@ fn luminance(colour: &str) -> f64 {
     0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5)
 }
 
-/// WCAG 2's contrast of two colours, `#rrggbb` each: 1 to 21.
+/// Returns WCAG 2's contrast of two colours, `#rrggbb` each: 1 to 21.
 pub(crate) fn contrast(one: &str, other: &str) -> f64 {
     let (one, other) = (luminance(one), luminance(other));
     (one.max(other) + 0.05) / (one.min(other) + 0.05)

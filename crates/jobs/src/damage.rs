@@ -13,7 +13,7 @@ enum Damage {
     Twice,
 }
 
-/// Whatever JSON can hold.
+/// Generates whatever JSON can hold.
 pub(crate) fn anything() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -48,7 +48,7 @@ pub(crate) fn anything() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A good answer with up to three of its parts damaged.
+/// Generates a good answer with up to three of its parts damaged.
 pub(crate) fn damaged(good: Value) -> impl Strategy<Value = Value> {
     let damage = prop_oneof![
         2 => Just(Damage::Missing),
@@ -65,7 +65,7 @@ pub(crate) fn damaged(good: Value) -> impl Strategy<Value = Value> {
     })
 }
 
-/// How many parts there are, the whole being one.
+/// Returns how many parts there are, the whole being one.
 fn parts(value: &Value) -> usize {
     1 + match value {
         Value::Array(items) => items.iter().map(parts).sum(),

@@ -19,7 +19,7 @@ const REQUESTS_AFTER_BUDGET: Duration = Duration::from_secs(20);
 pub struct Budget(Duration);
 
 impl Budget {
-    /// A budget of so many seconds, 270 at most: the platform ends an invocation after 300.
+    /// Creates a budget of so many seconds, 270 at most: the platform ends an invocation after 300.
     pub const fn from_seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
@@ -29,7 +29,7 @@ impl Budget {
         self.0
     }
 
-    /// The deadline of an invocation that began at `begun`.
+    /// Returns the deadline of an invocation that began at `begun`.
     pub fn deadline(self, begun: Instant) -> Deadline {
         let end = begun + self.0;
         Deadline::new(end, end + REQUESTS_AFTER_BUDGET)
@@ -77,23 +77,23 @@ impl Deadline {
         Self::new(self.new_work_until, requests_until)
     }
 
-    /// Whether another piece of work may be begun.
+    /// Returns whether another piece of work may be begun.
     pub fn may_start_work(&self) -> bool {
         Instant::now() < self.new_work_until
     }
 
-    /// The time left for requests; zero when it is over.
+    /// Returns the time left for requests; zero when it is over.
     pub fn remaining(&self) -> Duration {
         self.requests_until.saturating_duration_since(Instant::now())
     }
 
-    /// The timeout of the next request: `max`, or less near the end; `None` when no request may start.
+    /// Returns the timeout of the next request: `max`, or less near the end; `None` when no request may start.
     pub fn request_timeout(&self, max: Duration) -> Option<Duration> {
         let remaining = self.remaining();
         (remaining >= SHORTEST_REQUEST).then(|| remaining.min(max))
     }
 
-    /// Whether a pause of `pause` leaves time for a request afterwards.
+    /// Returns whether a pause of `pause` leaves time for a request afterwards.
     pub fn allows(&self, pause: Duration) -> bool {
         self.remaining().checked_sub(pause).is_some_and(|left| left >= SHORTEST_REQUEST)
     }

@@ -52,7 +52,8 @@ pub fn client() -> Result<Client, BuildError> {
         .build()?)
 }
 
-/// May a secret go to this address? https anywhere, http to this machine only, and no credentials inside.
+/// Returns whether a secret may go to this address: https anywhere, http to this machine only, and no credentials
+/// inside.
 pub fn is_safe(url: &Url) -> bool {
     let local = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
     let scheme = url.scheme() == "https" || (url.scheme() == "http" && local);
@@ -100,12 +101,12 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// A header's text, `None` when missing or not ASCII.
+    /// Returns a header's text, `None` when missing or not ASCII.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// `Retry-After` in seconds (Shopify sends `2.0`), at most [`LONGEST_RETRY_AFTER`]. The date form needs a
+    /// Returns `Retry-After` in seconds (Shopify sends `2.0`), at most [`LONGEST_RETRY_AFTER`]. The date form needs a
     /// wall clock and neither provider uses it: it counts as missing.
     pub fn retry_after(&self) -> Option<Duration> {
         let seconds: f64 = self.header("retry-after")?.trim().parse().ok()?;

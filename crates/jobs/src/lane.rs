@@ -18,7 +18,7 @@ listed! {
 }
 
 impl Lane {
-    /// Whether the lane's items are mails, which leave in batches; the others are worked on one by one.
+    /// Returns whether the lane's items are mails, which leave in batches; the others are worked on one by one.
     pub const fn is_mail(self) -> bool {
         match self {
             Self::Alerts | Self::Reminders | Self::Recaps | Self::Marketing => true,
@@ -26,17 +26,17 @@ impl Lane {
         }
     }
 
-    /// The lanes of mails.
+    /// Returns the lanes of mails.
     pub fn mails() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|lane| lane.is_mail())
     }
 
-    /// The lanes whose items read payments.
+    /// Returns the lanes whose items read payments.
     pub fn data() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|lane| !lane.is_mail())
     }
 
-    /// The stored name.
+    /// Returns the stored name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Alerts => "alerts",
@@ -49,7 +49,7 @@ impl Lane {
         }
     }
 
-    /// The lane of a stored name.
+    /// Returns the lane of a stored name.
     pub fn from_stored(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|lane| lane.as_str() == name)
     }

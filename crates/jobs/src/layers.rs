@@ -31,7 +31,7 @@ struct Source {
     code: String,
 }
 
-/// The code without comments, unit tests and test modules.
+/// Returns the code without comments, unit tests and test modules.
 fn deployed(text: &str) -> String {
     let mut code = String::new();
     let mut lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
@@ -48,7 +48,7 @@ fn deployed(text: &str) -> String {
     code
 }
 
-/// Every path that a tree of imports names: `a::{b, c::{self, d as e}}`.
+/// Returns every path that a tree of imports names: `a::{b, c::{self, d as e}}`.
 fn expand(prefix: &[String], tree: &str, all: &mut Vec<(Vec<String>, String)>) {
     let tree = tree.trim();
     if let Some((head, rest)) = tree.split_once('{') {
@@ -83,7 +83,7 @@ fn is_name(letter: char) -> bool {
     letter.is_ascii_alphanumeric() || letter == '_'
 }
 
-/// Whether code uses this type, or calls this function, by its name alone.
+/// Returns whether code uses this type, or calls this function, by its name alone.
 fn is_named(code: &str, name: &str) -> bool {
     let is_type = name.starts_with(|letter: char| letter.is_ascii_uppercase());
     code.match_indices(name).any(|(at, _)| {
@@ -94,7 +94,7 @@ fn is_named(code: &str, name: &str) -> bool {
     })
 }
 
-/// The paths in code that begin with one of `heads`.
+/// Returns the paths in code that begin with one of `heads`.
 fn inline_paths(code: &str, heads: &[String]) -> Vec<Vec<String>> {
     let mut all = Vec::new();
     for head in heads {
@@ -165,7 +165,7 @@ fn read(root: &Path) -> Vec<Source> {
     sources
 }
 
-/// The module that defines what `path`, written in `from`, names; `None` for other crates' and the language's.
+/// Returns the module that defines what `path`, written in `from`, names; `None` for other crates' and the language's.
 fn definition(from: &[String], path: &[String], modules: &BTreeMap<Module, &Source>) -> Option<Module> {
     let mut parts = path.iter().peekable();
     let mut module: Module = match parts.peek().map(|part| part.as_str()) {
@@ -230,7 +230,7 @@ fn arrows(root: &Path) -> Arrows {
     arrows
 }
 
-/// The nodes that are reached from `node`.
+/// Returns the nodes that are reached from `node`.
 fn reached<'a>(node: &'a str, arrows: &'a BTreeSet<(String, String)>) -> BTreeSet<&'a str> {
     let (mut all, mut open) = (BTreeSet::new(), vec![node]);
     while let Some(node) = open.pop() {
@@ -243,7 +243,7 @@ fn reached<'a>(node: &'a str, arrows: &'a BTreeSet<(String, String)>) -> BTreeSe
     all
 }
 
-/// The arrows that are part of a circle.
+/// Returns the arrows that are part of a circle.
 fn in_circles(arrows: &BTreeSet<(String, String)>) -> Vec<String> {
     let circular = arrows.iter().filter(|(from, to)| reached(to, arrows).contains(from.as_str()));
     circular.map(|(from, to)| format!("{from} → {to}")).collect()
@@ -253,7 +253,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// The layers as `docs/ARCHITECTURE.md` shows them, from the top to the ground.
+/// Returns the layers as `docs/ARCHITECTURE.md` shows them, from the top to the ground.
 fn layers() -> Vec<Vec<String>> {
     let document = fs::read_to_string(root().join("../../../docs/ARCHITECTURE.md")).unwrap();
     let (_, block) = document.split_once("```layers\n").expect("the layers of crates/jobs");

@@ -21,7 +21,7 @@ listed! {
 }
 
 impl MailKind {
-    /// The lane in which mails of this kind wait.
+    /// Returns the lane in which mails of this kind wait.
     pub const fn lane(self) -> Lane {
         match self {
             Self::ThresholdAlert | Self::IntegrationTrouble | Self::OperatorDigest => Lane::Alerts,
@@ -31,7 +31,7 @@ impl MailKind {
         }
     }
 
-    /// Whether a link in the mail stops its kind. The others are stopped in the account's preferences, or by
+    /// Returns whether a link in the mail stops its kind. The others are stopped in the account's preferences, or by
     /// whoever runs the deployment.
     pub const fn has_unsubscribe_link(self) -> bool {
         match self {
@@ -40,12 +40,12 @@ impl MailKind {
         }
     }
 
-    /// Whether the reader is a user, who has preferences, and not the operator.
+    /// Returns whether the reader is a user, who has preferences, and not the operator.
     pub const fn is_for_users(self) -> bool {
         !matches!(self, Self::OperatorDigest)
     }
 
-    /// The stored name.
+    /// Returns the stored name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ThresholdAlert => "threshold_alert",
@@ -57,7 +57,7 @@ impl MailKind {
         }
     }
 
-    /// The kind of a stored name.
+    /// Returns the kind of a stored name.
     pub fn from_stored(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }

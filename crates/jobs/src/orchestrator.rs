@@ -75,8 +75,8 @@ async fn dispatch(context: &Context, call: &Call, task: Task) -> TaskOutcome {
     }
 }
 
-/// What a monitor is told of a task that did not go well. It may wake somebody at night: what one user has to mend, by
-/// connecting again, is no failure of the task.
+/// Returns what a monitor is told of a task that did not go well. It may wake somebody at night: what one user has to
+/// mend, by connecting again, is no failure of the task.
 fn trouble(outcome: &TaskOutcome) -> Option<String> {
     match outcome {
         TaskOutcome::Failed(error) => Some(error.user_message()),
@@ -113,7 +113,7 @@ fn summary(outcome: &TaskOutcome) -> String {
     }
 }
 
-/// One line for each task, readable alone.
+/// Logs one line for each task, readable alone.
 fn log(task: Task, outcome: &TaskOutcome, took: Duration) {
     let (task, duration_ms) = (task.as_str(), u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     match outcome {

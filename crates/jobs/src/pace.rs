@@ -41,7 +41,7 @@ impl SharedPace {
         Self { supabase: Some(supabase), name, state: Mutex::default() }
     }
 
-    /// A pace of this process alone.
+    /// Creates a pace of this process alone.
     #[cfg(test)]
     pub(crate) fn alone() -> Self {
         Self { supabase: None, name: "alone", state: Mutex::default() }

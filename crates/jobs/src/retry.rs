@@ -111,7 +111,7 @@ mod tests {
         Deadline::new(end, end)
     }
 
-    /// Tries made and time taken by an operation that fails `failures` times with `failure`.
+    /// Returns the tries made and the time taken by an operation that fails `failures` times with `failure`.
     async fn run(failure: Failure, failures: usize, seconds: u64) -> (Result<(), Failure>, usize, Duration) {
         let (tries, start, deadline) = (Cell::new(0), Instant::now(), in_seconds(seconds));
         let result = RetryPolicy::PROVIDER

@@ -55,7 +55,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The method of a call that does something or, for a page, shows something.
+    /// Returns the method of a call that does something or, for a page, shows something.
     pub const fn method(self) -> &'static str {
         match self {
             Self::Cron | Self::Page => "GET",
@@ -63,7 +63,7 @@ impl Kind {
         }
     }
 
-    /// Every allowed method, as the `Allow` header lists them.
+    /// Returns every allowed method, as the `Allow` header lists them.
     pub const fn allow(self) -> &'static str {
         match self {
             Self::Cron => "GET",
@@ -87,7 +87,7 @@ listed! {
 }
 
 impl Parameter {
-    /// How a query names it.
+    /// Returns how a query names it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::DryRun => "dry_run",
@@ -99,7 +99,7 @@ impl Parameter {
         }
     }
 
-    /// What it does, for a manual route's instructions.
+    /// Returns what it does, for a manual route's instructions.
     pub const fn help(self) -> &'static str {
         match self {
             Self::DryRun => "dry_run=true : essai, rien n’est écrit ni envoyé",
@@ -228,42 +228,42 @@ impl Route {
         }
     }
 
-    /// Its path on the deployment.
+    /// Returns its path on the deployment.
     pub const fn path(self) -> &'static str {
         self.row().path
     }
 
-    /// The last part of its path.
+    /// Returns the last part of its path.
     pub fn name(self) -> &'static str {
         self.path().rsplit('/').next().unwrap_or_default()
     }
 
-    /// The `[[bin]]` that serves it.
+    /// Returns the `[[bin]]` that serves it.
     pub const fn binary(self) -> &'static str {
         self.row().binary
     }
 
-    /// How it is called.
+    /// Returns how it is called.
     pub const fn kind(self) -> Kind {
         self.row().kind
     }
 
-    /// What it runs, in the order of its answer.
+    /// Returns what it runs, in the order of its answer.
     pub const fn tasks(self) -> &'static [Task] {
         self.row().tasks
     }
 
-    /// What its query may hold, besides the secret.
+    /// Returns what its query may hold, besides the secret.
     pub const fn parameters(self) -> &'static [Parameter] {
         self.row().parameters
     }
 
-    /// What it is for, in French.
+    /// Returns what it is for, in French.
     pub const fn purpose(self) -> &'static str {
         self.row().purpose
     }
 
-    /// Through which door a scheduler's `GET` asks it for its tasks.
+    /// Returns through which door a scheduler's `GET` asks it for its tasks.
     pub const fn via(self) -> Via {
         match self.kind() {
             Kind::Cron | Kind::Drain => Via::CronRoute,
@@ -271,7 +271,7 @@ impl Route {
         }
     }
 
-    /// As in `sync_logs.sync_type`, for a call that was refused before it became one.
+    /// Returns the value of `sync_logs.sync_type` for a call that was refused before it became one.
     pub const fn log_type(self) -> &'static str {
         match self.kind() {
             Kind::Cron => "cron",
@@ -281,7 +281,7 @@ impl Route {
         }
     }
 
-    /// The `Allow` header of a 405.
+    /// Returns the `Allow` header of a 405.
     pub const fn allow(self) -> &'static str {
         self.kind().allow()
     }
@@ -309,7 +309,7 @@ mod tests {
         }
     }
 
-    /// How many folders lie between `/api/` and the file.
+    /// Returns how many folders lie between `/api/` and the file.
     fn slashes(route: Route) -> usize {
         route.path().matches('/').count() - 2
     }

@@ -6,7 +6,7 @@
 use crate::{lane::Lane, mail_kind::MailKind, schedule::Task};
 
 impl Task {
-    /// The task, in the middle of a sentence.
+    /// Returns the words for the task, in the middle of a sentence.
     pub const fn french(self) -> &'static str {
         match self {
             Self::MarketingDay3 => "courriel J+3",
@@ -19,7 +19,7 @@ impl Task {
 }
 
 impl Lane {
-    /// The lane, in the middle of a sentence.
+    /// Returns the words for the lane, in the middle of a sentence.
     pub const fn french(self) -> &'static str {
         match self {
             Self::Alerts => "alertes",
@@ -34,7 +34,7 @@ impl Lane {
 }
 
 impl MailKind {
-    /// The mails of this kind, in the middle of a sentence.
+    /// Returns the words for mails of this kind, in the middle of a sentence.
     pub const fn french(self) -> &'static str {
         match self {
             Self::ThresholdAlert => "alertes de seuil",
@@ -46,7 +46,7 @@ impl MailKind {
         }
     }
 
-    /// What stands beside the sender's name in a mail of this kind.
+    /// Returns what stands beside the sender's name in a mail of this kind.
     pub const fn section(self) -> &'static str {
         match self {
             Self::ThresholdAlert => "Alerte de seuil",
@@ -58,7 +58,7 @@ impl MailKind {
         }
     }
 
-    /// Why the reader gets a mail of this kind.
+    /// Returns why the reader gets a mail of this kind.
     pub const fn why(self) -> &'static str {
         match self {
             Self::ThresholdAlert => {
@@ -79,7 +79,7 @@ impl MailKind {
         }
     }
 
-    /// What a reader stops by the mail's link, after "ne plus recevoir".
+    /// Returns what a reader stops by the mail's link, after "ne plus recevoir".
     pub const fn refused_as(self) -> &'static str {
         match self {
             Self::ThresholdAlert => "les alertes de seuil",
@@ -91,17 +91,17 @@ impl MailKind {
     }
 }
 
-/// The words for a stored task; a name that this version does not know is not shown.
+/// Returns the words for a stored task; a name that this version does not know is not shown.
 pub fn task(stored: &str) -> &'static str {
     stored.parse::<Task>().map_or("autre tâche", Task::french)
 }
 
-/// The words for a stored lane; a name that this version does not know is not shown.
+/// Returns the words for a stored lane; a name that this version does not know is not shown.
 pub fn lane(stored: &str) -> &'static str {
     Lane::from_stored(stored).map_or("autre file", Lane::french)
 }
 
-/// The words for a stored kind of mail; a name that this version does not know is not shown.
+/// Returns the words for a stored kind of mail; a name that this version does not know is not shown.
 pub fn mail_kind(stored: &str) -> &'static str {
     MailKind::from_stored(stored).map_or("autres courriels", MailKind::french)
 }
@@ -142,8 +142,8 @@ const REASONS: [(&str, &str); 28] = [
     ("unknown", "issue inconnue"),
 ];
 
-/// The words for a stored reason, which is a code of ours or a sentence in French already. A code that this version
-/// does not know is not shown.
+/// Returns the words for a stored reason, which is a code of ours or a sentence in French already. A code that this
+/// version does not know is not shown.
 pub fn reason(stored: &str) -> &str {
     match REASONS.into_iter().find(|(code, _)| *code == stored) {
         Some((_, words)) => words,
@@ -162,7 +162,7 @@ const UNKNOWN_STATE: &str = "dans un état inconnu";
 /// Stands where a failure has no message.
 pub const NO_EXPLANATION: &str = "sans explication";
 
-/// How a run went, by its stored status.
+/// Returns how a run went, by its stored status.
 pub fn run_status(stored: &str) -> &'static str {
     match stored {
         "success" => "réussie",
@@ -173,7 +173,7 @@ pub fn run_status(stored: &str) -> &'static str {
     }
 }
 
-/// In what state so many integrations are, by the stored name of the state.
+/// Returns in what state so many integrations are, by the stored name of the state.
 pub fn integration_state(stored: &str, n: u64) -> &'static str {
     match stored {
         "good" => "à jour",
@@ -185,7 +185,7 @@ pub fn integration_state(stored: &str, n: u64) -> &'static str {
     }
 }
 
-/// Who asked for a run, by its stored trigger.
+/// Returns who asked for a run, by its stored trigger.
 pub fn trigger(stored: &str) -> &'static str {
     match stored {
         "cron" => "cron",
@@ -194,23 +194,23 @@ pub fn trigger(stored: &str) -> &'static str {
     }
 }
 
-/// Words at the beginning of a line.
+/// Returns words as they stand at the beginning of a line.
 pub fn capitalized(words: &str) -> String {
     let mut letters = words.chars();
     letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect()
 }
 
-/// The form that goes with a number. In French, zero is singular.
+/// Returns the form that goes with a number. In French, zero is singular.
 pub const fn agreeing<'a>(n: u64, one: &'a str, several: &'a str) -> &'a str {
     if n <= 1 { one } else { several }
 }
 
-/// `1 courriel`, `2 courriels`, `0 courriel`.
+/// Writes `1 courriel`, `2 courriels`, `0 courriel`.
 pub fn counted(n: u64, one: &str, several: &str) -> String {
     format!("{n}\u{a0}{}", agreeing(n, one, several))
 }
 
-/// `1 erreur`, `2 erreurs`, `0 erreurs`: callers know the answers of the routes with a plural after zero.
+/// Writes `1 erreur`, `2 erreurs`, `0 erreurs`: callers know the answers of the routes with a plural after zero.
 pub fn counted_in_answers(n: u64, one: &str, several: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { several })
 }

@@ -95,7 +95,7 @@ impl Doctor {
         Ok(Seen { status, location, html, text })
     }
 
-    /// What anybody gets.
+    /// Looks at what anybody gets.
     async fn strangers(&mut self) {
         for route in Route::ALL {
             let path = route.path();
@@ -132,7 +132,7 @@ impl Doctor {
         }
     }
 
-    /// What must not be there.
+    /// Looks for what must not be there.
     async fn sources(&mut self) {
         for path in SOURCES {
             let verdict = match self.ask(Method::GET, &format!("/{path}"), None).await {
@@ -147,7 +147,7 @@ impl Doctor {
         }
     }
 
-    /// What the operator gets.
+    /// Looks at what the operator gets.
     async fn operator(&mut self, secret: &str) {
         for route in Route::ALL.into_iter().filter(|route| route.kind() == Kind::Manual) {
             let path = format!("{}?dry_run=true", route.path());
@@ -178,7 +178,7 @@ impl Doctor {
     }
 }
 
-/// Whether an answer is what it must be; a redirect never is: a cron does not follow it.
+/// Returns whether an answer is what it must be; a redirect never is: a cron does not follow it.
 fn is(seen: Result<Seen, String>, expected: u16) -> Result<(), String> {
     let seen = seen?;
     if seen.status.is_redirection() {

@@ -13,7 +13,7 @@ use processes::chrome::{self, Chrome, Scheme};
 /// A small phone and a window on a desk.
 const WIDTHS: [u32; 2] = [320, 640];
 
-/// The Chromium of this machine: the one that `CHROME` names, or one on the `PATH`.
+/// Returns the Chromium of this machine: the one that `CHROME` names, or one on the `PATH`.
 pub fn browser() -> Option<PathBuf> {
     chrome::find()
 }
@@ -61,7 +61,7 @@ fn picture_name(name: &str, width: u32, scheme: Scheme) -> String {
     format!("{name}-{width}-{}.png", scheme.as_str())
 }
 
-/// A page that shows them all.
+/// Writes a page that shows them all.
 fn index(mails: &[(String, Rendered)], pictures: bool) -> String {
     let mut page = vec![HEAD.to_owned()];
     for (name, mail) in mails {

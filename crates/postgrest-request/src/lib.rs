@@ -67,7 +67,7 @@ impl RequestBuilder {
         self.map(|request| request.body = body.into())
     }
 
-    /// The finished request.
+    /// Returns the finished request.
     pub fn build(self) -> Result<Request, Error> {
         self.0
     }

@@ -178,7 +178,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// How the child ended, if it has.
+    /// Returns how the child ended, if it has.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.watchdog.try_wait().ok().flatten()
     }
@@ -188,7 +188,7 @@ impl Child {
         drop(self.lifeline.take());
     }
 
-    /// The process id of what watches over the child: its parent.
+    /// Returns the process id of what watches over the child: its parent.
     pub fn watchdog_id(&self) -> u32 {
         self.watchdog.id()
     }
@@ -199,7 +199,7 @@ impl Child {
         writeln!(lifeline, "{}", signal.names()).with_context(|| format!("{} is gone", self.name))
     }
 
-    /// Where the child writes.
+    /// Returns where the child writes.
     pub fn log(&self) -> &Path {
         &self.log
     }
@@ -209,21 +209,21 @@ impl Child {
         self.watchdog.wait().with_context(|| format!("cannot wait for {}", self.name))
     }
 
-    /// What the child has written so far, also when it and its directory are gone.
+    /// Returns what the child has written so far, also when it and its directory are gone.
     pub fn output(&self) -> String {
         let (mut output, mut written) = (Vec::new(), &self.written);
         let read = written.rewind().and_then(|()| written.read_to_end(&mut output));
         read.map(|_| String::from_utf8_lossy(&output).into_owned()).unwrap_or_default()
     }
 
-    /// The last lines that the child wrote.
+    /// Returns the last lines that the child wrote.
     pub fn log_tail(&self) -> String {
         let log = self.output();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
-    /// An error that says what went wrong and what the child wrote last.
+    /// Returns an error that says what went wrong and what the child wrote last.
     pub fn failure(&self, what: &str) -> anyhow::Error {
         let tail = self.log_tail();
         let tail = if tail.is_empty() { "(it wrote nothing)" } else { &tail };

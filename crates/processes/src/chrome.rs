@@ -37,7 +37,7 @@ const SWITCHES: [&str; 10] = [
 /// Chromium reads from descriptor 3 and writes to 4: ours are its standard input and output.
 const PIPES: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1"#;
 
-/// The browser of this machine: the one that `CHROME` names, or one on the `PATH`.
+/// Returns the browser of this machine: the one that `CHROME` names, or one on the `PATH`.
 pub fn find() -> Option<PathBuf> {
     if let Some(named) = env::var_os("CHROME") {
         return Some(named.into());
@@ -170,7 +170,7 @@ impl Chrome {
         Ok(())
     }
 
-    /// A picture of the page, at its whole height.
+    /// Takes a picture of the page, at its whole height.
     pub fn shot(&mut self, width: u32) -> Result<Picture> {
         let metrics = self.call("Page.getLayoutMetrics", &json!({}))?;
         let size = |name: &str| metrics["cssContentSize"][name].as_f64().context("a page without a size");
@@ -183,7 +183,7 @@ impl Chrome {
         Ok(Picture { png, width })
     }
 
-    /// The value of an expression in the page. Works where the page itself may run no script.
+    /// Returns the value of an expression in the page. Works where the page itself may run no script.
     pub fn eval(&mut self, expression: &str) -> Result<Value> {
         let asked = json!({ "expression": expression, "returnByValue": true });
         let mut answer = self.call("Runtime.evaluate", &asked)?;
@@ -216,7 +216,7 @@ impl Chrome {
         Ok(())
     }
 
-    /// What pages have complained about so far.
+    /// Returns what pages have complained about so far.
     pub fn complaints(&self) -> &[String] {
         &self.complaints
     }
@@ -238,7 +238,7 @@ impl Chrome {
         Ok(answer["result"].take())
     }
 
-    /// The next message that is wanted; of the others, complaints are kept.
+    /// Returns the next message that is wanted; of the others, complaints are kept.
     fn wait(&mut self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         loop {
             let message = self.from.recv_timeout(ANSWER_DEADLINE).context("the browser does not answer")?;

@@ -53,12 +53,12 @@ pub struct SqlFile {
     pub sql: String,
 }
 
-/// Our migrations, in the order in which Supabase applies them.
+/// Returns our migrations, in the order in which Supabase applies them.
 pub fn migrations() -> Result<Vec<SqlFile>> {
     sql_files("migrations")
 }
 
-/// The state that the migrations lead to, a file per subject in the order of loading.
+/// Returns the state that the migrations lead to, a file per subject in the order of loading.
 pub fn schemas() -> Result<Vec<SqlFile>> {
     sql_files("schemas")
 }
@@ -174,12 +174,12 @@ impl Database {
         &self.pool
     }
 
-    /// Its address as the superuser, for `psql` and the like.
+    /// Returns its address as the superuser, for `psql` and the like.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Its address as the role that PostgREST connects as.
+    /// Returns its address as the role that PostgREST connects as.
     pub fn authenticator_url(&self) -> String {
         format!("postgres://authenticator:authenticator@127.0.0.1:{}/{}", self.port, self.name)
     }

@@ -49,17 +49,17 @@ impl Function {
         Err(failure.context("the function was never started")?)
     }
 
-    /// `http://127.0.0.1:PORT`, without a slash at the end. Whatever the path, this function answers.
+    /// Returns `http://127.0.0.1:PORT`, without a slash at the end. Whatever the path, this function answers.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Where it listens.
+    /// Returns where it listens.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The process id of its parent, which watches over it.
+    /// Returns the process id of its parent, which watches over it.
     pub fn watchdog_id(&self) -> u32 {
         self.child.watchdog_id()
     }
@@ -69,7 +69,7 @@ impl Function {
         self.child.stop();
     }
 
-    /// The same, and waits until it is gone.
+    /// Stops it likewise, and waits until it is gone.
     pub async fn kill(&mut self) -> Result<()> {
         self.stop();
         self.child.ended(TERMINATION).await.context("the function survives SIGKILL")?;
@@ -82,7 +82,7 @@ impl Function {
         self.child.ended(TERMINATION).await.with_context(|| self.child.failure("did not stop").to_string())
     }
 
-    /// What it has written so far, to either output: JSON lines, and those of the runtime.
+    /// Returns what it has written so far, to either output: JSON lines, and those of the runtime.
     pub fn logs(&self) -> String {
         self.child.output()
     }

@@ -25,7 +25,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Fresh keys, good for one project only.
+    /// Generates fresh keys, good for one project only.
     pub fn generate() -> Result<Self> {
         let jwt_secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
         Ok(Self {
@@ -37,13 +37,13 @@ impl Keys {
         })
     }
 
-    /// The token of a signed-in user, as the web application sends it.
+    /// Returns the token of a signed-in user, as the web application sends it.
     pub fn user_token(&self, user: Uuid) -> Result<String> {
         sign(&self.jwt_secret, &serde_json::json!({"role": "authenticated", "sub": user, "exp": EXPIRES}))
     }
 }
 
-/// A token with these claims, signed with HS256.
+/// Returns a token with these claims, signed with HS256.
 fn sign(secret: &str, claims: &serde_json::Value) -> Result<String> {
     let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
     let payload = URL_SAFE_NO_PAD.encode(claims.to_string());

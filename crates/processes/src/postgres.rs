@@ -95,12 +95,12 @@ impl Cluster {
         self.port
     }
 
-    /// Where its data and its log are, and where other children may log; removed with the cluster.
+    /// Returns where its data and its log are, and where other children may log; removed with the cluster.
     pub fn scratch(&self) -> &Path {
         &self.scratch
     }
 
-    /// How to connect to one of its databases as the superuser.
+    /// Returns how to connect to one of its databases as the superuser.
     pub fn options(&self, database: &str) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
@@ -110,12 +110,12 @@ impl Cluster {
             .database(database)
     }
 
-    /// The same as an address.
+    /// Returns the address of one of its databases, for the superuser.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{SUPERUSER}:{}@127.0.0.1:{}/{database}", self.password, self.port)
     }
 
-    /// One connection as the superuser, outside any pool.
+    /// Opens one connection as the superuser, outside any pool.
     pub async fn connect(&self, database: &str) -> Result<PgConnection> {
         PgConnection::connect_with(&self.options(database))
             .await

@@ -63,7 +63,7 @@ impl PostgRest {
         }
     }
 
-    /// `http://127.0.0.1:PORT`, without a slash at the end; the gateway is in front of it.
+    /// Returns `http://127.0.0.1:PORT`, without a slash at the end; the gateway is in front of it.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -118,7 +118,7 @@ impl Settings {
     }
 }
 
-/// The status that a server answers with, if it answers.
+/// Returns the status that a server answers with, if it answers.
 async fn answers(server: &Upstream, path: &str, token: Option<&str>) -> Option<StatusCode> {
     let mut request = Request::head(path);
     if let Some(token) = token {

@@ -27,7 +27,7 @@ impl Runner {
         self.0
     }
 
-    /// A fresh temporary directory that belongs to the runner.
+    /// Makes a fresh temporary directory that belongs to the runner.
     pub(crate) fn temporary_directory(self) -> Result<TempDir> {
         let mut builder = tempfile::Builder::new();
         builder.prefix("local-stack-");
@@ -51,7 +51,7 @@ impl Runner {
     }
 }
 
-/// Who is to run the binaries in `native`, and where that user finds them.
+/// Returns who is to run the binaries in `native`, and where that user finds them.
 pub(crate) fn prepare(native: PathBuf) -> Result<(PathBuf, Runner)> {
     let probe = tempfile::tempdir().context("cannot make a temporary directory")?;
     if fs::metadata(probe.path())?.uid() != 0 {
@@ -62,7 +62,7 @@ pub(crate) fn prepare(native: PathBuf) -> Result<(PathBuf, Runner)> {
     Ok((native, Runner(Some(user))))
 }
 
-/// A number of the user `nobody`, which is negative on macOS.
+/// Returns a number of the user `nobody`, which is negative on macOS.
 fn id(which: &str) -> Result<u32> {
     let output = Command::new("id").args([which, "nobody"]).output().context("cannot run `id`")?;
     let number = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -75,7 +75,7 @@ fn id(which: &str) -> Result<u32> {
     Ok(number)
 }
 
-/// Whether this user may run the binaries where they are.
+/// Returns whether this user may run the binaries where they are.
 fn runs_as(user: User, native: &Path) -> Result<bool> {
     let tried = Command::new(native.join("bin/postgres"))
         .arg("--version")
@@ -93,7 +93,7 @@ fn runs_as(user: User, native: &Path) -> Result<bool> {
     }
 }
 
-/// A copy under /var/tmp that belongs to root, and that only root can change.
+/// Makes a copy under /var/tmp that belongs to root, and that only root can change.
 fn public_copy(native: &Path) -> Result<PathBuf> {
     // The directory of the npm set carries the hash of the versions.
     let set = native

@@ -47,13 +47,13 @@ fn begins_with(name: &OsStr, prefixes: &[&str]) -> bool {
     prefixes.iter().any(|prefix| name.to_string_lossy().starts_with(prefix))
 }
 
-/// The repository.
+/// Returns the repository.
 pub fn checkout() -> Result<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     path.canonicalize().with_context(|| format!("the checkout is not at {} any more", path.display()))
 }
 
-/// The cargo that built us, or the one on the `PATH`.
+/// Returns the cargo that built us, or the one on the `PATH`.
 fn cargo() -> Result<PathBuf> {
     let named = env::var_os("CARGO").map(PathBuf::from).filter(|path| path.is_absolute());
     let found = || {
@@ -138,17 +138,17 @@ impl Dev {
         Err(failure.context("vercel dev was never started")?)
     }
 
-    /// `http://127.0.0.1:PORT`, without a slash at the end.
+    /// Returns `http://127.0.0.1:PORT`, without a slash at the end.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Where it and the functions write.
+    /// Returns where it and the functions write.
     pub fn log(&self) -> &Path {
         self.child.log()
     }
 
-    /// The last lines they have written.
+    /// Returns the last lines they have written.
     pub fn log_tail(&self) -> String {
         self.child.log_tail()
     }
@@ -203,7 +203,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The environment that is not the functions' own.
+/// Returns the environment that is not the functions' own.
 fn surroundings(scratch: &Path) -> Result<Vec<(OsString, OsString)>> {
     let home = PathBuf::from(env::var_os("HOME").unwrap_or_default());
     let or_home =

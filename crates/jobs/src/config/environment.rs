@@ -14,7 +14,7 @@ impl Environment<'_> {
         (!value.is_empty()).then(|| value.to_owned())
     }
 
-    /// A variable that must be there, under its own name or an older one.
+    /// Reads a variable that must be there, under its own name or an older one.
     pub(super) fn required(&self, name: &str, or: Option<&str>, faults: &mut ConfigFaults) -> Option<String> {
         let value = self.get(name).or_else(|| self.get(or?));
         if value.is_none() {
@@ -24,7 +24,7 @@ impl Environment<'_> {
         value
     }
 
-    /// A variable that must be there and that leaves in a header, a URL or a form: a line break that was pasted
+    /// Reads a variable that must be there and that leaves in a header, a URL or a form: a line break that was pasted
     /// along would stop each request before it is made, and what was never asked would look unknown.
     pub(super) fn required_to_send(
         &self,
@@ -35,7 +35,7 @@ impl Environment<'_> {
         self.required(name, or, faults).filter(|value| sendable(name, value, faults))
     }
 
-    /// A whole number in `range`, `default` where the variable is missing.
+    /// Reads a whole number in `range`, `default` where the variable is missing.
     pub(super) fn number(
         &self,
         name: &str,
@@ -76,7 +76,7 @@ pub(super) fn sendable(name: &str, value: &str, faults: &mut ConfigFaults) -> bo
     sendable
 }
 
-/// A part of the configuration, or what is wrong with it.
+/// Returns a part of the configuration, or what is wrong with it.
 pub(super) fn checked<T>(value: Option<T>, faults: ConfigFaults) -> Result<T, ConfigFaults> {
     match value {
         Some(value) if faults.is_empty() => Ok(value),

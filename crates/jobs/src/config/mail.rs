@@ -61,7 +61,7 @@ pub(super) fn mail(env: &Environment) -> Result<MailConfig, ConfigFaults> {
     checked(parts, faults)
 }
 
-/// The key that signs links, by itself: a link must work where a mail could not be sent.
+/// Returns the key that signs links, by itself: a link must work where a mail could not be sent.
 pub(super) fn link_key(env: &Environment) -> Result<PurposeKey, ConfigFaults> {
     let mut faults = ConfigFaults::default();
     let key = env.required("ENCRYPTION_KEY", None, &mut faults);
@@ -71,7 +71,7 @@ pub(super) fn link_key(env: &Environment) -> Result<PurposeKey, ConfigFaults> {
     checked(key.map(|key| derive(&SecretString::from(key), LINKS)), faults)
 }
 
-/// The secret of the webhook, as Resend shows it: `whsec_…`.
+/// Returns the secret of the webhook, as Resend shows it: `whsec_…`.
 pub(super) fn webhook_secret(env: &Environment) -> Result<SecretString, ConfigFaults> {
     let mut faults = ConfigFaults::default();
     let secret = env.required_to_send("RESEND_WEBHOOK_SECRET", None, &mut faults);
@@ -81,7 +81,7 @@ pub(super) fn webhook_secret(env: &Environment) -> Result<SecretString, ConfigFa
     checked(secret.map(SecretString::from), faults)
 }
 
-/// The prices of both plans, under all of their names.
+/// Returns the prices of both plans, under all of their names.
 pub(super) fn prices(env: &Environment) -> Result<Prices, ConfigFaults> {
     let mut faults = ConfigFaults::default();
     // What the web application writes for tests.
@@ -109,7 +109,7 @@ fn without_slash(url: &Url) -> String {
     url.as_str().trim_end_matches('/').to_owned()
 }
 
-/// An address, or a name and an address in angle brackets, on one line.
+/// Returns whether the text is an address, or a name and an address in angle brackets, on one line.
 pub(super) fn is_sender(text: &str) -> bool {
     let address = match text.split_once('<') {
         Some((_, rest)) => rest.strip_suffix('>').unwrap_or_default(),

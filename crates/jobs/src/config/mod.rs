@@ -101,7 +101,7 @@ impl Config {
         }
     }
 
-    /// What every task needs, or all that is wrong: then also what single tasks would stumble over next.
+    /// Returns what every task needs, or all that is wrong: then also what single tasks would stumble over next.
     pub fn required_by_all(&self) -> Result<(&SupabaseConfig, Tuning), ConfigFaults> {
         match (&self.supabase, &self.tuning) {
             (Ok(supabase), Ok(tuning)) => Ok((supabase, *tuning)),
@@ -134,12 +134,12 @@ fn tuning(env: &Environment, mut faults: ConfigFaults) -> Result<Tuning, ConfigF
     checked(Some(tuning), faults)
 }
 
-/// `JOBS_NOW`, an instant as RFC 3339. A release build, which is what is deployed, knows nothing of it.
+/// Reads `JOBS_NOW`, an instant as RFC 3339. A release build, which is what is deployed, knows nothing of it.
 fn clock(env: &Environment) -> Option<DateTime<Utc>> {
     if cfg!(debug_assertions) { env.get("JOBS_NOW")?.parse().ok() } else { None }
 }
 
-/// The deployment's own address, in production only: the Bearer secret goes nowhere else.
+/// Returns the deployment's own address, in production only: the Bearer secret goes nowhere else.
 fn own_url(env: &Environment, faults: &mut ConfigFaults) -> Option<Url> {
     if env.get("VERCEL_ENV").as_deref() != Some("production") {
         return None;

@@ -43,7 +43,7 @@ fn supabase_key(key: String, faults: &mut ConfigFaults) -> Option<SupabaseKey> {
     }
 }
 
-/// The `role` claim of a JWT. Only tells kinds of key apart: Supabase checks the signature.
+/// Returns the `role` claim of a JWT. Only tells kinds of key apart: Supabase checks the signature.
 fn jwt_role(token: &str) -> Option<String> {
     use base64::Engine as _;
     let claims = token.starts_with("eyJ").then(|| token.split('.').nth(1))??;

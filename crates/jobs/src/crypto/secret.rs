@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// Whether `given` is the expected secret. Unset is the caller's `None`; empty and blank refuse everybody: a
+/// Returns whether `given` is the expected secret. Unset is the caller's `None`; empty and blank refuse everybody: a
 /// deployment that forgot its secret is closed, not open.
 ///
 /// ```

@@ -52,13 +52,13 @@ impl Allowance {
         Self { left: Some(left), quota: None, interval: UNSAID_INTERVAL }
     }
 
-    /// The failure that an operator reads when nothing is left.
+    /// Returns the failure that an operator reads when nothing is left.
     pub(super) fn exhausted(&self) -> Failure {
         exhausted(self.quota)
     }
 }
 
-/// The failure that an operator reads when a quota is used up; `None` if it is not known which.
+/// Returns the failure that an operator reads when a quota is used up; `None` if it is not known which.
 fn exhausted(quota: Option<(Quota, Option<DateTime<Utc>>)>) -> Failure {
     let (code, name) = match quota {
         Some((Quota::Daily, _)) => ("daily_quota", "Le quota quotidien"),

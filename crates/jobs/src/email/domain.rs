@@ -64,7 +64,7 @@ fn judge(domains: Domains, ours: &str) -> Domain {
     }
 }
 
-/// Of `Comptalyze <bonjour@comptalyze.com>`, or of the address alone.
+/// Returns the domain of `Comptalyze <bonjour@comptalyze.com>`, or of the address alone.
 fn domain_of(from: &str) -> &str {
     from.rsplit_once('@').map_or("", |(_, domain)| domain.trim_end_matches('>').trim())
 }

@@ -62,7 +62,7 @@ struct Bounce {
 }
 
 impl Event {
-    /// Why the recipient gets no further mail: the address does not exist, or its owner has complained.
+    /// Returns why the recipient gets no further mail: the address does not exist, or its owner has complained.
     fn suppresses(&self) -> Option<&'static str> {
         let permanent = || {
             let kind = self.data.bounce.as_ref().and_then(|bounce| bounce.kind.as_deref());
@@ -97,7 +97,7 @@ impl Event {
     }
 }
 
-/// The address in `Name <address>`.
+/// Returns the address in `Name <address>`.
 fn bare(address: &str) -> &str {
     address.rsplit_once('<').map_or(address, |(_, rest)| rest.trim_end_matches('>'))
 }

@@ -16,7 +16,7 @@ pub const PARAMETER: &str = "t";
 
 const VERSION: &str = "1";
 
-/// The link of one user and kind. `None` for alerts and the like: these are turned off in the application.
+/// Returns the link of one user and kind. `None` for alerts and the like: these are turned off in the application.
 pub fn unsubscribe(jobs_url: &str, key: &PurposeKey, user: Uuid, kind: MailKind) -> Option<String> {
     kind.has_unsubscribe_link()
         .then(|| format!("{jobs_url}{}?{PARAMETER}={}", Route::Unsubscribe.path(), token(key, user, kind)))
@@ -34,7 +34,7 @@ fn mac(key: &PurposeKey, user: Uuid, kind: MailKind) -> Hmac<Sha256> {
         .chain_update(format!("{VERSION}\nunsubscribe\n{user}\n{}", kind.as_str()))
 }
 
-/// Whom and what a token of ours names; `None` for anything that we have not signed.
+/// Returns whom and what a token of ours names; `None` for anything that we have not signed.
 pub fn read(key: &PurposeKey, token: &str) -> Option<(Uuid, MailKind)> {
     let mut parts = token.split('.');
     let (version, user, kind, signature) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

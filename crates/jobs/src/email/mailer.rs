@@ -40,7 +40,7 @@ pub struct MailLimits {
 }
 
 impl MailLimits {
-    /// Nothing is known yet.
+    /// Creates limits of which nothing is known yet.
     pub fn new(supabase: Supabase) -> Self {
         Self { pace: SharedPace::new(supabase, "resend"), quotas: Quotas::default() }
     }
@@ -118,7 +118,7 @@ impl Mailer {
         }
     }
 
-    /// What the mail service says of the domain that mails come from.
+    /// Returns what the mail service says of the domain that mails come from.
     pub async fn domain(&self, timeout: Duration) -> Domain {
         self.sender.domain(timeout).await
     }

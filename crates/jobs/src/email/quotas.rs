@@ -20,17 +20,17 @@ struct State {
 }
 
 impl Quotas {
-    /// The interval between two requests.
+    /// Returns the interval between two requests.
     pub(super) async fn interval(&self) -> Duration {
         self.0.lock().await.allowance.as_ref().map_or(UNSAID_INTERVAL, |(_, allowance)| allowance.interval)
     }
 
-    /// What the service has answered lately.
+    /// Returns what the service has answered lately.
     pub(super) async fn allowance(&self) -> Option<Allowance> {
         self.0.lock().await.valid().cloned()
     }
 
-    /// Whether to ask the service, which is done at most once in a while because not every key may ask.
+    /// Returns whether to ask the service, which is done at most once in a while because not every key may ask.
     pub(super) async fn asks(&self) -> bool {
         let mut state = self.0.lock().await;
         let lately = state.asked.is_some_and(|asked| asked.elapsed() < VALID_FOR);

@@ -11,7 +11,7 @@ use crate::{
     urssaf::{Consequence, Crossing, Doubt, Threshold},
 };
 
-/// The branding of a deployment; with `promo`, it offers a code.
+/// Returns the branding of a deployment; with `promo`, it offers a code.
 pub fn branding(promo: bool) -> Branding {
     Branding {
         app_url: "https://app.comptalyze.example".to_owned(),
@@ -25,7 +25,7 @@ pub fn branding(promo: bool) -> Branding {
     }
 }
 
-/// Every sample as it looks to its reader, by name. What a promotional code changes comes twice.
+/// Returns every sample as it looks to its reader, by name. What a promotional code changes comes twice.
 pub fn mails() -> Result<Vec<(String, Rendered)>, askama::Error> {
     const UNSUBSCRIBE: &str = "https://jobs.comptalyze.example/api/unsubscribe?t=v1.exemple";
     let mut mails = Vec::new();
@@ -38,7 +38,7 @@ pub fn mails() -> Result<Vec<(String, Rendered)>, askama::Error> {
     Ok(mails)
 }
 
-/// Every variant, under the name of its file.
+/// Returns every variant, under the name of its file.
 pub fn samples() -> Vec<(&'static str, Facts)> {
     let mut samples = vec![
         ("marketing-day3", Facts::MarketingDay3 { first_name: Some("Camille".to_owned()) }),

@@ -52,7 +52,7 @@ pub(super) enum Sent {
     Unknown(Failure),
 }
 
-/// A mail as the service takes it.
+/// Composes a mail as the service takes it.
 pub(super) fn compose(from: &str, to: &str, mail: &Rendered, unsubscribe: Option<&str>) -> Value {
     let mut options =
         CreateEmailBaseOptions::new(from, [to], &mail.subject).with_html(&mail.html).with_text(&mail.text);
@@ -115,7 +115,7 @@ impl Sender {
         }
     }
 
-    /// What is left of the quotas. `None` where the service does not say.
+    /// Returns what is left of the quotas. `None` where the service does not say.
     pub(super) async fn allowance(&self, deadline: &Deadline) -> Option<Allowance> {
         let timeout = deadline.request_timeout(TIMEOUT)?;
         let resend = self.resend();
@@ -134,7 +134,7 @@ fn failure(code: &str, message: impl Into<String>) -> Failure {
     Failure { code: code.into(), message: message.into() }
 }
 
-/// Each mail's own outcome. An answer that does not cover every mail is treated as no answer.
+/// Returns each mail's own outcome. An answer that does not cover every mail is treated as no answer.
 fn accepted(answer: Value, mails: usize) -> Sent {
     let Ok(answer) = serde_json::from_value::<SendEmailBatchPermissiveResponse>(answer) else {
         return Sent::Unknown(failure("bad_answer", "La réponse de Resend est inattendue."));
@@ -164,7 +164,7 @@ fn accepted(answer: Value, mails: usize) -> Sent {
     }
 }
 
-/// The service's own words, which may hold the address: cut out, for logs and answers are no place for it.
+/// Returns the service's own words, which may hold the address: cut out, for logs and answers are no place for it.
 fn refused(message: &str) -> Failure {
     let words: Vec<&str> = message.split_whitespace().filter(|word| !word.contains('@')).collect();
     let words: String = words.join(" ").chars().take(200).collect();
@@ -236,7 +236,7 @@ mod tests {
     use super::*;
     use crate::damage::damaged;
 
-    /// An answer with these ids, and refusals of these mails.
+    /// Makes an answer with these ids, and refusals of these mails.
     fn answer(ids: &[&str], refused: &[i64]) -> Value {
         let ids: Vec<_> = ids.iter().map(|id| json!({"id": id})).collect();
         let errors: Vec<_> =
@@ -244,7 +244,7 @@ mod tests {
         json!({"data": ids, "errors": errors})
     }
 
-    /// What became of each of three mails: the id, `-` where it is refused; `None`: nobody can tell.
+    /// Returns what became of each of three mails: the id, `-` where it is refused; `None`: nobody can tell.
     fn of_three(answer: Value) -> Option<String> {
         match accepted(answer, 3) {
             Sent::Accepted(outcomes) => Some(

@@ -14,12 +14,12 @@ pub(crate) struct ClaimedSlot {
     slot: String,
 }
 
-/// Whether a cron has ever run this task, as far as these claims reach.
+/// Returns whether a cron has ever run this task, as far as these claims reach.
 pub(crate) fn has_claims(claims: &[ClaimedSlot], task: Task) -> bool {
     claims.iter().any(|claim| claim.task == task.as_str())
 }
 
-/// The task's slots since `since` that were over by `now` and that nobody claimed, the newest first.
+/// Returns the task's slots since `since` that were over by `now` and that nobody claimed, the newest first.
 pub(crate) fn unclaimed(
     claims: &[ClaimedSlot],
     task: Task,

@@ -53,7 +53,7 @@ struct FailedCalls {
     count: u64,
 }
 
-/// What is worth a mail, in words, seen from this route's call.
+/// Returns what is worth a mail, in words, seen from this route's call.
 pub(crate) fn points(
     troubles: &Troubles,
     route: &str,

@@ -182,7 +182,7 @@ impl MailCounts {
         self.sent + self.failed + self.unknown + self.kept()
     }
 
-    /// Not sent because they were not to be.
+    /// Counts those that were not sent because they were not to be.
     pub(crate) fn kept(self) -> u64 {
         self.skipped + self.suppressed
     }

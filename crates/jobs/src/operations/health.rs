@@ -86,13 +86,13 @@ pub(crate) struct Live {
     pub(crate) domain: Option<Domain>,
 }
 
-/// A deadline of its own for each check.
+/// Returns a deadline of its own for each check.
 pub(crate) fn deadline() -> Deadline {
     let end = Instant::now() + TIMEOUT;
     Deadline::new(end, end)
 }
 
-/// Everything, in the order in which an operator would look.
+/// Checks everything, in the order in which an operator would look.
 /// `facts`: nothing where the configuration does not say whom to ask.
 pub(crate) fn checks(
     config: &Config,

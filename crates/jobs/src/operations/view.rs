@@ -109,7 +109,7 @@ pub(crate) struct MonthDates {
     pub(crate) monthly_sync_at: Option<DateTime<Utc>>,
 }
 
-/// How far back missed crons are looked for.
+/// Returns how far back missed crons are looked for.
 pub(crate) fn slot_days(tuning: &Tuning) -> u16 {
     tuning.schedule.replay_max_days().clamp(14, 60)
 }
@@ -177,7 +177,7 @@ impl DatabaseView {
     }
 }
 
-/// Slots that nobody claimed, since this deployment's crons have come by at all.
+/// Returns the slots that nobody claimed, since this deployment's crons have come by at all.
 fn missed(
     now: DateTime<Utc>,
     tuning: &Tuning,
@@ -214,7 +214,7 @@ fn calendar(now: DateTime<Utc>, settings: Settings) -> Vec<MonthDates> {
         .collect()
 }
 
-/// What the operator should look at first.
+/// Returns what the operator should look at first.
 fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&DatabaseView>) -> Vec<Attention> {
     let mut all = Vec::new();
     let mut add = |state, section, message| all.push(Attention { state, section, message });

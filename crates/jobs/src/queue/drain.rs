@@ -54,7 +54,7 @@ pub trait Worker: Send + Sync + 'static {
         deadline: Deadline,
     ) -> impl Future<Output = Result<Vec<Self::Job>, SupabaseError>> + Send;
 
-    /// The item behind a job.
+    /// Returns the item behind a job.
     fn item(job: &Self::Job) -> &Claimed;
 
     /// Works on one item until it is settled or yields. The worker releases `permit` once the upstream has answered

@@ -40,7 +40,7 @@ pub const MOST_ATTEMPTS: u32 = 5;
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(30), Duration::from_mins(2), Duration::from_mins(10), Duration::from_mins(30)];
 
-/// The pause before the next attempt, after this many.
+/// Returns the pause before the next attempt, after this many.
 pub fn pause_after(attempts: u32) -> Duration {
     PAUSES[(attempts as usize).min(PAUSES.len() - 1)]
 }
@@ -174,7 +174,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether a run has anything queued or held. The answer is cheap however large the run is, so it may be polled.
+    /// Returns whether a run has anything queued or held. The answer is cheap however large the run is, so it may be
+    /// polled.
     pub async fn run_waits(&self, run_id: Uuid, deadline: &Deadline) -> Result<Waits, SupabaseError> {
         self.supabase.rpc("jobs_run_waits", &json!({"p_run_id": run_id}), deadline).await
     }
@@ -202,7 +203,7 @@ impl Queue {
         self.supabase.rpc("jobs_hold_chain", &arguments, deadline).await
     }
 
-    /// How many items wait in all lanes.
+    /// Returns how many items wait in all lanes.
     pub async fn waiting(&self, deadline: &Deadline) -> Result<u64, SupabaseError> {
         let lanes: BTreeMap<String, LaneState> =
             self.supabase.rpc("jobs_lanes", &json!({}), deadline).await?;

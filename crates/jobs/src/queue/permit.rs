@@ -47,7 +47,7 @@ impl Permit {
         self.held = None;
     }
 
-    /// Whether items wait that have not had a permit yet.
+    /// Returns whether items wait that have not had a permit yet.
     pub fn is_wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed)
     }

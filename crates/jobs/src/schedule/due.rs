@@ -30,7 +30,7 @@ pub struct NotDue {
 }
 
 impl NotDue {
-    /// The next occurrence.
+    /// Returns the next occurrence.
     pub fn next(&self) -> &Opening {
         &self.next
     }
@@ -51,7 +51,7 @@ pub struct Opening {
     pub opens: DateTime<Utc>,
 }
 
-/// Is `task` due at this instant, when asked for through `via`?
+/// Decides whether `task` is due at this instant, when asked for through `via`.
 pub fn gate(task: Task, via: Via, at: DateTime<Utc>, settings: Settings) -> Decision {
     let gate = task.gate(via);
     match gate.slot_at(at, settings) {
@@ -60,7 +60,7 @@ pub fn gate(task: Task, via: Via, at: DateTime<Utc>, settings: Settings) -> Deci
     }
 }
 
-/// The first slot that opens after `after`. If `after` lies in a slot itself, the one following it.
+/// Returns the first slot that opens after `after`. If `after` lies in a slot itself, the one following it.
 ///
 /// Called with its own `opens` again and again, it lists every occurrence: the calendar of the coming
 /// months, or the slots that a missed cron should have claimed.

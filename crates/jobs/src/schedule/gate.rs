@@ -30,7 +30,7 @@ pub enum Gate {
 }
 
 impl Task {
-    /// The table of gates.
+    /// Returns the gate of a task: this is the table of gates.
     pub const fn gate(self, via: Via) -> Gate {
         match (self, via) {
             (Self::MarketingDay3, _) => Gate::DailyFromHour,
@@ -47,7 +47,7 @@ impl Task {
 const PERIOD: u32 = 6;
 
 impl Gate {
-    /// The slot that `at` lies in, if the gate is open then.
+    /// Returns the slot that `at` lies in, if the gate is open then.
     pub(super) fn slot_at(self, at: DateTime<Utc>, settings: Settings) -> Option<Slot> {
         let date = paris::date(at);
         match self {
@@ -66,7 +66,7 @@ impl Gate {
         }
     }
 
-    /// The first instant after `after` at which a slot begins.
+    /// Returns the first instant after `after` at which a slot begins.
     pub(super) fn next_opening(self, after: DateTime<Utc>, settings: Settings) -> DateTime<Utc> {
         let date = paris::date(after);
         // Today's or this month's opening while it is still to come, else the one after.
@@ -96,7 +96,7 @@ impl Gate {
         }
     }
 
-    /// The first instant at which the slot that opened at `opens` is over.
+    /// Returns the first instant at which the slot that opened at `opens` is over.
     pub(super) fn closing(self, opens: DateTime<Utc>, settings: Settings) -> DateTime<Utc> {
         match self {
             Self::SyncHours => opens + TimeDelta::hours(1),
@@ -107,7 +107,7 @@ impl Gate {
         }
     }
 
-    /// The rule, for a sentence that begins "dû …".
+    /// Returns the rule, for a sentence that begins "dû …".
     pub(super) fn describe_rule(self, settings: Settings) -> String {
         match self {
             Self::SyncHours | Self::SixHourPeriods => "dû à 0 h, 6 h, 12 h et 18 h UTC".to_owned(),
@@ -120,7 +120,7 @@ impl Gate {
         }
     }
 
-    /// An opening as this rhythm's reader thinks of it: a UTC hour, a Paris hour, or a Paris date.
+    /// Returns an opening as this rhythm's reader thinks of it: a UTC hour, a Paris hour, or a Paris date.
     pub(super) fn describe_time(self, opens: DateTime<Utc>) -> String {
         match self {
             Self::SyncHours | Self::SixHourPeriods => {
@@ -135,7 +135,7 @@ impl Gate {
     }
 }
 
-/// The beginning of the six-hour period that `at` lies in.
+/// Returns the beginning of the six-hour period that `at` lies in.
 fn period(at: DateTime<Utc>) -> DateTime<Utc> {
     let into = at.num_seconds_from_midnight() % (PERIOD * 3600);
     // A leap second (nanosecond ≥ 10⁹) is dropped with the rest of the fraction.

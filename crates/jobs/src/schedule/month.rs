@@ -15,49 +15,49 @@ pub struct Month {
 }
 
 impl Month {
-    /// `None` unless `month` is 1 to 12.
+    /// Returns `None` unless `month` is 1 to 12.
     pub fn new(year: i32, month: u32) -> Option<Self> {
         NaiveDate::from_ymd_opt(year, month, 1).map(|first| Self { first })
     }
 
-    /// The month that a date lies in.
+    /// Returns the month that a date lies in.
     pub fn of(date: NaiveDate) -> Self {
         Self { first: date - Days::new(date.day0().into()) }
     }
 
-    /// The year.
+    /// Returns the year.
     pub fn year(self) -> i32 {
         self.first.year()
     }
 
-    /// 1 to 12.
+    /// Returns the number of the month, 1 to 12.
     pub fn month(self) -> u32 {
         self.first.month()
     }
 
-    /// The month before.
+    /// Returns the month before.
     #[must_use]
     pub fn previous(self) -> Self {
         Self { first: self.first - Months::new(1) }
     }
 
-    /// The month after.
+    /// Returns the month after.
     #[must_use]
     pub fn next(self) -> Self {
         Self { first: self.first + Months::new(1) }
     }
 
-    /// The 1st.
+    /// Returns the first day.
     pub fn first_day(self) -> NaiveDate {
         self.first
     }
 
-    /// The 28th to the 31st.
+    /// Returns the last day, the 28th to the 31st.
     pub fn last_day(self) -> NaiveDate {
         self.next().first - Days::new(1)
     }
 
-    /// 28 to 31.
+    /// Returns how many days the month has, 28 to 31.
     pub fn days(self) -> u32 {
         self.last_day().day()
     }

@@ -64,7 +64,8 @@ pub enum NoRecap {
     TooOld,
 }
 
-/// Whether a sync of `month` at `at` is followed by its recap: from its last day on, to the end of the month after.
+/// Returns whether a sync of `month` at `at` is followed by its recap: from its last day on, to the end of the month
+/// after.
 pub fn recap_due(month: Month, at: DateTime<Utc>) -> Result<(), NoRecap> {
     if at < paris::start_of(month.last_day()) {
         Err(NoRecap::TooEarly)

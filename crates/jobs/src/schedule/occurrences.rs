@@ -29,7 +29,7 @@ pub struct Occurrence {
 }
 
 impl Occurrence {
-    /// The door through which a cron would have asked.
+    /// Returns the door through which a cron would have asked.
     pub fn via(&self) -> Via {
         door(self.task)
     }
@@ -60,22 +60,22 @@ pub enum NoReplay {
     MonthOver,
 }
 
-/// The door through which crons ask for a task.
+/// Returns the door through which crons ask for a task.
 const fn door(task: Task) -> Via {
     if task.is_scheduled_everywhere() { Via::CronRoute } else { Via::ManualRoute }
 }
 
-/// The rhythm of a task, for a sentence that begins "dû …".
+/// Returns the rhythm of a task, for a sentence that begins "dû …".
 pub fn describe_rule(task: Task, settings: Settings) -> String {
     task.gate(door(task)).describe_rule(settings)
 }
 
-/// An opening as this task's reader thinks of it: a UTC hour, a Paris hour, or a Paris date.
+/// Returns an opening as this task's reader thinks of it: a UTC hour, a Paris hour, or a Paris date.
 pub fn describe_time(task: Task, opens: DateTime<Utc>) -> String {
     task.gate(door(task)).describe_time(opens)
 }
 
-/// Every occurrence of a task that opens after `after`, without an end.
+/// Returns every occurrence of a task that opens after `after`, without an end.
 pub fn occurrences(task: Task, after: DateTime<Utc>, settings: Settings) -> impl Iterator<Item = Occurrence> {
     let via = door(task);
     let mut last = after;
@@ -86,7 +86,7 @@ pub fn occurrences(task: Task, after: DateTime<Utc>, settings: Settings) -> impl
     })
 }
 
-/// Those that were over by `now` and whose slot is not in `claimed`, the newest first.
+/// Returns those that were over by `now` and whose slot is not in `claimed`, the newest first.
 pub fn missed(
     task: Task,
     since: DateTime<Utc>,
@@ -110,7 +110,7 @@ pub fn missed(
     missed
 }
 
-/// Whether a run of `later` does what one of `missed` would have done.
+/// Returns whether a run of `later` does what one of `missed` would have done.
 fn covers(later: &Occurrence, missed: &Occurrence) -> bool {
     let after = later.opens > missed.opens;
     match missed.task {
@@ -128,7 +128,7 @@ fn covers(later: &Occurrence, missed: &Occurrence) -> bool {
     }
 }
 
-/// The instant whose replay claims this slot: its last second, so that a month is read to its end.
+/// Returns the instant whose replay claims this slot: its last second, so that a month is read to its end.
 pub fn replay(
     occurrence: &Occurrence,
     now: DateTime<Utc>,
@@ -146,7 +146,7 @@ pub fn replay(
     }
 }
 
-/// The occurrence of a slot that has opened within the days that a replay may reach back, by its name.
+/// Returns the occurrence of a slot that has opened within the days that a replay may reach back, by its name.
 pub fn find(task: Task, slot: &str, now: DateTime<Utc>, settings: Settings) -> Option<Occurrence> {
     // A slot lasts a week at most.
     let since = now - TimeDelta::days(i64::from(settings.replay_max_days()) + 8);

@@ -20,33 +20,33 @@ const MONTHS: [&str; 12] = [
     "décembre",
 ];
 
-/// What a clock in Paris shows.
+/// Returns what a clock in Paris shows.
 pub fn local(at: DateTime<Utc>) -> DateTime<Tz> {
     at.with_timezone(&Paris)
 }
 
-/// The date in Paris.
+/// Returns the date in Paris.
 pub fn date(at: DateTime<Utc>) -> NaiveDate {
     local(at).date_naive()
 }
 
-/// The month in Paris.
+/// Returns the month in Paris.
 pub fn month(at: DateTime<Utc>) -> Month {
     Month::of(date(at))
 }
 
-/// Is it the last day of the month in Paris?
+/// Returns whether it is the last day of the month in Paris.
 pub fn is_last_day(at: DateTime<Utc>) -> bool {
     let date = date(at);
     date == Month::of(date).last_day()
 }
 
-/// The first instant of a Paris day.
+/// Returns the first instant of a Paris day.
 pub fn start_of(date: NaiveDate) -> DateTime<Utc> {
     at_hour(date, 0)
 }
 
-/// The first instant of a Paris day whose clock shows `hour` or later: where the spring change skips
+/// Returns the first instant of a Paris day whose clock shows `hour` or later: where the spring change skips
 /// the hour, the instant of the change; where the autumn change repeats it, the first of the two.
 pub(super) fn at_hour(date: NaiveDate, hour: u8) -> DateTime<Utc> {
     let midnight = date.and_time(NaiveTime::MIN);
@@ -56,7 +56,7 @@ pub(super) fn at_hour(date: NaiveDate, hour: u8) -> DateTime<Utc> {
         .to_utc()
 }
 
-/// "2 décembre 2026", "1er décembre 2026".
+/// Writes "2 décembre 2026", "1er décembre 2026".
 pub fn french(date: NaiveDate) -> String {
     let day = match date.day() {
         1 => "1er".to_owned(),
@@ -65,7 +65,7 @@ pub fn french(date: NaiveDate) -> String {
     format!("{day} {} {}", month_name(date.month()), date.year())
 }
 
-/// "30 novembre 2026 à 8 h 05".
+/// Writes "30 novembre 2026 à 8 h 05".
 pub fn french_minute(at: DateTime<Utc>) -> String {
     let at = local(at);
     format!("{} à {} h {:02}", french(at.date_naive()), at.hour(), at.minute())
@@ -76,17 +76,17 @@ pub(super) fn month_name(month: u32) -> &'static str {
 }
 
 impl Month {
-    /// Its first instant, in Paris.
+    /// Returns its first instant, in Paris.
     pub fn start(self) -> DateTime<Utc> {
         start_of(self.first_day())
     }
 
-    /// The first instant that is no longer in it: the next month's [`start`](Self::start).
+    /// Returns the first instant that is no longer in it: the next month's [`start`](Self::start).
     pub fn end(self) -> DateTime<Utc> {
         self.next().start()
     }
 
-    /// "novembre 2026".
+    /// Writes "novembre 2026".
     pub fn french(self) -> String {
         format!("{} {}", month_name(self.month()), self.year())
     }

@@ -20,7 +20,7 @@ const DEFAULT_REPLAY_DAYS: u16 = 35;
 pub struct InvalidHour;
 
 impl Settings {
-    /// `marketing_from_hour`: the Paris hour from which the J+3 mail may leave, 0 to 10.
+    /// Creates settings; `marketing_from_hour` is the Paris hour from which the J+3 mail may leave, 0 to 10.
     pub const fn new(marketing_from_hour: u8) -> Result<Self, InvalidHour> {
         if marketing_from_hour <= LATEST_MARKETING_HOUR {
             Ok(Self { marketing_from_hour, replay_max_days: DEFAULT_REPLAY_DAYS })
@@ -29,18 +29,18 @@ impl Settings {
         }
     }
 
-    /// The same, with `at=` and replays reaching this many days back.
+    /// Returns the same settings, with `at=` and replays reaching this many days back.
     #[must_use]
     pub const fn with_replay_max_days(self, replay_max_days: u16) -> Self {
         Self { replay_max_days, ..self }
     }
 
-    /// How many days back `at=` and replays reach.
+    /// Returns how many days back `at=` and replays reach.
     pub const fn replay_max_days(self) -> u16 {
         self.replay_max_days
     }
 
-    /// The Paris hour from which the J+3 mail may leave.
+    /// Returns the Paris hour from which the J+3 mail may leave.
     pub const fn marketing_from_hour(self) -> u8 {
         self.marketing_from_hour
     }

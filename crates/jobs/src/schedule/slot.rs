@@ -16,7 +16,7 @@ impl Slot {
         Self(name)
     }
 
-    /// As stored: `2026-11-22T06Z`, `2026-11-22`, `2026-11` or `2026-W47`.
+    /// Returns the name as it is stored: `2026-11-22T06Z`, `2026-11-22`, `2026-11` or `2026-W47`.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -24,8 +24,8 @@ listed! {
 }
 
 impl Task {
-    /// Whether the crons of every deployment file ask for the task. Thresholds are checked by hand, by the application or by
-    /// some deployments' crons.
+    /// Returns whether the crons of every deployment file ask for the task. Thresholds are checked by hand, by the
+    /// application or by some deployments' crons.
     pub const fn is_scheduled_everywhere(self) -> bool {
         match self {
             Self::MarketingDay3 | Self::SyncIntegrations | Self::MonthlyReminders | Self::MonthlySync => true,
@@ -33,7 +33,7 @@ impl Task {
         }
     }
 
-    /// The stable name.
+    /// Returns the stable name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::MarketingDay3 => "marketing_day3",

@@ -25,7 +25,7 @@ const OVERLAP: TimeDelta = TimeDelta::days(3);
 pub struct Days(NonZeroU16);
 
 impl Days {
-    /// The number of days.
+    /// Returns the number of days.
     pub const fn get(self) -> u16 {
         self.0.get()
     }
@@ -60,12 +60,12 @@ pub struct Window {
 }
 
 impl Window {
-    /// Whether the instant lies inside.
+    /// Returns whether the instant lies inside.
     pub fn contains(&self, instant: DateTime<Utc>) -> bool {
         self.from <= instant && instant < self.to
     }
 
-    /// The same window for a provider that stamps whole seconds: a row stamped `s` lies inside exactly if
+    /// Returns the same window for a provider that stamps whole seconds: a row stamped `s` lies inside exactly if
     /// `s >= from` and `s < to`, so both bounds round up.
     pub(crate) fn in_whole_seconds(self) -> Self {
         let round_up = |instant: DateTime<Utc>| {
@@ -75,12 +75,12 @@ impl Window {
         Self { from: round_up(self.from), to: round_up(self.to) }
     }
 
-    /// What a `POST` reads: the last `days` days.
+    /// Returns what a `POST` reads: the last `days` days.
     pub fn requested(at: DateTime<Utc>, days: Days, last_success: Option<DateTime<Utc>>) -> Self {
         Self::back_to(at - TimeDelta::days(days.get().into()), at, last_success.is_none())
     }
 
-    /// What a cron reads: everything since the last success and the three days before it.
+    /// Returns what a cron reads: everything since the last success and the three days before it.
     /// A replay of a day before the last success reads three days before that day.
     pub fn since(at: DateTime<Utc>, last_success: Option<DateTime<Utc>>) -> Self {
         match last_success {
@@ -89,8 +89,8 @@ impl Window {
         }
     }
 
-    /// For a sync at `at`: at least `days` back where they are asked for, and never leaving a hole behind the last
-    /// success, however old it is.
+    /// Returns the window of a sync at `at`: at least `days` back where they are asked for, and never leaving a hole
+    /// behind the last success, however old it is.
     pub fn for_sync(at: DateTime<Utc>, days: Option<Days>, last_success: Option<DateTime<Utc>>) -> Self {
         let since = Self::since(at, last_success);
         match days {

@@ -50,7 +50,7 @@ pub enum SupabaseError {
     OutOfTime,
 }
 
-/// A text without what stands between its first and its last quotation mark.
+/// Returns a text without what stands between its first and its last quotation mark.
 fn without_quoted(text: &str) -> String {
     match (text.find('"'), text.rfind('"')) {
         (Some(first), Some(last)) => format!("{}…{}", &text[..first], &text[last + 1..]),
@@ -58,7 +58,7 @@ fn without_quoted(text: &str) -> String {
     }
 }
 
-/// PostgreSQL's message without the value that it quotes behind a colon: that is a row's, not ours.
+/// Returns PostgreSQL's message without the value that it quotes behind a colon: that is a row's, not ours.
 fn without_value(message: &str) -> String {
     match message.split_once(": \"") {
         Some((words, _)) => format!("{words}: …"),
@@ -71,7 +71,7 @@ fn hint(error: &ApiError) -> String {
 }
 
 impl SupabaseError {
-    /// An answer that does not fit: what serde says of it, without what it quotes of the answer.
+    /// Returns the error for an answer that does not fit: what serde says of it, without what it quotes of the answer.
     pub(super) fn shape(function: &'static str, error: &serde_json::Error) -> Self {
         let text = error.to_string();
         let place = format!(" at line {} column {}", error.line(), error.column());
@@ -102,7 +102,7 @@ impl SupabaseError {
         }
     }
 
-    /// What is wrong and what to do, for the operator: French, no value of the configuration.
+    /// Returns what is wrong and what to do, for the operator: French, no value of the configuration.
     pub fn user_message(&self) -> String {
         match self {
             Self::Network(NetworkError::Timeout) => "La base de données ne répond pas à temps.".into(),
@@ -131,7 +131,7 @@ impl SupabaseError {
         }
     }
 
-    /// Whether the fault is ours to mend (a 500) rather than a passing trouble (a 503).
+    /// Returns whether the fault is ours to mend (a 500) rather than a passing trouble (a 503).
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::MissingMigration { .. } | Self::BadKey | Self::NotServiceKey | Self::Shape { .. } => true,
@@ -141,7 +141,7 @@ impl SupabaseError {
         }
     }
 
-    /// Whether the same call may well succeed a little later.
+    /// Returns whether the same call may well succeed a little later.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Network(fault) => *fault != NetworkError::TooLarge,

@@ -76,7 +76,7 @@ pub struct Supabase {
 }
 
 impl Supabase {
-    /// Nothing is sent yet.
+    /// Creates a client that has sent nothing yet.
     ///
     /// # Errors
     /// When the key cannot be an HTTP header.
@@ -134,8 +134,8 @@ impl Supabase {
         }
     }
 
-    /// The builder's finished request, moved to the shared client. The builder is not given the body: it would copy it,
-    /// and a settlement may be a megabyte.
+    /// Returns the builder's finished request, moved to the shared client. The builder is not given the body: it would
+    /// copy it, and a settlement may be a megabyte.
     fn request(&self, function: &str, arguments: &str) -> Result<reqwest::RequestBuilder, SupabaseError> {
         let built = self
             .rest

@@ -22,7 +22,7 @@ pub enum SupabaseKey {
 }
 
 impl SupabaseKey {
-    /// The key itself.
+    /// Returns the key itself.
     pub fn secret(&self) -> &SecretString {
         let (Self::Secret(key) | Self::LegacyJwt(key)) = self;
         key

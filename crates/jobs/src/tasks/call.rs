@@ -34,7 +34,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// Whether this call claims slots: a scheduler's whole run does, whatever an operator asks for does not.
+    /// Returns whether this call claims slots: a scheduler's whole run does, whatever an operator asks for does not.
     pub fn claims_slot(&self) -> bool {
         self.trigger == Trigger::Cron
             && !self.force
@@ -43,7 +43,7 @@ impl Call {
             && !self.dry_run
     }
 
-    /// As in `job_runs.trigger`.
+    /// Returns the value of `job_runs.trigger`.
     pub fn trigger_name(&self) -> &'static str {
         match (self.replay, self.trigger) {
             (true, _) => "replay",
@@ -52,12 +52,12 @@ impl Call {
         }
     }
 
-    /// As in `sync_logs.sync_type`.
+    /// Returns the value of `sync_logs.sync_type`.
     pub fn log_type(&self) -> &'static str {
         if self.dry_run { "dry_run" } else { self.trigger_name() }
     }
 
-    /// What was asked for, as in `job_runs.parameters`.
+    /// Returns what was asked for, as in `job_runs.parameters`.
     pub fn parameters(&self) -> Value {
         let mut parameters = json!({});
         if let Some(user_id) = self.user_id {

@@ -19,7 +19,7 @@ use crate::{
 /// An answer names so many activities at most.
 const NAMED_ACTIVITIES: usize = 10;
 
-/// Due once a week for a cron, always for an operator.
+/// Runs the task, which is due once a week for a cron, always for an operator.
 pub async fn run(context: &Context, call: &Call) -> TaskOutcome {
     check(context, call).await.into()
 }
@@ -68,7 +68,7 @@ async fn check(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError>
     Ok(TaskOutcome::Ran(Box::new(summary)))
 }
 
-/// Users whose books cannot be read: their thresholds are not checked until they mend them.
+/// Reports users whose books cannot be read: their thresholds are not checked until they mend them.
 fn left_out(plan: &Value) -> Option<Failure> {
     let flaws = plan["left_out"].as_object().filter(|flaws| !flaws.is_empty())?;
     let users: u64 = flaws.values().filter_map(Value::as_u64).sum();
@@ -81,7 +81,7 @@ fn left_out(plan: &Value) -> Option<Failure> {
     })
 }
 
-/// Activities that no ceiling is known for: their turnover counts in the total only.
+/// Reports activities that no ceiling is known for: their turnover counts in the total only.
 fn unknown_activities(plan: &Value) -> Option<Failure> {
     let activities = plan["unknown_activities"].as_object().filter(|activities| !activities.is_empty())?;
     // Users write them: cut, and JSON-escaped like every answer.

@@ -55,7 +55,7 @@ async fn drain_everything(context: &Context, run_id: Option<Uuid>, route: &str) 
     Ok(round)
 }
 
-/// Thresholds of those whose totals changed, and all mails that wait.
+/// Checks the thresholds of those whose totals changed, and sends all mails that wait.
 async fn follow_up(context: &Context, run_id: Option<Uuid>, route: &str) -> Result<Round, TaskError> {
     if let Err(faults) = &context.mailer {
         return Ok(Round::fault("mail_configuration", faults.to_string()));

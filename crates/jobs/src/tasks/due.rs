@@ -3,7 +3,7 @@
 use super::call::{Call, Trigger};
 use crate::schedule::{Decision, Month, MonthlySync, NotDue, Settings, Slot, Task, gate, monthly_sync_month};
 
-/// The slot that this call claims, if any, or when the task will be due. A cron is bound to the task's gate; an
+/// Returns the slot that this call claims, if any, or when the task will be due. A cron is bound to the task's gate; an
 /// operator is not, and claims nothing.
 pub fn due_slot(task: Task, call: &Call, settings: Settings) -> Result<Option<Slot>, Box<NotDue>> {
     if task == Task::MonthlySync {
@@ -17,7 +17,7 @@ pub fn due_slot(task: Task, call: &Call, settings: Settings) -> Result<Option<Sl
     }
 }
 
-/// Which month a call of the monthly sync means, or when it will be due. `entry` refuses a future month before.
+/// Returns which month a call of the monthly sync means, or when it will be due. `entry` refuses a future month before.
 pub fn month_of(call: &Call) -> Result<Month, Box<NotDue>> {
     match monthly_sync_month(call.at, call.force, call.month) {
         Ok(MonthlySync::Run(month)) => Ok(month),

@@ -76,7 +76,7 @@ pub(super) async fn plan_post_report(
     Ok(TaskOutcome::Ran(Box::new(summary)))
 }
 
-/// The prices that tell the users' subscriptions apart, or what is missing.
+/// Returns the prices that tell the users' subscriptions apart, or what is missing.
 fn prices(context: &Context) -> Result<Value, ConfigFaults> {
     match (&context.config.prices, &context.mailer) {
         (Ok(prices), Ok(_)) => Ok(json!(prices)),

@@ -12,7 +12,7 @@ use crate::{
     schedule::{DAYS_AFTER_SIGN_UP, Task},
 };
 
-/// Due every Paris day from an hour on.
+/// Runs the task, which is due every Paris day from an hour on.
 pub async fn run(context: &Context, call: &Call) -> TaskOutcome {
     mail(context, call).await.into()
 }

@@ -12,7 +12,7 @@ use crate::{
     schedule::{Task, paris},
 };
 
-/// Due on the 2nd, for the month before; replayed only within the same real month.
+/// Runs the task, which is due on the 2nd, for the month before; replayed only within the same real month.
 pub async fn run(context: &Context, call: &Call) -> TaskOutcome {
     remind(context, call).await.into()
 }

@@ -12,7 +12,7 @@ use crate::{
     schedule::{Task, recap_due},
 };
 
-/// Due on the last day of the Paris month, or for the month an operator names.
+/// Runs the task, which is due on the last day of the Paris month, or for the month an operator names.
 pub async fn run(context: &Context, call: &Call) -> TaskOutcome {
     sync(context, call).await.into()
 }

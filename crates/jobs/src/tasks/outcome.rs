@@ -40,7 +40,7 @@ pub enum TaskError {
 }
 
 impl TaskError {
-    /// French, harmless, with what to do.
+    /// Returns the message for an operator: French, harmless, with what to do.
     pub fn user_message(&self) -> String {
         match self {
             Self::Configuration(faults) => faults.to_string(),
@@ -49,7 +49,7 @@ impl TaskError {
         }
     }
 
-    /// 500 where somebody has to mend it, 503 where it may pass.
+    /// Returns 500 where somebody has to mend it, 503 where it may pass.
     pub fn http_status(&self) -> u16 {
         match self {
             Self::Configuration(_) | Self::Panicked => 500,
@@ -106,8 +106,8 @@ impl RunSummary {
         self.mails.values().map(|mails| mails.sent).sum()
     }
 
-    /// Items in trouble (failed, in part, or to be tried again), lanes that could not work at all, and parts that
-    /// could not begin.
+    /// Counts items in trouble (failed, in part, or to be tried again), lanes that could not work at all, and parts
+    /// that could not begin.
     pub fn errors(&self) -> u64 {
         let mails: u64 = self.mails.values().map(|mails| mails.erred).sum();
         self.counts.erred + mails + (self.blocked.len() + self.faults.len()) as u64
@@ -118,7 +118,7 @@ impl RunSummary {
         self.counts.queued + self.mails.values().map(|mails| mails.queued).sum::<u64>()
     }
 
-    /// As in `sync_logs.status`.
+    /// Returns the value of `sync_logs.status`.
     pub fn log_status(&self) -> &'static str {
         let whole = self.counts.partial == 0 && self.counts.superseded == 0 && self.remaining() == 0;
         if self.errors() == 0 && whole {

@@ -26,7 +26,7 @@ pub(super) enum PlanState {
 }
 
 impl Planned {
-    /// « déjà planifié par cron pour 2026-11-22T06Z », where it was.
+    /// Writes « déjà planifié par cron pour 2026-11-22T06Z », where it was.
     pub(super) fn joined_note(&self, slot: Option<&Slot>) -> Option<String> {
         (self.state == PlanState::Joined).then(|| {
             let by = self.trigger.as_deref().unwrap_or("une exécution passée");

@@ -12,7 +12,7 @@ use crate::{
     schedule::{Days, Task},
 };
 
-/// Due at the sync hours for a cron, always for an operator.
+/// Runs the task, which is due at the sync hours for a cron, always for an operator.
 pub async fn run(context: &Context, call: &Call) -> TaskOutcome {
     sync(context, call).await.into()
 }

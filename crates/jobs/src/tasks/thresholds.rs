@@ -29,7 +29,7 @@ const DUE_PAGE: u32 = 5_000;
 /// The candidates that a dry run's answer names, at most.
 const MOST_CANDIDATES: usize = 100;
 
-/// After a sync: checks the users whose imported totals have changed, in the sync's own run. Without one
+/// Checks, after a sync, the users whose imported totals have changed, in the sync's own run. Without one
 /// (`drain-queue`) a run is opened where there is something to tell.
 pub(super) async fn check_changed(
     context: &Context,

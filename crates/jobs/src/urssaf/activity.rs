@@ -47,7 +47,7 @@ const NEUTRAL: [&str; 21] = [
 ];
 
 impl Activity {
-    /// `None`: not known, or not one activity.
+    /// Reads an activity; `None`: it is not known, or not one activity.
     pub fn parse(text: &str) -> Option<Self> {
         let folded: String = text.chars().flat_map(char::to_lowercase).filter_map(without_accent).collect();
         let (mut sales, mut services, mut liberal) = (false, false, false);

@@ -120,14 +120,14 @@ pub fn assess(books: &[YearBooks], created: Option<NaiveDate>, year: i32, held: 
     Assessment { crossings, used_up, unknown_activities: unknown_activities(of_year) }
 }
 
-/// The years that are checked on a date of Paris, the oldest first: the current one and, until 31 January,
+/// Returns the years that are checked on a date of Paris, the oldest first: the current one and, until 31 January,
 /// the one before, whose last month is being recorded.
 pub fn years_checked(date: NaiveDate) -> Vec<i32> {
     let year = date.year();
     if date.month() == 1 { vec![year - 1, year] } else { vec![year] }
 }
 
-/// A year's books, if anything is recorded in it.
+/// Returns a year's books, if anything is recorded in it.
 fn recorded(books: &[YearBooks], year: i32) -> Option<&YearBooks> {
     books.iter().find(|books| books.year == year && !books.sums.is_empty())
 }
@@ -187,7 +187,7 @@ fn cents(sum: i128) -> i64 {
     i64::try_from(sum).unwrap_or(if sum < 0 { i64::MIN } else { i64::MAX })
 }
 
-/// What follows when the full ceiling is exceeded for certain.
+/// Returns what follows when the full ceiling is exceeded for certain.
 fn of_exceeding(
     threshold: Threshold,
     books: &[YearBooks],
@@ -236,7 +236,7 @@ fn micro_year_before(books: &[YearBooks], created: Option<NaiveDate>, year: i32)
     }
 }
 
-/// The order of a mail: what is due now, what comes with the new year, what may come. The least is gravest.
+/// Returns the order of a mail: what is due now, what comes with the new year, what may come. The least is gravest.
 fn gravity(consequence: Consequence) -> u8 {
     match consequence {
         Consequence::VatAtOnce => 0,

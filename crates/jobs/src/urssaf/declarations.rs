@@ -14,12 +14,12 @@ use chrono::{Datelike, Days, NaiveDate, Weekday};
 
 use crate::schedule::Month;
 
-/// The last day of the following month, or the next working day.
+/// Returns the last day of the following month, or the next working day.
 pub fn monthly_due(month: Month) -> NaiveDate {
     working_day(month.next().last_day())
 }
 
-/// 30 April, 31 July, 31 October or 31 January, whichever follows the month's quarter, or the next working day.
+/// Returns 30 April, 31 July, 31 October or 31 January, whichever follows the month's quarter, or the next working day.
 pub fn quarterly_due(month: Month) -> NaiveDate {
     let mut last = month;
     while !last.month().is_multiple_of(3) {
@@ -28,7 +28,7 @@ pub fn quarterly_due(month: Month) -> NaiveDate {
     monthly_due(last)
 }
 
-/// The first working day from `date` on.
+/// Returns the first working day from `date` on.
 fn working_day(mut date: NaiveDate) -> NaiveDate {
     while !is_working_day(date) {
         date = date + Days::new(1);
@@ -40,8 +40,8 @@ fn is_working_day(date: NaiveDate) -> bool {
     !matches!(date.weekday(), Weekday::Sat | Weekday::Sun) && !is_holiday(date)
 }
 
-/// Public holidays of mainland France. Those of Alsace-Moselle and overseas are left out: they could only put
-/// a date off for some.
+/// Returns whether a date is a public holiday of mainland France. Those of Alsace-Moselle and overseas are left out:
+/// they could only put a date off for some.
 fn is_holiday(date: NaiveDate) -> bool {
     let fixed = matches!(
         (date.month(), date.day()),
@@ -52,7 +52,7 @@ fn is_holiday(date: NaiveDate) -> bool {
     fixed || matches!(since_easter, 1 | 39 | 50)
 }
 
-/// Easter Sunday of the Gregorian calendar: the Sunday after the full moon of the church's tables that falls
+/// Returns Easter Sunday of the Gregorian calendar: the Sunday after the full moon of the church's tables that falls
 /// on 21 March or next follows it.
 fn easter(year: i32) -> NaiveDate {
     let century = year.div_euclid(100);

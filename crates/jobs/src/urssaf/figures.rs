@@ -74,7 +74,7 @@ static TABLE: [Figures; 4] = [
 ];
 
 impl Threshold {
-    /// The steps that users are told of, lowest first.
+    /// Returns the steps that users are told of, lowest first.
     pub const fn steps(self) -> &'static [u8] {
         match self.regime() {
             Regime::Micro | Regime::VatBase => &[80, 90, 100],
@@ -113,7 +113,7 @@ impl Threshold {
         matches!(self, Self::VatIncreasedTotalProrated | Self::VatIncreasedServicesProrated)
     }
 
-    /// The ceiling of `year` for a company created on `created`. `None`: the threshold does not exist then.
+    /// Returns the ceiling of `year` for a company created on `created`. `None`: the threshold does not exist then.
     pub(super) fn ceiling(self, year: i32, created: Option<NaiveDate>) -> Option<Ceiling> {
         let whole = self.whole_year(year)?;
         let first_year = created.filter(|created| created.year() == year);
@@ -135,7 +135,7 @@ impl Threshold {
     }
 }
 
-/// From the day of creation to 31 December, both counted. 366 for 1 January of a leap year.
+/// Counts the days from the day of creation to 31 December, both included. 366 for 1 January of a leap year.
 fn days_from(created: NaiveDate) -> u32 {
     YEAR + u32::from(created.leap_year()) - created.ordinal0()
 }
@@ -149,12 +149,13 @@ pub(super) struct Ceiling {
 }
 
 impl Ceiling {
-    /// In cents, rounded down. To be shown: [`is_crossed`](Self::is_crossed) compares without rounding.
+    /// Returns the ceiling in cents, rounded down, to be shown: [`is_crossed`](Self::is_crossed) compares without
+    /// rounding.
     pub(super) fn value(self) -> i64 {
         self.whole * i64::from(self.days) / i64::from(YEAR)
     }
 
-    /// The whole year's ceiling, where this is a part of it.
+    /// Returns the whole year's ceiling, where this is a part of it.
     pub(super) fn full_year(self) -> Option<i64> {
         (self.days < YEAR).then_some(self.whole)
     }
@@ -167,7 +168,7 @@ impl Ceiling {
     }
 }
 
-/// The least turnover, in cents, that can reach any step of any threshold in a whole year: below it a user's
+/// Returns the least turnover, in cents, that can reach any step of any threshold in a whole year: below it a user's
 /// year need not be looked at. `None`: the year has no thresholds.
 ///
 /// For a company created within the year the limit is this times its days (31 December counted) / 365, which

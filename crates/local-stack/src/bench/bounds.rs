@@ -40,7 +40,7 @@ pub(super) fn mail_lane(called: &Called, rate: u32) -> Lane {
     Lane::new("mails", called.resend.len(), MAIL_TRIP, MAILS_AT_ONCE).rate(rate)
 }
 
-/// What all lanes together may ask at once.
+/// Returns what all lanes together may ask at once.
 pub(super) fn database_lane(called: &Called) -> Lane {
     Lane::new("database", called.database.len(), DATABASE_TRIP, 3 * CONCURRENCY)
 }
@@ -70,7 +70,7 @@ pub(super) fn run(workload: &'static str, items: usize, called: &Called, lanes: 
     run.cost(usage).bounded()
 }
 
-/// How often each database function was called.
+/// Returns how often each database function was called.
 fn functions_called(database: &[Seen]) -> String {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for seen in database {
@@ -81,7 +81,7 @@ fn functions_called(database: &[Seen]) -> String {
     counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
 }
 
-/// The most requests that one account or shop got, which wait for each other.
+/// Returns the most requests that one account or shop got, which wait for each other.
 pub(super) fn longest(requests: &[Seen], whose: impl Fn(&Seen) -> String) -> usize {
     let mut counts: HashMap<String, usize> = HashMap::new();
     for seen in requests {
@@ -90,7 +90,7 @@ pub(super) fn longest(requests: &[Seen], whose: impl Fn(&Seen) -> String) -> usi
     counts.into_values().max().unwrap_or_default()
 }
 
-/// By the account's id, or the token that was made from it.
+/// Returns the account's id, or the token that was made from it.
 pub(super) fn account_of(seen: &Seen) -> String {
     let text = |name: &str| seen.headers.get(name).and_then(|value| value.to_str().ok());
     let named = text("stripe-account").or_else(|| text("authorization")).unwrap_or_default();

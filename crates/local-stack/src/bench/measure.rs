@@ -81,7 +81,7 @@ impl Usage {
         usage
     }
 
-    /// What was used since `before`.
+    /// Returns what was used since `before`.
     pub(super) fn since(self, before: Self) -> Self {
         Self {
             function: self.function.saturating_sub(before.function),
@@ -91,13 +91,13 @@ impl Usage {
         }
     }
 
-    /// What processes that are none of ours used meanwhile.
+    /// Returns what processes that are none of ours used meanwhile.
     pub(super) fn others(self) -> Duration {
         self.machine.saturating_sub(self.function + self.stand_ins + self.database)
     }
 }
 
-/// The time that the machine's processors have worked.
+/// Returns the time that the machine's processors have worked.
 fn machine() -> Option<Duration> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let fields: Vec<u32> =
@@ -106,14 +106,14 @@ fn machine() -> Option<Duration> {
     Some(TICK * (fields.get(..3)?.iter().sum::<u32>() + fields.get(5..7)?.iter().sum::<u32>()))
 }
 
-/// The process that runs `binary` under the watchdog `parent`.
+/// Returns the process that runs `binary` under the watchdog `parent`.
 pub(super) fn child_of(parent: u32, binary: &Path) -> Result<u32> {
     let runs = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == binary);
     let found = processes().into_iter().find(|(pid, stat)| stat.parent == parent && runs(*pid));
     found.map(|(pid, _)| pid).context("the function's process is not there")
 }
 
-/// The most memory that a process has had resident, in bytes.
+/// Returns the most memory that a process has had resident, in bytes.
 pub(super) fn peak_memory(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the function is gone")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -123,7 +123,7 @@ pub(super) fn peak_memory(pid: u32) -> Result<u64> {
     Ok(kibibytes * 1024)
 }
 
-/// The load of the machine over the last minute.
+/// Returns the load of the machine over the last minute.
 pub(super) fn load() -> f64 {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or_default()

@@ -86,7 +86,7 @@ struct Options {
 }
 
 impl Options {
-    /// The functions that are called.
+    /// Returns the functions that are called.
     fn binaries(&self) -> Vec<&'static str> {
         let mut binaries: Vec<&str> = Vec::new();
         for workload in &self.workloads {

@@ -122,7 +122,7 @@ fn mebibytes(bytes: u64) -> f64 {
 }
 
 impl Report {
-    /// The runs of each workload, the fastest, the median and the slowest.
+    /// Returns the runs of each workload, the fastest, the median and the slowest.
     pub(super) fn table(&self) -> String {
         let mut out = String::new();
         if !self.runs.is_empty() {

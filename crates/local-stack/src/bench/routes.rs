@@ -116,7 +116,7 @@ fn webhook_secret() -> String {
     "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into()
 }
 
-/// A request of `route`, by the method that makes it work.
+/// Writes a request of `route`, by the method that makes it work.
 fn http(route: Route, target: &str, headers: &str, body: &str) -> String {
     format!(
         "{} {target} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {}\r\n\r\n{body}",
@@ -125,7 +125,7 @@ fn http(route: Route, target: &str, headers: &str, body: &str) -> String {
     )
 }
 
-/// Where `route` is called so that it does something on every day.
+/// Returns where `route` is called so that it does something on every day.
 fn target(route: Route) -> String {
     match route {
         Route::MonthlySync => format!("{}?force=true", route.path()),
@@ -133,7 +133,7 @@ fn target(route: Route) -> String {
     }
 }
 
-/// To the answer of a request without credentials.
+/// Measures the time to the answer of a request without credentials.
 async fn refusal(route: Route, binary: &Path) -> Result<Duration> {
     let started = Started::new(binary, 1)?;
     let request = http(route, &target(route), "accept: application/json\r\n", "");
@@ -147,7 +147,7 @@ async fn refusal(route: Route, binary: &Path) -> Result<Duration> {
     Ok(took)
 }
 
-/// To the first byte that the function sends to the database.
+/// Measures the time to the first byte that the function sends to the database.
 async fn upstream(route: Route, binary: &Path) -> Result<Duration> {
     let database = TcpListener::bind(("127.0.0.1", 0)).await?;
     let started = Started::new(binary, database.local_addr()?.port())?;

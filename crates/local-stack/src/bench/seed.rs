@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::seed::TokenKey;
 use processes::database::Database;
 
-/// Users who signed up long ago, but for `newcomers`, who did four days ago.
+/// Inserts users who signed up long ago, but for `newcomers`, who did four days ago.
 pub(super) async fn people(db: &Database, count: i32, newcomers: i32, now: DateTime<Utc>) -> Result<()> {
     sqlx::query(
         "insert into auth.users (email, email_confirmed_at, raw_user_meta_data, created_at)
@@ -27,7 +27,7 @@ pub(super) async fn people(db: &Database, count: i32, newcomers: i32, now: DateT
     Ok(())
 }
 
-/// 24 records for each user, of this year and the last. One user in a hundred is above every ceiling this year.
+/// Inserts 24 records for each user, of this year and the last. One user in a hundred is above every ceiling this year.
 pub(super) async fn records(db: &Database, now: DateTime<Utc>) -> Result<()> {
     let mut transaction = db.pool().begin().await?;
     // As a restored dump: without the checks of foreign keys, one by one.
@@ -92,7 +92,7 @@ impl Integrations {
     }
 }
 
-/// Statistics and visibility, as a database has them that was not filled a moment ago.
+/// Brings statistics and visibility up to date, as a database has them that was not filled a moment ago.
 pub(super) async fn settle(db: &Database) -> Result<()> {
     sqlx::query("vacuum analyze").execute(db.pool()).await.context("cannot vacuum")?;
     sqlx::query("checkpoint").execute(db.pool()).await.context("cannot write a checkpoint")?;

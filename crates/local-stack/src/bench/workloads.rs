@@ -29,7 +29,7 @@ const THREE_PAGES_OF_SHOPIFY: usize = 401;
 const ONE_PAGE: usize = 60;
 
 impl World {
-    /// A database that was seeded once; runs get copies.
+    /// Makes a database that is seeded once; runs get copies.
     async fn seeded(&self, seed: impl AsyncFnOnce(&Database) -> Result<()>) -> Result<Database> {
         let db = self.stack.database(Template::Migrated).await?;
         seed(&db).await?;
@@ -62,7 +62,7 @@ impl World {
         Ok(all)
     }
 
-    /// W1 and, on the same databases, W2: a sync of 1,000 integrations, and another one that finds nothing new.
+    /// Runs W1 and, on the same databases, W2: a sync of 1,000 integrations, and another one that finds nothing new.
     pub(super) async fn sync(&self, runs: usize) -> Result<Vec<Run>> {
         let second = Calendar::new(self.now).missed_sync();
         let first = second - TimeDelta::hours(6);
@@ -103,7 +103,7 @@ impl World {
         Ok(all.await?.split_off(2))
     }
 
-    /// W1p: the same first sync at the pace that the providers ask for.
+    /// Runs W1p: the same first sync at the pace that the providers ask for.
     pub(super) async fn paced_sync(&self, runs: usize) -> Result<Vec<Run>> {
         let at = Calendar::new(self.now).missed_sync();
         let integrations = Integrations::named(INTEGRATIONS);
@@ -133,7 +133,7 @@ impl World {
         .await
     }
 
-    /// W3: the J+3 mail to 5,000 of 100,000 users.
+    /// Runs W3: the J+3 mail to 5,000 of 100,000 users.
     pub(super) async fn marketing(&self, runs: usize) -> Result<Vec<Run>> {
         const RECIPIENTS: usize = 5_000;
         let seeded = self
@@ -154,7 +154,7 @@ impl World {
         .await
     }
 
-    /// W4: thresholds of so many users with 24 records each, one in a hundred of whom crosses some.
+    /// Runs W4: thresholds of so many users with 24 records each, one in a hundred of whom crosses some.
     pub(super) async fn thresholds(&self, name: &'static str, users: usize, runs: usize) -> Result<Vec<Run>> {
         let seeded = self.seeded(async |db| {
             seed::people(db, i32::try_from(users)?, 0, self.now).await?;
@@ -177,7 +177,7 @@ impl World {
         Ok(all)
     }
 
-    /// W5: last month of 1,000 users with one integration each, and its recap.
+    /// Runs W5: last month of 1,000 users with one integration each, and its recap.
     pub(super) async fn month(&self, runs: usize) -> Result<Vec<Run>> {
         let calendar = Calendar::new(self.now);
         let month = calendar.previous_month();
@@ -223,7 +223,7 @@ impl World {
     }
 }
 
-/// Three pages for each integration, over the 29 days before `end`. How many movements that makes.
+/// Writes three pages for each integration, over the 29 days before `end`; returns how many movements that makes.
 fn open_books(vendors: &Vendors, integrations: &Integrations, end: DateTime<Utc>) -> i64 {
     let from = end - TimeDelta::days(29);
     let every = |count: usize| TimeDelta::minutes(29 * 24 * 60 / i64::try_from(count).unwrap_or(i64::MAX));
@@ -254,13 +254,13 @@ async fn stored(environment: &Environment) -> Result<i64> {
     Ok(count.fetch_one(environment.db.pool()).await?)
 }
 
-/// The next transaction's number: what is written from now on bears a higher one, or this.
+/// Returns the next transaction's number: what is written from now on bears a higher one, or this.
 async fn mark(environment: &Environment) -> Result<i64> {
     let mark = sqlx::query_scalar("select pg_current_xact_id()::text::bigint");
     Ok(mark.fetch_one(environment.db.pool()).await?)
 }
 
-/// Rows of movements, totals and records that were written since.
+/// Counts the rows of movements, totals and records that were written since.
 async fn rewritten(environment: &Environment, mark: i64) -> Result<i64> {
     let count = sqlx::query_scalar(
         "select (select count(*) from jobs.integration_transactions where xmin::text::bigint > $1)

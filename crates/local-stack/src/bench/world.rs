@@ -173,7 +173,7 @@ impl World {
 }
 
 impl Vendors {
-    /// Empty ones.
+    /// Starts empty ones.
     pub(super) async fn start(mails_per_second: Option<u32>) -> Result<Self> {
         let (stripe, shopify) = (stripe::StandIn::start().await?, shopify::StandIn::start().await?);
         let resend = Resend::bare().await?;

@@ -161,7 +161,7 @@ fn pretty(json: &str) -> String {
     out
 }
 
-/// The string literal that `text` begins with.
+/// Returns the string literal that `text` begins with.
 fn string(text: &str) -> &str {
     let mut escaped = false;
     let end = text.char_indices().skip(1).find(|(_, c)| {
@@ -172,7 +172,7 @@ fn string(text: &str) -> &str {
     end.map_or(text, |(at, _)| &text[..=at])
 }
 
-/// The object or list that `text` begins with, where it is short and holds no other.
+/// Returns the object or list that `text` begins with, where it is short and holds no other.
 fn flat(text: &str) -> Option<&str> {
     let mut at = 1;
     while at < text.len().min(SHORT) {
@@ -186,7 +186,7 @@ fn flat(text: &str) -> Option<&str> {
     None
 }
 
-/// `{"a": 1, "b": 2}`, whatever the spaces in `text`.
+/// Writes `{"a": 1, "b": 2}`, whatever the spaces in `text`.
 fn spaced(text: &str) -> String {
     let (mut out, mut rest) = (String::new(), text);
     while let Some(next) = rest.chars().next() {

@@ -75,7 +75,7 @@ impl Snapshot {
         }
     }
 
-    /// The imported turnover, comparable with the seed's own.
+    /// Compares the imported turnover with the seed's own.
     pub(super) fn differences(&self, expected: &Turnover, names: &BTreeMap<Uuid, String>) -> Vec<String> {
         let expected: BTreeMap<_, _> = expected
             .iter()
@@ -98,7 +98,7 @@ impl Snapshot {
     }
 }
 
-/// `-1 234.50 €`
+/// Writes `-1 234.50 €`.
 pub(super) fn euros(cents: i64) -> String {
     let sign = if cents < 0 { "-" } else { "" };
     let (whole, rest) = (cents.unsigned_abs() / 100, cents.unsigned_abs() % 100);

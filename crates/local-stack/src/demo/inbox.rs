@@ -21,7 +21,7 @@ impl Inbox {
         )
     }
 
-    /// What must have arrived.
+    /// Returns what must have arrived.
     pub(super) fn expected(mails: &[(Uuid, Mail)], people: &People) -> Self {
         let address = |user: &Uuid| people.addresses.get(user).cloned().unwrap_or_default();
         Self::of(mails.iter().map(|(user, mail)| (address(user), *mail)))
@@ -39,7 +39,7 @@ impl Inbox {
         self.0.values().sum()
     }
 
-    /// Whom something else reached than `expected`.
+    /// Returns whom something else reached than `expected`.
     pub(super) fn differences(&self, expected: &Self) -> Vec<String> {
         let mut keys: Vec<_> = self.0.keys().chain(expected.0.keys()).collect();
         keys.sort_unstable();
@@ -78,7 +78,7 @@ fn word(mail: Mail) -> &'static str {
     }
 }
 
-/// By the link that stops it. Alerts and "connect again" have none.
+/// Returns the kind of a mail, by the link that stops it. Alerts and "connect again" have none.
 fn kind(accepted: &Accepted) -> Mail {
     let link = accepted.mail.headers.get("List-Unsubscribe").map(String::as_str).unwrap_or_default();
     let of = |kind: &str| link.contains(&format!(".{kind}."));

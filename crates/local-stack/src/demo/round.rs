@@ -72,7 +72,7 @@ impl<'a> Round<'a> {
         Ok(self.problems.found)
     }
 
-    /// Whatever is due now.
+    /// Calls the crons: they do whatever is due now.
     async fn crons_now(&mut self, Expected { integrations, users, failed }: Expected) -> Result<()> {
         let now = self.demo.calendar.now();
         let daily = self.call(DAILY_CRON, DAILY).await?;
@@ -102,7 +102,7 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// What is replayed, as if its crons had been missed: the last sync hour, the last day of the previous month,
+    /// Replays, as if its crons had been missed: the last sync hour, the last day of the previous month,
     /// this month's 2nd, yesterday's offers.
     async fn replays(&mut self, Expected { integrations, users, failed }: Expected) -> Result<()> {
         let calendar = self.demo.calendar;
@@ -128,7 +128,7 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Thresholds, a sync, both again, and the current month.
+    /// Asks for thresholds, a sync, both again, and the current month.
     async fn operator(&mut self) -> Result<()> {
         let typed = self.call(Caller::Operator, THRESHOLDS).await?;
         self.problems.sent(&typed.body, self.demo.people.count(Mail::Alert) - 1);
@@ -152,7 +152,7 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// What is in the database at the end, against the sums of the seed.
+    /// Compares what is in the database at the end with the sums of the seed.
     fn figures(&mut self) {
         let people = &self.demo.people;
         self.problems.about("in the end");
@@ -166,7 +166,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// What has arrived, against what the seed says.
+    /// Compares what has arrived with what the seed says.
     fn mails(&mut self) {
         let Demo { people, resend, calendar, .. } = self.demo;
         self.problems.about("mails");
@@ -179,7 +179,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Everything that sends mails, once more: nobody gets another one.
+    /// Calls everything that sends mails once more: nobody gets another one.
     async fn again(&mut self) -> Result<()> {
         let Demo { resend, calendar, .. } = self.demo;
         let before = Inbox::read(resend);

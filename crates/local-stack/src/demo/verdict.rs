@@ -45,7 +45,7 @@ impl Problems {
         self.equal("the status", &answer.status, &200);
     }
 
-    /// An orchestrator's part, whose counter is called `counter`.
+    /// Checks an orchestrator's part, whose counter is called `counter`.
     pub(super) fn part(&mut self, answer: &Answer, name: &str, counter: &str, went: Went) {
         let part = &answer.body["results"][name];
         let number = |key: &str| part[key].as_u64().and_then(|n| usize::try_from(n).ok());
@@ -65,20 +65,20 @@ impl Problems {
         }
     }
 
-    /// The mails that a task on data has sent besides.
+    /// Checks the mails that a task on data has sent besides.
     pub(super) fn mails(&mut self, answer: &Answer, name: &str, lane: &str, sent: usize) {
         let mails = &answer.body["results"][name][lane];
         self.equal(&format!("{name}.{lane}.sent"), &mails["sent"], &Value::from(sent));
         self.equal(&format!("{name}.{lane}.errors"), &mails["errors"], &Value::from(0));
     }
 
-    /// A route that only sends mails.
+    /// Checks the answer of a route that only sends mails.
     pub(super) fn sent(&mut self, body: &Value, sent: usize) {
         self.equal("sent", &body["sent"], &Value::from(sent));
         self.equal("errors", &body["errors"], &Value::from(0));
     }
 
-    /// A sync by hand: one failure for each integration in trouble, nothing left. `records`: what it must have
+    /// Checks a sync by hand: one failure for each integration in trouble, nothing left. `records`: what it must have
     /// found new, where that is known.
     pub(super) fn sync(&mut self, answer: &Answer, people: &People, records: Option<u64>) {
         self.status(answer);
@@ -91,7 +91,7 @@ impl Problems {
         }
     }
 
-    /// The results of a monthly sync against the sums of the seed.
+    /// Compares the results of a monthly sync with the sums of the seed.
     pub(super) fn month(
         &mut self,
         results: &[MonthResult],
@@ -132,7 +132,7 @@ pub(super) struct MonthResult {
 }
 
 impl MonthResult {
-    /// From `{userId, totalCA, details: [{source, amount}]}`.
+    /// Reads `{userId, totalCA, details: [{source, amount}]}`.
     pub(super) fn read(result: &Value) -> Option<Self> {
         let details = result["details"].as_array()?;
         let by_source = details
@@ -149,7 +149,7 @@ impl MonthResult {
     }
 }
 
-/// An amount in euros with at most two decimals, in cents.
+/// Returns an amount in euros with at most two decimals, in cents.
 fn cents(amount: &Value) -> Option<i64> {
     let text = amount.as_number()?.to_string();
     let (whole, decimals) = text.split_once('.').unwrap_or((&text, ""));

@@ -21,7 +21,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// As the answers and the database call it.
+    /// Returns the name that the answers and the database use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Shopify => "shopify",
@@ -50,7 +50,7 @@ pub struct Books {
 pub type Turnover = BTreeMap<(Uuid, NaiveDate, &'static str), i64>;
 
 impl Books {
-    /// Which activity a user's money from `source` belongs to.
+    /// Sets which activity a user's money from `source` belongs to.
     pub fn activity(&mut self, user: Uuid, source: Source, activity: &'static str) {
         self.activities.insert((user, source), activity);
     }
@@ -60,7 +60,7 @@ impl Books {
         self.movements.push(Movement { user, source, month: month_of(at), cents });
     }
 
-    /// How many rows the ledger has when everything was read.
+    /// Returns how many rows the ledger has when everything was read.
     pub fn len(&self) -> usize {
         self.movements.len()
     }
@@ -69,7 +69,7 @@ impl Books {
         self.movements.is_empty()
     }
 
-    /// A user's month by source; a source without turnover is not there.
+    /// Returns a user's month by source; a source without turnover is not there.
     pub fn month(&self, user: Uuid, month: NaiveDate) -> BTreeMap<&'static str, i64> {
         let mut sums = BTreeMap::new();
         for movement in self.movements.iter().filter(|m| m.user == user && m.month == month) {
@@ -80,12 +80,12 @@ impl Books {
         sums
     }
 
-    /// Whether anything of a user's moved in a month, turnover or not.
+    /// Returns whether anything of a user's moved in a month, turnover or not.
     pub fn moved(&self, user: Uuid, month: NaiveDate) -> bool {
         self.movements.iter().any(|m| m.user == user && m.month == month)
     }
 
-    /// What the users' records hold from `first` on.
+    /// Returns what the users' records hold from `first` on.
     pub fn turnover(&self, first: NaiveDate) -> Turnover {
         let mut sums = Turnover::new();
         for movement in self.movements.iter().filter(|m| m.month >= first) {
@@ -116,7 +116,7 @@ impl StripeBooks<'_> {
         self.stripe.payment(self.account, at, cents, "eur")
     }
 
-    /// Many payments, enough for several pages.
+    /// Makes many payments, enough for several pages.
     pub fn payments(&mut self, from: DateTime<Utc>, every: TimeDelta, count: usize) {
         let sum = self.stripe.payments(self.account, from, every, count, "eur");
         // One row of the books carries the sum: only the sum and the number of rows are ever asked for.
@@ -134,19 +134,19 @@ impl StripeBooks<'_> {
         self.stripe.dispute(self.account, &payment.charge, at, cents);
     }
 
-    /// Settled in dollars: kept, not counted.
+    /// Makes a payment that is settled in dollars: kept, not counted.
     pub fn dollars(&mut self, at: DateTime<Utc>, cents: i64) {
         self.note(at, None);
         self.stripe.payment(self.account, at, cents, "usd");
     }
 
-    /// Paid in dollars, settled in euros: counted as what arrived.
+    /// Makes a payment in dollars that is settled in euros: counted as what arrived.
     pub fn converted(&mut self, at: DateTime<Utc>, dollars: i64, euros: i64) {
         self.note(at, Some(euros));
         self.stripe.converted_payment(self.account, at, (dollars, "usd"), (euros, "eur"));
     }
 
-    /// To the bank account: not even kept.
+    /// Pays out to the bank account: not even kept.
     pub fn payout(&mut self, at: DateTime<Utc>, cents: i64) {
         self.stripe.payout(self.account, at, cents, "eur");
     }
@@ -160,7 +160,7 @@ pub struct ShopBooks<'a> {
     pub domain: &'a str,
 }
 
-/// As Shopify takes amounts.
+/// Writes an amount as Shopify takes it.
 fn euros(cents: i64) -> String {
     format!("{}.{:02}", cents / 100, cents % 100)
 }
@@ -180,26 +180,26 @@ impl ShopBooks<'_> {
         self.shopify.refund(self.domain, sale, at, &euros(cents));
     }
 
-    /// Paid through Stripe as `reference`: counted there.
+    /// Makes a sale that is paid through Stripe as `reference`: counted there.
     pub fn paid_by_stripe(&mut self, at: DateTime<Utc>, cents: i64, reference: &str) -> Sold {
         self.note(at, None);
         self.shopify.tender(self.domain, Tender::new(at, &euros(cents), "EUR").reference(reference))
     }
 
-    /// A sale of [`paid_by_stripe`](Self::paid_by_stripe) paid back, through Stripe too.
+    /// Pays a sale of [`paid_by_stripe`](Self::paid_by_stripe) back, through Stripe too.
     pub fn refunded_by_stripe(&mut self, sale: &Sold, at: DateTime<Utc>, cents: i64, reference: &str) {
         self.note(at, None);
         let tender = Tender::new(at, &format!("-{}", euros(cents)), "EUR");
         self.shopify.tender(self.domain, tender.same_order(sale).reference(reference));
     }
 
-    /// The money came in when the card was sold.
+    /// Makes a sale paid with a gift card: the money came in when the card was sold.
     pub fn gift_card(&mut self, at: DateTime<Utc>, cents: i64) {
         self.note(at, None);
         self.shopify.tender(self.domain, Tender::new(at, &euros(cents), "EUR").gift_card());
     }
 
-    /// A chargeback that was lost at `decided`.
+    /// Makes a chargeback that was lost at `decided`.
     pub fn lost_dispute(&mut self, sale: &Sold, begun: DateTime<Utc>, decided: DateTime<Utc>, cents: i64) {
         self.note(decided, Some(-cents));
         let dispute = Dispute::new(begun, &euros(cents), "EUR").about(sale).finalized("LOST", decided);

@@ -9,18 +9,18 @@ pub struct Calendar {
     now: DateTime<Utc>,
 }
 
-/// The first day of the Paris month that `at` lies in.
+/// Returns the first day of the Paris month that `at` lies in.
 pub fn month_of(at: DateTime<Utc>) -> NaiveDate {
     let date = at.with_timezone(&Paris).date_naive();
     date - Days::new(u64::from(date.day0()))
 }
 
-/// `2026-11`
+/// Writes `2026-11`.
 pub fn name(month: NaiveDate) -> String {
     month.format("%Y-%m").to_string()
 }
 
-/// An instant by Paris's clocks, none of whose jumps falls on the hours that are used here.
+/// Returns an instant by Paris's clocks, none of whose jumps falls on the hours that are used here.
 fn paris(date: NaiveDate, hour: u32, minute: u32) -> DateTime<Utc> {
     let time = NaiveTime::from_hms_opt(hour, minute, 0).unwrap_or_default();
     let local = date.and_time(time).and_local_timezone(Paris);
@@ -32,76 +32,76 @@ impl Calendar {
         Self { now }
     }
 
-    /// Now.
+    /// Returns the instant of the demonstration.
     pub fn now(self) -> DateTime<Utc> {
         self.now
     }
 
-    /// Noon so many days ago.
+    /// Returns noon so many days ago.
     pub fn days_ago(self, days: u64) -> DateTime<Utc> {
         paris(self.now.with_timezone(&Paris).date_naive() - Days::new(days), 12, 0)
     }
 
-    /// Noon of the month's 2nd: on its first day the reminders are still to come, everything else is the same.
+    /// Returns noon of the month's 2nd: on its first day the reminders are still to come, everything else is the same.
     #[must_use]
     pub fn not_before_the_second(self) -> Self {
         let second = self.current_month() + Days::new(1);
         if self.now < paris(second, 0, 0) { Self { now: paris(second, 12, 0) } } else { self }
     }
 
-    /// Whether the current month's recap is due.
+    /// Returns whether the current month's recap is due.
     pub fn is_last_day(self) -> bool {
         month_of(self.now + TimeDelta::days(1)) > self.current_month()
     }
 
-    /// The first day of the current month.
+    /// Returns the first day of the current month.
     pub fn current_month(self) -> NaiveDate {
         month_of(self.now)
     }
 
-    /// The first day of the month before.
+    /// Returns the first day of the month before.
     pub fn previous_month(self) -> NaiveDate {
         self.current_month() - Months::new(1)
     }
 
-    /// An instant of the previous month: `day` from 1, counted back from its end where it is not positive
+    /// Returns an instant of the previous month: `day` from 1, counted back from its end where it is not positive
     /// (0 is the last day).
     pub fn previous(self, day: i64, hour: u32, minute: u32) -> DateTime<Utc> {
         let from = if day > 0 { self.previous_month() } else { self.current_month() };
         paris(from + TimeDelta::days(day - 1), hour, minute)
     }
 
-    /// An instant of the current month, so many percent of the way from its beginning to now.
+    /// Returns an instant of the current month, so many percent of the way from its beginning to now.
     pub fn current(self, percent: i32) -> DateTime<Utc> {
         let start = paris(self.current_month(), 0, 0);
         let seconds = (self.now - start).num_seconds() * i64::from(percent) / 100;
         start + TimeDelta::seconds(seconds)
     }
 
-    /// A few minutes ago, and this month.
+    /// Returns an instant a few minutes ago, and of this month.
     pub fn just_now(self) -> DateTime<Utc> {
         (self.now - TimeDelta::minutes(5)).max(self.current(0)).with_nanosecond(0).unwrap_or(self.now)
     }
 
-    /// The last sync hour that is over: 0, 6, 12 or 18 UTC. The current one's slot may be taken by the cron.
+    /// Returns the last sync hour that is over: 0, 6, 12 or 18 UTC. The current one's slot may be taken by the cron.
     pub fn missed_sync(self) -> DateTime<Utc> {
         let over = self.now - TimeDelta::hours(1);
         let into = TimeDelta::seconds(i64::from(over.num_seconds_from_midnight() % (6 * 3600)));
         (over - into).with_nanosecond(0).unwrap_or(over)
     }
 
-    /// The morning of this month's 2nd.
+    /// Returns the morning of this month's 2nd.
     pub fn missed_reminders(self) -> DateTime<Utc> {
         let second = paris(self.current_month() + Days::new(1), 9, 0).min(self.now);
         second.with_nanosecond(0).unwrap_or(self.now)
     }
 
-    /// Noon of yesterday: offers were due by then.
+    /// Returns noon of yesterday: offers were due by then.
     pub fn missed_offers(self) -> DateTime<Utc> {
         self.days_ago(1)
     }
 
-    /// Late on the last day of the previous month.
+    /// Returns an instant late on the last day of the previous month.
     pub fn missed_month_end(self) -> DateTime<Utc> {
         self.previous(0, 23, 30)
     }

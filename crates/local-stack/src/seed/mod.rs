@@ -33,13 +33,13 @@ pub struct Person {
 }
 
 impl Person {
-    /// Somebody of this name and address who signed up at this instant.
+    /// Creates somebody of this name and address who signed up at this instant.
     pub fn new(name: &str, email: &str, signed_up: DateTime<Utc>) -> Self {
         Self { name: name.into(), email: email.into(), signed_up }
     }
 }
 
-/// An account with a confirmed address; its profile comes by the application's trigger.
+/// Makes an account with a confirmed address; its profile comes by the application's trigger.
 pub async fn user(db: &Database, person: &Person) -> Result<Uuid> {
     sqlx::query_scalar(
         "insert into auth.users (email, email_confirmed_at, raw_user_meta_data, created_at)
@@ -67,7 +67,7 @@ pub async fn wants_reminders(db: &Database, user: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// A connected Stripe account; `token` is the account's own OAuth token.
+/// Connects a Stripe account; `token` is the account's own OAuth token.
 pub async fn stripe_integration(
     db: &Database,
     key: &TokenKey,
@@ -87,7 +87,7 @@ pub async fn stripe_integration(
     .with_context(|| format!("cannot connect {account}"))
 }
 
-/// A connected shop; without a refresh token, the access token is a permanent one.
+/// Connects a shop; without a refresh token, the access token is a permanent one.
 pub async fn shopify_integration(
     db: &Database,
     key: &TokenKey,
@@ -109,7 +109,7 @@ pub async fn shopify_integration(
     .with_context(|| format!("cannot connect {domain}"))
 }
 
-/// Turnover that the user has typed.
+/// Records turnover that the user has typed.
 pub async fn typed_turnover(
     db: &Database,
     user: Uuid,

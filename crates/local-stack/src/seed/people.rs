@@ -52,17 +52,17 @@ pub struct People {
 }
 
 impl People {
-    /// Users with at least one integration.
+    /// Counts the users with at least one integration.
     pub fn connected(&self) -> usize {
         self.connected.len()
     }
 
-    /// Who gets a month's recap.
+    /// Returns who gets a month's recap.
     pub fn recaps(&self, month: NaiveDate) -> impl Iterator<Item = Uuid> {
         self.connected.iter().copied().filter(move |user| self.books.moved(*user, month))
     }
 
-    /// How many get an offer, a reminder or an alert.
+    /// Returns how many get an offer, a reminder or an alert.
     pub fn count(&self, mail: Mail) -> usize {
         self.mails.iter().filter(|(_, planned)| *planned == mail).count()
     }
@@ -102,7 +102,7 @@ impl Town<'_> {
         Ok(people)
     }
 
-    /// Half a year before the demonstration.
+    /// Returns the instant half a year before the demonstration.
     fn long_ago(&self) -> DateTime<Utc> {
         self.calendar.now() - TimeDelta::days(182)
     }
@@ -146,7 +146,7 @@ impl Town<'_> {
         Ok(ShopBooks { shopify: self.shopify, books: &mut people.books, user, domain })
     }
 
-    /// Stripe only: several pages, a refund, a dispute, a payout, and the edges of the month.
+    /// Puts in Camille, who has Stripe only: several pages, a refund, a dispute, a payout, and the edges of the month.
     async fn camille(&self, people: &mut People) -> Result<()> {
         let calendar = self.calendar;
         let person = Person::new("Camille Moreau", "camille.moreau@exemple.fr", self.long_ago());
@@ -166,7 +166,7 @@ impl Town<'_> {
         Ok(())
     }
 
-    /// Shopify only, with a permanent token: a refund, a gift card, a chargeback that was lost.
+    /// Puts in Julien, who has Shopify only, with a permanent token: a refund, a gift card, a chargeback that was lost.
     async fn julien(&self, people: &mut People) -> Result<()> {
         let calendar = self.calendar;
         let person = Person::new("Julien Lefèvre", "julien@atelier-lefevre.exemple.fr", self.long_ago());
@@ -184,7 +184,7 @@ impl Town<'_> {
         Ok(())
     }
 
-    /// A shop that is paid through Stripe: the same payment is seen on both sides.
+    /// Puts in Sarah, whose shop is paid through Stripe: the same payment is seen on both sides.
     async fn sarah(&self, people: &mut People) -> Result<()> {
         let calendar = self.calendar;
         let person = Person::new("Sarah Benali", "sarah.benali@exemple.fr", self.long_ago());
@@ -213,7 +213,7 @@ impl Town<'_> {
         Ok(())
     }
 
-    /// A shop whose access token has expired: the sync renews it.
+    /// Puts in Thomas, whose shop's access token has expired: the sync renews it.
     async fn thomas(&self, people: &mut People) -> Result<()> {
         const DOMAIN: &str = "velos-girard.myshopify.com";
         let calendar = self.calendar;
@@ -309,7 +309,7 @@ impl Town<'_> {
         Ok(())
     }
 
-    /// Signed up three days ago and has connected nothing.
+    /// Puts in Hugo, who signed up three days ago and has connected nothing.
     async fn hugo(&self, people: &mut People) -> Result<()> {
         let signed_up = self.calendar.days_ago(3);
         let person = Person::new("Hugo Lambert", "hugo.lambert@exemple.fr", signed_up);

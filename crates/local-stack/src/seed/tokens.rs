@@ -14,7 +14,7 @@ const BLOCK: usize = 16;
 pub struct TokenKey(String);
 
 impl TokenKey {
-    /// A fresh one.
+    /// Generates a fresh key.
     pub fn generate() -> Result<Self> {
         Self::new(&Uuid::new_v4().simple().to_string())
     }
@@ -24,12 +24,12 @@ impl TokenKey {
         Ok(Self(text.into()))
     }
 
-    /// The value of the variable.
+    /// Returns the value of the variable.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// A token to store.
+    /// Encrypts a token to store.
     pub fn encrypt(&self, token: &str) -> Result<String> {
         let mut iv = [0; BLOCK];
         getrandom::fill(&mut iv).context("no random bytes")?;

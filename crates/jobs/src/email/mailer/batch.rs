@@ -29,7 +29,7 @@ impl Batch {
         self.mails.iter().map(|mail| mail.delivery_id).collect()
     }
 
-    /// The batch's id if its mails may leave it: no request of the batch can have been accepted.
+    /// Returns the batch's id if its mails may leave it: no request of the batch can have been accepted.
     pub(super) fn release(&self) -> Option<Uuid> {
         (!self.maybe_accepted).then_some(self.id)
     }

@@ -151,7 +151,8 @@ impl Mailer {
         Ok(Some(report))
     }
 
-    /// Refused as a whole, although each mail could have been refused alone: halves it until the culprit is found.
+    /// Halves a batch that was refused as a whole, although each mail could have been refused alone, until the culprit
+    /// is found.
     async fn split(&self, mut batch: Batch, deadline: &Deadline) -> Result<MailReport, SupabaseError> {
         let second = batch.mails.split_off(batch.mails.len() / 2);
         let halves = [std::mem::take(&mut batch.mails), second];

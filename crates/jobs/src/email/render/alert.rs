@@ -126,7 +126,7 @@ impl Step {
         }
     }
 
-    /// Of the status.
+    /// Returns the colour of the status.
     fn colour(&self, palette: &Palette) -> &'static str {
         match self.level {
             Level::Check => palette.check,
@@ -142,7 +142,7 @@ impl Step {
         }
     }
 
-    /// The bar of the text part.
+    /// Returns the bar of the text part.
     fn drawn(&self) -> String {
         let filled = usize::try_from(self.filled / 5).unwrap_or(0);
         format!("[{}{}]", "#".repeat(filled), ".".repeat(20 - filled))

@@ -24,7 +24,7 @@ impl Level {
         }
     }
 
-    /// In the style sheet and the palette.
+    /// Returns its name in the style sheet and the palette.
     pub(super) fn class(self) -> &'static str {
         match self {
             Self::Check => "check",
@@ -34,7 +34,7 @@ impl Level {
     }
 }
 
-/// What cannot wait is the greatest.
+/// Returns the urgency; what cannot wait is the greatest.
 pub(super) fn urgency(crossing: &Crossing) -> u8 {
     match (Level::of(crossing), crossing.consequence) {
         (Level::Check, _) => 0,
@@ -91,7 +91,8 @@ pub(super) struct Words {
     pub(super) advice: String,
 }
 
-/// `at_once`: another crossing of the same mail already makes VAT due from the very date of crossing.
+/// Returns what to say; `at_once`: another crossing of the same mail already makes VAT due from the very date of
+/// crossing.
 pub(super) fn words(crossing: &Crossing, year: i32, at_once: bool) -> Words {
     let limit = Limit::of(crossing.threshold);
     let (means, advice) = match crossing.consequence {

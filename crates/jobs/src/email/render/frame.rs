@@ -73,7 +73,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// "Bonjour Camille,".
+/// Writes "Bonjour Camille,".
 ///
 /// A first name is whatever somebody typed when signing up, perhaps with another person's address: one that a mail
 /// program would turn into a link is not repeated.

@@ -7,12 +7,12 @@ use crate::{
     schedule::{Month, paris},
 };
 
-/// "1 234,56 €".
+/// Writes "1 234,56 €".
 pub(super) fn euros(cents: i64) -> String {
     MinorAmount::new(cents, Currency::EUR).to_string()
 }
 
-/// "83 600 €": no cents where there are none.
+/// Writes "83 600 €": no cents where there are none.
 pub(super) fn round_euros(cents: i64) -> String {
     let amount = euros(cents);
     if cents % 100 == 0 { amount.replacen(",00", "", 1) } else { amount }
@@ -24,12 +24,12 @@ pub(super) fn per_mille(part: i64, whole: i64) -> i64 {
     i64::try_from(per_mille).unwrap_or(i64::MAX)
 }
 
-/// "83,4 %", from tenths of a percent.
+/// Writes "83,4 %", from tenths of a percent.
 pub(super) fn percent(per_mille: i64) -> String {
     format!("{},{}\u{a0}%", grouped(per_mille / 10), per_mille % 10)
 }
 
-/// "1 234": a narrow no-break space between thousands. Not for negatives.
+/// Writes "1 234": a narrow no-break space between thousands. Not for negatives.
 pub(super) fn grouped(number: i64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
@@ -42,30 +42,30 @@ pub(super) fn grouped(number: i64) -> String {
     grouped
 }
 
-/// "1er décembre 2026", with the day bound to its month.
+/// Writes "1er décembre 2026", with the day bound to its month.
 pub(super) fn date(date: NaiveDate) -> String {
     paris::french(date).replacen(' ', "\u{a0}", 1)
 }
 
-/// "30 novembre 2026 à 18 h 05", by the clocks of Paris.
+/// Writes "30 novembre 2026 à 18 h 05", by the clocks of Paris.
 pub(super) fn date_and_time(at: DateTime<Utc>) -> String {
     let local = paris::local(at);
     format!("{} à {}\u{a0}h\u{a0}{:02}", date(local.date_naive()), local.hour(), local.minute())
 }
 
-/// "novembre 2026", with the year bound to its month.
+/// Writes "novembre 2026", with the year bound to its month.
 pub(super) fn month(month: Month) -> String {
     month.french().replacen(' ', "\u{a0}", 1)
 }
 
-/// "de novembre 2026", "d’avril 2026".
+/// Writes "de novembre 2026", "d’avril 2026".
 pub(super) fn of_month(of: Month) -> String {
     let name = month(of);
     let elides = name.starts_with(['a', 'o']);
     format!("{}{name}", if elides { "d’" } else { "de " })
 }
 
-/// "4e trimestre 2026".
+/// Writes "4e trimestre 2026".
 pub(super) fn quarter(month: Month) -> String {
     let ordinal = match month.month().div_ceil(3) {
         1 => "1er".to_owned(),
@@ -74,7 +74,7 @@ pub(super) fn quarter(month: Month) -> String {
     format!("{ordinal}\u{a0}trimestre {}", month.year())
 }
 
-/// A provider, as its users know it.
+/// Returns a provider's name, as its users know it.
 pub(super) fn source(source: &str) -> String {
     match source {
         "stripe" => "Stripe".to_owned(),
@@ -83,7 +83,7 @@ pub(super) fn source(source: &str) -> String {
     }
 }
 
-/// "a", "a et b", "a, b et c".
+/// Writes "a", "a et b", "a, b et c".
 pub(super) fn list(items: &[String]) -> String {
     match items {
         [] => String::new(),
@@ -92,7 +92,7 @@ pub(super) fn list(items: &[String]) -> String {
     }
 }
 
-/// Text of unknown origin as one line of `most` characters at most: no line breaks, no control characters, none
+/// Writes text of unknown origin as one line of `most` characters at most: no line breaks, no control characters, none
 /// of the invisible ones that reorder or hide what stands beside them.
 pub(super) fn one_line(text: &str, most: usize) -> String {
     let visible = text.replace(|char: char| char.is_control() || is_invisible(char), " ");
@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// `_` for a narrow no-break space, `~` for a wide one.
+    /// Writes `_` for a narrow no-break space, `~` for a wide one.
     fn spaced(text: &str) -> String {
         text.replace('_', "\u{202f}").replace('~', "\u{a0}")
     }

@@ -73,7 +73,7 @@ impl View {
         self
     }
 
-    /// Is the total not all that there is?
+    /// Returns whether the total is not all that there is.
     fn incomplete(&self) -> bool {
         self.partial || self.unread.is_some() || self.uncounted.is_some()
     }
@@ -88,7 +88,7 @@ impl View {
         }
     }
 
-    /// What the total is, beside its amount.
+    /// Returns what the total is, beside its amount.
     fn caption(&self) -> &'static str {
         match (self.provisional_at.is_some(), self.incomplete()) {
             (false, false) => "Total importé",
