@@ -1,4 +1,5 @@
-//! A chain of `drain-queue` invocations: each hop works on what is queued and calls the next one while work is left.
+//! This module chains invocations of `drain-queue`: each hop works on what is queued and calls the next one while work
+//! is left.
 
 use std::time::Duration;
 
@@ -14,14 +15,14 @@ use crate::{
     tasks::{Context, TaskError, drain_until_nothing_waits},
 };
 
-/// The header that carries a chain's id.
+/// Names the header that carries a chain's id.
 pub const ID_HEADER: &str = "x-jobs-chain";
-/// The header that says how many hops went before.
+/// Names the header that says how many hops went before.
 pub const HOP_HEADER: &str = "x-jobs-hop";
 /// A chain ends here; the next cron goes on. 48 hops of 270 seconds are more than half of six hours.
 pub const MOST_HOPS: u32 = 48;
 
-/// What one hop did.
+/// Says what one hop did.
 pub struct HopReport {
     pub settled: u64,
     pub errors: u64,
@@ -66,7 +67,7 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Hop
     })
 }
 
-/// What came of calling the next hop.
+/// Says what came of calling the next hop.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Handoff {
     /// It began.

@@ -1,8 +1,9 @@
-//! What is wrong with a part of the configuration. It lies at the ground: `config` finds faults, the tasks answer them.
+//! Says what is wrong with a part of the configuration. It lies at the ground: `config` finds faults, the tasks answer
+//! them.
 
 use std::fmt;
 
-/// All that is wrong with a part of the configuration.
+/// Holds all that is wrong with a part of the configuration.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ConfigFaults(Vec<String>);
 

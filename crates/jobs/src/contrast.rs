@@ -1,4 +1,4 @@
-//! How well a colour can be read on another, for the tests of mails and pages.
+//! Measures how well a colour can be read on another, for the tests of mails and pages.
 
 /// Returns the relative luminance, as WCAG 2 defines it.
 fn luminance(colour: &str) -> f64 {

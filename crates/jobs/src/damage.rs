@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
 
-/// What happens to one part of an answer.
+/// Says what happens to one part of an answer.
 #[derive(Clone, Debug)]
 enum Damage {
     Missing,

@@ -11,10 +11,11 @@ use tokio::time::Instant;
 /// Below this a request cannot do anything useful: it would only burn the end of the budget.
 const SHORTEST_REQUEST: Duration = Duration::from_millis(250);
 
-/// From the end of the budget to the platform's 300 seconds: the last answers, the log row, the report.
+/// Requests may go on so long after the budget, within the platform's 300 seconds: the last answers, the log row, the
+/// report.
 const REQUESTS_AFTER_BUDGET: Duration = Duration::from_secs(20);
 
-/// How long an invocation begins new work.
+/// Says how long an invocation begins new work.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Budget(Duration);
 
@@ -42,7 +43,7 @@ impl Default for Budget {
     }
 }
 
-/// The two ends of an invocation's budget.
+/// Holds the two ends of an invocation's budget.
 ///
 /// ```
 /// # use std::time::Duration;

@@ -1,15 +1,16 @@
-//! The three words for what goes wrong, and what each means:
+//! Defines the three words for what goes wrong, and what each means:
 //!
 //! - a *fault* is something wrong with the configuration, by the name of its variable (`config::Faults`);
 //! - a [`Failure`] is why work did not succeed, classified once where it is seen: an item, a mail, a lane, a part of a
 //!   task. [`CountedFailure`] is the same failure of many items;
 //! - *problems* are how an answer lists both for its caller.
 //!
-//! An error type (`SupabaseError`, `ProviderError`, …) is what a call returns; it becomes a failure when it is recorded.
+//! An error type (`SupabaseError`, `ProviderError`, …) is what a call returns; it becomes a failure when it is
+//! recorded.
 
 use serde::{Deserialize, Serialize};
 
-/// A classified failure, as operators see it.
+/// Represents a classified failure, as operators see it.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Failure {
     /// A stable name, for counting.
@@ -24,7 +25,7 @@ impl Failure {
     }
 }
 
-/// One failure, counted once for all the items it hit.
+/// Represents one failure, counted once for all the items it hit.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CountedFailure {
     pub code: Option<String>,

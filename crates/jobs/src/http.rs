@@ -1,4 +1,4 @@
-//! The one HTTP client of a process: Supabase, Stripe, Shopify and the mail service all go through it.
+//! Builds the one HTTP client of a process: Supabase, Stripe, Shopify and the mail service all go through it.
 //!
 //! TLS is rustls with ring and the root certificates compiled in: loading the host's store costs some 40 ms
 //! at every cold start, this takes one or two. No redirect is ever followed, since our tokens would follow
@@ -12,16 +12,16 @@ use reqwest::{Client, Response, StatusCode, header::HeaderMap, redirect};
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use url::Url;
 
-/// What every request says of itself. Supabase refuses secret keys from browser-like agents.
+/// Every request says this of itself. Supabase refuses secret keys from browser-like agents.
 pub const USER_AGENT: &str = concat!("comptalyze-jobs/", env!("CARGO_PKG_VERSION"));
 
-/// The longest that a provider's `Retry-After` is believed.
+/// A provider's `Retry-After` is believed up to so long.
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections outlive a pause between two items, not a frozen function.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
-/// Far above any page we ask for; a body beyond it is a fault, not data.
+/// No page that we ask for comes near it; a body beyond it is a fault, not data.
 const LARGEST_BODY: usize = 16 * 1024 * 1024;
 
 /// The client could not be built: a fault of the build, not of the configuration.
@@ -60,7 +60,7 @@ pub fn is_safe(url: &Url) -> bool {
     scheme && url.has_host() && url.username().is_empty() && url.password().is_none()
 }
 
-/// Why no complete answer came. Carries no URL: query strings and hosts stay out of logs.
+/// Says why no complete answer came. Carries no URL: query strings and hosts stay out of logs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum NetworkError {
     /// No connection: refused, unknown host, TLS failure.
@@ -89,7 +89,7 @@ impl From<reqwest::Error> for NetworkError {
     }
 }
 
-/// An answer read to its end.
+/// Represents an answer read to its end.
 #[derive(Debug)]
 pub struct Answer {
     /// HTTP status.

@@ -1,9 +1,9 @@
-//! The lanes: one queue for each kind of work, all of them in the order in which they are served.
+//! Lists the lanes: one queue for each kind of work, all of them in the order in which they are served.
 
 use serde::{Deserialize, Serialize};
 
 listed! {
-    /// A queue of its own (`jobs_<lane>` in the database). The stored names never change.
+    /// Represents a queue of its own (`jobs_<lane>` in the database). The stored names never change.
     #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
     #[serde(rename_all = "snake_case")]
     pub enum Lane {

@@ -1,11 +1,10 @@
-//! The arrows between modules, read off the sources: they make no circle at any level, and at the top they only point
+//! Reads the arrows between modules off the sources: they make no circle at any level, and at the top they only point
 //! down in the order of layers that `docs/ARCHITECTURE.md` shows.
 //!
-//! An arrow goes from a module to the one that defines what it uses: by `use`, by a path in its code, or, from a folder's
-//! own file, by the name of a child. A re-export (`pub use`) is a door and no arrow, unless its own file uses the name:
-//! it is followed to the definition.
-//! Circles are looked for among the children of each folder, each with all that is below it, and the folder's own file.
-//! Unit tests and what only they use are left out.
+//! An arrow goes from a module to the one that defines what it uses: by `use`, by a path in its code, or, from a
+//! folder's own file, by the name of a child. A re-export (`pub use`) is a door and no arrow, unless its own file uses
+//! the name: it is followed to the definition. Circles are looked for among the children of each folder, each with all
+//! that is below it, and the folder's own file. Unit tests and what only they use are left out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,13 +12,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What only unit tests use.
+/// Only unit tests use these.
 const FOR_TESTS: [&str; 6] = ["tests", "damage", "contrast", "test_server", "layers", "lib"];
-/// The node of a folder's own file among its children.
+/// Names the node of a folder's own file among its children.
 const OWN: &str = "(own)";
 
 type Module = Vec<String>;
-/// By folder, then from child to child.
+/// Holds the arrows by folder, then from child to child.
 type Arrows = BTreeMap<Module, BTreeSet<(String, String)>>;
 
 struct Source {

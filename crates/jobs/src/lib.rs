@@ -1,4 +1,4 @@
-//! Everything that the Comptalyze functions share.
+//! This crate is everything that the Comptalyze functions share.
 //!
 //! One binary per route below `api/` calls [`serve`]. Modules point one way, downwards; `layers` reads that off the
 //! sources, and `docs/ARCHITECTURE.md` draws the whole picture.

@@ -1,11 +1,11 @@
-//! The kinds of mail.
+//! Lists the kinds of mail.
 
 use serde::{Deserialize, Serialize};
 
 use crate::lane::Lane;
 
 listed! {
-    /// What a mail is for. The names are stored in `email_deliveries` and signed into links: they never change.
+    /// Says what a mail is for. The names are stored in `email_deliveries` and signed into links: they never change.
     #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
     #[serde(rename_all = "snake_case")]
     pub enum MailKind {

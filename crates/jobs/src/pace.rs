@@ -1,4 +1,4 @@
-//! A pace that all instances keep together: a provider's rate limit is the account's, not a process's.
+//! Keeps a pace that all instances share: a provider's rate limit is the account's, not a process's.
 //!
 //! Turns are leased from the database, a second's worth at a time, so that a hundred requests cost a few calls. A turn
 //! whose time has passed is gone: another instance's may have come since. Where the database does not answer, this
@@ -28,7 +28,7 @@ struct State {
     left: u32,
 }
 
-/// The permission to make one request.
+/// Represents the permission to make one request.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Turn {
     at: Instant,

@@ -14,10 +14,10 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Monitors keep more of a body than this.
 const LONGEST_REASON: usize = 2_000;
 
-/// The address of each task's monitor; a task without one is not watched.
+/// Represents the address of each task's monitor; a task without one is not watched.
 pub type Monitors = BTreeMap<Task, Url>;
 
-/// The state of a task that a monitor is told.
+/// Represents the state of a task that a monitor is told.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Signal {
     Start,

@@ -1,4 +1,4 @@
-//! Retention: logs, runs and items are deleted once they are older than 90 days.
+//! Deletes what is old: logs, runs and items are deleted once they are older than 90 days.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ const MOST_PRUNES: u32 = 50;
 /// After this long the rest is left to the next cron, because somebody waits for the answer.
 const PRUNING: Duration = Duration::from_secs(15);
 
-/// What one call of `jobs_prune` deleted, by table.
+/// Holds what one call of `jobs_prune` deleted, by table.
 #[derive(Deserialize)]
 struct Pruned {
     /// There is more. Unknown to databases that are a migration behind.

@@ -10,7 +10,7 @@ use backon::{ExponentialBuilder, Retryable as _};
 
 use crate::deadline::Deadline;
 
-/// What an error says about trying again now.
+/// Holds what an error says about trying again now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RetryDecision {
     /// The same request would fail the same way, or must not be repeated.
@@ -19,13 +19,13 @@ pub enum RetryDecision {
     After(Option<Duration>),
 }
 
-/// An error that knows whether its request may be repeated.
+/// Represents an error that knows whether its request may be repeated.
 pub trait Retryable {
     /// Decides from the classified error; must not do I/O.
     fn retry(&self) -> RetryDecision;
 }
 
-/// How often a request is retried, and how far apart.
+/// Says how often a request is retried, and how far apart.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RetryPolicy {
     /// Retries after the first try.
@@ -39,7 +39,7 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Stripe and Shopify: at most some 20 s of pauses, a `Retry-After` of up to 30 s.
+    /// Suits Stripe and Shopify: at most some 20 s of pauses, a `Retry-After` of up to 30 s.
     pub const PROVIDER: Self = Self {
         retries: 4,
         first_pause: Duration::from_millis(500),
@@ -47,7 +47,7 @@ impl RetryPolicy {
         longest_wait: Duration::from_secs(30),
     };
 
-    /// Our own database: short pauses, since every other task waits for it too.
+    /// Suits our own database: short pauses, since every other task waits for it too.
     pub const DATABASE: Self = Self {
         retries: 3,
         first_pause: Duration::from_millis(200),

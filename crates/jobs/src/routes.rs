@@ -1,4 +1,4 @@
-//! The table of routes: every function of a deployment, how it is called, what it runs and what it may be asked.
+//! Holds the table of routes: every function of a deployment, how it is called, what it runs and what it may be asked.
 //! Pure.
 //!
 //! It is the only list of routes. Serving, the tests, the benchmark, the demonstration and the doctor iterate over
@@ -9,7 +9,7 @@ use std::fmt;
 use crate::schedule::{Task, Via};
 
 listed! {
-    /// A function.
+    /// Represents a function of the deployment.
     #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
     pub enum Route {
         /// `GET /api/cron/daily-orchestrator`
@@ -37,7 +37,7 @@ listed! {
     }
 }
 
-/// How a route is called.
+/// Says how a route is called.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
     /// A scheduler calls it with GET.
@@ -74,7 +74,7 @@ impl Kind {
 }
 
 listed! {
-    /// A query parameter.
+    /// Represents a query parameter.
     #[derive(Clone, Copy, Debug, Eq, PartialEq)]
     pub enum Parameter {
         DryRun,
@@ -120,7 +120,7 @@ impl fmt::Display for Parameter {
     }
 }
 
-/// One line of the table.
+/// Represents one line of the table.
 struct Row {
     path: &'static str,
     binary: &'static str,
@@ -130,7 +130,7 @@ struct Row {
     purpose: &'static str,
 }
 
-/// What every route that runs tasks takes.
+/// Every route that runs tasks takes these.
 const COMMON: &[Parameter] = &[Parameter::DryRun, Parameter::At, Parameter::UserId];
 
 impl Route {

@@ -1,4 +1,4 @@
-//! A scripted HTTP server for unit tests: answers in order, remembers what was asked.
+//! Runs a scripted HTTP server for unit tests: answers in order, remembers what was asked.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -7,7 +7,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Response};
 
-/// One scripted answer.
+/// Represents one scripted answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     status: u16,
@@ -35,7 +35,7 @@ impl Reply {
     }
 }
 
-/// What the server was asked.
+/// Holds what the server was asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) method: String,

@@ -1,4 +1,5 @@
-//! The French words for what the database stores under an English name: tasks, lanes, kinds of mail, states, reasons.
+//! Holds the French words for what the database stores under an English name: tasks, lanes, kinds of mail, states,
+//! reasons.
 //!
 //! Pages, mails, the operator's digest, answers and the unsubscribe pages take their words from here, so that one
 //! thing is called alike everywhere and no stored name reaches a reader.
@@ -106,7 +107,7 @@ pub fn mail_kind(stored: &str) -> &'static str {
     MailKind::from_stored(stored).map_or("autres courriels", MailKind::french)
 }
 
-/// Why somebody got nothing or a mail did not leave, by the stored code.
+/// Says why somebody got nothing or a mail did not leave, by the stored code.
 const REASONS: [(&str, &str); 28] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
@@ -247,7 +248,7 @@ mod tests {
         }
     }
 
-    /// Names that stay between the database and the code, or are shown as the heading of a number.
+    /// These names stay between the database and the code, or are shown as the heading of a number.
     const NOT_SHOWN: [&str; 10] = [
         "complete",
         "done",

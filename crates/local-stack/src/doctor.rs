@@ -1,4 +1,4 @@
-//! `cargo stack doctor https://…`: looks at a deployment from outside, as a stranger and as its operator.
+//! Runs `cargo stack doctor https://…`: looks at a deployment from outside, as a stranger and as its operator.
 //!
 //! Without `CRON_SECRET` in the environment it asks what anybody may ask. With it, it also runs each manual route
 //! dry (one row of `sync_logs` each, nothing else) and reads the status page. The secret is sent to the given
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What must not be published: the builder serves the whole repository where `public/` is missing.
+/// These must not be published: the builder serves the whole repository where `public/` is missing.
 const SOURCES: [&str; 9] = [
     "Cargo.toml",
     "Cargo.lock",
@@ -46,7 +46,7 @@ struct Doctor {
     found: usize,
 }
 
-/// An answer, as far as it is looked at.
+/// Represents an answer, as far as it is looked at.
 struct Seen {
     status: StatusCode,
     location: Option<String>,

@@ -1,5 +1,5 @@
-//! The developer's tools over the stand-ins: the demonstration, the benchmark, the doctor, the previews of mails and
-//! pages, and the sample users that they and the tests work on. Never deployed.
+//! This crate is the developer's tools over the stand-ins: the demonstration, the benchmark, the doctor, the previews
+//! of mails and pages, and the sample users that they and the tests work on. Never deployed.
 
 pub mod bench;
 pub mod demo;

@@ -1,4 +1,4 @@
-//! `cargo stack mails`: every mail in its variants, for a person to look at.
+//! Runs `cargo stack mails`: every mail in its variants, for a person to look at.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use jobs::email::{Rendered, samples};
 
 use processes::chrome::{self, Chrome, Scheme};
 
-/// A small phone and a window on a desk.
+/// These are a small phone and a window on a desk.
 const WIDTHS: [u32; 2] = [320, 640];
 
 /// Returns the Chromium of this machine: the one that `CHROME` names, or one on the `PATH`.

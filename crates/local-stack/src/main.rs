@@ -1,4 +1,4 @@
-//! The local stack by hand: `cargo stack demo`, `cargo stack up`, `cargo stack mails` and so on.
+//! Runs the local stack by hand: `cargo stack demo`, `cargo stack up`, `cargo stack mails` and so on.
 
 use std::{path::Path, process::ExitCode};
 

@@ -1,5 +1,5 @@
-//! `cargo stack status-page`: the status page of a deployment with something of everything in it, for a person to look
-//! at.
+//! Runs `cargo stack status-page`: the status page of a deployment with something of everything in it, for a person to
+//! look at.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use processes::{
 use stand_ins::{Stack, clock::Clock, resend::Resend, shopify, stripe};
 
 const FURNITURE: &str = include_str!("../sql/status_page.sql");
-/// A small phone and a window on a desk.
+/// These are a small phone and a window on a desk.
 const WIDTHS: [u32; 2] = [320, 1200];
 const PATH: &str = Route::Status.path();
 
@@ -78,7 +78,7 @@ pub fn pictures(chrome: &mut Chrome, url: &str, secret: &str, folder: &Path) -> 
     Ok(all)
 }
 
-/// The instant of the pictures: a Sunday before noon.
+/// The pictures are of this instant: a Sunday before noon.
 const AT: &str = "2026-11-22T10:40:00Z";
 
 /// Starts what the page needs, and takes pictures of it as it is at an instant, by default always the same.

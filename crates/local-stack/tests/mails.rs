@@ -1,4 +1,4 @@
-//! The preview of the mails, without pictures: a machine that runs the tests need not have a browser.
+//! Tests the preview of the mails without pictures: a machine that runs the tests need not have a browser.
 
 use anyhow::Result;
 use jobs::email::samples;

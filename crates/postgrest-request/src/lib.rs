@@ -1,4 +1,4 @@
-//! What the crate `postgrest` uses of reqwest 0.11, without a client that sends.
+//! This crate is what the crate `postgrest` uses of reqwest 0.11, without a client that sends.
 //!
 //! `postgrest` builds our requests and never sends one: they leave over the shared client of reqwest 0.13. Its
 //! dependency on reqwest 0.11 would bring a second TLS library of 2023, with known vulnerabilities, into every
@@ -10,7 +10,7 @@ use std::{convert::Infallible, fmt};
 pub use http::Method;
 use url::Url;
 
-/// The names under which reqwest 0.11 passes on the crate `http`.
+/// This module has the names under which reqwest 0.11 passes on the crate `http`.
 pub mod header {
     pub use http::header::{HeaderMap, HeaderValue, IntoHeaderName};
 }
@@ -33,7 +33,7 @@ impl Client {
     }
 }
 
-/// A request that is being put together, or why it cannot be.
+/// Represents a request that is being put together, or why it cannot be.
 #[derive(Debug)]
 pub struct RequestBuilder(Result<Request, Error>);
 
@@ -79,7 +79,7 @@ impl RequestBuilder {
     }
 }
 
-/// A request that somebody else may send.
+/// Represents a request that somebody else may send.
 #[derive(Clone, Debug)]
 pub struct Request {
     method: Method,
@@ -110,7 +110,7 @@ impl Request {
 #[derive(Clone, Copy, Debug)]
 pub struct Response(Infallible);
 
-/// Why there is no request, or no answer.
+/// Says why there is no request, or no answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Error {
     /// The address is no URL.

@@ -1,4 +1,4 @@
-//! `postgrest`, as it is published, on top of this crate.
+//! Tests `postgrest`, as it is published, on top of this crate.
 
 use std::{
     pin::pin,

@@ -1,4 +1,4 @@
-//! Child processes that never outlive us.
+//! Runs child processes that never outlive us.
 //!
 //! A test that panics, a `kill -9`, a closed terminal: the servers of the stack must go with the process that
 //! started them. Each child runs under a small shell watchdog that reads from a pipe only we can write to, and
@@ -19,12 +19,12 @@ use anyhow::{Context, Result, anyhow};
 
 const WATCHDOG: &str = include_str!("watchdog.sh");
 
-/// How long a child may take to come up; generous, because developers' machines are busy.
+/// Says how long a child may take to come up; generous, because developers' machines are busy.
 const START_DEADLINE: Duration = Duration::from_mins(1);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
-/// How a child is asked to stop. It is killed when it has not done so after five seconds.
+/// Says how a child is asked to stop. It is killed when it has not done so after five seconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Signal {
     /// `SIGTERM`: the polite one.
@@ -47,14 +47,14 @@ impl Signal {
     }
 }
 
-/// A user that a child runs as, where we are root and the child refuses to be.
+/// Represents a user that a child runs as, where we are root and the child refuses to be.
 #[derive(Clone, Copy, Debug)]
 pub struct User {
     pub uid: u32,
     pub gid: u32,
 }
 
-/// A child about to be started: what, how, and what is tidied up after it.
+/// Represents a child about to be started: what, how, and what is tidied up after it.
 #[derive(Debug)]
 pub struct Command {
     program: OsString,
@@ -166,7 +166,7 @@ impl Command {
     }
 }
 
-/// A running child. Dropping it stops it and waits until it is gone.
+/// Represents a running child. Dropping it stops it and waits until it is gone.
 #[derive(Debug)]
 pub struct Child {
     name: String,

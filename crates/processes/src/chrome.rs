@@ -50,7 +50,7 @@ pub fn find() -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Which answer `prefers-color-scheme` gets.
+/// Says which answer `prefers-color-scheme` gets.
 #[derive(Clone, Copy, Debug)]
 pub enum Scheme {
     Light,
@@ -68,7 +68,7 @@ impl Scheme {
     }
 }
 
-/// A page as it was shown.
+/// Represents a page as it was shown.
 #[derive(Debug)]
 pub struct Picture {
     pub png: Vec<u8>,
@@ -76,7 +76,8 @@ pub struct Picture {
     pub width: u32,
 }
 
-/// A running browser with one page: everything blocks. Gone when dropped; it also goes by itself when our end of the pipe closes.
+/// Represents a running browser with one page: everything blocks. Gone when dropped; it also goes by itself when our
+/// end of the pipe closes.
 pub struct Chrome {
     child: Child,
     to: ChildStdin,

@@ -20,11 +20,11 @@ use uuid::Uuid;
 use crate::postgres::Cluster;
 
 const PLATFORM: &str = include_str!("../sql/00_platform.sql");
-/// The first migration: on an empty project it makes the application's tables as production has them.
+/// Names the first migration: on an empty project it makes the application's tables as production has them.
 const APPLICATION: &str =
     include_str!("../../../supabase/migrations/20261122000000_application_baseline.sql");
 
-/// What a database is a copy of.
+/// Says what a database is a copy of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Template {
     /// A new Supabase project: the platform and pgmq, no table of anybody's.
@@ -45,7 +45,7 @@ impl Template {
     }
 }
 
-/// One file of SQL.
+/// Represents one file of SQL.
 #[derive(Clone, Debug)]
 pub struct SqlFile {
     /// Its name, without the directory.
@@ -125,7 +125,7 @@ fn pool(options: PgConnectOptions) -> PgPool {
         .connect_lazy_with(options)
 }
 
-/// A database of one's own. It stays until its cluster goes.
+/// Represents a database of one's own. It stays until its cluster goes.
 #[derive(Clone, Debug)]
 pub struct Database {
     name: String,

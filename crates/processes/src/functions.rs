@@ -1,4 +1,4 @@
-//! One function, run directly: the binary of a route as the platform starts it, without the Vercel CLI.
+//! Runs one function directly: the binary of a route as the platform starts it, without the Vercel CLI.
 
 use std::{ffi::OsStr, fs, path::Path, process::ExitStatus, time::Duration};
 
@@ -10,10 +10,10 @@ use crate::{
     ports,
 };
 
-/// Longer than a function works after SIGTERM.
+/// This is longer than a function works after SIGTERM.
 const TERMINATION: Duration = Duration::from_mins(5);
 
-/// A running function; it stops when this is dropped.
+/// Represents a running function; it stops when this is dropped.
 #[derive(Debug)]
 pub struct Function {
     port: u16,

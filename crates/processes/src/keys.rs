@@ -1,4 +1,4 @@
-//! The API keys of a Supabase project, and the tokens behind them.
+//! Makes the API keys of a Supabase project, and the tokens behind them.
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -6,10 +6,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use uuid::Uuid;
 
-/// 2100-01-01: the keys of a project do not expire during a test.
+/// This is 2100-01-01: the keys of a project do not expire during a test.
 const EXPIRES: u64 = 4_102_444_800;
 
-/// The keys of one project, of both generations.
+/// Holds the keys of one project, of both generations.
 #[derive(Clone, Debug)]
 pub struct Keys {
     /// Signs the tokens; what PostgREST calls `jwt-secret`.

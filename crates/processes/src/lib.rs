@@ -1,4 +1,4 @@
-//! The processes that a developer's machine runs for the stack and the tests.
+//! This crate is the processes that a developer's machine runs for the stack and the tests.
 //!
 //! A child process that never outlives us is the ground. On it stand `PostgreSQL` with its databases and `PostgREST`
 //! as Supabase configures them, `vercel dev`, single functions, and a browser. Nothing here knows what the vendors

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-/// Packages that are installed together.
+/// Names packages that are installed together.
 #[derive(Clone, Copy, Debug)]
 pub struct Set {
     /// Begins the name of the directory.
@@ -27,7 +27,7 @@ pub struct Set {
     pub finish: fn(&Path) -> Result<()>,
 }
 
-/// PostgreSQL, PostgREST and the Resend emulator.
+/// Installs PostgreSQL, PostgREST and the Resend emulator.
 pub const STACK: Set = Set {
     name: "stack",
     manifest: include_str!("../npm/stack/package.json"),
@@ -38,7 +38,7 @@ pub const STACK: Set = Set {
     },
 };
 
-/// The Vercel CLI.
+/// Installs the Vercel CLI.
 pub const VERCEL: Set = Set {
     name: "vercel",
     manifest: include_str!("../npm/vercel/package.json"),
@@ -46,7 +46,7 @@ pub const VERCEL: Set = Set {
     finish: |_| Ok(()),
 };
 
-/// The Supabase CLI.
+/// Installs the Supabase CLI.
 pub const SUPABASE: Set = Set {
     name: "supabase",
     manifest: include_str!("../npm/supabase/package.json"),

@@ -1,4 +1,4 @@
-//! Free ports of the loopback interface, for servers that cannot be told to pick one themselves.
+//! Finds free ports of the loopback interface, for servers that cannot be told to pick one themselves.
 //!
 //! They lie below the range from which the kernel takes the local ports of outgoing connections, so that a
 //! server finds its own port free when it is restarted. Another process can still be faster: whoever uses such
@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 12_000;
 
-/// How often a server is given another port before its failure is believed.
+/// Says how often a server is given another port before its failure is believed.
 pub const ATTEMPTS: usize = 5;
 
 /// Each process starts somewhere else, and never hands out the same port twice in a row.

@@ -1,4 +1,4 @@
-//! A real PostgreSQL server with a cluster of its own, gone when we are.
+//! Runs a real PostgreSQL server with a cluster of its own, gone when we are.
 //!
 //! It listens on a free port of 127.0.0.1 only, keeps its data in a temporary directory, and trades durability
 //! for speed: nothing in it is meant to survive.
@@ -15,7 +15,7 @@ use crate::{
     unprivileged::{self, Runner},
 };
 
-/// The superuser, named as Supabase's.
+/// The superuser has the name of Supabase's.
 const SUPERUSER: &str = "postgres";
 
 const SETTINGS: &[&str] = &[
@@ -32,7 +32,7 @@ const SETTINGS: &[&str] = &[
     "max_wal_senders=0",
 ];
 
-/// A running server.
+/// Represents a running server.
 #[derive(Debug)]
 pub struct Cluster {
     port: u16,

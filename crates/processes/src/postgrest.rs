@@ -1,4 +1,4 @@
-//! A real PostgREST over one database, configured as Supabase configures it.
+//! Runs a real PostgREST over one database, configured as Supabase configures it.
 
 use std::path::{Path, PathBuf};
 
@@ -16,10 +16,10 @@ use crate::{
     proxy::Upstream,
 };
 
-/// How many rows a reading request gets at most, without being told.
+/// Says how many rows a reading request gets at most, without being told.
 pub const MAX_ROWS: u32 = 1000;
 
-/// A running server.
+/// Represents a running server.
 #[derive(Debug)]
 pub struct PostgRest {
     settings: Settings,

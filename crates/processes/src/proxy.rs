@@ -1,4 +1,4 @@
-//! Passing requests on to a server of the stack.
+//! Passes requests on to a server of the stack.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 
-/// Headers that concern one connection only.
+/// These headers concern one connection only.
 const HOP_BY_HOP: &[header::HeaderName] =
     &[header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::TE, header::TRAILER];
 
-/// A server on a port of ours, with connections kept open. Clones share them.
+/// Represents a server on a port of ours, with connections kept open. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     authority: String,

@@ -1,4 +1,4 @@
-//! Running PostgreSQL when we are root, which it refuses to be.
+//! Runs PostgreSQL when we are root, which it refuses to be.
 //!
 //! Then it runs as `nobody`. That user must reach the binaries, and a checkout can lie under a home directory
 //! that is closed to others: in that case they are copied once to where everybody may read them.
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::child::User;
 
-/// Who runs PostgreSQL: ourselves, or `nobody` where we are root.
+/// Says who runs PostgreSQL: ourselves, or `nobody` where we are root.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Runner(Option<User>);
 

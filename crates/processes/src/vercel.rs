@@ -1,4 +1,4 @@
-//! The functions behind the real `vercel dev --local`.
+//! Serves the functions behind the real `vercel dev --local`.
 //!
 //! It runs in a scratch project, not in the checkout: there it would read `.env` and `.env.local`, whose values
 //! win over the environment it is given and may well be production's, and it refuses a linked `.vercel`. The
@@ -23,7 +23,7 @@ use crate::{
     ports,
 };
 
-/// What cargo must see as the developer's own cargo does, or it compiles everything anew; and `JOB_*`, which tunes
+/// Cargo must see these as the developer's own cargo does, or it compiles everything anew; and `JOB_*`, which tunes
 /// the functions.
 const PASSED_ON: &[&str] = &[
     "RUST",
@@ -38,7 +38,7 @@ const PASSED_ON: &[&str] = &[
     "JOB_",
 ];
 
-/// What `cargo run` adds to our environment. Build scripts that watch these would run anew, and their crates and
+/// `cargo run` adds these to our environment. Build scripts that watch these would run anew, and their crates and
 /// all that depend on them be compiled anew.
 const CARGOS_OWN: &[&str] =
     &["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
@@ -93,7 +93,7 @@ async fn cargo_build(checkout: &Path, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A running `vercel dev --local`; it stops when this is dropped, with the functions it has started.
+/// Represents a running `vercel dev --local`; it stops when this is dropped, with the functions it has started.
 #[derive(Debug)]
 pub struct Dev {
     port: u16,

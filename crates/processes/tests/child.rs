@@ -1,4 +1,4 @@
-//! Children: their logs, and what is left of them.
+//! Tests children: their logs, and what is left of them.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! A function's life, tried on a script that stands for one.
+//! Tests a function's life, tried on a script that stands for one.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 

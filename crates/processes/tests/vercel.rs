@@ -1,4 +1,4 @@
-//! `vercel dev` over a small checkout, whose one function prints what it sees.
+//! Tests `vercel dev` over a small checkout, whose one function prints what it sees.
 
 use std::{fs, path::Path, time::Duration};
 

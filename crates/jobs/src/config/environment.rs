@@ -1,10 +1,10 @@
-//! The variables of a process, read and checked one by one.
+//! Reads and checks the variables of a process one by one.
 
 use url::Url;
 
 use crate::{config_faults::ConfigFaults, http};
 
-/// The variables of a process, trimmed; blank is missing.
+/// Holds the variables of a process, trimmed; blank is missing.
 pub(super) struct Environment<'a>(pub(super) &'a dyn Fn(&str) -> Option<String>);
 
 impl Environment<'_> {

@@ -1,4 +1,4 @@
-//! The providers' keys and addresses, and the key of the stored tokens.
+//! Reads the providers' keys and addresses, and the key of the stored tokens.
 
 use std::{num::NonZeroU32, sync::Arc};
 

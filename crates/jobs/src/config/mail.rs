@@ -1,4 +1,4 @@
-//! What the mails need of the environment.
+//! Reads what the mails need of the environment.
 
 use secrecy::SecretString;
 use url::Url;
@@ -10,7 +10,7 @@ use crate::{
     email::{MailConfig, Prices, Promo},
 };
 
-/// The purpose of the key that signs links.
+/// Names the purpose of the key that signs links.
 const LINKS: &str = "unsubscribe-link/v1";
 
 pub(super) fn mail(env: &Environment) -> Result<MailConfig, ConfigFaults> {

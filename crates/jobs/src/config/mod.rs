@@ -1,4 +1,4 @@
-//! The environment, read once and checked: the only place that knows a variable's name.
+//! Reads the environment once and checks it: the only place that knows a variable's name.
 //!
 //! It builds the settings that each part owns ([`SupabaseConfig`], [`IntegrationsConfig`], [`MailConfig`] …). Every
 //! fault is found at once and named; no value is ever repeated. What every task needs (the secret and Supabase) and
@@ -29,7 +29,7 @@ use crate::{
     supabase::SupabaseConfig,
 };
 
-/// Everything the environment says, sound or not.
+/// Holds everything the environment says, sound or not.
 pub struct Config {
     /// `CRON_SECRET`; `None` refuses everybody.
     pub cron_secret: Option<SecretString>,
@@ -53,7 +53,7 @@ pub struct Config {
     pub clock: Option<DateTime<Utc>>,
 }
 
-/// What the operator may tune.
+/// Holds what the operator may tune.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
     /// Items worked on at once in each lane.

@@ -1,4 +1,4 @@
-//! Who is told of trouble; all of it is optional.
+//! Reads who is told of trouble; all of it is optional.
 
 use super::{environment::Environment, mail::is_sender};
 use crate::{config_faults::ConfigFaults, ping::Monitors, schedule::Task};

@@ -1,4 +1,4 @@
-//! Where the database is, and by which key.
+//! Reads where the database is, and by which key.
 
 use super::environment::{Environment, checked};
 use crate::{

@@ -1,4 +1,4 @@
-//! Every variable: missing, wrong, or written in the wrong place.
+//! Tries every variable: missing, wrong, or written in the wrong place.
 
 use std::{
     cell::RefCell,

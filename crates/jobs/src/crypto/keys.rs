@@ -1,4 +1,4 @@
-//! One key for one purpose, derived from a master secret.
+//! Derives one key for one purpose from a master secret.
 //!
 //! A key that encrypts tokens must not also sign links: what leaks through one use would open the other.
 //! HMAC-SHA256 of the purpose under the master secret gives independent 32-byte keys (the extract-and-label
@@ -8,7 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretBox, SecretString};
 use sha2::Sha256;
 
-/// A derived key, hidden in `Debug` and wiped on drop.
+/// Represents a derived key, hidden in `Debug` and wiped on drop.
 pub type PurposeKey = SecretBox<[u8; 32]>;
 
 /// Derives the key for `purpose`, a fixed text in our code such as `unsubscribe-link/v1`.

@@ -1,4 +1,4 @@
-//! The one place that compares secrets.
+//! This is the one place that compares secrets.
 //!
 //! Both sides are hashed first, so that neither the length nor the position of the first difference shows in
 //! the time taken; the digests are compared in constant time.

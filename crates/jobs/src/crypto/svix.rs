@@ -11,7 +11,7 @@ use sha2::Sha256;
 /// A webhook older or newer than this is refused, so that a recorded request cannot be replayed later.
 const TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 
-/// Why a webhook is refused.
+/// Says why a webhook is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Refusal {
     #[error("a header is missing or cannot be read")]
@@ -24,7 +24,7 @@ pub enum Refusal {
     Secret,
 }
 
-/// The headers of a webhook.
+/// Holds the headers of a webhook.
 #[derive(Clone, Copy, Debug)]
 pub struct Headers<'a> {
     /// `svix-id`

@@ -1,4 +1,4 @@
-//! The tokens of `integration_tokens`, as the web application's Node code writes them:
+//! Reads and writes the tokens of `integration_tokens` as the web application's Node code writes them:
 //! `hex(iv, 16 bytes) ':' hex(AES-256-CBC with PKCS#7 padding)`, under the 32 bytes of `ENCRYPTION_KEY`.
 //!
 //! The format has no authentication: whoever can write the column can swap tokens about. That is why a Stripe
@@ -37,7 +37,7 @@ pub enum TokenError {
     NoRandomness,
 }
 
-/// The key of all stored tokens.
+/// Represents the key of all stored tokens.
 #[derive(Debug)]
 pub struct TokenKey(SecretBox<[u8; 32]>);
 

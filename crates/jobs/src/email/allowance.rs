@@ -1,4 +1,4 @@
-//! What the mail service still lets the account send, and how fast (Resend, "Account Usage API").
+//! Asks what the mail service still lets the account send, and how fast (Resend, "Account Usage API").
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use resend_rs::types::Usage;
 
 use crate::{failure::Failure, schedule::paris};
 
-/// The interval between two requests until the service has told its limit; the strictest that it documents.
+/// Keeps so long between two requests until the service has told its limit; the strictest that it documents.
 pub(super) const UNSAID_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What the account may still send, and how fast.
+/// Holds what the account may still send, and how fast.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Allowance {
     /// How many mails the tighter quota has left; `None` means no limit.
@@ -21,7 +21,7 @@ pub(super) struct Allowance {
     pub(super) interval: Duration,
 }
 
-/// The two quotas.
+/// Names the two quotas.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Quota {
     Daily,

@@ -1,4 +1,4 @@
-//! Whether the mail service will send for our domain, as far as the key may ask.
+//! Asks whether the mail service will send for our domain, as far as the key may ask.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::sender::Sender;
 
-/// What the mail service says of the domain that mails come from.
+/// Holds what the mail service says of the domain that mails come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Domain {
     Verified,

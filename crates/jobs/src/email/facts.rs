@@ -1,11 +1,11 @@
-//! What a mail is about: frozen when its batch is sealed, so that the same mail is rendered again.
+//! Says what a mail is about: frozen when its batch is sealed, so that the same mail is rendered again.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{mail_kind::MailKind, schedule::Month, urssaf::Crossing};
 
-/// What one mail says, besides what all of its kind say. Amounts are cents.
+/// Holds what one mail says, besides what all of its kind say. Amounts are cents.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Facts {
@@ -31,7 +31,7 @@ pub enum Facts {
         sources: Vec<SourceTotal>,
         /// The month is not over: read up to then.
         provisional_at: Option<DateTime<Utc>>,
-        /// What the user typed by hand for the same month, if anything.
+        /// Says what the user typed by hand for the same month, if anything.
         typed: Option<i64>,
         /// Currencies that are not in the total.
         uncounted: Vec<String>,
@@ -67,7 +67,7 @@ pub enum Facts {
     },
 }
 
-/// One thing that went wrong.
+/// Represents one thing that went wrong.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DigestPoint {
     /// French, one line.
@@ -79,7 +79,7 @@ pub struct DigestPoint {
     pub count: u64,
 }
 
-/// One source's part of a month, in cents.
+/// Represents one source's part of a month, in cents.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SourceTotal {
     /// `stripe` or `shopify`.

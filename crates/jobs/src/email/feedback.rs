@@ -1,5 +1,5 @@
-//! What the mail service reports of mails that left (Resend, "Webhooks"). Read leniently: kinds of event and fields
-//! that come later are no fault.
+//! Notes what the mail service reports of mails that left (Resend, "Webhooks"). Read leniently: kinds of event and
+//! fields that come later are no fault.
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use crate::{
     supabase::{Supabase, SupabaseError},
 };
 
-/// An event, as far as we look at it.
+/// Represents an event, as far as we look at it.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Raw")]
 pub struct Event {
@@ -18,7 +18,7 @@ pub struct Event {
     data: Data,
 }
 
-/// An event as it comes.
+/// Represents an event as it comes.
 #[derive(Deserialize)]
 struct Raw {
     #[serde(rename = "type")]

@@ -1,4 +1,5 @@
-//! Links that stop a kind of mail: signed, so that nobody can stop another's; without an end, since mails are kept.
+//! Signs and reads the links that stop a kind of mail: signed, so that nobody can stop another's; without an end, since
+//! mails are kept.
 //!
 //! `https://jobs.example/api/unsubscribe?t=1.<user>.<kind>.<signature>`. The signature is HMAC-SHA256 over version,
 //! purpose, user and kind, under a key derived for this purpose alone.
@@ -11,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{crypto::keys::PurposeKey, mail_kind::MailKind, routes::Route};
 
-/// The parameter that holds the token.
+/// Names the parameter that holds the token.
 pub const PARAMETER: &str = "t";
 
 const VERSION: &str = "1";

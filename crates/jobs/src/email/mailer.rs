@@ -29,10 +29,10 @@ use crate::{
     supabase::{Supabase, SupabaseError},
 };
 
-/// Batches under way at once: at ten requests a second, answers may take almost a second.
+/// So many batches are under way at once: at ten requests a second, answers may take almost a second.
 const AT_ONCE: usize = 8;
 
-/// What a process knows of the mail service's limits. Create one per process.
+/// Holds what a process knows of the mail service's limits. Create one per process.
 pub struct MailLimits {
     /// Turns are leased from the database, for all instances together.
     pace: SharedPace,

@@ -1,4 +1,4 @@
-//! Mails: what they say, how they look, how each leaves exactly once.
+//! This folder makes and sends the mails: what they say, how they look, how each leaves exactly once.
 //!
 //! `facts` is what a mail is about, `render` what it looks like, `links` how it is refused; `mailer` works the
 //! `outbox` empty through the `sender`, within its `quotas`; `feedback` is what comes back.

@@ -1,5 +1,5 @@
-//! The outbox in the database (`supabase/schemas/30_mails.sql`): claiming, sealing, settling. Every call may be
-//! repeated; what another claim holds by now is not written.
+//! Claims, seals and settles the mails of the outbox in the database (`supabase/schemas/30_mails.sql`). Every call may
+//! be repeated; what another claim holds by now is not written.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -14,10 +14,10 @@ use crate::{
     supabase::{Supabase, SupabaseError},
 };
 
-/// How long a claimed mail stays invisible to others; extended before each further request.
+/// Says how long a claimed mail stays invisible to others; extended before each further request.
 const VISIBILITY_SECONDS: u32 = 60;
 
-/// A mail that this claim holds.
+/// Represents a mail that this claim holds.
 #[derive(Debug, Deserialize)]
 pub(super) struct Claimed {
     pub(super) delivery_id: i64,
@@ -39,7 +39,7 @@ pub(super) struct Claimed {
     pub(super) age_seconds: Option<u64>,
 }
 
-/// The result of a claim.
+/// Represents the result of a claim.
 pub(super) enum Claim {
     /// Nothing is waiting.
     Empty,
@@ -49,7 +49,7 @@ pub(super) enum Claim {
     Mails { id: Uuid, mails: Vec<Claimed> },
 }
 
-/// The outcome that is stored for a mail.
+/// Represents the outcome that is stored for a mail.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Outcome {
     pub(super) delivery_id: i64,
@@ -62,7 +62,7 @@ pub(super) struct Outcome {
     pub(super) provider_id: Option<String>,
 }
 
-/// A value of `email_deliveries.status`.
+/// Represents a value of `email_deliveries.status`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Status {
@@ -93,7 +93,7 @@ impl Outcome {
     }
 }
 
-/// A mail as it is sealed.
+/// Represents a mail as it is sealed.
 #[derive(Debug, Serialize)]
 pub(super) struct Sealed<'a> {
     pub(super) delivery_id: i64,
@@ -102,7 +102,7 @@ pub(super) struct Sealed<'a> {
     pub(super) digest: &'a str,
 }
 
-/// The outbox of this deployment.
+/// Represents the outbox of this deployment.
 #[derive(Clone)]
 pub(super) struct Outbox {
     supabase: Supabase,

@@ -9,7 +9,7 @@ use super::allowance::{Allowance, UNSAID_INTERVAL};
 /// An answer about the quotas is valid this long, since others send on the same account.
 const VALID_FOR: Duration = Duration::from_mins(1);
 
-/// Shared by all drains of a process.
+/// Is shared by all drains of a process.
 #[derive(Default)]
 pub(super) struct Quotas(Mutex<State>);
 

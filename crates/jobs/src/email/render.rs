@@ -1,4 +1,4 @@
-//! From facts to a mail: subject, HTML part, text part.
+//! Makes a mail out of facts: subject, HTML part, text part.
 //!
 //! Pure and deterministic: the same facts and the same branding give the same bytes, on any machine and any day.
 //! Each kind has a module that chooses the words and a pair of templates that arrange them.
@@ -22,7 +22,7 @@ pub use self::branding::{Branding, Promo};
 use self::frame::{Frame, Mail};
 use super::Facts;
 
-/// A mail ready to be sent.
+/// Represents a mail ready to be sent.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Rendered {
     /// One line.

@@ -1,4 +1,4 @@
-//! Mails to look at: every kind in every variant, for the preview and for the snapshots.
+//! Makes mails to look at: every kind in every variant, for the preview and for the snapshots.
 //!
 //! Nobody's data. The figures are those of 2026.
 
@@ -105,7 +105,7 @@ fn troubles() -> Vec<(&'static str, Facts)> {
     ]
 }
 
-/// What somebody may have typed as a first name.
+/// Somebody may have typed this as a first name.
 pub(super) const HOSTILE: &str = "<img src=x onerror=alert(1)>";
 
 fn reminders() -> Vec<(&'static str, Facts)> {

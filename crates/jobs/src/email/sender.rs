@@ -1,4 +1,4 @@
-//! The mail service: one request a batch, and its answer classified once.
+//! Asks the mail service: one request a batch, and its answer classified once.
 //!
 //! `resend-rs` builds and sends. Its limiter is not what paces us: each request gets a client value of its own, with
 //! its own limiter, over the one HTTP client of the process. It drops the body of a 429, so that a quota looks like
@@ -20,15 +20,15 @@ use uuid::Uuid;
 use super::{allowance::Allowance, render::Rendered, settings::MailConfig};
 use crate::{deadline::Deadline, failure::Failure};
 
-/// The most mails in one request.
+/// One request holds so many mails at most.
 pub(super) const LARGEST_BATCH: usize = 100;
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// What a rate limit that says nothing is waited for.
+/// A rate limit that says nothing is waited for so long.
 const UNSAID_WAIT: Duration = Duration::from_secs(1);
 /// An idempotency key is remembered for 24 hours; an hour less, for clocks.
 pub(super) const KEY_REMEMBERED: Duration = Duration::from_hours(23);
 
-/// What came of a batch's request.
+/// Says what came of a batch's request.
 #[derive(Debug)]
 pub(super) enum Sent {
     /// One outcome a mail, in order: the service's id, or why it refuses this one.

@@ -1,4 +1,4 @@
-//! What sending mails needs.
+//! Holds what sending mails needs.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use url::Url;
 use super::render::Promo;
 use crate::crypto::keys::PurposeKey;
 
-/// The mail service, the sender and the addresses in mails.
+/// Holds the mail service, the sender and the addresses in mails.
 pub struct MailConfig {
     pub api_key: SecretString,
     /// Without a slash at the end.
@@ -26,5 +26,5 @@ pub struct MailConfig {
     pub link_key: PurposeKey,
 }
 
-/// Which plan a price of Stripe's stands for: `pro` or `premium`.
+/// Says which plan a price of Stripe's stands for: `pro` or `premium`.
 pub type Prices = BTreeMap<String, &'static str>;

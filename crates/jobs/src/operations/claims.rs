@@ -1,4 +1,5 @@
-//! Slots that crons have claimed, and those that nobody did. The status page and the digest look for them in one way.
+//! Finds the slots that crons have claimed, and those that nobody did. The status page and the digest look for them in
+//! one way.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +8,7 @@ use serde::Deserialize;
 
 use crate::schedule::{Missed, Settings, Task, missed};
 
-/// A slot that some run has claimed.
+/// Represents a slot that some run has claimed.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ClaimedSlot {
     task: String,

@@ -1,4 +1,4 @@
-//! What the operator is mailed once a day: what failed, was missed, is stuck, or is unknown. Pure.
+//! Gathers what the operator is mailed once a day: what failed, was missed, is stuck, or is unknown. Pure.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +15,11 @@ use crate::{
 
 /// Crons that were missed longer ago were told before.
 const MISSED_SINCE: TimeDelta = TimeDelta::days(2);
-/// Each orchestrator, and how long after its last call it is missed: its rhythm and an hour or two.
+/// Names each orchestrator, and how long after its last call it is missed: its rhythm and an hour or two.
 const ORCHESTRATORS: [(&str, i64); 2] =
     [(Route::DailyOrchestrator.path(), 8), (Route::MonthlyOrchestrator.path(), 26)];
 
-/// What `jobs_troubles` answers.
+/// Holds what `jobs_troubles` answers.
 #[derive(Deserialize)]
 pub(crate) struct Troubles {
     slots: Vec<ClaimedSlot>,

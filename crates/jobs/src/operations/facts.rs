@@ -1,4 +1,5 @@
-//! What `jobs_status` answers: it brings everything that the database knows in one call. Addresses come cut (`a…@d…`).
+//! Asks for what `jobs_status` answers: it brings everything that the database knows in one call. Addresses come cut
+//! (`a…@d…`).
 #![expect(clippy::struct_field_names, reason = "fields are named as in the database")]
 
 use std::collections::BTreeMap;
@@ -42,7 +43,7 @@ pub(crate) struct DatabaseFacts {
     pub(crate) unreadable: Unreadable,
 }
 
-/// Users whose books the last check of thresholds could not read.
+/// Names users whose books the last check of thresholds could not read.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Unreadable {
     pub(crate) total: u64,
@@ -50,7 +51,7 @@ pub(crate) struct Unreadable {
     pub(crate) users: Vec<UnreadableBooks>,
 }
 
-/// Whose books cannot be read, and why.
+/// Says whose books cannot be read, and why.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all(serialize = "camelCase"))]
 pub(crate) struct UnreadableBooks {
@@ -66,7 +67,7 @@ pub(crate) struct Runs {
     pub(crate) single: Vec<Single>,
 }
 
-/// A run for everybody.
+/// Represents a run for everybody.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all(serialize = "camelCase"))]
 pub(crate) struct Run {
@@ -87,7 +88,7 @@ pub(crate) struct Run {
     pub(crate) troubled: Vec<Troubled>,
 }
 
-/// What became of a run's items in one lane.
+/// Says what became of a run's items in one lane.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct RunLane {
     pub(crate) lane: String,
@@ -100,7 +101,7 @@ pub(crate) struct RunLane {
     pub(crate) superseded: u64,
 }
 
-/// An item in trouble, and whose.
+/// Represents an item in trouble, and whose.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all(serialize = "camelCase"))]
 pub(crate) struct Troubled {

@@ -1,4 +1,4 @@
-//! Each dependency now: good, to be put right, or not known, each with what to do.
+//! Looks at each dependency now: good, to be put right, or not known, each with what to do.
 //!
 //! Stripe and Resend are asked once, side by side and not for long; Supabase has been asked by then.
 
@@ -22,7 +22,7 @@ use crate::{
 /// Each live check may take so long.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How something is.
+/// Says how something is.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub(crate) enum State {
     #[serde(rename = "bon")]
@@ -51,7 +51,7 @@ impl State {
     }
 }
 
-/// One dependency.
+/// Represents one dependency.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Check {
     pub(crate) name: &'static str,
@@ -80,7 +80,7 @@ fn french(text: &str) -> String {
     text.replace(" :", "\u{a0}:").replace(" ;", "\u{a0};")
 }
 
-/// What the live checks brought; `None` where nothing could be asked.
+/// Holds what the live checks brought; `None` where nothing could be asked.
 pub(crate) struct Live {
     pub(crate) stripe: Option<Result<(), ProviderError>>,
     pub(crate) domain: Option<Domain>,

@@ -1,4 +1,5 @@
-//! What an operator looks at: what the database knows, how each dependency is, what was missed and what stands still.
+//! Gathers what an operator looks at: what the database knows, how each dependency is, what was missed and what stands
+//! still.
 //!
 //! The status page shows [`view::Status`], the daily digest mails the points of [`digest`]; both are made here, of the
 //! same facts. Nothing here knows HTTP.

@@ -1,4 +1,4 @@
-//! What the status page shows and its JSON says: one value, made of facts, health and the table of gates. Pure.
+//! Gathers what the status page shows and its JSON says: one value, made of facts, health and the table of gates. Pure.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ pub(crate) struct Status {
     pub(crate) calendar: Vec<MonthDates>,
 }
 
-/// Something to act on, or to know.
+/// Represents something to act on, or to know.
 #[derive(Debug, Serialize)]
 pub(crate) struct Attention {
     /// To be put right, or only to know.
@@ -100,7 +100,7 @@ pub(crate) struct TaskView {
     pub(crate) single: Option<Single>,
 }
 
-/// A month's due dates of the tasks that are due once a month.
+/// Holds a month's due dates of the tasks that are due once a month.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MonthDates {

@@ -1,4 +1,4 @@
-//! Working a lane empty: many items at once, each held by a heartbeat until it is settled.
+//! Works a lane empty: many items at once, each held by a heartbeat until it is settled.
 //!
 //! Items begin in the order in which they were queued, as many at once as there are permits. An item that has yielded
 //! keeps its lease and resumes when no other item waits.
@@ -28,7 +28,7 @@ const BLOCKED_DELAY: Duration = Duration::from_mins(15);
 /// At most this many yielded items are kept: another invocation may have time for more.
 const MOST_YIELDED: usize = 64;
 
-/// How the work on an item ended.
+/// Says how the work on an item ended.
 #[derive(Debug)]
 pub enum Outcome {
     /// Its result is stored, or another worker holds the item. `failed`: the result is an error.
@@ -38,13 +38,14 @@ pub enum Outcome {
     GiveBack { delay: Duration, failure: Option<Failure>, attempt: bool },
     /// What was read so far is stored; the item resumes when no other item waits for a permit.
     Yielded(Progress),
-    /// Our own key is refused: the item is given back without an attempt, and with `lane` so are all others of the lane.
+    /// Our own key is refused: the item is given back without an attempt, and with `lane` so are all others of the
+    /// lane.
     Blocked { failure: Failure, lane: bool },
 }
 
 /// Prepares and works on the items of a lane.
 pub trait Worker: Send + Sync + 'static {
-    /// A claimed item with what is needed to work on it.
+    /// Represents a claimed item with what is needed to work on it.
     type Job: Send + 'static;
 
     /// Fetches what claimed items need, in one request for all of them.
@@ -124,7 +125,8 @@ struct Drain<J> {
     ready: VecDeque<J>,
     /// Begun, and waiting until no other item waits.
     yielded: Vec<Claimed>,
-    /// Each holds its permit until the outcome is known, so that a refused key stops the lane before another item begins.
+    /// Each holds its permit until the outcome is known, so that a refused key stops the lane before another item
+    /// begins.
     running: JoinSet<(Outcome, Permit)>,
     /// Items on their way back into the queue.
     returning: JoinSet<()>,

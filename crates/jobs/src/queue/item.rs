@@ -1,11 +1,11 @@
-//! Items: what is to be done, and how far it is done.
+//! Reads items: what is to be done, and how far it is done.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-/// What is to be done, in the wire form of `job_items.kind` and `payload`.
+/// Says what is to be done, in the wire form of `job_items.kind` and `payload`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "kind", content = "payload", rename_all = "snake_case")]
 pub enum WorkItem {
@@ -26,10 +26,10 @@ pub enum WorkItem {
     },
 }
 
-/// The only payload version so far.
+/// This is the only payload version so far.
 pub(super) const VERSION: u32 = 1;
 
-/// How far an item is stored already: by a holder whose lease was lost, or by this one before the item yielded.
+/// Says how far an item is stored already: by a holder whose lease was lost, or by this one before the item yielded.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Progress {
@@ -41,7 +41,7 @@ pub struct Progress {
     pub chunk: u32,
 }
 
-/// An item that this process holds.
+/// Represents an item that this process holds.
 #[derive(Clone, Debug)]
 pub struct Claimed {
     pub item_id: i64,

@@ -1,4 +1,4 @@
-//! The queue: items in lanes, and who holds them.
+//! Keeps the queue: items in lanes, and who holds them.
 //!
 //! pgmq carries and redelivers; `jobs.job_items` is the record (`supabase/schemas/12_items.sql`). An item is
 //! held under a *lease*, the id of the claim that read its message last: whatever is written with an older
@@ -31,12 +31,12 @@ use crate::{
     supabase::{Supabase, SupabaseError},
 };
 
-/// How long a claimed item stays invisible to others; extended while the work lasts.
+/// Says how long a claimed item stays invisible to others; extended while the work lasts.
 const VISIBILITY: Duration = Duration::from_mins(1);
 /// The database fails an item at its fifth attempt.
 pub const MOST_ATTEMPTS: u32 = 5;
 
-/// The pauses before the next attempt.
+/// Pauses so long before the next attempt.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(30), Duration::from_mins(2), Duration::from_mins(10), Duration::from_mins(30)];
 
@@ -45,7 +45,7 @@ pub fn pause_after(attempts: u32) -> Duration {
     PAUSES[(attempts as usize).min(PAUSES.len() - 1)]
 }
 
-/// A message as claimed, before its payload is understood.
+/// Represents a message as claimed, before its payload is understood.
 #[derive(Debug, Deserialize)]
 struct Row {
     item_id: i64,
@@ -59,7 +59,7 @@ struct Row {
     as_of: DateTime<Utc>,
 }
 
-/// The queue of this deployment.
+/// Represents the queue of this deployment.
 #[derive(Clone)]
 pub struct Queue {
     supabase: Supabase,

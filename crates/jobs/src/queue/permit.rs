@@ -10,7 +10,7 @@ use std::sync::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// All permits of a lane.
+/// Holds all permits of a lane.
 #[derive(Debug)]
 pub(super) struct Permits {
     semaphore: Arc<Semaphore>,
@@ -34,7 +34,7 @@ impl Permits {
     }
 }
 
-/// One permit, held until it is released or dropped.
+/// Represents one permit, held until it is released or dropped.
 #[derive(Debug)]
 pub struct Permit {
     held: Option<OwnedSemaphorePermit>,

@@ -1,4 +1,4 @@
-//! What the database reports of a run.
+//! Reads what the database reports of a run.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ use serde_json::value::RawValue;
 
 use crate::failure::CountedFailure;
 
-/// Counts a run's items and lists their results. Results stay the text that the database wrote: an amount never becomes a float.
+/// Counts a run's items and lists their results. Results stay the text that the database wrote: an amount never becomes
+/// a float.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RunReport {
     pub counts: Counts,
@@ -21,7 +22,7 @@ pub struct RunReport {
     pub mails: BTreeMap<String, MailCounts>,
 }
 
-/// Whether a run's report would have to wait.
+/// Says whether a run's report would have to wait.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Waits {
     /// Any of its items is queued.

@@ -1,4 +1,4 @@
-//! Whether a task is due at an instant, and when it is next.
+//! Decides whether a task is due at an instant, and when it is next.
 
 use chrono::{DateTime, Utc};
 
@@ -9,7 +9,7 @@ use super::{
     task::{Task, Via},
 };
 
-/// What a gate says about an instant.
+/// Holds what a gate says about an instant.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Decision {
     /// Run, once for this slot.
@@ -21,7 +21,7 @@ pub enum Decision {
     NotDue(NotDue),
 }
 
-/// A closed gate, and when it opens again.
+/// Represents a closed gate, and when it opens again.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NotDue {
     gate: Gate,
@@ -42,7 +42,7 @@ impl NotDue {
     }
 }
 
-/// A slot and its first instant.
+/// Represents a slot and its first instant.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Opening {
     /// What the first cron to come by claims.

@@ -1,4 +1,4 @@
-//! The six rhythms: is one open at an instant, when does it open next, and how to say so in French.
+//! Knows the six rhythms: whether one is open at an instant, when it opens next, and how to say so in French.
 
 use chrono::{DateTime, Datelike, Days, NaiveDate, TimeDelta, Timelike, Utc};
 
@@ -10,7 +10,7 @@ use super::{
     task::{Task, Via},
 };
 
-/// When a task may run.
+/// Says when a task may run.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Gate {
     /// Any minute of the UTC hours 0, 6, 12 and 18 (a Hobby plan fires anywhere within the hour).
@@ -43,7 +43,7 @@ impl Task {
     }
 }
 
-/// The hours between two syncs.
+/// So many hours lie between two syncs.
 const PERIOD: u32 = 6;
 
 impl Gate {

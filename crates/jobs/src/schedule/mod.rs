@@ -1,4 +1,4 @@
-//! When is what due? Pure functions of an instant: nothing here reads a clock or does I/O.
+//! Decides when what is due. Pure functions of an instant: nothing here reads a clock or does I/O.
 //!
 //! [`Task::gate`] says which instants let a task run, and under which slot; [`crate::routes`] says which route asks
 //! for which tasks. `tests/integration/deployment.rs` walks a year of every deployment file's crons against both.

@@ -1,4 +1,4 @@
-//! A calendar month of Paris: the unit in which turnover is declared.
+//! Counts calendar months of Paris: the unit in which turnover is declared.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use chrono::{Datelike, Days, Months, NaiveDate};
 use serde::{Deserialize, Serialize};
 
-/// A year and a month. Written `2026-11`, in the database too.
+/// Represents a year and a month. Written `2026-11`, in the database too.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Month {
@@ -69,7 +69,7 @@ impl fmt::Display for Month {
     }
 }
 
-/// Not a month written `YYYY-MM`.
+/// The text is not a month written `YYYY-MM`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("le mois s’écrit AAAA-MM, par exemple 2026-11")]
 pub struct ParseMonthError;

@@ -1,4 +1,4 @@
-//! Which month does a call of the monthly sync mean?
+//! Decides which month a call of the monthly sync means.
 
 use chrono::{DateTime, Utc};
 
@@ -10,7 +10,7 @@ use super::{
     task::{Task, Via},
 };
 
-/// What the monthly sync is to do.
+/// Says what the monthly sync is to do.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum MonthlySync {
     /// Sync this month.
@@ -53,7 +53,7 @@ pub fn monthly_sync_month(
     })
 }
 
-/// A month whose recap is not mailed.
+/// Represents a month whose recap is not mailed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum NoRecap {
     /// Its last day has not come.

@@ -12,10 +12,11 @@ use super::{
     task::{Task, Via},
 };
 
-/// The Paris days after sign-up on which the J+3 mail is sent. Several, so that a missed cron costs nobody theirs.
+/// The J+3 mail is sent on these Paris days after sign-up. There are several, so that a missed cron costs nobody
+/// theirs.
 pub const DAYS_AFTER_SIGN_UP: RangeInclusive<u32> = 3..=6;
 
-/// One slot, from its first instant to the one at which no cron can claim it any more.
+/// Represents one slot, from its first instant to the one at which no cron can claim it any more.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Occurrence {
     /// The task that is due.
@@ -35,7 +36,7 @@ impl Occurrence {
     }
 }
 
-/// An occurrence that nobody took.
+/// Represents an occurrence that nobody took.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Missed {
     /// The occurrence that was missed.
@@ -46,7 +47,7 @@ pub struct Missed {
     pub replay: Result<DateTime<Utc>, NoReplay>,
 }
 
-/// Why an occurrence is not replayed.
+/// Says why an occurrence is not replayed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum NoReplay {
     /// Beyond `REPLAY_MAX_DAYS`.

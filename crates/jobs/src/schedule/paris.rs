@@ -1,4 +1,4 @@
-//! Days as the users live them: Europe/Paris, both clock changes included.
+//! Counts days as the users live them: Europe/Paris, both clock changes included.
 
 use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, TimeDelta, TimeZone, Timelike, Utc};
 use chrono_tz::{Europe::Paris, Tz};

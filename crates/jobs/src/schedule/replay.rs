@@ -1,13 +1,13 @@
-//! `at=`: run as of another instant, to replay a cron that was missed or to look ahead.
+//! Reads `at=`: run as of another instant, to replay a cron that was missed or to look ahead.
 
 use std::ops::RangeInclusive;
 
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
 
-/// The years for which the calendar is tested.
+/// The calendar is tested for these years.
 pub const YEARS: RangeInclusive<i32> = 1970..=2099;
 
-/// Why an `at=` is refused.
+/// Says why an `at=` is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum AtError {
     /// Not RFC 3339.

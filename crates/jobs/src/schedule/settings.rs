@@ -1,17 +1,17 @@
-//! What the operator may tune about when tasks are due.
+//! Holds what the operator may tune about when tasks are due.
 
-/// What the operator may tune.
+/// Holds what the operator may tune.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Settings {
     marketing_from_hour: u8,
     replay_max_days: u16,
 }
 
-/// The latest hour that some cron of every deployment file still comes after, summer and winter: the
+/// Some cron of every deployment file still comes after this hour, summer and winter: the
 /// Pro plan's daily-tasks run once, at 9 h UTC. A later one would keep the mail back for ever.
 const LATEST_MARKETING_HOUR: u8 = 10;
 
-/// How many days back `at=` and replays reach where the operator says nothing.
+/// Says how many days back `at=` and replays reach where the operator says nothing.
 const DEFAULT_REPLAY_DAYS: u16 = 35;
 
 /// `MARKETING_FROM_HOUR` is not an hour that every plan's crons serve.

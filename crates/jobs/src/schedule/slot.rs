@@ -1,10 +1,10 @@
-//! The name of one occurrence of a task.
+//! Names one occurrence of a task.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// The one occurrence that a cron run claims: with the task, the primary key of `job_slots`.
+/// Represents the one occurrence that a cron run claims: with the task, the primary key of `job_slots`.
 ///
 /// Later slots of one gate are greater strings.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]

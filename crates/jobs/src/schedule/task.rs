@@ -1,4 +1,4 @@
-//! The tasks, and through which door a cron asks for one.
+//! Lists the tasks, and says through which door a cron asks for one.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 listed! {
-    /// What the crons run. The names are stored in `job_slots` and `job_runs`: they never change.
+    /// Says what the crons run. The names are stored in `job_slots` and `job_runs`: they never change.
     #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
     #[serde(rename_all = "snake_case")]
     pub enum Task {
@@ -51,7 +51,7 @@ impl fmt::Display for Task {
     }
 }
 
-/// A name that no task has.
+/// Represents a name that no task has.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("unknown task {0:?}")]
 pub struct UnknownTask(String);
@@ -64,7 +64,7 @@ impl FromStr for Task {
     }
 }
 
-/// Through which door a cron's `GET` asks for a task.
+/// Says through which door a cron's `GET` asks for a task.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Via {
     /// `/api/cron/*`: the route has its own rhythm and runs a task only where its gate is open.

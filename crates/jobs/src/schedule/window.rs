@@ -1,4 +1,4 @@
-//! How far back a sync of integrations reads.
+//! Decides how far back a sync of integrations reads.
 //!
 //! Every window begins at a Paris midnight, so that a month read from its 1st is read from its very
 //! first instant. Reading too much costs a request; movements are keyed and count once.
@@ -11,16 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use super::paris;
 
-/// What `POST` reads without `days=`.
+/// `POST` reads so many days without `days=`.
 pub const DEFAULT_DAYS: Days = Days(NonZeroU16::new(30).unwrap());
 
-/// A year and a day: enough for the year-end, little enough for one run.
+/// A sync reads a year and a day at most: enough for the year-end, little enough for one run.
 const MOST_DAYS: u16 = 366;
 
 /// Movements that the provider shows late are looked for this long before the last success.
 const OVERLAP: TimeDelta = TimeDelta::days(3);
 
-/// `days=`: 1 to 366.
+/// Represents the number of days of `days=`: 1 to 366.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Days(NonZeroU16);
 
@@ -50,7 +50,7 @@ impl FromStr for Days {
     }
 }
 
-/// A half-open span of time: `from <= t < to`.
+/// Represents a half-open span of time: `from <= t < to`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Window {
     /// The first instant inside.

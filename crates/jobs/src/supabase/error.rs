@@ -1,4 +1,4 @@
-//! What can go wrong between us and the database, classified once.
+//! Classifies once what can go wrong between us and the database.
 
 use serde::Deserialize;
 
@@ -7,7 +7,7 @@ use crate::{
     retry::{RetryDecision, Retryable},
 };
 
-/// PostgREST's error body, as it came.
+/// Is PostgREST's error body, as it came.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(default)]
 pub struct ApiError {
@@ -18,7 +18,7 @@ pub struct ApiError {
     pub hint: Option<String>,
 }
 
-/// Why a call did not bring an answer.
+/// Says why a call did not bring an answer.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SupabaseError {
     /// No answer at all.

@@ -1,4 +1,4 @@
-//! The database, through PostgREST: every access is one of our own RPC functions, and each may be repeated.
+//! Calls the database through PostgREST: every access is one of our own RPC functions, and each may be repeated.
 //!
 //! `postgrest` builds the request; it goes out over the one shared client ([`crate::http`]). The crate's own
 //! is replaced by one that cannot send (`crates/postgrest-request`).
@@ -20,7 +20,7 @@ pub use self::{
 };
 use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
-/// Every function that this version calls: the migrations are applied where all of them exist.
+/// Names every function that this version calls: the migrations are applied where all of them exist.
 pub const FUNCTIONS: [&str; 41] = [
     "integration_context",
     "integration_prove",
@@ -68,7 +68,7 @@ pub const FUNCTIONS: [&str; 41] = [
 /// Our functions set their own `statement_timeout` of at most 28 s: wait a little longer than they work.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(32);
 
-/// A connection to the project's Data API. Clones share the connection pool.
+/// Represents a connection to the project's Data API. Clones share the connection pool.
 #[derive(Clone)]
 pub struct Supabase {
     http: reqwest::Client,

@@ -1,10 +1,10 @@
-//! What a connection to Supabase needs.
+//! Holds what a connection to Supabase needs.
 
 use std::fmt;
 
 use secrecy::SecretString;
 
-/// Where the database is and how to be let in.
+/// Says where the database is and how to be let in.
 #[derive(Clone)]
 pub struct SupabaseConfig {
     /// Without a slash at the end.
@@ -12,7 +12,7 @@ pub struct SupabaseConfig {
     pub key: SupabaseKey,
 }
 
-/// The two kinds of service key: <https://supabase.com/docs/guides/api/api-keys>.
+/// Distinguishes the two kinds of service key: <https://supabase.com/docs/guides/api/api-keys>.
 #[derive(Clone)]
 pub enum SupabaseKey {
     /// `sb_secret_…`: in `apikey` only; as Bearer it is refused.

@@ -1,4 +1,4 @@
-//! One call of a route: who asked, for when, and for what.
+//! Describes one call of a route: who asked, for when, and for what.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ pub enum Trigger {
     Manual,
 }
 
-/// One call of a route, checked.
+/// Represents one call of a route, checked.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// The path of the route.

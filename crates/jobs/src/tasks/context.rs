@@ -1,4 +1,4 @@
-//! What an invocation works with.
+//! Holds what an invocation works with.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     supabase::Supabase,
 };
 
-/// The clients, the configuration, the instant and the deadline of one invocation.
+/// Holds the clients, the configuration, the instant and the deadline of one invocation.
 #[derive(Clone)]
 pub struct Context {
     pub config: Arc<Config>,

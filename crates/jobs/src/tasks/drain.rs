@@ -1,4 +1,4 @@
-//! Working on what is queued, whoever planned it: data, then what follows from it.
+//! Works on what is queued, whoever planned it: data, then what follows from it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     supabase::SupabaseError,
 };
 
-/// At most this many results in an answer; `resultsTotal` says how many there are.
+/// An answer holds so many results at most; `resultsTotal` says how many there are.
 const MOST_RESULTS: usize = 1_000;
 /// Pauses between two looks at items that other workers hold.
 const FIRST_LOOK: Duration = Duration::from_millis(300);
@@ -83,7 +83,7 @@ pub async fn drain_until_nothing_waits(context: &Context, route: &str) -> Result
     }
 }
 
-/// What to work on until a run is settled.
+/// Says what to work on until a run is settled.
 #[derive(Clone, Copy)]
 pub(super) enum Scope<'a> {
     /// Data and mails, for a call of this route.

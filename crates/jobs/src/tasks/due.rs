@@ -1,4 +1,4 @@
-//! Whether a call is to run a task, and under which slot. Every task and the monitor's pings decide by it.
+//! Decides whether a call is to run a task, and under which slot. Every task and the monitor's pings decide by it.
 
 use super::call::{Call, Trigger};
 use crate::schedule::{Decision, Month, MonthlySync, NotDue, Settings, Slot, Task, gate, monthly_sync_month};

@@ -1,4 +1,4 @@
-//! Plan, post, report: the middle of the tasks that only send mails.
+//! Plans, posts, reports: the middle of the tasks that only send mails.
 
 use std::ops::RangeInclusive;
 
@@ -20,7 +20,7 @@ use crate::{
     schedule::{Month, Slot, Task},
 };
 
-/// What a mail task wants planned.
+/// Says what a mail task wants planned.
 pub(super) struct MailPlan<'a> {
     pub(super) task: Task,
     pub(super) kind: MailKind,

@@ -1,4 +1,4 @@
-//! The J+3 mail: what Pro and Premium bring, to free users who signed up three to six days ago.
+//! Sends the J+3 mail: what Pro and Premium bring, to free users who signed up three to six days ago.
 
 use super::{
     call::Call,

@@ -1,4 +1,4 @@
-//! The tasks, one file each, and below them what they share.
+//! This folder has the tasks, one file each, and below them what they share.
 //!
 //! A task decides with pure functions whether it is due (`due`), writes its work down (plan), works the queue
 //! (`drain`) and reports from the items, whoever drained them. It reads no clock and no environment. From the ground

@@ -1,4 +1,4 @@
-//! "Record your turnover of last month", to the Premium users who wish it.
+//! Sends "Record your turnover of last month" to the Premium users who wish it.
 
 use super::{
     call::Call,

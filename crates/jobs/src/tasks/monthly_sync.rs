@@ -1,4 +1,4 @@
-//! A whole month of every user's integrations, read to its end, with its totals by source.
+//! Reads a whole month of every user's integrations to its end, with its totals by source.
 
 use super::{
     call::Call,

@@ -18,11 +18,11 @@ use crate::{
     schedule::paris,
 };
 
-/// The Paris hour from which a day's digest leaves: not in the night, and after the first crons of the day.
+/// A day's digest leaves from this Paris hour on: not in the night, and after the first crons of the day.
 const FROM_HOUR: u32 = 7;
 /// A digest tells what happened since the last one, but of this long at most: a first one does not tell of years.
 const LONGEST_LOOK_BACK: TimeDelta = TimeDelta::days(8);
-/// And of this long at least.
+/// It tells of this long at least.
 const SHORTEST_LOOK_BACK: TimeDelta = TimeDelta::days(1);
 /// What has waited for so long is stuck.
 const STUCK_AFTER: TimeDelta = TimeDelta::hours(12);

@@ -1,4 +1,4 @@
-//! What a task answers: plain data.
+//! Defines what a task answers: plain data.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::{
     supabase::SupabaseError,
 };
 
-/// What a task answers.
+/// Holds what a task answers.
 #[derive(Debug)]
 pub enum TaskOutcome {
     /// Not now; the note says when.
@@ -25,7 +25,7 @@ pub enum TaskOutcome {
     Failed(TaskError),
 }
 
-/// Why a task failed as a whole.
+/// Says why a task failed as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
     /// A variable of this task is missing or wrong.
@@ -65,7 +65,7 @@ impl From<Result<TaskOutcome, TaskError>> for TaskOutcome {
     }
 }
 
-/// A run as reported from its items.
+/// Represents a run as reported from its items.
 #[derive(Debug, Default)]
 pub struct RunSummary {
     pub run_id: Option<Uuid>,

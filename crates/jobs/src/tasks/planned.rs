@@ -1,4 +1,4 @@
-//! What the planning functions of the database answer.
+//! Reads what the planning functions of the database answer.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::schedule::{Slot, Task};
 
-/// What planning functions answer.
+/// Holds what planning functions answer.
 #[derive(Deserialize)]
 pub(super) struct Planned {
     pub(super) state: PlanState,

@@ -1,4 +1,4 @@
-//! What rounds of draining come to, and what a run's summary takes from them.
+//! Sums up what rounds of draining come to, and what a run's summary takes from them.
 
 use uuid::Uuid;
 

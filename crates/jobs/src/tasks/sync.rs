@@ -1,4 +1,4 @@
-//! Plan, drain, report: the middle of the tasks that work on integrations.
+//! Plans, drains, reports: the middle of the tasks that work on integrations.
 
 use serde_json::json;
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use crate::{
     supabase::SupabaseError,
 };
 
-/// What a sync task wants planned.
+/// Says what a sync task wants planned.
 pub(super) struct SyncPlan<'a> {
     pub(super) task: Task,
     pub(super) slot: Option<&'a Slot>,

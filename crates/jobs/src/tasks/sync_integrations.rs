@@ -1,4 +1,4 @@
-//! Movements of Stripe and Shopify, every six hours or when an operator asks.
+//! Reads the movements of Stripe and Shopify, every six hours or when an operator asks.
 
 use super::{
     call::Call,

@@ -1,4 +1,4 @@
-//! Finding who has crossed a step of a ceiling, and planning the alerts about it.
+//! Finds who has crossed a step of a ceiling, and plans the alerts about it.
 //!
 //! SQL pre-filters and adds up, [`urssaf`] decides, SQL plans: each step once for each user and year, held by a
 //! primary key. It takes no hint of what changed: a user is told what they were not told before.
@@ -20,13 +20,13 @@ use crate::{
     urssaf::{self, Crossing, Held, YearBooks},
 };
 
-/// Users looked at in one request, at most.
+/// One request looks at so many users at most.
 const PAGE: u32 = 20_000;
-/// The books of one answer: bounded by their size, however many users are above a ceiling.
+/// One answer holds so many bytes of books: they are bounded by their size, however many users are above a ceiling.
 const PAGE_BYTES: u32 = 4 * 1024 * 1024;
-/// Users whose totals have changed, checked in one go after a sync.
+/// After a sync, so many users whose totals have changed are checked in one go.
 const DUE_PAGE: u32 = 5_000;
-/// The candidates that a dry run's answer names, at most.
+/// A dry run's answer names so many candidates at most.
 const MOST_CANDIDATES: usize = 100;
 
 /// Checks, after a sync, the users whose imported totals have changed, in the sync's own run. Without one
@@ -56,7 +56,7 @@ pub(super) async fn check_changed(
     }
 }
 
-/// The users whose thresholds are looked at.
+/// Holds the users whose thresholds are looked at.
 #[derive(Clone, Copy)]
 pub(super) enum Subjects {
     Everybody,
@@ -70,7 +70,7 @@ impl Subjects {
     }
 }
 
-/// One page of `threshold_books`.
+/// Represents one page of `threshold_books`.
 #[derive(Deserialize)]
 struct Page {
     people: Vec<Person>,
@@ -108,7 +108,7 @@ struct Alert {
     used_up: Vec<Held>,
 }
 
-/// What an alert's mail is about.
+/// Says what an alert's mail is about.
 #[derive(Serialize)]
 struct AlertFacts<'a> {
     year: i32,
@@ -116,7 +116,7 @@ struct AlertFacts<'a> {
     unknown_activities: &'a [String],
 }
 
-/// The arguments of `jobs_plan_alerts`.
+/// Holds the arguments of `jobs_plan_alerts`.
 #[derive(Serialize)]
 struct Arguments<'a> {
     #[serde(flatten)]
@@ -125,7 +125,7 @@ struct Arguments<'a> {
     p_outline: Value,
 }
 
-/// What a check has found.
+/// Holds what a check has found.
 #[derive(Default)]
 pub(super) struct Found {
     scanned: u64,
@@ -199,8 +199,8 @@ impl Found {
     }
 }
 
-/// Looks through the books of these users, a page at a time, and notes the alerts for the run that is to plan them; without
-/// one nothing is written.
+/// Looks through the books of these users, a page at a time, and notes the alerts for the run that is to plan them;
+/// without one nothing is written.
 pub(super) async fn find(
     context: &Context,
     subjects: Subjects,

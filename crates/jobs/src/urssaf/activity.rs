@@ -1,4 +1,4 @@
-//! What an entry's activity is, however it is spelled.
+//! Reads what an entry's activity is, however it is spelled.
 //!
 //! The column is free text. The interface writes `Vente de marchandises`, `Prestation de services` and
 //! `Activité libérale`, older rows `services`; other hands wrote the rest. Words are compared without case,
@@ -20,7 +20,7 @@ const SALES: [&str; 8] = ["achat", "goods", "marchandise", "negoce", "produit", 
 const SERVICES: [&str; 3] = ["prestation", "prestataire", "service"];
 const LIBERAL: [&str; 5] = ["bnc", "cipav", "liberal", "liberale", "liberaux"];
 
-/// Say nothing alone: "commerciale", "artisanale" and "BIC" are said of sales and of services. "Non" is only
+/// These say nothing alone: "commerciale", "artisanale" and "BIC" are said of sales and of services. "Non" is only
 /// ever said of "réglementée" and "commerciale".
 const NEUTRAL: [&str; 21] = [
     "activite",

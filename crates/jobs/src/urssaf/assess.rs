@@ -1,4 +1,4 @@
-//! What a year's turnover newly crosses, and what follows from it.
+//! Assesses what a year's turnover newly crosses, and what follows from it.
 //!
 //! All turnover counts against the total ceilings, activities that are not known too; services and liberal
 //! professions alone count against those of services. Each step of each threshold is told of once a year:
@@ -29,7 +29,7 @@ use super::{Activity, Consequence, Crossing, Doubt, Threshold};
 #[cfg(test)]
 mod tests;
 
-/// One year of a user's turnover, as the database adds it up. Amounts are cents.
+/// Represents one year of a user's turnover, as the database adds it up. Amounts are cents.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct YearBooks {
     pub year: i32,
@@ -39,7 +39,7 @@ pub struct YearBooks {
     pub mixed: Vec<MixedMonth>,
 }
 
-/// A year's turnover of one activity, by where its rows come from.
+/// Represents a year's turnover of one activity, by where its rows come from.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ActivitySum {
     /// As it is spelled in the rows.
@@ -48,7 +48,7 @@ pub struct ActivitySum {
     pub imported: i64,
 }
 
-/// Turnover of one activity in a month that has both typed and imported rows, of whatever activity.
+/// Represents the turnover of one activity in a month that has both typed and imported rows, of whatever activity.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct MixedMonth {
     /// 1 to 12.
@@ -59,14 +59,14 @@ pub struct MixedMonth {
     pub imported: i64,
 }
 
-/// A step that is used up for a user and a year.
+/// Represents a step that is used up for a user and a year.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Held {
     pub threshold: Threshold,
     pub step: u8,
 }
 
-/// What [`assess`] finds.
+/// Holds what [`assess`] finds.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Assessment {
     /// What to tell: at most one step a threshold, the gravest first.
@@ -142,7 +142,7 @@ fn unknown_activities(books: &YearBooks) -> Vec<String> {
     unknown.into_iter().map(str::to_owned).collect()
 }
 
-/// What a year counts in one bucket.
+/// Says what a year counts in one bucket.
 struct Count {
     typed: i128,
     imported: i128,
@@ -206,7 +206,7 @@ fn of_exceeding(
     }
 }
 
-/// How the year before stands to the ceilings of the micro regime.
+/// Says how the year before stands to the ceilings of the micro regime.
 #[derive(Clone, Copy)]
 enum YearBefore {
     Exceeded,

@@ -1,4 +1,4 @@
-//! By when turnover is declared. Whether a user declares monthly or quarterly is not known: mails print both.
+//! Says by when turnover is declared. Whether a user declares monthly or quarterly is not known: mails print both.
 //!
 //! A date on a Saturday, a Sunday or a public holiday of mainland France moves to the next working day.
 //!

@@ -1,4 +1,4 @@
-//! The figures: which ceilings hold in which year, and what a creation year makes of them.
+//! Holds the figures: which ceilings hold in which year, and what a creation year makes of them.
 //!
 //! | | years | all turnover | services | source |
 //! |---|---|---|---|---|
@@ -35,13 +35,13 @@ use chrono::{Datelike, NaiveDate};
 
 use super::Threshold;
 
-/// Until when a figure without an end is carried on: the last year of four digits.
+/// A figure without an end is carried on until then: the last year of four digits.
 const FAR: i32 = 9999;
 
-/// What the days of a creation year are counted in, in leap years too.
+/// The days of a creation year are counted in so many, in leap years too.
 const YEAR: u32 = 365;
 
-/// What a threshold limits.
+/// Says what a threshold limits.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Regime {
     Micro,
@@ -49,7 +49,7 @@ pub(super) enum Regime {
     VatIncreased,
 }
 
-/// Which turnover counts against a threshold.
+/// Says which turnover counts against a threshold.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Bucket {
     /// Everything, activities that are not known too.
@@ -58,7 +58,7 @@ pub(super) enum Bucket {
     Services,
 }
 
-/// The two figures of a regime, in cents, for some years.
+/// Holds the two figures of a regime, in cents, for some years.
 struct Figures {
     regime: Regime,
     years: RangeInclusive<i32>,
@@ -140,7 +140,7 @@ fn days_from(created: NaiveDate) -> u32 {
     YEAR + u32::from(created.leap_year()) - created.ordinal0()
 }
 
-/// A whole year's ceiling, and the days of it that count.
+/// Represents a whole year's ceiling, and the days of it that count.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Ceiling {
     whole: i64,

@@ -1,4 +1,5 @@
-//! Ceilings of the micro-entreprise and of the VAT franchise, what crossing one means, and what turnover costs. Pure.
+//! Knows the ceilings of the micro-entreprise and of the VAT franchise, what crossing one means, and what turnover costs.
+//! Pure.
 
 mod activity;
 mod assess;
@@ -21,7 +22,8 @@ pub use self::figures::floor;
 pub use self::rates::{Category, RATES_KNOWN_UNTIL, Rate, RowRate, acre_end, row_rates};
 
 listed! {
-    /// A limit that a year's turnover is held against. The names are stored in `threshold_alerts`: they never change.
+    /// Represents a limit that a year's turnover is held against. The names are stored in `threshold_alerts`: they
+    /// never change.
     #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
     #[serde(rename_all = "snake_case")]
     pub enum Threshold {
@@ -44,7 +46,7 @@ listed! {
     }
 }
 
-/// A step of a threshold that a year's turnover has newly crossed.
+/// Represents a step of a threshold that a year's turnover has newly crossed.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Crossing {
     pub threshold: Threshold,
@@ -61,14 +63,14 @@ pub struct Crossing {
     pub consequence: Consequence,
 }
 
-/// What counts against a threshold, by where it comes from, in cents.
+/// Holds what counts against a threshold, by where it comes from, in cents.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Doubt {
     pub typed: i64,
     pub imported: i64,
 }
 
-/// What follows from a crossing.
+/// Says what follows from a crossing.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum Consequence {

@@ -1,4 +1,4 @@
-//! What a measured call comes to: its lanes, and the least time they could have taken.
+//! Works out what a measured call comes to: its lanes, and the least time they could have taken.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::{
     world::{CONCURRENCY, Called, DATABASE_TRIP, MAIL_TRIP, PROVIDER_TRIP},
 };
 
-/// Batches of mails that are under way at once.
+/// So many batches of mails are under way at once.
 const MAILS_AT_ONCE: usize = 8;
 
 pub(super) fn synced(

@@ -1,4 +1,4 @@
-//! What processes cost, read from `/proc`.
+//! Reads from `/proc` what processes cost.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 /// `/proc` counts in hundredths of a second.
 const TICK: Duration = Duration::from_millis(10);
 
-/// A line of `/proc/PID/stat`.
+/// Represents a line of `/proc/PID/stat`.
 struct Stat {
     parent: u32,
     /// Its own, in ticks.
@@ -39,7 +39,7 @@ fn processes() -> HashMap<u32, Stat> {
     pids.filter_map(|pid| Some((pid, stat(pid)?))).collect()
 }
 
-/// CPU time of the whole benchmark so far, by whose it is.
+/// Counts the CPU time of the whole benchmark so far, by whose it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
     /// The function's process.

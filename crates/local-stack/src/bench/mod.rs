@@ -1,5 +1,5 @@
-//! How fast the functions are: each workload several times on fresh databases, against the bound that the network
-//! sets.
+//! Measures how fast the functions are: each workload several times on fresh databases, against the bound that the
+//! network sets.
 //!
 //! Everything is on this machine: the function, PostgreSQL and PostgREST, and in this process the stand-ins, which
 //! answer after the round trip of the real network. The bound of a run is computed from its own requests: the
@@ -25,13 +25,13 @@ use jobs::routes::Route;
 
 use self::{report::Report, world::World};
 
-/// All workloads, in the order in which they are run.
+/// Names all workloads, in the order in which they are run.
 const WORKLOADS: [&str; 9] = ["routes", "w1", "w2", "w3", "w4-10k", "w4-100k", "w4-300k", "w5", "w1p"];
 /// Starts of each route.
 const STARTS: usize = 20;
 
-/// Runs what `arguments` name, prints the table, and writes it as JSON where they say so. Whatever goes by the calendar goes
-/// by `now`, which is the real time: release builds have no other clock.
+/// Runs what `arguments` name, prints the table, and writes it as JSON where they say so. Whatever goes by the calendar
+/// goes by `now`, which is the real time: release builds have no other clock.
 pub async fn run(arguments: &[&str], now: DateTime<Utc>) -> Result<()> {
     let options = Options::read(arguments)?;
     if cfg!(debug_assertions) {

@@ -1,4 +1,4 @@
-//! What a run cost, the bound below it, the table and the JSON.
+//! Reports what a run cost, the bound below it, the table and the JSON.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::measure::Usage;
 
-/// What one lane's requests take at least, in three ways; the largest is the lane's bound.
+/// Says what one lane's requests take at least, in three ways; the largest is the lane's bound.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Lane {
     pub(super) name: &'static str,
@@ -51,7 +51,7 @@ fn times(requests: usize, round_trip: Duration) -> f64 {
     float(requests) * round_trip.as_secs_f64()
 }
 
-/// One run of a workload. Seconds and bytes.
+/// Represents one run of a workload. Seconds and bytes.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Run {
     pub(super) workload: &'static str,
@@ -94,7 +94,7 @@ impl Run {
     }
 }
 
-/// A route from the start of its process. Milliseconds and bytes, medians.
+/// Represents a route from the start of its process. Milliseconds and bytes, medians.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Cold {
     pub(super) route: &'static str,
@@ -106,7 +106,7 @@ pub(super) struct Cold {
     pub(super) binary: u64,
 }
 
-/// Everything that was measured.
+/// Holds everything that was measured.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
     pub(super) processors: usize,

@@ -1,4 +1,5 @@
-//! Every route from the start of its process: to the answer of a refused request, and to its own first request.
+//! Measures every route from the start of its process: to the answer of a refused request, and to its own first
+//! request.
 
 use std::{
     path::Path,
@@ -54,7 +55,7 @@ fn median(times: &mut [Duration]) -> f64 {
     times.get(times.len() / 2).map_or(0.0, |time| time.as_secs_f64() * 1_000.0)
 }
 
-/// A started process and the port on which it will listen.
+/// Represents a started process and the port on which it will listen.
 struct Started {
     at: Instant,
     port: u16,

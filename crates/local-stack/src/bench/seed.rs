@@ -1,4 +1,4 @@
-//! Very many users at once: one statement each, whatever their number.
+//! Inserts very many users at once: one statement each, whatever their number.
 
 use std::iter;
 
@@ -46,7 +46,7 @@ pub(super) async fn records(db: &Database, now: DateTime<Utc>) -> Result<()> {
     Ok(())
 }
 
-/// An integration for each user: a Stripe account for every other one, a shop for the rest.
+/// Represents an integration for each user: a Stripe account for every other one, a shop for the rest.
 pub(super) struct Integrations {
     pub(super) accounts: Vec<(String, String)>,
     pub(super) shops: Vec<(String, String)>,

@@ -1,4 +1,4 @@
-//! The workloads: who is seeded, what is called, what must have come of it.
+//! Defines the workloads: who is seeded, what is called, what must have come of it.
 
 use anyhow::{Result, ensure};
 use chrono::{DateTime, Months, TimeDelta, Utc};
@@ -14,18 +14,18 @@ use crate::seed::calendar::{self, Calendar};
 use processes::database::{Database, Template};
 use stand_ins::Environment;
 
-/// What the mail service allows where nothing is limited here: the product keeps to what it says.
+/// The mail service allows so many where nothing is limited here: the product keeps to what it says.
 const NOMINAL_MAILS: u32 = 10;
-/// Far above what 32 workers can ask.
+/// This is far above what 32 workers can ask.
 const NO_LIMIT: &[(&str, &str)] = &[("STRIPE_REQUESTS_PER_SECOND", "1000")];
 
-/// Integrations in W1 and W2, users in W5.
+/// W1 and W2 have so many integrations, W5 so many users.
 const INTEGRATIONS: usize = 1_000;
-/// Just above two full pages of 100.
+/// This is just above two full pages of 100.
 const THREE_PAGES_OF_STRIPE: usize = 201;
-/// Just above two full pages of 200.
+/// This is just above two full pages of 200.
 const THREE_PAGES_OF_SHOPIFY: usize = 401;
-/// A month of W5: one page.
+/// A month of W5 is one page.
 const ONE_PAGE: usize = 60;
 
 impl World {

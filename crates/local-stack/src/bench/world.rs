@@ -1,4 +1,4 @@
-//! What a workload runs on: the stand-ins at their round trips, fresh databases, the functions as deployed.
+//! Starts what a workload runs on: the stand-ins at their round trips, fresh databases, the functions as deployed.
 
 use std::{
     collections::HashMap,
@@ -22,16 +22,16 @@ use stand_ins::{
 };
 
 pub(super) const SECRET: &str = "bench-cron-secret-0123456789abcdef";
-/// To Stripe and Shopify.
+/// A round trip to Stripe and Shopify takes so long.
 pub(super) const PROVIDER_TRIP: Duration = Duration::from_millis(160);
-/// To the mail service.
+/// A round trip to the mail service takes so long.
 pub(super) const MAIL_TRIP: Duration = Duration::from_millis(120);
-/// To the database's gateway.
+/// A round trip to the database's gateway takes so long.
 pub(super) const DATABASE_TRIP: Duration = Duration::from_millis(4);
-/// Items at once in each lane: the default of `JOB_CONCURRENCY`.
+/// So many items are worked on at once in each lane: the default of `JOB_CONCURRENCY`.
 pub(super) const CONCURRENCY: usize = 32;
 
-/// Everything that is the same for all runs.
+/// Holds everything that is the same for all runs.
 pub(super) struct World {
     pub(super) stack: Stack,
     pub(super) key: TokenKey,
@@ -40,21 +40,21 @@ pub(super) struct World {
     binaries: PathBuf,
 }
 
-/// Stand-ins for one workload.
+/// Holds the stand-ins for one workload.
 pub(super) struct Vendors {
     pub(super) stripe: stripe::StandIn,
     pub(super) shopify: shopify::StandIn,
     pub(super) resend: Resend,
 }
 
-/// How a function is called.
+/// Says how a function is called.
 pub(super) struct Call<'a> {
     pub(super) route: Route,
     pub(super) query: String,
     pub(super) vars: &'a [(&'a str, &'a str)],
 }
 
-/// What a call cost.
+/// Holds what a call cost.
 pub(super) struct Called {
     pub(super) answer: Value,
     pub(super) wall: f64,

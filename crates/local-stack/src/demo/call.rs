@@ -1,4 +1,4 @@
-//! A call of a function, as its caller makes it, and its answer as a person reads it.
+//! Makes a call of a function as its caller does, and shows its answer as a person reads it.
 
 use std::{
     fmt::Write as _,
@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::Value;
 
-/// Longer than a function may run.
+/// This is longer than a function may run.
 const PATIENCE: Duration = Duration::from_secs(310);
 
-/// Who calls.
+/// Says who calls.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Caller {
     /// Vercel Cron, for this expression.
@@ -39,7 +39,7 @@ impl std::fmt::Display for Caller {
     }
 }
 
-/// What came back.
+/// Holds what came back.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -120,7 +120,7 @@ fn indent(text: &str) -> String {
     })
 }
 
-/// Longest innermost object or list that stays on one line.
+/// No longer innermost object or list stays on one line.
 const SHORT: usize = 90;
 
 /// Spreads JSON over lines, as it came: the order of keys and the digits of numbers are the answer's own.

@@ -1,4 +1,4 @@
-//! What a call has changed in the database.
+//! Shows what a call has changed in the database.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ const IMPORTED: &str = "
     select user_id, make_date(year, month, 1), activity_type, (sum(amount_eur) * 100)::bigint
     from public.ca_records where source = 'auto_sync' group by 1, 2, 3";
 
-/// The database at one moment, as far as the table shows it.
+/// Represents the database at one moment, as far as the table shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Snapshot {
     counts: BTreeMap<String, i64>,

@@ -1,4 +1,4 @@
-//! The mails of a round, as the mail service took them: who got which.
+//! Compares the mails of a round, as the mail service took them: who got which.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::seed::people::{Mail, People};
 use stand_ins::resend::{Accepted, Resend};
 
-/// How often each address got each kind.
+/// Says how often each address got each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Inbox(BTreeMap<(String, Mail), usize>);
 

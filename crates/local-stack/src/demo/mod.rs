@@ -1,4 +1,4 @@
-//! `cargo stack demo`: the whole product on one machine, with people in it, called as in production.
+//! Runs `cargo stack demo`: the whole product on one machine, with people in it, called as in production.
 
 mod call;
 mod changes;
@@ -29,7 +29,7 @@ use stand_ins::{
     shopify, stripe,
 };
 
-/// Everything that runs during a demonstration; it stops when this is dropped.
+/// Holds everything that runs during a demonstration; it stops when this is dropped.
 struct Demo {
     // First, so that it goes before what it talks to.
     dev: Dev,

@@ -1,4 +1,4 @@
-//! One round of calls: as the crons make them now, as a missed cron is replayed, and as an operator makes them.
+//! Makes one round of calls: as the crons make them now, as a missed cron is replayed, and as an operator makes them.
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
@@ -29,7 +29,7 @@ const MONTHLY_CRON: Caller = Caller::Cron("0 7 * * *");
 const REMINDERS_CRON: Caller = Caller::Cron("0 7 2 * *");
 const OFFERS_CRON: Caller = Caller::Cron("0 9 * * *");
 
-/// What the integrations in trouble leave over, and how many they are.
+/// Says what the integrations in trouble leave over, and how many they are.
 #[derive(Clone, Copy)]
 struct Expected {
     integrations: usize,
@@ -221,7 +221,8 @@ impl<'a> Round<'a> {
         Ok(answer)
     }
 
-    /// Remembers the first task that imported anything: with it, whoever crossed a threshold by what it imported was told.
+    /// Remembers the first task that imported anything: with it, whoever crossed a threshold by what it imported was
+    /// told.
     fn imported(&mut self, answer: &Answer, task: &str, as_of: DateTime<Utc>) {
         if answer.body["results"][task]["skipped"] != true && self.first_month.is_none() {
             self.first_month = Some(month_of(as_of));

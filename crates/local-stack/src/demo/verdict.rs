@@ -1,4 +1,4 @@
-//! What is wrong with an answer: pure functions of it and of what the seed knows.
+//! Finds what is wrong with an answer: pure functions of it and of what the seed knows.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{call::Answer, changes::euros};
 use crate::seed::people::People;
 
-/// How an orchestrator's task must have gone.
+/// Says how an orchestrator's task must have gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Went {
     /// It was due: this many worked, this many failed.
@@ -122,7 +122,7 @@ impl Problems {
     }
 }
 
-/// One user's month, in cents.
+/// Represents one user's month, in cents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MonthResult {
     user: Uuid,

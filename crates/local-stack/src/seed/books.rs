@@ -1,4 +1,4 @@
-//! Movements of money put into the stand-ins, and what they must add up to.
+//! Puts movements of money into the stand-ins, and knows what they must add up to.
 //!
 //! The sums are this module's own, in cents: the product's are held against them.
 
@@ -13,7 +13,7 @@ use stand_ins::{
     stripe::{self, Payment},
 };
 
-/// Where a movement was read.
+/// Says where a movement was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     Shopify,
@@ -39,7 +39,7 @@ struct Movement {
     cents: Option<i64>,
 }
 
-/// What all users' movements add up to.
+/// Says what all users' movements add up to.
 #[derive(Clone, Debug, Default)]
 pub struct Books {
     movements: Vec<Movement>,
@@ -98,7 +98,7 @@ impl Books {
     }
 }
 
-/// One user's Stripe account in the stand-in.
+/// Represents one user's Stripe account in the stand-in.
 pub struct StripeBooks<'a> {
     pub stripe: &'a stripe::StandIn,
     pub books: &'a mut Books,
@@ -152,7 +152,7 @@ impl StripeBooks<'_> {
     }
 }
 
-/// One user's shop in the stand-in.
+/// Represents one user's shop in the stand-in.
 pub struct ShopBooks<'a> {
     pub shopify: &'a shopify::StandIn,
     pub books: &'a mut Books,

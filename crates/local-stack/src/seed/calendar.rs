@@ -1,9 +1,9 @@
-//! Instants of this month and the one before, as a French bookkeeper counts them.
+//! Counts instants of this month and the one before, as a French bookkeeper counts them.
 
 use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, TimeDelta, Timelike, Utc};
 use chrono_tz::Europe::Paris;
 
-/// The calendar of a demonstration that takes place now. Days and months are Paris's.
+/// Represents the calendar of a demonstration that takes place now. Days and months are Paris's.
 #[derive(Clone, Copy, Debug)]
 pub struct Calendar {
     now: DateTime<Utc>,

@@ -1,4 +1,4 @@
-//! Users with their integrations, as the web application would have stored them.
+//! Inserts users with their integrations, as the web application would have stored them.
 //!
 //! ```no_run
 //! # async fn example(db: processes::database::Database, now: chrono::DateTime<chrono::Utc>) -> anyhow::Result<()> {
@@ -24,7 +24,7 @@ use uuid::Uuid;
 pub use self::tokens::TokenKey;
 use processes::database::Database;
 
-/// Somebody who has signed up.
+/// Represents somebody who has signed up.
 #[derive(Clone, Debug)]
 pub struct Person {
     pub name: String,

@@ -1,4 +1,4 @@
-//! The people of the demonstration: what each of them shows, and what it must come to.
+//! Puts in the people of the demonstration: what each of them shows, and what it must come to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,11 +19,11 @@ const GOODS: &str = "Vente de marchandises";
 const SERVICES: &str = "Prestation de services";
 const LIBERAL: &str = "Activité libérale";
 
-/// Stripe's prices of the two plans that are paid for.
+/// These are Stripe's prices of the two plans that are paid for.
 pub const PRICE_PRO: &str = "price_1ComptalyzePro";
 pub const PRICE_PREMIUM: &str = "price_1ComptalyzePremium";
 
-/// A kind of mail.
+/// Represents a kind of mail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mail {
     Offer,
@@ -34,7 +34,7 @@ pub enum Mail {
     Reconnect,
 }
 
-/// Everybody, once seeded.
+/// Holds everybody, once seeded.
 #[derive(Clone, Debug, Default)]
 pub struct People {
     pub names: BTreeMap<Uuid, String>,
@@ -76,7 +76,7 @@ impl People {
     }
 }
 
-/// Where the people are put.
+/// Says where the people are put.
 pub struct Town<'a> {
     pub db: &'a Database,
     pub stripe: &'a stripe::StandIn,

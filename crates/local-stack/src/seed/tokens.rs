@@ -1,4 +1,4 @@
-//! Stored tokens as the web application writes them: `hex(iv):hex(AES-256-CBC)`.
+//! Writes stored tokens as the web application writes them: `hex(iv):hex(AES-256-CBC)`.
 //!
 //! A second, independent implementation: that the product reads what this writes says something about both.
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 const BLOCK: usize = 16;
 
-/// `ENCRYPTION_KEY`: text of 32 bytes, which are the key.
+/// Represents the value of `ENCRYPTION_KEY`: text of 32 bytes, which are the key.
 #[derive(Clone, Debug)]
 pub struct TokenKey(String);
 

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Holds what the tests share.
 
 /// A client for plain HTTP on the loopback interface.
 pub(crate) fn http_client() -> reqwest::Client {

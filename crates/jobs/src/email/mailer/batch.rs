@@ -1,17 +1,17 @@
-//! A sealed batch: what is sent, and what may follow from its requests.
+//! Describes a sealed batch: what is sent, and what may follow from its requests.
 
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::email::outbox::Outcome;
 
-/// A mail as it is sent.
+/// Represents a mail as it is sent.
 pub(super) struct RenderedMail {
     pub(super) delivery_id: i64,
     pub(super) payload: Value,
 }
 
-/// A sealed batch of mails.
+/// Represents a sealed batch of mails.
 pub(super) struct Batch {
     pub(super) id: Uuid,
     pub(super) claim: Uuid,

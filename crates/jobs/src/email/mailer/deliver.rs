@@ -26,7 +26,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(20);
 const MOST_WAITS: usize = 5;
 /// So many requests are made for a batch within one claim if their outcome is unknown.
 const TRIES: usize = 2;
-/// How long another request with the same key may still run.
+/// Says how long another request with the same key may still run.
 const UNDER_WAY: Duration = Duration::from_secs(30);
 
 impl Mailer {

@@ -1,5 +1,5 @@
-//! From a claim to a batch that may be sent: a fresh one is rendered and sealed, one that an earlier claim sealed is
-//! rendered again as it was.
+//! Makes a batch that may be sent out of a claim: a fresh one is rendered and sealed, one that an earlier claim sealed
+//! is rendered again as it was.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Steps newly crossed, all in one mail.
+//! Tells of the steps newly crossed, all in one mail.
 
 use askama::Template;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::urssaf::{Consequence, Crossing};
 
-/// Unknown activities that are named; the others are counted.
+/// So many unknown activities are named; the others are counted.
 const NAMED: usize = 5;
 
 pub(super) struct View {
@@ -22,7 +22,7 @@ pub(super) struct View {
     several_unknown: bool,
 }
 
-/// One crossing, in words.
+/// Represents one crossing, in words.
 struct Step {
     level: Level,
     urgency: u8,
@@ -45,7 +45,7 @@ struct Step {
     advice: String,
 }
 
-/// Where a turnover comes from.
+/// Says where a turnover comes from.
 struct Split {
     typed: String,
     imported: String,

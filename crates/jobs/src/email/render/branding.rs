@@ -1,6 +1,6 @@
-//! What all mails show of a deployment: the application, the sender and the promotional code.
+//! Holds what all mails show of a deployment: the application, the sender and the promotional code.
 
-/// What every mail of a deployment shows, whatever its facts.
+/// Holds what every mail of a deployment shows, whatever its facts.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Branding {
     /// The web application, with no slash at its end.
@@ -11,7 +11,7 @@ pub struct Branding {
     pub promo: Option<Promo>,
 }
 
-/// A promotional code.
+/// Represents a promotional code.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Promo {
     /// What the user types.

@@ -1,9 +1,9 @@
-//! What a crossing means, from when, and what to do about it.
+//! Says what a crossing means, from when, and what to do about it.
 
 use super::french::{date, round_euros};
 use crate::urssaf::{Consequence, Crossing, Threshold};
 
-/// How much a crossing matters to its reader.
+/// Says how much a crossing matters to its reader.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Level {
     /// The figures have to be looked at first.
@@ -48,7 +48,7 @@ pub(super) fn urgency(crossing: &Crossing) -> u8 {
     }
 }
 
-/// The two things a limit can be about, and the two turnovers it is held against.
+/// Holds the two things a limit can be about, and the two turnovers it is held against.
 #[derive(Clone, Copy)]
 pub(super) struct Limit {
     /// "plafond de la micro-entreprise".

@@ -1,4 +1,4 @@
-//! What went wrong, for whoever runs this deployment.
+//! Tells what went wrong to whoever runs this deployment.
 
 use askama::Template;
 use chrono::NaiveDate;

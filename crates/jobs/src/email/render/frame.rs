@@ -1,4 +1,4 @@
-//! What stands around the words of every mail: greeting, reason, ways out, sender.
+//! Writes what stands around the words of every mail: greeting, reason, ways out, sender.
 
 use super::{
     branding::Branding,
@@ -7,21 +7,21 @@ use super::{
 };
 use crate::mail_kind::MailKind;
 
-/// The words of one mail.
+/// Holds the words of one mail.
 pub(super) trait Mail {
     fn headline(&self) -> Headline;
     fn html(&self, frame: &Frame) -> askama::Result<String>;
     fn text(&self, frame: &Frame) -> askama::Result<String>;
 }
 
-/// What an inbox shows of a mail.
+/// Is what an inbox shows of a mail.
 pub(super) struct Headline {
     pub(super) subject: String,
     /// What stands behind the subject.
     pub(super) preheader: String,
 }
 
-/// What the base templates need.
+/// Holds what the base templates need.
 pub(super) struct Frame<'a> {
     pub(super) subject: String,
     pub(super) preheader: String,
@@ -40,7 +40,7 @@ pub(super) struct Frame<'a> {
     pub(super) dark: &'static Palette,
 }
 
-/// A link that stops mails of one preference.
+/// Represents a link that stops mails of one preference.
 pub(super) struct Refusal<'a> {
     pub(super) label: String,
     pub(super) url: &'a str,

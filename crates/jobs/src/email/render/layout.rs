@@ -1,8 +1,8 @@
-//! The last touch on what a template gave: punctuation, blank lines, line lengths.
+//! Puts the last touch on what a template gave: punctuation, blank lines, line lengths.
 
 use super::french::typeset;
 
-/// Longest line of a text part: what mail programs show without wrapping it themselves.
+/// No line of a text part is longer: what mail programs show without wrapping it themselves.
 const WIDTH: usize = 72;
 
 /// Typesets the words, leaving tags and styles alone, and takes out the templates' own indentation.

@@ -1,4 +1,4 @@
-//! J+3: what Pro and Premium bring.
+//! Writes the J+3 mail: what Pro and Premium bring.
 
 use askama::Template;
 

@@ -1,6 +1,6 @@
-//! The colours of the mails, light and dark. A test holds their contrasts.
+//! Holds the colours of the mails, light and dark. A test holds their contrasts.
 
-/// One scheme. `#rrggbb` each: three digits are read differently by some mail programs.
+/// Represents one scheme. `#rrggbb` each: three digits are read differently by some mail programs.
 #[derive(Debug)]
 pub(super) struct Palette {
     /// Behind the card.

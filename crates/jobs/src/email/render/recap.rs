@@ -1,4 +1,4 @@
-//! What was imported for a month.
+//! Tells what was imported for a month.
 
 use askama::Template;
 use chrono::{DateTime, Utc};
@@ -19,7 +19,7 @@ pub(super) struct View {
     sources: Vec<Source>,
     /// "30 novembre 2026 à 18 h 05".
     provisional_at: Option<String>,
-    /// What was typed by hand as well.
+    /// Says what was typed by hand as well.
     typed: Option<String>,
     /// "USD et GBP".
     uncounted: Option<String>,

@@ -1,4 +1,4 @@
-//! "Record your turnover of last month."
+//! Says "Record your turnover of last month."
 
 use askama::Template;
 

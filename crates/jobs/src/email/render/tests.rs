@@ -1,4 +1,4 @@
-//! What holds for every mail, and a picture of each in words.
+//! Tests what holds for every mail, and keeps a picture of each in words.
 
 use crate::{
     email::{

@@ -1,4 +1,4 @@
-//! An integration that its user has to connect again.
+//! Asks a user to connect an integration again.
 
 use askama::Template;
 use chrono::{DateTime, Utc};

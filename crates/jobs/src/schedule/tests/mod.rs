@@ -1,4 +1,4 @@
-//! The calendar, held against independent arithmetic from 1970 to 2099.
+//! Holds the calendar against independent arithmetic from 1970 to 2099.
 
 mod gates;
 mod months;

@@ -1,4 +1,4 @@
-//! Months and days of Paris.
+//! Tests months and days of Paris.
 
 use chrono::{Datelike, NaiveDate, TimeDelta};
 use proptest::prelude::*;

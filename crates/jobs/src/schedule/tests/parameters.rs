@@ -1,4 +1,4 @@
-//! `at=`, `month=`, `force=`, `days=`, and how far back a sync reads.
+//! Tests `at=`, `month=`, `force=`, `days=`, and how far back a sync reads.
 
 use crate::schedule::{
     AtError, DEFAULT_DAYS, Days, FutureMonth, Month, MonthlySync, Window, monthly_sync_month, parse_at,
