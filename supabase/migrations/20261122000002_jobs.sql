@@ -22,7 +22,8 @@ begin
     if exists (select from pg_catalog.pg_available_extensions where name = 'pgmq') then
         create extension if not exists pgmq;
     elsif to_regprocedure('pgmq.create(text)') is null then
-        raise exception 'pgmq is missing: enable Queues (extension pgmq) in the Supabase dashboard, then run this file again';
+        raise exception 'pgmq is missing: enable Queues (extension pgmq) in the Supabase dashboard, '
+            'then run this file again';
     end if;
 end $$;
 
@@ -144,7 +145,8 @@ create table jobs.job_items (
     result jsonb not null default '{}',
     error jsonb,                                 -- {code, message} of the last failure
     created_at timestamptz not null default clock_timestamp(),
-    waiting_since timestamptz not null default clock_timestamp(), -- since when its subject waits, however often it was planned anew
+    -- Since when its subject waits, however often it was planned anew.
+    waiting_since timestamptz not null default clock_timestamp(),
     settled_at timestamptz,
     unique (run_id, kind, subject)
 );
@@ -277,8 +279,8 @@ begin
 
     return coalesce((
         select jsonb_agg(jsonb_build_object(
-            'item_id', i.item_id, 'run_id', i.run_id, 'version', i.version, 'kind', i.kind, 'subject', i.subject, 'user_id', i.user_id,
-            'payload', i.payload, 'progress', i.progress, 'attempts', i.attempts,
+            'item_id', i.item_id, 'run_id', i.run_id, 'version', i.version, 'kind', i.kind, 'subject', i.subject,
+            'user_id', i.user_id, 'payload', i.payload, 'progress', i.progress, 'attempts', i.attempts,
             'as_of', r.as_of) order by i.item_id)
         from jobs.job_items i join jobs.job_runs r using (run_id)
         where i.lease_id = p_claim and i.status = 'queued'), '[]');
@@ -304,8 +306,8 @@ begin
     return to_jsonb(coalesce(held, '{}'));
 end $$;
 
--- Gives an item back. With an error it is an attempt, and attempt number p_max_attempts fails the item. Without one (budget, quota, rate
--- limit, our own key refused) it is none.
+-- Gives an item back. With an error it is an attempt, and attempt number p_max_attempts fails the item. Without one
+-- (budget, quota, rate limit, our own key refused) it is none.
 --   {state: queued | failed | lost, attempts}
 create function public.jobs_give_back(
     p_item_id bigint, p_lease_id uuid, p_delay_seconds integer, p_error jsonb, p_max_attempts integer,
@@ -320,7 +322,8 @@ begin
         if i.returned_lease = p_lease_id and i.status = 'queued' then
             return jsonb_build_object('state', 'queued', 'attempts', i.attempts);  -- a repeated call
         end if;
-        return jsonb_build_object('state', case when hold = 'lost' then 'lost' else i.status end, 'attempts', i.attempts);
+        return jsonb_build_object(
+            'state', case when hold = 'lost' then 'lost' else i.status end, 'attempts', i.attempts);
     end if;
     if p_error is not null then
         update jobs.job_items set attempts = attempts + 1, error = p_error where item_id = p_item_id;
@@ -328,7 +331,8 @@ begin
     select * into i from jobs.job_items where item_id = p_item_id;
     if i.attempts >= p_max_attempts then
         perform jobs.finish_item(p_item_id, 'failed',
-            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error, p_now);
+            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error),
+            i.error, p_now);
         insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata, synced_at)
         select i.user_id, 'jobs', r.trigger, 'error', i.error ->> 'message',
             jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code'), p_now
@@ -634,7 +638,8 @@ language sql stable set search_path = '' as $$
     ), years as (
         select a.user_id, a.year, jsonb_build_object('year', a.year, 'sums', jsonb_agg(jsonb_build_object(
             'activity', a.activity, 'typed', a.typed, 'imported', a.imported) order by a.activity),
-            'mixed', coalesce((select m.months from mixed m where m.user_id = a.user_id and m.year = a.year), '[]')) as year_books
+            'mixed', coalesce((select m.months from mixed m where m.user_id = a.user_id and m.year = a.year), '[]'))
+            as year_books
         from sums a group by 1, 2
     ), books as (
         select y.user_id, jsonb_agg(y.year_books order by y.year) as years from years y group by 1
@@ -650,7 +655,8 @@ language sql stable set search_path = '' as $$
         select coalesce(sum(r.amount_eur), 0) * 100 as recorded,
             sum(r.amount_eur) filter (where r.source <> 'auto_sync') * 100 as typed, count(*) as entries
         from (select * from public.ca_records a
-              where a.user_id = p_user_id and a.year = extract(year from p_month) and a.month = extract(month from p_month)
+              where a.user_id = p_user_id and a.year = extract(year from p_month)
+                  and a.month = extract(month from p_month)
               limit 50001) r
     ), judged as (
         select s.*, case when s.recorded = 'NaN' then 'unreadable_amount'
@@ -1371,9 +1377,9 @@ language sql stable as $$
     select sha256(convert_to(lower(btrim(p_address)), 'UTF8'));
 $$;
 
--- Everybody, with what keeps mail away (unreachable: null where nothing does, but for a ban) and what they wish. A missing row of
--- email_preferences means: no reminder, everything else. Metadata is the user's own: it only ever keeps an offer
--- away.
+-- Everybody, with what keeps mail away (unreachable: null where nothing does, but for a ban) and what they wish. A
+-- missing row of email_preferences means: no reminder, everything else. Metadata is the user's own: it only ever keeps
+-- an offer away.
 create view jobs.mail_people as
     select u.id as user_id, u.email::text as address, u.created_at, u.banned_until,
         nullif(left(split_part(btrim(p.full_name), ' ', 1), 40), '') as first_name,
@@ -1691,7 +1697,8 @@ begin
         where d.batch_id = batches[1] and d.status = 'sealed' and i.status = 'queued'
         order by i.msg_id;
         update jobs.job_items i
-        set lease_id = p_claim, returned_lease = null, leased_until = clock_timestamp() + make_interval(secs => p_seconds)
+        set lease_id = p_claim, returned_lease = null,
+            leased_until = clock_timestamp() + make_interval(secs => p_seconds)
         from jobs.email_deliveries d
         where d.batch_id = batches[1] and d.status = 'sealed' and i.item_id = d.item_id and i.status = 'queued';
     end if;
@@ -1712,7 +1719,8 @@ begin
             'age_seconds', greatest(0, extract(epoch from p_now - b.sealed_at))::bigint)
             order by d.position, d.delivery_id), '[]')
         from (
-            select * from jobs.email_deliveries where delivery_id = any (mine) and status = 'planned' and batches is null
+            select * from jobs.email_deliveries
+            where delivery_id = any (mine) and status = 'planned' and batches is null
             union all
             -- From the ledger, not from the items: one may have gone with its user, and the payload must not change.
             select * from jobs.email_deliveries where batch_id = batches[1] and status = 'sealed'
@@ -1834,7 +1842,8 @@ begin
     perform jobs.lock_mail_ledger();
     held := jobs.hold_mails(p_claim,
         array(select (o ->> 'delivery_id')::bigint from jsonb_array_elements(p_outcomes) o), 60);
-    perform jobs.write_mail_outcomes(p_claim, (select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
+    perform jobs.write_mail_outcomes(p_claim, (
+        select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
         where (o ->> 'delivery_id')::bigint = any (held)), p_now);
     return (select count(*)
         from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
@@ -1843,9 +1852,9 @@ begin
         where i.item_id is null or i.lease_id = p_claim);
 end $$;
 
--- Gives mails back. With an error it is an attempt, and attempt number p_max_attempts ends them: as unknown where they were sealed, as failed
--- otherwise. p_release_batch: the batch was definitely not accepted; its mails are free for another one.
--- A repeated call finds nothing that is held.
+-- Gives mails back. With an error it is an attempt, and attempt number p_max_attempts ends them: as unknown where they
+-- were sealed, as failed otherwise. p_release_batch: the batch was definitely not accepted; its mails are free for
+-- another one. A repeated call finds nothing that is held.
 create function public.mail_give_back(
     p_claim uuid, p_deliveries bigint[], p_delay_seconds integer, p_error jsonb, p_release_batch uuid,
     p_max_attempts integer, p_now timestamptz
@@ -2012,8 +2021,8 @@ begin
     end if;
 end $$;
 
--- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it still
--- is. Refused: what connecting again mends. Call in the settlement's transaction.
+-- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it
+-- still is. Refused: what connecting again mends. Call in the settlement's transaction.
 -- p_policy: {refusals: how many in a row, mails: how many until it is good again, pause_days: between two of them,
 -- open_days: until such a mail expires, codes: [the refusals that connecting again mends]}
 create function jobs.plan_reconnect_mail(
@@ -2125,7 +2134,8 @@ declare
 begin
     if p_due then
         -- Before the books: a mark that is set again while they are read is not taken for this one.
-        select array_agg(d.user_id order by d.user_id), jsonb_agg(jsonb_build_object('user_id', d.user_id, 'since', d.since))
+        select array_agg(d.user_id order by d.user_id),
+            jsonb_agg(jsonb_build_object('user_id', d.user_id, 'since', d.since))
         into users, due
         from (select * from jobs.threshold_checks_due q
               where p_after is null or q.user_id > p_after order by q.user_id limit p_limit) d;
@@ -2145,12 +2155,14 @@ begin
     end if;
 
     with held as (
-        select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
+        select t.user_id,
+            jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
         from jobs.threshold_alerts t
         where t.user_id = any (above) and t.year between first_year and last_year group by 1
     ), people_found as (
         select b.user_id, jsonb_build_object(
-            'user_id', b.user_id, 'created', b.created, 'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
+            'user_id', b.user_id, 'created', b.created,
+            'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
             'held', coalesce(h.held, '[]'), 'years', coalesce(b.years, '[]')) as person
         from jobs.books(above, first_year, last_year) b
         -- A fence (offset 0): of all people only these.
@@ -2241,8 +2253,8 @@ begin
         group by a.user_id, a.year, a.facts
     )
     insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
-    select 'threshold_alert/' || f.user_id || '/' || f.year || '/' || f.steps, 'threshold_alert', f.user_id, f.user_id, p_run_id,
-        f.facts || jsonb_build_object('crossings', f.crossings)
+    select 'threshold_alert/' || f.user_id || '/' || f.year || '/' || f.steps, 'threshold_alert', f.user_id, f.user_id,
+        p_run_id, f.facts || jsonb_build_object('crossings', f.crossings)
     from fresh f
     on conflict (dedupe_key) do nothing;
 
@@ -2561,7 +2573,8 @@ begin
     free_at := greatest(
         (select t.tried_at from jobs.job_sign_ins t where t.address = p_address
          order by t.tried_at desc offset p_most - 1 limit 1),
-        (select t.tried_at from jobs.job_sign_ins t order by t.tried_at desc offset p_most_together - 1 limit 1)) + span;
+        (select t.tried_at from jobs.job_sign_ins t
+            order by t.tried_at desc offset p_most_together - 1 limit 1)) + span;
     if free_at is not null then
         return jsonb_build_object('allowed', false,
             'retry_after', greatest(1, ceil(extract(epoch from free_at - p_now)))::integer);
@@ -2688,8 +2701,8 @@ language sql stable set search_path = '' as $$
             group by 1 order by 1) s));
 $$;
 
--- Each lane that has something: waiting, of these in flight and put off after a failure; failed since p_failed_since and
--- not made up for; of mails also how many ended without anybody knowing.
+-- Each lane that has something: waiting, of these in flight and put off after a failure; failed since p_failed_since
+-- and not made up for; of mails also how many ended without anybody knowing.
 create function jobs.status_queue(p_failed_since timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with waiting as (
@@ -2721,7 +2734,8 @@ language sql stable set search_path = '' as $$
             select s.kind, s.day, count(*) filter (where s.status = 'sent') as sent,
                 count(*) filter (where s.status in ('failed', 'refused')) as failed,
                 count(*) filter (where s.status = 'unknown') as unknown,
-                count(*) filter (where s.status in ('skipped', 'expired') and s.reason is distinct from 'suppressed') as skipped,
+                count(*) filter (where s.status in ('skipped', 'expired')
+                    and s.reason is distinct from 'suppressed') as skipped,
                 count(*) filter (where s.status = 'skipped' and s.reason = 'suppressed') as suppressed,
                 count(*) filter (where s.feedback is not null) as returned
             from settled s group by 1, 2) m),
@@ -2759,10 +2773,12 @@ language sql stable set search_path = '' as $$
         -- Renewed by us, with our credentials, and still good.
         'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
-        'refused_credentials', (select coalesce(jsonb_agg(jsonb_build_object('at', r.at, 'message', r.message)), '[]') from (
+        'refused_credentials', (
+            select coalesce(jsonb_agg(jsonb_build_object('at', r.at, 'message', r.message)), '[]') from (
             select max(l.synced_at) as at, jobs.mask_text(p.problem ->> 'message') as message
             from public.sync_logs l
-            cross join lateral jsonb_path_query(l.metadata, '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
+            cross join lateral jsonb_path_query(l.metadata,
+                '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
             where l.synced_at >= p_now - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
             group by 2) r));
 $$;
@@ -2774,7 +2790,8 @@ language sql stable set search_path = '' as $$
     select jsonb_build_object(
         'total', (select count(*) from jobs.unreadable_books),
         'users', (select coalesce(jsonb_agg(jsonb_build_object('user_id', b.user_id,
-                'address', jobs.mask_address(u.email), 'flaw', b.flaw, 'since', b.since) order by b.since, b.user_id), '[]')
+                'address', jobs.mask_address(u.email), 'flaw', b.flaw, 'since', b.since)
+                order by b.since, b.user_id), '[]')
             from (select * from jobs.unreadable_books order by since, user_id limit p_limit) b
             join auth.users u on u.id = b.user_id));
 $$;
@@ -2845,8 +2862,8 @@ begin
         again := array(
             select f.item_id from jobs.open_failures(p_failed_since) f
             join jobs.email_deliveries d on d.item_id = f.item_id
-            where f.lane = p_lane and d.status in ('failed', 'refused') and d.provider_id is null and d.user_id is not null
-                and (d.expires_at is null or d.expires_at > p_now));
+            where f.lane = p_lane and d.status in ('failed', 'refused')
+                and d.provider_id is null and d.user_id is not null and (d.expires_at is null or d.expires_at > p_now));
         update jobs.email_deliveries d
         set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
             sealed_at = null, settled_at = null
@@ -2873,7 +2890,8 @@ begin
             insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
             select distinct on (i.kind, i.subject) p_run_id, i.lane, i.kind, i.subject, i.user_id,
                 -- An old month's recap is no news any more.
-                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end, p_now, p_now
+                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end,
+                p_now, p_now
             from jobs.job_items i where i.item_id = any (again)
             order by i.kind, i.subject, i.item_id desc;
             get diagnostics planned = row_count;
@@ -2896,9 +2914,9 @@ end $$;
 
 -- What went wrong since the operator was told last, and the one mail a day that tells it.
 
--- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest does
--- not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons: slots
--- since p_slots_since, the routes' last calls since p_calls_since.
+-- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest
+-- does not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons:
+-- slots since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    unreadable: users whose books could not be read since then, calls: [{route, message, count}],
 --    routes: {route: last call}}
@@ -2935,7 +2953,8 @@ begin
             group by 1) l where l.route is not null));
 end $$;
 
--- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on. p_facts: {to, day, points, status_url}.
+-- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on.
+-- p_facts: {to, day, points, status_url}.
 --   {state: planned | joined | repeated, run_id}
 create function public.jobs_plan_digest(
     p_run_id uuid, p_route text, p_facts jsonb, p_expires_at timestamptz, p_now timestamptz
@@ -2960,8 +2979,8 @@ end $$;
 -- personal of those settled before p_personal_before. What is personal of users who are gone goes at once, but for a
 -- batch that was sealed later than p_sealed_until: it may be sent again as sealed.
 --
--- The oldest first, at most 20,000 rows per table a call, so that it never takes long; left says that there is more: call
--- again. Waits for nobody: what is locked just now has time.
+-- The oldest first, at most 20,000 rows per table a call, so that it never takes long; left says that there is more:
+-- call again. Waits for nobody: what is locked just now has time.
 --
 -- Rows go by where they were found (ctid): looking them up again would read the index of all logs, at random.
 --   {logs, items, runs, events, blanked, left}
@@ -2983,7 +3002,8 @@ begin
     get diagnostics logs = row_count;
     delete from jobs.job_items where ctid = any (array(
         select i.ctid
-        from (select run_id from jobs.job_runs where finished_at < p_before order by finished_at limit max_rows_per_table) r
+        from (select run_id from jobs.job_runs
+            where finished_at < p_before order by finished_at limit max_rows_per_table) r
         -- In the order of an index (here and below): else the whole table may seem quicker.
         cross join lateral (select ctid from jobs.job_items where run_id = r.run_id order by kind, subject
             limit max_rows_per_table for update skip locked) i
@@ -2991,15 +3011,15 @@ begin
     get diagnostics items = row_count;
     delete from jobs.job_runs where ctid = any (array(
         select r.ctid
-        from (select ctid, run_id from jobs.job_runs where finished_at < p_before order by finished_at limit max_rows_per_table
-            for update skip locked) r
+        from (select ctid, run_id from jobs.job_runs
+            where finished_at < p_before order by finished_at limit max_rows_per_table for update skip locked) r
         left join lateral (select true as one from jobs.job_items where run_id = r.run_id order by kind, subject
             limit 1) i on true
         where i.one is null));
     get diagnostics runs = row_count;
     delete from jobs.email_events where ctid = any (array(
-        select e.ctid from jobs.email_events e where e.received_at < p_before order by e.received_at limit max_rows_per_table
-        for update skip locked));
+        select e.ctid from jobs.email_events e
+        where e.received_at < p_before order by e.received_at limit max_rows_per_table for update skip locked));
     get diagnostics events = row_count;
     -- Few, and of no use after some minutes; nobody may have tried since.
     delete from jobs.job_sign_ins where tried_at < p_now - interval '1 day';
@@ -3013,7 +3033,8 @@ begin
             settled_at = coalesce(d.settled_at, p_now)
         where d.delivery_id = any (array(
             select g.delivery_id from jobs.email_deliveries g
-            where g.user_id is null and g.kind <> 'operator_digest' and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
+            where g.user_id is null and g.kind <> 'operator_digest'
+                and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
                 and (g.status <> 'sealed' or exists (select from jobs.email_batches b
                     where b.batch_id = g.batch_id and b.sealed_at <= p_sealed_until))
             limit max_rows_per_table for update of g skip locked))
@@ -3036,7 +3057,8 @@ begin
 end $$;
 
 -- Who may do what; the last file, and the only one about rights. Supabase's default privileges open every new table and
--- function of `public` to everybody, and PostgreSQL grants EXECUTE on every new function to PUBLIC: both are taken back.
+-- function of `public` to everybody, and PostgreSQL grants EXECUTE on every new function to PUBLIC: both are taken
+-- back.
 
 -- Ours: nobody but the owner, not even service_role. Row-level security without a policy, should somebody ever get in.
 revoke all on schema jobs from public, anon, authenticated, service_role;
@@ -3059,11 +3081,11 @@ revoke all on function
     public.integration_context, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
-    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts, public.jobs_plan_alerts,
-    public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync, public.jobs_prune, public.jobs_release,
-    public.jobs_report, public.jobs_retry, public.jobs_run_waits, public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out,
-    public.jobs_signed_in,
-    public.jobs_status, public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
+    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
+    public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
+    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retry, public.jobs_run_waits,
+    public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_status,
+    public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books
 from public, anon, authenticated, service_role;
@@ -3071,11 +3093,11 @@ grant execute on function
     public.integration_context, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
-    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts, public.jobs_plan_alerts,
-    public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync, public.jobs_prune, public.jobs_release,
-    public.jobs_report, public.jobs_retry, public.jobs_run_waits, public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out,
-    public.jobs_signed_in,
-    public.jobs_status, public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
+    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
+    public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
+    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retry, public.jobs_run_waits,
+    public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_status,
+    public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books
 to service_role;

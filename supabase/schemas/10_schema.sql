@@ -19,6 +19,7 @@ begin
     if exists (select from pg_catalog.pg_available_extensions where name = 'pgmq') then
         create extension if not exists pgmq;
     elsif to_regprocedure('pgmq.create(text)') is null then
-        raise exception 'pgmq is missing: enable Queues (extension pgmq) in the Supabase dashboard, then run this file again';
+        raise exception 'pgmq is missing: enable Queues (extension pgmq) in the Supabase dashboard, '
+            'then run this file again';
     end if;
 end $$;

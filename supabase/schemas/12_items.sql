@@ -42,7 +42,8 @@ create table jobs.job_items (
     result jsonb not null default '{}',
     error jsonb,                                 -- {code, message} of the last failure
     created_at timestamptz not null default clock_timestamp(),
-    waiting_since timestamptz not null default clock_timestamp(), -- since when its subject waits, however often it was planned anew
+    -- Since when its subject waits, however often it was planned anew.
+    waiting_since timestamptz not null default clock_timestamp(),
     settled_at timestamptz,
     unique (run_id, kind, subject)
 );

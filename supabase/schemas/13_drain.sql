@@ -58,8 +58,8 @@ begin
 
     return coalesce((
         select jsonb_agg(jsonb_build_object(
-            'item_id', i.item_id, 'run_id', i.run_id, 'version', i.version, 'kind', i.kind, 'subject', i.subject, 'user_id', i.user_id,
-            'payload', i.payload, 'progress', i.progress, 'attempts', i.attempts,
+            'item_id', i.item_id, 'run_id', i.run_id, 'version', i.version, 'kind', i.kind, 'subject', i.subject,
+            'user_id', i.user_id, 'payload', i.payload, 'progress', i.progress, 'attempts', i.attempts,
             'as_of', r.as_of) order by i.item_id)
         from jobs.job_items i join jobs.job_runs r using (run_id)
         where i.lease_id = p_claim and i.status = 'queued'), '[]');
@@ -85,8 +85,8 @@ begin
     return to_jsonb(coalesce(held, '{}'));
 end $$;
 
--- Gives an item back. With an error it is an attempt, and attempt number p_max_attempts fails the item. Without one (budget, quota, rate
--- limit, our own key refused) it is none.
+-- Gives an item back. With an error it is an attempt, and attempt number p_max_attempts fails the item. Without one
+-- (budget, quota, rate limit, our own key refused) it is none.
 --   {state: queued | failed | lost, attempts}
 create function public.jobs_give_back(
     p_item_id bigint, p_lease_id uuid, p_delay_seconds integer, p_error jsonb, p_max_attempts integer,
@@ -101,7 +101,8 @@ begin
         if i.returned_lease = p_lease_id and i.status = 'queued' then
             return jsonb_build_object('state', 'queued', 'attempts', i.attempts);  -- a repeated call
         end if;
-        return jsonb_build_object('state', case when hold = 'lost' then 'lost' else i.status end, 'attempts', i.attempts);
+        return jsonb_build_object(
+            'state', case when hold = 'lost' then 'lost' else i.status end, 'attempts', i.attempts);
     end if;
     if p_error is not null then
         update jobs.job_items set attempts = attempts + 1, error = p_error where item_id = p_item_id;
@@ -109,7 +110,8 @@ begin
     select * into i from jobs.job_items where item_id = p_item_id;
     if i.attempts >= p_max_attempts then
         perform jobs.finish_item(p_item_id, 'failed',
-            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error, p_now);
+            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error),
+            i.error, p_now);
         insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata, synced_at)
         select i.user_id, 'jobs', r.trigger, 'error', i.error ->> 'message',
             jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code'), p_now

@@ -89,7 +89,8 @@ language sql stable set search_path = '' as $$
     ), years as (
         select a.user_id, a.year, jsonb_build_object('year', a.year, 'sums', jsonb_agg(jsonb_build_object(
             'activity', a.activity, 'typed', a.typed, 'imported', a.imported) order by a.activity),
-            'mixed', coalesce((select m.months from mixed m where m.user_id = a.user_id and m.year = a.year), '[]')) as year_books
+            'mixed', coalesce((select m.months from mixed m where m.user_id = a.user_id and m.year = a.year), '[]'))
+            as year_books
         from sums a group by 1, 2
     ), books as (
         select y.user_id, jsonb_agg(y.year_books order by y.year) as years from years y group by 1
@@ -105,7 +106,8 @@ language sql stable set search_path = '' as $$
         select coalesce(sum(r.amount_eur), 0) * 100 as recorded,
             sum(r.amount_eur) filter (where r.source <> 'auto_sync') * 100 as typed, count(*) as entries
         from (select * from public.ca_records a
-              where a.user_id = p_user_id and a.year = extract(year from p_month) and a.month = extract(month from p_month)
+              where a.user_id = p_user_id and a.year = extract(year from p_month)
+                  and a.month = extract(month from p_month)
               limit 50001) r
     ), judged as (
         select s.*, case when s.recorded = 'NaN' then 'unreadable_amount'

@@ -6,9 +6,9 @@ language sql stable as $$
     select sha256(convert_to(lower(btrim(p_address)), 'UTF8'));
 $$;
 
--- Everybody, with what keeps mail away (unreachable: null where nothing does, but for a ban) and what they wish. A missing row of
--- email_preferences means: no reminder, everything else. Metadata is the user's own: it only ever keeps an offer
--- away.
+-- Everybody, with what keeps mail away (unreachable: null where nothing does, but for a ban) and what they wish. A
+-- missing row of email_preferences means: no reminder, everything else. Metadata is the user's own: it only ever keeps
+-- an offer away.
 create view jobs.mail_people as
     select u.id as user_id, u.email::text as address, u.created_at, u.banned_until,
         nullif(left(split_part(btrim(p.full_name), ' ', 1), 40), '') as first_name,

@@ -103,7 +103,8 @@ begin
         where d.batch_id = batches[1] and d.status = 'sealed' and i.status = 'queued'
         order by i.msg_id;
         update jobs.job_items i
-        set lease_id = p_claim, returned_lease = null, leased_until = clock_timestamp() + make_interval(secs => p_seconds)
+        set lease_id = p_claim, returned_lease = null,
+            leased_until = clock_timestamp() + make_interval(secs => p_seconds)
         from jobs.email_deliveries d
         where d.batch_id = batches[1] and d.status = 'sealed' and i.item_id = d.item_id and i.status = 'queued';
     end if;
@@ -124,7 +125,8 @@ begin
             'age_seconds', greatest(0, extract(epoch from p_now - b.sealed_at))::bigint)
             order by d.position, d.delivery_id), '[]')
         from (
-            select * from jobs.email_deliveries where delivery_id = any (mine) and status = 'planned' and batches is null
+            select * from jobs.email_deliveries
+            where delivery_id = any (mine) and status = 'planned' and batches is null
             union all
             -- From the ledger, not from the items: one may have gone with its user, and the payload must not change.
             select * from jobs.email_deliveries where batch_id = batches[1] and status = 'sealed'

@@ -99,7 +99,8 @@ begin
     perform jobs.lock_mail_ledger();
     held := jobs.hold_mails(p_claim,
         array(select (o ->> 'delivery_id')::bigint from jsonb_array_elements(p_outcomes) o), 60);
-    perform jobs.write_mail_outcomes(p_claim, (select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
+    perform jobs.write_mail_outcomes(p_claim, (
+        select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
         where (o ->> 'delivery_id')::bigint = any (held)), p_now);
     return (select count(*)
         from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
@@ -108,9 +109,9 @@ begin
         where i.item_id is null or i.lease_id = p_claim);
 end $$;
 
--- Gives mails back. With an error it is an attempt, and attempt number p_max_attempts ends them: as unknown where they were sealed, as failed
--- otherwise. p_release_batch: the batch was definitely not accepted; its mails are free for another one.
--- A repeated call finds nothing that is held.
+-- Gives mails back. With an error it is an attempt, and attempt number p_max_attempts ends them: as unknown where they
+-- were sealed, as failed otherwise. p_release_batch: the batch was definitely not accepted; its mails are free for
+-- another one. A repeated call finds nothing that is held.
 create function public.mail_give_back(
     p_claim uuid, p_deliveries bigint[], p_delay_seconds integer, p_error jsonb, p_release_batch uuid,
     p_max_attempts integer, p_now timestamptz

@@ -48,8 +48,8 @@ begin
     end if;
 end $$;
 
--- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it still
--- is. Refused: what connecting again mends. Call in the settlement's transaction.
+-- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it
+-- still is. Refused: what connecting again mends. Call in the settlement's transaction.
 -- p_policy: {refusals: how many in a row, mails: how many until it is good again, pause_days: between two of them,
 -- open_days: until such a mail expires, codes: [the refusals that connecting again mends]}
 create function jobs.plan_reconnect_mail(

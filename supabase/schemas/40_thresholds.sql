@@ -65,7 +65,8 @@ declare
 begin
     if p_due then
         -- Before the books: a mark that is set again while they are read is not taken for this one.
-        select array_agg(d.user_id order by d.user_id), jsonb_agg(jsonb_build_object('user_id', d.user_id, 'since', d.since))
+        select array_agg(d.user_id order by d.user_id),
+            jsonb_agg(jsonb_build_object('user_id', d.user_id, 'since', d.since))
         into users, due
         from (select * from jobs.threshold_checks_due q
               where p_after is null or q.user_id > p_after order by q.user_id limit p_limit) d;
@@ -85,12 +86,14 @@ begin
     end if;
 
     with held as (
-        select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
+        select t.user_id,
+            jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
         from jobs.threshold_alerts t
         where t.user_id = any (above) and t.year between first_year and last_year group by 1
     ), people_found as (
         select b.user_id, jsonb_build_object(
-            'user_id', b.user_id, 'created', b.created, 'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
+            'user_id', b.user_id, 'created', b.created,
+            'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
             'held', coalesce(h.held, '[]'), 'years', coalesce(b.years, '[]')) as person
         from jobs.books(above, first_year, last_year) b
         -- A fence (offset 0): of all people only these.
@@ -181,8 +184,8 @@ begin
         group by a.user_id, a.year, a.facts
     )
     insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
-    select 'threshold_alert/' || f.user_id || '/' || f.year || '/' || f.steps, 'threshold_alert', f.user_id, f.user_id, p_run_id,
-        f.facts || jsonb_build_object('crossings', f.crossings)
+    select 'threshold_alert/' || f.user_id || '/' || f.year || '/' || f.steps, 'threshold_alert', f.user_id, f.user_id,
+        p_run_id, f.facts || jsonb_build_object('crossings', f.crossings)
     from fresh f
     on conflict (dedupe_key) do nothing;
 

@@ -35,7 +35,8 @@ begin
     free_at := greatest(
         (select t.tried_at from jobs.job_sign_ins t where t.address = p_address
          order by t.tried_at desc offset p_most - 1 limit 1),
-        (select t.tried_at from jobs.job_sign_ins t order by t.tried_at desc offset p_most_together - 1 limit 1)) + span;
+        (select t.tried_at from jobs.job_sign_ins t
+            order by t.tried_at desc offset p_most_together - 1 limit 1)) + span;
     if free_at is not null then
         return jsonb_build_object('allowed', false,
             'retry_after', greatest(1, ceil(extract(epoch from free_at - p_now)))::integer);

@@ -98,8 +98,8 @@ language sql stable set search_path = '' as $$
             group by 1 order by 1) s));
 $$;
 
--- Each lane that has something: waiting, of these in flight and put off after a failure; failed since p_failed_since and
--- not made up for; of mails also how many ended without anybody knowing.
+-- Each lane that has something: waiting, of these in flight and put off after a failure; failed since p_failed_since
+-- and not made up for; of mails also how many ended without anybody knowing.
 create function jobs.status_queue(p_failed_since timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with waiting as (
@@ -131,7 +131,8 @@ language sql stable set search_path = '' as $$
             select s.kind, s.day, count(*) filter (where s.status = 'sent') as sent,
                 count(*) filter (where s.status in ('failed', 'refused')) as failed,
                 count(*) filter (where s.status = 'unknown') as unknown,
-                count(*) filter (where s.status in ('skipped', 'expired') and s.reason is distinct from 'suppressed') as skipped,
+                count(*) filter (where s.status in ('skipped', 'expired')
+                    and s.reason is distinct from 'suppressed') as skipped,
                 count(*) filter (where s.status = 'skipped' and s.reason = 'suppressed') as suppressed,
                 count(*) filter (where s.feedback is not null) as returned
             from settled s group by 1, 2) m),
@@ -169,10 +170,12 @@ language sql stable set search_path = '' as $$
         -- Renewed by us, with our credentials, and still good.
         'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
-        'refused_credentials', (select coalesce(jsonb_agg(jsonb_build_object('at', r.at, 'message', r.message)), '[]') from (
+        'refused_credentials', (
+            select coalesce(jsonb_agg(jsonb_build_object('at', r.at, 'message', r.message)), '[]') from (
             select max(l.synced_at) as at, jobs.mask_text(p.problem ->> 'message') as message
             from public.sync_logs l
-            cross join lateral jsonb_path_query(l.metadata, '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
+            cross join lateral jsonb_path_query(l.metadata,
+                '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
             where l.synced_at >= p_now - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
             group by 2) r));
 $$;
@@ -184,7 +187,8 @@ language sql stable set search_path = '' as $$
     select jsonb_build_object(
         'total', (select count(*) from jobs.unreadable_books),
         'users', (select coalesce(jsonb_agg(jsonb_build_object('user_id', b.user_id,
-                'address', jobs.mask_address(u.email), 'flaw', b.flaw, 'since', b.since) order by b.since, b.user_id), '[]')
+                'address', jobs.mask_address(u.email), 'flaw', b.flaw, 'since', b.since)
+                order by b.since, b.user_id), '[]')
             from (select * from jobs.unreadable_books order by since, user_id limit p_limit) b
             join auth.users u on u.id = b.user_id));
 $$;

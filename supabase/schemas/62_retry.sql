@@ -38,8 +38,8 @@ begin
         again := array(
             select f.item_id from jobs.open_failures(p_failed_since) f
             join jobs.email_deliveries d on d.item_id = f.item_id
-            where f.lane = p_lane and d.status in ('failed', 'refused') and d.provider_id is null and d.user_id is not null
-                and (d.expires_at is null or d.expires_at > p_now));
+            where f.lane = p_lane and d.status in ('failed', 'refused')
+                and d.provider_id is null and d.user_id is not null and (d.expires_at is null or d.expires_at > p_now));
         update jobs.email_deliveries d
         set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
             sealed_at = null, settled_at = null
@@ -66,7 +66,8 @@ begin
             insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
             select distinct on (i.kind, i.subject) p_run_id, i.lane, i.kind, i.subject, i.user_id,
                 -- An old month's recap is no news any more.
-                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end, p_now, p_now
+                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end,
+                p_now, p_now
             from jobs.job_items i where i.item_id = any (again)
             order by i.kind, i.subject, i.item_id desc;
             get diagnostics planned = row_count;

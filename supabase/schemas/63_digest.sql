@@ -1,8 +1,8 @@
 -- What went wrong since the operator was told last, and the one mail a day that tells it.
 
--- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest does
--- not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons: slots
--- since p_slots_since, the routes' last calls since p_calls_since.
+-- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest
+-- does not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons:
+-- slots since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    unreadable: users whose books could not be read since then, calls: [{route, message, count}],
 --    routes: {route: last call}}
@@ -39,7 +39,8 @@ begin
             group by 1) l where l.route is not null));
 end $$;
 
--- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on. p_facts: {to, day, points, status_url}.
+-- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on.
+-- p_facts: {to, day, points, status_url}.
 --   {state: planned | joined | repeated, run_id}
 create function public.jobs_plan_digest(
     p_run_id uuid, p_route text, p_facts jsonb, p_expires_at timestamptz, p_now timestamptz

@@ -4,8 +4,8 @@
 -- personal of those settled before p_personal_before. What is personal of users who are gone goes at once, but for a
 -- batch that was sealed later than p_sealed_until: it may be sent again as sealed.
 --
--- The oldest first, at most 20,000 rows per table a call, so that it never takes long; left says that there is more: call
--- again. Waits for nobody: what is locked just now has time.
+-- The oldest first, at most 20,000 rows per table a call, so that it never takes long; left says that there is more:
+-- call again. Waits for nobody: what is locked just now has time.
 --
 -- Rows go by where they were found (ctid): looking them up again would read the index of all logs, at random.
 --   {logs, items, runs, events, blanked, left}
@@ -27,7 +27,8 @@ begin
     get diagnostics logs = row_count;
     delete from jobs.job_items where ctid = any (array(
         select i.ctid
-        from (select run_id from jobs.job_runs where finished_at < p_before order by finished_at limit max_rows_per_table) r
+        from (select run_id from jobs.job_runs
+            where finished_at < p_before order by finished_at limit max_rows_per_table) r
         -- In the order of an index (here and below): else the whole table may seem quicker.
         cross join lateral (select ctid from jobs.job_items where run_id = r.run_id order by kind, subject
             limit max_rows_per_table for update skip locked) i
@@ -35,15 +36,15 @@ begin
     get diagnostics items = row_count;
     delete from jobs.job_runs where ctid = any (array(
         select r.ctid
-        from (select ctid, run_id from jobs.job_runs where finished_at < p_before order by finished_at limit max_rows_per_table
-            for update skip locked) r
+        from (select ctid, run_id from jobs.job_runs
+            where finished_at < p_before order by finished_at limit max_rows_per_table for update skip locked) r
         left join lateral (select true as one from jobs.job_items where run_id = r.run_id order by kind, subject
             limit 1) i on true
         where i.one is null));
     get diagnostics runs = row_count;
     delete from jobs.email_events where ctid = any (array(
-        select e.ctid from jobs.email_events e where e.received_at < p_before order by e.received_at limit max_rows_per_table
-        for update skip locked));
+        select e.ctid from jobs.email_events e
+        where e.received_at < p_before order by e.received_at limit max_rows_per_table for update skip locked));
     get diagnostics events = row_count;
     -- Few, and of no use after some minutes; nobody may have tried since.
     delete from jobs.job_sign_ins where tried_at < p_now - interval '1 day';
@@ -57,7 +58,8 @@ begin
             settled_at = coalesce(d.settled_at, p_now)
         where d.delivery_id = any (array(
             select g.delivery_id from jobs.email_deliveries g
-            where g.user_id is null and g.kind <> 'operator_digest' and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
+            where g.user_id is null and g.kind <> 'operator_digest'
+                and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
                 and (g.status <> 'sealed' or exists (select from jobs.email_batches b
                     where b.batch_id = g.batch_id and b.sealed_at <= p_sealed_until))
             limit max_rows_per_table for update of g skip locked))

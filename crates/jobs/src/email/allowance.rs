@@ -1,4 +1,5 @@
-//! Asks what the mail service still lets the account send, and how fast (Resend, "Account Usage API").
+//! Asks what the mail service still lets the account send, and how fast
+//! (<https://resend.com/docs/api-reference/usage/retrieve-usage>).
 
 use std::time::Duration;
 

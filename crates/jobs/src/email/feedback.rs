@@ -1,5 +1,5 @@
-//! Notes what the mail service reports of mails that left (Resend, "Webhooks"). Read leniently: kinds of event and
-//! fields that come later are no fault.
+//! Notes what the mail service reports of mails that left (<https://resend.com/docs/webhooks/event-types>). It is read
+//! leniently: kinds of event and fields that come later are no fault.
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;

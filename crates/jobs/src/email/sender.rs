@@ -2,9 +2,8 @@
 //!
 //! `resend-rs` builds and sends. Its limiter is not what paces us: each request gets a client value of its own, with
 //! its own limiter, over the one HTTP client of the process. It drops the body of a 429, so that a quota looks like
-//! a rate limit: `GET /usage` tells them apart (Resend, "Account Usage API"). It keeps headers in a `HashMap`, whose
-//! order changes from process to process: mails are written down as JSON with sorted keys, so that a retry has the
-//! same payload byte for byte.
+//! a rate limit: `GET /usage` tells them apart. It keeps headers in a `HashMap`, whose order changes from process to
+//! process: mails are written down as JSON with sorted keys, so that a retry has the same payload byte for byte.
 
 use std::{collections::HashSet, time::Duration};
 
