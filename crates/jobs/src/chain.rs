@@ -22,6 +22,9 @@ pub const HOP_HEADER: &str = "x-jobs-hop";
 /// A chain ends here; the next cron goes on. 48 hops of 270 seconds are more than half of six hours.
 pub const MOST_HOPS: u32 = 48;
 
+/// Says that items ended as errors, each of which keeps its own reason.
+const SOME_FAILED: &str = "Des éléments ou des courriels ont échoué ; la page d’état dit lesquels et pourquoi.";
+
 /// Says what one hop did.
 pub struct HopReport {
     pub settled: u64,
@@ -58,11 +61,13 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Hop
     let setbacks = drained.setbacks.iter().chain(&drained.mail_setbacks).filter(|_| stalled);
     let troubles: Vec<&Failure> =
         drained.blocked.iter().chain(&drained.post_blocked).chain(setbacks).chain(&drained.faults).collect();
-    tracing::info!(%chain, hop, settled, failed, closed, left, goes_on = started, "queue drained");
-    let message = troubles.first().map(|failure| failure.message.clone());
+    let errors = failed + drained.attempts_failed + troubles.len() as u64 + u64::from(left && !started);
+    tracing::info!(%chain, hop, settled, failed, attempts_failed = drained.attempts_failed, closed, left, goes_on = started, "queue drained");
+    let message = troubles.into_iter().chain(&drained.attempt_failures).next().map(|one| one.message.clone());
+    let message = message.or_else(|| (failed > 0).then(|| SOME_FAILED.to_owned()));
     Ok(HopReport {
         settled,
-        errors: failed + troubles.len() as u64 + u64::from(left && !started),
+        errors,
         message: message.or_else(|| (left && !started).then(|| handoff.left_behind().to_owned())),
     })
 }

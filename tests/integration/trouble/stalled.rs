@@ -9,8 +9,13 @@ use stand_ins::{
     stripe,
 };
 
-use super::{SYNC, ask, heal};
-use crate::world::World;
+use uuid::Uuid;
+
+use super::{SYNC, ask, ask_again, heal};
+use crate::{
+    promises::{rpc, until},
+    world::{SECRET, World},
+};
 
 /// The last row of the log that is about a whole call: its status and message.
 async fn logged(world: &World) -> Result<(String, Option<String>)> {
@@ -60,6 +65,63 @@ async fn a_run_that_could_do_nothing_says_why() -> Result<()> {
     world.set("JOB_BUDGET_SECONDS", "270");
     assert_eq!(heal(&world).await?, 2);
     Ok(())
+}
+
+/// The row of a `drain-queue` call is no success where an attempt of an item failed, an item failed for good, or a mail
+/// could not be sent. The reason stands in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_row_of_a_drain_is_no_success_where_something_failed() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("JOB_BUDGET_SECONDS", "3");
+    for account in ["acct_bad", "acct_good"] {
+        world.stripe_user(account).await?;
+        world.stripe.payment(account, world.earlier(90), 4_200, "eur");
+    }
+    let plan_sync = || {
+        json!({
+            "p_run_id": Uuid::new_v4(), "p_task": "sync_integrations", "p_kind": "sync_integration", "p_slot": null,
+            "p_trigger": "manual", "p_route": "/test", "p_as_of": world.now(), "p_parameters": {},
+            "p_payload": {"days": null}, "p_user_id": null, "p_dry_run": false, "p_now": world.now(),
+        })
+    };
+    rpc(&world, "jobs_plan_sync", &plan_sync()).await?;
+    world.stripe.faults().add(Rule::on("balance_transactions", stripe::server_error(false)));
+    assert_eq!(drained(&world).await?, ("partial".into(), true), "an attempt of each failed");
+    world.stripe.faults().clear();
+
+    world.stripe.revoke("acct_bad");
+    rpc(&world, "jobs_plan_sync", &plan_sync()).await?;
+    assert_eq!(drained(&world).await?, ("partial".into(), true), "one failed for good, one was read");
+
+    let digest = json!({
+        "p_run_id": Uuid::new_v4(), "p_route": "/test", "p_now": world.now(),
+        "p_expires_at": world.now() + chrono::TimeDelta::days(3),
+        "p_facts": {
+            "to": "operator@example.test", "day": "2026-11-18", "status_url": "https://jobs.example/api/status",
+            "points": [{"title": "Titre", "detail": "Texte", "count": 1}],
+        },
+    });
+    rpc(&world, "jobs_plan_digest", &digest).await?;
+    let no = json!({"name": "application_error", "message": "no"});
+    world.resend.faults().add(Rule::on("/emails", Fault::json(500, &no)));
+    assert_eq!(drained(&world).await?, ("partial".into(), true), "a mail's outcome is unknown");
+    world.resend.faults().clear();
+
+    assert_eq!(drained(&world).await?, ("success".into(), false), "nothing waits");
+    Ok(())
+}
+
+/// Calls `drain-queue`; answers the status of its row, and whether that says why.
+async fn drained(world: &World) -> Result<(String, bool)> {
+    world.run("delete from public.sync_logs where sync_type = 'drain'").await?;
+    // Kept until the row is there: the work goes on after the answer.
+    let function = world.function("drain-queue").await?;
+    let told = ask_again(world, &function, Method::POST, "", Some(&format!("Bearer {SECRET}"))).await?;
+    assert_eq!(told.status, 202, "{}", told.text);
+    let rows = "select count(*) from public.sync_logs where sync_type = 'drain'";
+    until("the row of the call", async || Ok(world.value::<i64>(rows).await? > 0)).await?;
+    let row = "select status, error_message is not null from public.sync_logs where sync_type = 'drain'";
+    Ok(sqlx::query_as(row).fetch_one(world.pool()).await?)
 }
 
 /// One is put off, the other is read: that is said, and is no error.

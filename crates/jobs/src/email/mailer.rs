@@ -62,6 +62,10 @@ pub struct MailReport {
     pub failed: u64,
     pub skipped: u64,
     pub given_back: u64,
+    /// How many of those given back had an attempt fail: they are tried again, but this is no success.
+    pub attempts_failed: u64,
+    /// Why the first of these attempts failed.
+    pub attempt_failure: Option<Failure>,
     /// Why the rest was left: a quota, or credentials of ours.
     pub blocked: Option<Failure>,
     /// Why mails were given back without an attempt: it passes, and nobody is told unless it is said here.
@@ -76,6 +80,8 @@ impl MailReport {
         self.failed += other.failed;
         self.skipped += other.skipped;
         self.given_back += other.given_back;
+        self.attempts_failed += other.attempts_failed;
+        self.attempt_failure = self.attempt_failure.take().or(other.attempt_failure);
         self.out_of_time |= other.out_of_time;
         self.blocked = self.blocked.take().or(other.blocked);
         self.setback = self.setback.take().or(other.setback);

@@ -75,6 +75,10 @@ pub struct LaneReport {
     /// How many of the settled items ended as an error.
     pub failed: u64,
     pub given_back: u64,
+    /// How many of those given back had an attempt fail: they are tried again, but this is no success.
+    pub attempts_failed: u64,
+    /// Why the first of these attempts failed.
+    pub attempt_failure: Option<Failure>,
     /// What keeps the lane's items back: a key of ours.
     pub blocked: Option<Failure>,
     /// Why an item was given back without an attempt: it passes, and nobody is told unless it is said here.
@@ -251,7 +255,11 @@ impl<J: Send + 'static> Drain<J> {
                 self.yielded.push(item);
                 return;
             }
-            Outcome::GiveBack { delay, failure: Some(failure), attempt: true } => (delay, Some(failure)),
+            Outcome::GiveBack { delay, failure: Some(failure), attempt: true } => {
+                self.report.attempts_failed += 1;
+                self.report.attempt_failure.get_or_insert_with(|| failure.clone());
+                (delay, Some(failure))
+            }
             Outcome::GiveBack { delay, failure, .. } => {
                 self.report.out_of_time |= !self.deadline.may_start_work();
                 self.report.setback = self.report.setback.take().or(failure);

@@ -16,6 +16,10 @@ pub struct Round {
     pub(super) report: Option<RunReport>,
     pub ended: u64,
     pub failed: u64,
+    /// How many items and mails are tried again after an attempt that failed.
+    pub attempts_failed: u64,
+    /// Why such attempts failed.
+    pub attempt_failures: Vec<Failure>,
     /// Each stopped a whole lane of data.
     pub blocked: Vec<Failure>,
     /// It stopped the mails.
@@ -37,6 +41,8 @@ impl Round {
         for lane in lanes {
             all.ended += lane.settled;
             all.failed += lane.failed;
+            all.attempts_failed += lane.attempts_failed;
+            all.attempt_failures.extend(lane.attempt_failure);
             all.out_of_time |= lane.out_of_time;
             all.stopped |= lane.stopped;
             all.blocked.extend(lane.blocked);
@@ -53,6 +59,7 @@ impl Round {
     pub(super) fn add(&mut self, other: Self) {
         self.ended += other.ended;
         self.failed += other.failed;
+        self.attempts_failed += other.attempts_failed;
         self.out_of_time |= other.out_of_time;
         self.stopped |= other.stopped;
         for (all, new) in [
@@ -60,6 +67,7 @@ impl Round {
             (&mut self.setbacks, other.setbacks),
             (&mut self.mail_setbacks, other.mail_setbacks),
             (&mut self.faults, other.faults),
+            (&mut self.attempt_failures, other.attempt_failures),
         ] {
             for failure in new {
                 if !all.contains(&failure) {
@@ -76,6 +84,8 @@ impl From<MailReport> for Round {
         Self {
             ended: report.sent + report.skipped,
             failed: report.failed,
+            attempts_failed: report.attempts_failed,
+            attempt_failures: report.attempt_failure.into_iter().collect(),
             stopped: report.blocked.is_some(),
             post_blocked: report.blocked,
             mail_setbacks: report.setback.into_iter().collect(),

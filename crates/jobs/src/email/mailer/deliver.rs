@@ -214,6 +214,12 @@ impl Mailer {
         let deliveries = batch.deliveries();
         self.limits.quotas.put_back(if batch.maybe_accepted { 0 } else { deliveries.len() }).await;
         self.outbox.give_back(batch.claim, &deliveries, delay, failure, batch.release(), deadline).await?;
-        Ok(MailReport { given_back: deliveries.len() as u64, ..MailReport::default() })
+        let given_back = deliveries.len() as u64;
+        Ok(MailReport {
+            given_back,
+            attempts_failed: if failure.is_some() { given_back } else { 0 },
+            attempt_failure: failure.cloned(),
+            ..MailReport::default()
+        })
     }
 }
