@@ -27,6 +27,14 @@ begin
     end if;
 end $$;
 
+-- A failure ({code, message}) as it is kept and told: cut, whatever a vendor's or a user's words have made of it.
+create function jobs.cut_failure(p_failure jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+    select jsonb_strip_nulls(jsonb_build_object(
+        'code', left(p_failure ->> 'code', 80), 'message', left(p_failure ->> 'message', 500)))
+    where jsonb_typeof(p_failure) = 'object';
+$$;
+
 -- Runs and slots: what was asked for, and which occasion of a cron it stands for.
 
 create table jobs.job_runs (
@@ -213,7 +221,7 @@ declare
     i jobs.job_items;
 begin
     update jobs.job_items
-    set status = p_status, result = p_result, error = p_error, progress = '{}',
+    set status = p_status, result = p_result, error = jobs.cut_failure(p_error), progress = '{}',
         leased_until = null, settled_at = p_now
     where item_id = p_item_id returning * into i;
     perform pgmq.delete('jobs_' || i.lane, i.msg_id);
@@ -326,7 +334,7 @@ begin
             'state', case when hold = 'lost' then 'lost' else i.status end, 'attempts', i.attempts);
     end if;
     if p_error is not null then
-        update jobs.job_items set attempts = attempts + 1, error = p_error where item_id = p_item_id;
+        update jobs.job_items set attempts = attempts + 1, error = jobs.cut_failure(p_error) where item_id = p_item_id;
     end if;
     select * into i from jobs.job_items where item_id = p_item_id;
     if i.attempts >= p_max_attempts then
@@ -400,13 +408,24 @@ begin
     return closed;
 end $$;
 
+-- An item's result as an answer lists it: whole, or where it is very large only what stands for it.
+create function jobs.told_result(p_result jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+    select case when octet_length(p_result::text) <= 16384 then p_result else jsonb_strip_nulls(jsonb_build_object(
+        'user_id', p_result -> 'user_id', 'userId', p_result -> 'userId', 'provider', left(p_result ->> 'provider', 80),
+        'status', left(p_result ->> 'status', 80), 'records', p_result -> 'records',
+        'month_status', left(p_result ->> 'month_status', 80), 'error', jobs.cut_failure(p_result -> 'error'),
+        'cut', true)) end;
+$$;
+
 -- What came of a run's items, whoever drained them: its data (integrations, months) and, by lane, its mails. Errors are
--- grouped by code and message. First closes the runs that have nothing queued any more.
+-- grouped by code and message. However much there is to tell, the answer is small: as many results come as p_limit and
+-- p_bytes let pass. First closes the runs that have nothing queued any more.
 --   {run_id, status, slot, trigger, started_at, plan, counts: {…}, in_flight, records,
---    errors: [{code, message, count}], results: [first p_limit results], results_total,
+--    errors: [{code, message, count}], results: [first results], results_total,
 --    mails: {lane: {planned, queued, sent, skipped, failed, erred, unsent: {reason: n},
 --    errors: [{code, message, count}]}}}
-create function public.jobs_report(p_run_id uuid, p_limit integer, p_now timestamptz) returns jsonb
+create function public.jobs_report(p_run_id uuid, p_limit integer, p_bytes integer, p_now timestamptz) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     mail_lanes constant text[] := array(select l.lane from jobs.known_lanes() l where l.is_mail);
@@ -417,22 +436,27 @@ begin
             'run_id', r.run_id, 'status', r.status, 'slot', r.slot, 'trigger', r.trigger, 'started_at', r.started_at,
             'plan', r.plan, 'counts', s.counts, 'in_flight', s.in_flight, 'records', s.records,
             'errors', (select coalesce(jsonb_agg(e), '[]') from (
-                select error ->> 'code' as code, error ->> 'message' as message, count(*) as count
+                select left(error ->> 'code', 80) as code, left(error ->> 'message', 500) as message,
+                        count(*) as count
                 from jobs.job_items
                 where run_id = p_run_id and lane <> all (mail_lanes)
                     and error is not null and status in ('queued', 'partial', 'failed')
                 group by 1, 2 order by 3 desc, 1, 2 limit 20) e),
             'results', (select coalesce(jsonb_agg(t.result order by t.item_id), '[]') from (
-                select result, item_id from jobs.job_items
-                where run_id = p_run_id and lane <> all (mail_lanes) and status in ('done', 'partial', 'failed')
-                order by item_id limit p_limit) t),
+                select l.item_id, l.result, sum(octet_length(l.result::text)) over (order by l.item_id) as bytes
+                from (select item_id, jobs.told_result(result) as result from jobs.job_items
+                      where run_id = p_run_id and lane <> all (mail_lanes) and status in ('done', 'partial', 'failed')
+                      order by item_id limit p_limit) l) t
+                where t.bytes <= p_bytes),
             'results_total', s.results_total,
             'mails', (select coalesce(jsonb_object_agg(m.lane, to_jsonb(m) - 'lane' || jsonb_build_object(
                 'unsent', (select coalesce(jsonb_object_agg(u.reason, u.n), '{}') from (
-                    select coalesce(result ->> 'reason', result ->> 'mail') as reason, count(*) as n
-                    from jobs.job_items where run_id = p_run_id and lane = m.lane and status = 'skipped' group by 1) u),
+                    select left(coalesce(result ->> 'reason', result ->> 'mail'), 80) as reason, count(*) as n
+                    from jobs.job_items where run_id = p_run_id and lane = m.lane and status = 'skipped'
+                    group by 1 order by 2 desc, 1 limit 20) u),
                 'errors', (select coalesce(jsonb_agg(e), '[]') from (
-                    select error ->> 'code' as code, error ->> 'message' as message, count(*) as count
+                    select left(error ->> 'code', 80) as code, left(error ->> 'message', 500) as message,
+                        count(*) as count
                     from jobs.job_items
                     where run_id = p_run_id and lane = m.lane and error is not null and status in ('queued', 'failed')
                     group by 1, 2 order by 3 desc, 1, 2 limit 20) e))), '{}')
@@ -485,13 +509,15 @@ language sql stable security definer set search_path = '' set statement_timeout 
         from jobs.job_items where status = 'queued' group by lane) l;
 $$;
 
--- Writes one row of sync_logs for a whole call. A repeated call with the same p_id writes nothing.
+-- Writes one row of sync_logs for a whole call, whose answer is kept where it is no larger than 64 KiB. A repeated call
+-- with the same p_id writes nothing.
 create function public.jobs_log(
     p_id uuid, p_sync_type text, p_status text, p_records integer, p_error text, p_metadata jsonb, p_now timestamptz
 ) returns void language sql security definer set search_path = '' set statement_timeout = '10s' as $$
     insert into public.sync_logs
         (id, user_id, provider, sync_type, status, records_synced, error_message, metadata, synced_at)
-    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, p_error, p_metadata, p_now)
+    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, left(p_error, 1000),
+        case when octet_length(p_metadata::text) <= 65536 then p_metadata else p_metadata - 'answer' end, p_now)
     on conflict (id) do nothing;
 $$;
 
@@ -547,12 +573,14 @@ language sql security definer set search_path = '' set statement_timeout = '10s'
     on conflict (name) do update set next_at = greatest(p.next_at, excluded.next_at);
 $$;
 
--- What a signed-in user may write, made safe to read. Amounts, dates and texts of ca_records, user_onboarding_data and
--- integration_tokens are read here and nowhere else: nothing outside of this file casts or parses them.
+-- What a signed-in user may write, made safe to read. Amounts, dates and texts of ca_records, user_onboarding_data,
+-- integration_tokens and the account are read here and nowhere else: nothing outside of this file casts or parses them.
 --
 -- A value that nobody can work with is null here, and a *flaw* names it: unreadable_amount, too_many_rows,
--- too_many_activities, unreadable_creation_date. Whoever has a flaw is left out of what depends on it, by name; the
--- others never notice. The bounds are far above what a business writes: 50,000 rows in two years, 100 activities.
+-- too_many_activities, unreadable_creation_date; of the account unreadable_metadata, unreadable_name. Whoever has a
+-- flaw is left out of what depends on it, by name; the others never notice. The bounds are far above what a business
+-- writes: 50,000 rows in two years, 100 activities. What email_preferences holds that is read are booleans, of which
+-- none is unreadable: null stands for the default.
 
 -- A date of a life in business, or null: infinity, years before Christ and years of five digits are none.
 create function jobs.readable_date(p_date date) returns date
@@ -564,7 +592,29 @@ $$;
 -- Never cut: a part of an identifier is another identifier.
 create function jobs.readable_identifier(p_text text) returns text
 language sql immutable as $$
-    select case when octet_length(p_text) <= 8192 then p_text end;
+    select case when octet_length(p_text) <= 2048 and octet_length(to_json(p_text)::text) <= 2560 then p_text end;
+$$;
+
+-- What is wrong with the accounts of these users: metadata that is no object, is very large, or has something else than
+-- a text or yes and no where a plan is said; a name that is no name. No mail depends on either: they are ignored, and
+-- named.
+create function jobs.account_flaws(p_users uuid[]) returns table (user_id uuid, flaw text)
+language sql stable set search_path = '' as $$
+    select f.user_id, f.flaw from (
+        select u.id as user_id,
+            case
+                -- As stored: what is large is not looked into.
+                when pg_column_size(u.raw_user_meta_data) > 16384
+                    or jsonb_typeof(u.raw_user_meta_data) not in ('object', 'null')
+                    or exists (select from (values ('plan', 'string'), ('subscription_plan', 'string'),
+                            ('is_pro', 'boolean'), ('is_premium', 'boolean')) as k (name, kind)
+                        where jsonb_typeof(u.raw_user_meta_data -> k.name) not in (k.kind, 'null', 'string'))
+                    then 'unreadable_metadata'
+                when octet_length(p.full_name) > 400 or left(p.full_name, 400) ~ '[[:cntrl:]]' then 'unreadable_name'
+            end as flaw
+        from auth.users u left join public.user_profiles p on p.id = u.id
+        where u.id = any (p_users)) f
+    where f.flaw is not null;
 $$;
 
 -- Those of these users whose typed and imported turnover above zero reaches a floor of a year: p_floors {year: cents},
@@ -1528,7 +1578,8 @@ end $$;
 -- Plans the J+3 mails (p_first_day, p_last_day) or the reminders for a month (p_month, p_expires_at). With p_dry_run
 -- nothing is written.
 --   {state: planned | joined | repeated | dry_run, run_id,
---    plan: {items, skipped: {reason: n}, unknown_prices: […], candidates?: […]}}
+--    plan: {items, skipped: {reason: n}, unknown_prices: […], unreadable?: n, candidates?: […]}}
+-- unreadable: how many of those that were looked at have an account that cannot be read (see account_flaws); noted.
 create function public.jobs_plan_mails(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
     p_parameters jsonb, p_user_id uuid, p_dry_run boolean, p_prices jsonb,
@@ -1538,6 +1589,9 @@ set search_path = '' set statement_timeout = '28s' set work_mem = '32MB' set jit
 declare
     opened jsonb;
     outline jsonb;
+    users uuid[];
+    flawed uuid[];
+    flaws text[];
 begin
     if p_kind not in ('marketing_day3', 'monthly_reminder') then
         raise exception 'unknown kind %', p_kind using errcode = '22023';
@@ -1555,12 +1609,16 @@ begin
             'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
                 select reason, count(*) as n from c where reason is not null group by reason) n),
             'unknown_prices', (select coalesce(jsonb_agg(n.unknown_price), '[]') from (
-                select distinct unknown_price from c where unknown_price is not null order by 1 limit 10) n),
+                select distinct left(unknown_price, 80) as unknown_price
+                from c where unknown_price is not null order by 1 limit 10) n),
             'candidates', (select coalesce(jsonb_agg(f), '[]') from (
                 select c.user_id, coalesce(c.reason, 'due') as outcome
-                from c order by c.reason nulls first, c.user_id limit 100) f))
-        into outline from c;
-        return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline);
+                from c order by c.reason nulls first, c.user_id limit 100) f)),
+            array_agg(c.user_id)
+        into outline, users from c;
+        return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline
+            || coalesce((select jsonb_build_object('unreadable', count(*))
+                from jobs.account_flaws(users) having count(*) > 0), '{}'));
     end if;
     opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
     if opened ->> 'state' <> 'planned' then
@@ -1585,8 +1643,16 @@ begin
         'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
             select reason, count(*) as n from c where reason is not null group by reason) n),
         'unknown_prices', (select coalesce(jsonb_agg(n.unknown_price), '[]') from (
-            select distinct unknown_price from c where unknown_price is not null order by 1 limit 10) n))
-    into outline;
+            select distinct left(unknown_price, 80) as unknown_price
+                from c where unknown_price is not null order by 1 limit 10) n)),
+        (select array_agg(c.user_id) from c)
+    into outline, users;
+    select array_agg(f.user_id order by f.user_id), array_agg(f.flaw order by f.user_id) into flawed, flaws
+    from jobs.account_flaws(users) f;
+    perform jobs.note_unreadable('account', users, flawed, flaws, p_now);
+    if flawed is not null then
+        outline := outline || jsonb_build_object('unreadable', cardinality(flawed));
+    end if;
     perform jobs.queue_mails(p_run_id, null, p_now);
     update jobs.job_runs set plan = outline where run_id = p_run_id;
     return opened || jsonb_build_object('plan', outline);
@@ -1751,7 +1817,7 @@ declare
     batch record;
 begin
     update jobs.email_deliveries d
-    set status = o.status, reason = o.reason, provider_id = o.provider_id, settled_at = p_now
+    set status = o.status, reason = left(o.reason, 500), provider_id = o.provider_id, settled_at = p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, provider_id text)
     where d.delivery_id = o.delivery_id;
 
@@ -1766,9 +1832,10 @@ begin
     update jobs.job_items i
     set status = case o.status when 'sent' then 'done' when 'skipped' then 'skipped' when 'expired' then 'skipped'
             else 'failed' end,
-        result = jsonb_strip_nulls(jsonb_build_object('user_id', i.user_id, 'mail', o.status, 'reason', o.reason)),
+        result = jsonb_strip_nulls(jsonb_build_object(
+            'user_id', i.user_id, 'mail', o.status, 'reason', left(o.reason, 500))),
         error = case when o.status in ('refused', 'failed', 'unknown')
-            then jsonb_build_object('code', coalesce(o.code, o.status), 'message', o.reason) end,
+            then jobs.cut_failure(jsonb_build_object('code', coalesce(o.code, o.status), 'message', o.reason)) end,
         leased_until = null, settled_at = p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, code text)
     join jobs.email_deliveries d on d.delivery_id = o.delivery_id
@@ -1878,7 +1945,7 @@ begin
         end if;
     end if;
     if p_error is not null then
-        update jobs.job_items i set attempts = i.attempts + 1, error = p_error
+        update jobs.job_items i set attempts = i.attempts + 1, error = jobs.cut_failure(p_error)
         from jobs.email_deliveries d where d.delivery_id = any (held) and i.item_id = d.item_id;
         select jsonb_agg(jsonb_build_object('delivery_id', d.delivery_id,
             'status', case d.status when 'sealed' then 'unknown' else 'failed' end,
@@ -2086,13 +2153,29 @@ create table jobs.threshold_checks_due (
     since timestamptz not null default clock_timestamp()
 );
 
--- Whose books the last check could not read, and why: no alert until they are mended. A check that can read them takes
--- the row away.
-create table jobs.unreadable_books (
-    user_id uuid primary key references auth.users (id) on delete cascade,
+-- Who has written something that could not be read when it was looked at last, and what: books (a check of thresholds;
+-- no alert until they are mended) or the account (a plan of mails). Who can be read again has no row any more.
+create table jobs.unreadable_input (
+    user_id uuid not null references auth.users (id) on delete cascade,
+    part text not null,                              -- books, account
     flaw text not null,
-    since timestamptz not null                       -- the instant of the check that found it first
+    since timestamptz not null,                      -- the instant at which it was found first
+    primary key (user_id, part)
 );
+create index unreadable_input_since on jobs.unreadable_input (since, user_id);
+
+-- Notes which of these users cannot be read, in this part, and takes away the notes of those who can be read again.
+-- p_flawed and p_flaws: the user and the flaw of each.
+create function jobs.note_unreadable(p_part text, p_users uuid[], p_flawed uuid[], p_flaws text[], p_now timestamptz)
+returns void language sql set search_path = '' as $$
+    insert into jobs.unreadable_input as k (user_id, part, flaw, since)
+    select f.user_id, p_part, f.flaw, p_now
+    from unnest(p_flawed, p_flaws) as f (user_id, flaw) join auth.users u on u.id = f.user_id
+    order by f.user_id
+    on conflict (user_id, part) do update set flaw = excluded.flaw where k.flaw <> excluded.flaw;
+    delete from jobs.unreadable_input k
+    where k.part = p_part and k.user_id = any (p_users) and k.user_id <> all (coalesce(p_flawed, '{}'));
+$$;
 
 -- Alerts that a check has found, until its run is planned: a check finds them page by page, and plans them at once.
 create table jobs.found_alerts (
@@ -2129,6 +2212,7 @@ declare
     last_user uuid;
     more boolean;
     flawed uuid[];
+    flaws text[];
     is_cut boolean;
     people jsonb;
 begin
@@ -2175,8 +2259,10 @@ begin
         select * from measured m where m.n = 1 or m.bytes <= p_bytes
     )
     select jsonb_agg(g.person order by g.user_id), array_agg(g.user_id order by g.user_id),
-        array_agg(g.user_id) filter (where g.person ->> 'flaw' is not null), (select count(*) from measured) > count(*)
-    into people, above, flawed, is_cut
+        array_agg(g.user_id order by g.user_id) filter (where g.person ->> 'flaw' is not null),
+        array_agg(g.person ->> 'flaw' order by g.user_id) filter (where g.person ->> 'flaw' is not null),
+        (select count(*) from measured) > count(*)
+    into people, above, flawed, flaws, is_cut
     from page g;
     if is_cut then
         last_user := above[cardinality(above)];
@@ -2184,12 +2270,8 @@ begin
     end if;
 
     if p_noted_at is not null then
-        insert into jobs.unreadable_books as k (user_id, flaw, since)
-        select (p ->> 'user_id')::uuid, p ->> 'flaw', p_noted_at
-        from jsonb_array_elements(people) p where p ->> 'flaw' is not null
-        on conflict (user_id) do update set flaw = excluded.flaw where k.flaw <> excluded.flaw;
-        delete from jobs.unreadable_books k
-        where k.user_id = any (users) and k.user_id <= last_user and k.user_id <> all (coalesce(flawed, '{}'));
+        perform jobs.note_unreadable('books', array(select u from unnest(users) u where u <= last_user), flawed, flaws,
+            p_noted_at);
     end if;
     return jsonb_build_object(
         'people', coalesce(people, '[]'),
@@ -2611,10 +2693,12 @@ language sql immutable set search_path = '' as $$
     select left(btrim(p_address), 1) || '…@' || left(split_part(btrim(p_address), '@', -1), 1) || '…';
 $$;
 
--- A message in which every address is cut as mask_address does.
+-- A message in which every address is cut as mask_address does. Of a long one, which may have been cut before, only the
+-- beginning is looked at, without its last word: a part of an address is not known as one.
 create function jobs.mask_text(p_text text) returns text
 language sql immutable set search_path = '' as $$
-    select left(regexp_replace(p_text,
+    select left(regexp_replace(case when length(p_text) < 500 then p_text
+            else regexp_replace(left(p_text, 2000), '[^\s@<>()",;:]*$', '') end,
         '([^\s@<>()",;:]?)[^\s@<>()",;:]*@([^\s@<>()",;:]?)[^\s@<>()",;:]*', '\1…@\2…', 'g'), 500);
 $$;
 
@@ -2688,7 +2772,7 @@ language sql stable set search_path = '' as $$
                     'user_id', t.user_id, 'address', jobs.mask_address(u.email), 'lane', t.lane,
                     'status', t.status, 'message', jobs.mask_text(t.error ->> 'message'),
                     -- What was counted in part has no error, but a reason.
-                    'code', coalesce(t.error ->> 'code', (select min(k) from jsonb_object_keys(t.result) k
+                    'code', coalesce(left(t.error ->> 'code', 80), (select min(k) from jsonb_object_keys(t.result) k
                         where k in ('uncounted_currencies', 'left_alone', 'unknown_movements'))))
                     order by t.item_id), '[]')
                 from troubled t left join auth.users u on u.id = t.user_id
@@ -2767,7 +2851,7 @@ language sql stable set search_path = '' as $$
         'broken', (select coalesce(jsonb_agg(jsonb_build_object(
                 'user_id', b.user_id, 'address', jobs.mask_address(b.address), 'provider', b.provider,
                 'failures', b.failures, 'failed_at', b.failed_at, 'last_success_at', b.last_success_at,
-                'code', b.failure ->> 'code', 'message', jobs.mask_text(b.failure ->> 'message'))
+                'code', left(b.failure ->> 'code', 80), 'message', jobs.mask_text(b.failure ->> 'message'))
                 order by b.failures desc, b.id), '[]')
             from (select * from known k where k.state = 'failing' order by k.failures desc, k.id limit p_limit) b),
         -- Renewed by us, with our credentials, and still good.
@@ -2780,19 +2864,19 @@ language sql stable set search_path = '' as $$
             cross join lateral jsonb_path_query(l.metadata,
                 '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
             where l.synced_at >= p_now - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
-            group by 2) r));
+            group by 2 order by 1 desc limit 5) r));
 $$;
 
--- Users whose books the last check of thresholds could not read, the first p_limit by name.
+-- Who has written something that cannot be read, the first p_limit by name.
 --   {total, users: [{user_id, address, flaw, since}]}
 create function jobs.status_unreadable(p_limit integer) returns jsonb
 language sql stable set search_path = '' as $$
     select jsonb_build_object(
-        'total', (select count(*) from jobs.unreadable_books),
+        'total', (select count(*) from jobs.unreadable_input),
         'users', (select coalesce(jsonb_agg(jsonb_build_object('user_id', b.user_id,
                 'address', jobs.mask_address(u.email), 'flaw', b.flaw, 'since', b.since)
-                order by b.since, b.user_id), '[]')
-            from (select * from jobs.unreadable_books order by since, user_id limit p_limit) b
+                order by b.since, b.user_id, b.part), '[]')
+            from (select * from jobs.unreadable_input order by since, user_id, part limit p_limit) b
             join auth.users u on u.id = b.user_id));
 $$;
 
@@ -2918,7 +3002,7 @@ end $$;
 -- does not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons:
 -- slots since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
---    unreadable: users whose books could not be read since then, calls: [{route, message, count}],
+--    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
 --    routes: {route: last call}}
 create function public.jobs_troubles(
     p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
@@ -2933,24 +3017,29 @@ begin
         'slots', (select coalesce(jsonb_agg(jsonb_build_object('task', s.task, 'slot', s.slot)), '[]')
             from jobs.job_slots s where s.claimed_at > p_slots_since),
         'failed', (select coalesce(jsonb_agg(f order by f.count desc, f.lane, f.code), '[]') from (
-            select i.lane, i.error ->> 'code' as code, min(i.error ->> 'message') as message, count(*) as count
+            select i.lane, left(i.error ->> 'code', 80) as code,
+                jobs.mask_text(min(left(i.error ->> 'message', 2000))) as message,
+                count(*) as count
             from jobs.job_items i where i.status = 'failed' and i.settled_at > since
             group by 1, 2 order by 4 desc limit 20) f),
         'stuck', (select coalesce(jsonb_agg(q order by q.oldest), '[]') from (
             select i.lane, count(*) as count, min(i.waiting_since) as oldest
             from jobs.job_items i where i.status = 'queued' and i.waiting_since < p_stuck_before
             group by 1) q),
-        'unreadable', (select count(*) from jobs.unreadable_books b (user_id, flaw, found_at) where b.found_at > since),
+        'unreadable', (select count(distinct b.user_id) from jobs.unreadable_input b (user_id, part, flaw, found_at)
+            where b.found_at > since),
         'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
-            select l.metadata ->> 'route' as route, min(l.error_message) as message, count(*) as count
+            select left(l.metadata ->> 'route', 200) as route,
+                jobs.mask_text(min(left(l.error_message, 2000))) as message,
+                count(*) as count
             from public.sync_logs l
             where l.user_id is null and l.status = 'error' and l.sync_type <> 'dry_run' and l.synced_at > since
             group by 1 order by 3 desc limit 10) c),
         'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
-            select l.metadata ->> 'route' as route, max(l.synced_at) as last
+            select left(l.metadata ->> 'route', 200) as route, max(l.synced_at) as last
             from public.sync_logs l
             where l.user_id is null and l.sync_type = 'cron' and l.synced_at > p_calls_since
-            group by 1) l where l.route is not null));
+            group by 1 order by 2 desc limit 50) l where l.route is not null));
 end $$;
 
 -- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on.

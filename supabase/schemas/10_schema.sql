@@ -23,3 +23,11 @@ begin
             'then run this file again';
     end if;
 end $$;
+
+-- A failure ({code, message}) as it is kept and told: cut, whatever a vendor's or a user's words have made of it.
+create function jobs.cut_failure(p_failure jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+    select jsonb_strip_nulls(jsonb_build_object(
+        'code', left(p_failure ->> 'code', 80), 'message', left(p_failure ->> 'message', 500)))
+    where jsonb_typeof(p_failure) = 'object';
+$$;

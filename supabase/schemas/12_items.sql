@@ -110,7 +110,7 @@ declare
     i jobs.job_items;
 begin
     update jobs.job_items
-    set status = p_status, result = p_result, error = p_error, progress = '{}',
+    set status = p_status, result = p_result, error = jobs.cut_failure(p_error), progress = '{}',
         leased_until = null, settled_at = p_now
     where item_id = p_item_id returning * into i;
     perform pgmq.delete('jobs_' || i.lane, i.msg_id);

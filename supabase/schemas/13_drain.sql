@@ -105,7 +105,7 @@ begin
             'state', case when hold = 'lost' then 'lost' else i.status end, 'attempts', i.attempts);
     end if;
     if p_error is not null then
-        update jobs.job_items set attempts = attempts + 1, error = p_error where item_id = p_item_id;
+        update jobs.job_items set attempts = attempts + 1, error = jobs.cut_failure(p_error) where item_id = p_item_id;
     end if;
     select * into i from jobs.job_items where item_id = p_item_id;
     if i.attempts >= p_max_attempts then

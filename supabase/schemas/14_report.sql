@@ -33,13 +33,24 @@ begin
     return closed;
 end $$;
 
+-- An item's result as an answer lists it: whole, or where it is very large only what stands for it.
+create function jobs.told_result(p_result jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+    select case when octet_length(p_result::text) <= 16384 then p_result else jsonb_strip_nulls(jsonb_build_object(
+        'user_id', p_result -> 'user_id', 'userId', p_result -> 'userId', 'provider', left(p_result ->> 'provider', 80),
+        'status', left(p_result ->> 'status', 80), 'records', p_result -> 'records',
+        'month_status', left(p_result ->> 'month_status', 80), 'error', jobs.cut_failure(p_result -> 'error'),
+        'cut', true)) end;
+$$;
+
 -- What came of a run's items, whoever drained them: its data (integrations, months) and, by lane, its mails. Errors are
--- grouped by code and message. First closes the runs that have nothing queued any more.
+-- grouped by code and message. However much there is to tell, the answer is small: as many results come as p_limit and
+-- p_bytes let pass. First closes the runs that have nothing queued any more.
 --   {run_id, status, slot, trigger, started_at, plan, counts: {…}, in_flight, records,
---    errors: [{code, message, count}], results: [first p_limit results], results_total,
+--    errors: [{code, message, count}], results: [first results], results_total,
 --    mails: {lane: {planned, queued, sent, skipped, failed, erred, unsent: {reason: n},
 --    errors: [{code, message, count}]}}}
-create function public.jobs_report(p_run_id uuid, p_limit integer, p_now timestamptz) returns jsonb
+create function public.jobs_report(p_run_id uuid, p_limit integer, p_bytes integer, p_now timestamptz) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     mail_lanes constant text[] := array(select l.lane from jobs.known_lanes() l where l.is_mail);
@@ -50,22 +61,27 @@ begin
             'run_id', r.run_id, 'status', r.status, 'slot', r.slot, 'trigger', r.trigger, 'started_at', r.started_at,
             'plan', r.plan, 'counts', s.counts, 'in_flight', s.in_flight, 'records', s.records,
             'errors', (select coalesce(jsonb_agg(e), '[]') from (
-                select error ->> 'code' as code, error ->> 'message' as message, count(*) as count
+                select left(error ->> 'code', 80) as code, left(error ->> 'message', 500) as message,
+                        count(*) as count
                 from jobs.job_items
                 where run_id = p_run_id and lane <> all (mail_lanes)
                     and error is not null and status in ('queued', 'partial', 'failed')
                 group by 1, 2 order by 3 desc, 1, 2 limit 20) e),
             'results', (select coalesce(jsonb_agg(t.result order by t.item_id), '[]') from (
-                select result, item_id from jobs.job_items
-                where run_id = p_run_id and lane <> all (mail_lanes) and status in ('done', 'partial', 'failed')
-                order by item_id limit p_limit) t),
+                select l.item_id, l.result, sum(octet_length(l.result::text)) over (order by l.item_id) as bytes
+                from (select item_id, jobs.told_result(result) as result from jobs.job_items
+                      where run_id = p_run_id and lane <> all (mail_lanes) and status in ('done', 'partial', 'failed')
+                      order by item_id limit p_limit) l) t
+                where t.bytes <= p_bytes),
             'results_total', s.results_total,
             'mails', (select coalesce(jsonb_object_agg(m.lane, to_jsonb(m) - 'lane' || jsonb_build_object(
                 'unsent', (select coalesce(jsonb_object_agg(u.reason, u.n), '{}') from (
-                    select coalesce(result ->> 'reason', result ->> 'mail') as reason, count(*) as n
-                    from jobs.job_items where run_id = p_run_id and lane = m.lane and status = 'skipped' group by 1) u),
+                    select left(coalesce(result ->> 'reason', result ->> 'mail'), 80) as reason, count(*) as n
+                    from jobs.job_items where run_id = p_run_id and lane = m.lane and status = 'skipped'
+                    group by 1 order by 2 desc, 1 limit 20) u),
                 'errors', (select coalesce(jsonb_agg(e), '[]') from (
-                    select error ->> 'code' as code, error ->> 'message' as message, count(*) as count
+                    select left(error ->> 'code', 80) as code, left(error ->> 'message', 500) as message,
+                        count(*) as count
                     from jobs.job_items
                     where run_id = p_run_id and lane = m.lane and error is not null and status in ('queued', 'failed')
                     group by 1, 2 order by 3 desc, 1, 2 limit 20) e))), '{}')
@@ -118,12 +134,14 @@ language sql stable security definer set search_path = '' set statement_timeout 
         from jobs.job_items where status = 'queued' group by lane) l;
 $$;
 
--- Writes one row of sync_logs for a whole call. A repeated call with the same p_id writes nothing.
+-- Writes one row of sync_logs for a whole call, whose answer is kept where it is no larger than 64 KiB. A repeated call
+-- with the same p_id writes nothing.
 create function public.jobs_log(
     p_id uuid, p_sync_type text, p_status text, p_records integer, p_error text, p_metadata jsonb, p_now timestamptz
 ) returns void language sql security definer set search_path = '' set statement_timeout = '10s' as $$
     insert into public.sync_logs
         (id, user_id, provider, sync_type, status, records_synced, error_message, metadata, synced_at)
-    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, p_error, p_metadata, p_now)
+    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, left(p_error, 1000),
+        case when octet_length(p_metadata::text) <= 65536 then p_metadata else p_metadata - 'answer' end, p_now)
     on conflict (id) do nothing;
 $$;

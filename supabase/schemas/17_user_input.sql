@@ -1,9 +1,11 @@
--- What a signed-in user may write, made safe to read. Amounts, dates and texts of ca_records, user_onboarding_data and
--- integration_tokens are read here and nowhere else: nothing outside of this file casts or parses them.
+-- What a signed-in user may write, made safe to read. Amounts, dates and texts of ca_records, user_onboarding_data,
+-- integration_tokens and the account are read here and nowhere else: nothing outside of this file casts or parses them.
 --
 -- A value that nobody can work with is null here, and a *flaw* names it: unreadable_amount, too_many_rows,
--- too_many_activities, unreadable_creation_date. Whoever has a flaw is left out of what depends on it, by name; the
--- others never notice. The bounds are far above what a business writes: 50,000 rows in two years, 100 activities.
+-- too_many_activities, unreadable_creation_date; of the account unreadable_metadata, unreadable_name. Whoever has a
+-- flaw is left out of what depends on it, by name; the others never notice. The bounds are far above what a business
+-- writes: 50,000 rows in two years, 100 activities. What email_preferences holds that is read are booleans, of which
+-- none is unreadable: null stands for the default.
 
 -- A date of a life in business, or null: infinity, years before Christ and years of five digits are none.
 create function jobs.readable_date(p_date date) returns date
@@ -15,7 +17,29 @@ $$;
 -- Never cut: a part of an identifier is another identifier.
 create function jobs.readable_identifier(p_text text) returns text
 language sql immutable as $$
-    select case when octet_length(p_text) <= 8192 then p_text end;
+    select case when octet_length(p_text) <= 2048 and octet_length(to_json(p_text)::text) <= 2560 then p_text end;
+$$;
+
+-- What is wrong with the accounts of these users: metadata that is no object, is very large, or has something else than
+-- a text or yes and no where a plan is said; a name that is no name. No mail depends on either: they are ignored, and
+-- named.
+create function jobs.account_flaws(p_users uuid[]) returns table (user_id uuid, flaw text)
+language sql stable set search_path = '' as $$
+    select f.user_id, f.flaw from (
+        select u.id as user_id,
+            case
+                -- As stored: what is large is not looked into.
+                when pg_column_size(u.raw_user_meta_data) > 16384
+                    or jsonb_typeof(u.raw_user_meta_data) not in ('object', 'null')
+                    or exists (select from (values ('plan', 'string'), ('subscription_plan', 'string'),
+                            ('is_pro', 'boolean'), ('is_premium', 'boolean')) as k (name, kind)
+                        where jsonb_typeof(u.raw_user_meta_data -> k.name) not in (k.kind, 'null', 'string'))
+                    then 'unreadable_metadata'
+                when octet_length(p.full_name) > 400 or left(p.full_name, 400) ~ '[[:cntrl:]]' then 'unreadable_name'
+            end as flaw
+        from auth.users u left join public.user_profiles p on p.id = u.id
+        where u.id = any (p_users)) f
+    where f.flaw is not null;
 $$;
 
 -- Those of these users whose typed and imported turnover above zero reaches a floor of a year: p_floors {year: cents},

@@ -86,7 +86,8 @@ end $$;
 -- Plans the J+3 mails (p_first_day, p_last_day) or the reminders for a month (p_month, p_expires_at). With p_dry_run
 -- nothing is written.
 --   {state: planned | joined | repeated | dry_run, run_id,
---    plan: {items, skipped: {reason: n}, unknown_prices: […], candidates?: […]}}
+--    plan: {items, skipped: {reason: n}, unknown_prices: […], unreadable?: n, candidates?: […]}}
+-- unreadable: how many of those that were looked at have an account that cannot be read (see account_flaws); noted.
 create function public.jobs_plan_mails(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
     p_parameters jsonb, p_user_id uuid, p_dry_run boolean, p_prices jsonb,
@@ -96,6 +97,9 @@ set search_path = '' set statement_timeout = '28s' set work_mem = '32MB' set jit
 declare
     opened jsonb;
     outline jsonb;
+    users uuid[];
+    flawed uuid[];
+    flaws text[];
 begin
     if p_kind not in ('marketing_day3', 'monthly_reminder') then
         raise exception 'unknown kind %', p_kind using errcode = '22023';
@@ -113,12 +117,16 @@ begin
             'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
                 select reason, count(*) as n from c where reason is not null group by reason) n),
             'unknown_prices', (select coalesce(jsonb_agg(n.unknown_price), '[]') from (
-                select distinct unknown_price from c where unknown_price is not null order by 1 limit 10) n),
+                select distinct left(unknown_price, 80) as unknown_price
+                from c where unknown_price is not null order by 1 limit 10) n),
             'candidates', (select coalesce(jsonb_agg(f), '[]') from (
                 select c.user_id, coalesce(c.reason, 'due') as outcome
-                from c order by c.reason nulls first, c.user_id limit 100) f))
-        into outline from c;
-        return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline);
+                from c order by c.reason nulls first, c.user_id limit 100) f)),
+            array_agg(c.user_id)
+        into outline, users from c;
+        return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline
+            || coalesce((select jsonb_build_object('unreadable', count(*))
+                from jobs.account_flaws(users) having count(*) > 0), '{}'));
     end if;
     opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
     if opened ->> 'state' <> 'planned' then
@@ -143,8 +151,16 @@ begin
         'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
             select reason, count(*) as n from c where reason is not null group by reason) n),
         'unknown_prices', (select coalesce(jsonb_agg(n.unknown_price), '[]') from (
-            select distinct unknown_price from c where unknown_price is not null order by 1 limit 10) n))
-    into outline;
+            select distinct left(unknown_price, 80) as unknown_price
+                from c where unknown_price is not null order by 1 limit 10) n)),
+        (select array_agg(c.user_id) from c)
+    into outline, users;
+    select array_agg(f.user_id order by f.user_id), array_agg(f.flaw order by f.user_id) into flawed, flaws
+    from jobs.account_flaws(users) f;
+    perform jobs.note_unreadable('account', users, flawed, flaws, p_now);
+    if flawed is not null then
+        outline := outline || jsonb_build_object('unreadable', cardinality(flawed));
+    end if;
     perform jobs.queue_mails(p_run_id, null, p_now);
     update jobs.job_runs set plan = outline where run_id = p_run_id;
     return opened || jsonb_build_object('plan', outline);

@@ -8,7 +8,7 @@ declare
     batch record;
 begin
     update jobs.email_deliveries d
-    set status = o.status, reason = o.reason, provider_id = o.provider_id, settled_at = p_now
+    set status = o.status, reason = left(o.reason, 500), provider_id = o.provider_id, settled_at = p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, provider_id text)
     where d.delivery_id = o.delivery_id;
 
@@ -23,9 +23,10 @@ begin
     update jobs.job_items i
     set status = case o.status when 'sent' then 'done' when 'skipped' then 'skipped' when 'expired' then 'skipped'
             else 'failed' end,
-        result = jsonb_strip_nulls(jsonb_build_object('user_id', i.user_id, 'mail', o.status, 'reason', o.reason)),
+        result = jsonb_strip_nulls(jsonb_build_object(
+            'user_id', i.user_id, 'mail', o.status, 'reason', left(o.reason, 500))),
         error = case when o.status in ('refused', 'failed', 'unknown')
-            then jsonb_build_object('code', coalesce(o.code, o.status), 'message', o.reason) end,
+            then jobs.cut_failure(jsonb_build_object('code', coalesce(o.code, o.status), 'message', o.reason)) end,
         leased_until = null, settled_at = p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, code text)
     join jobs.email_deliveries d on d.delivery_id = o.delivery_id
@@ -135,7 +136,7 @@ begin
         end if;
     end if;
     if p_error is not null then
-        update jobs.job_items i set attempts = i.attempts + 1, error = p_error
+        update jobs.job_items i set attempts = i.attempts + 1, error = jobs.cut_failure(p_error)
         from jobs.email_deliveries d where d.delivery_id = any (held) and i.item_id = d.item_id;
         select jsonb_agg(jsonb_build_object('delivery_id', d.delivery_id,
             'status', case d.status when 'sealed' then 'unknown' else 'failed' end,

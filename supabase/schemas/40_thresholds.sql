@@ -17,13 +17,29 @@ create table jobs.threshold_checks_due (
     since timestamptz not null default clock_timestamp()
 );
 
--- Whose books the last check could not read, and why: no alert until they are mended. A check that can read them takes
--- the row away.
-create table jobs.unreadable_books (
-    user_id uuid primary key references auth.users (id) on delete cascade,
+-- Who has written something that could not be read when it was looked at last, and what: books (a check of thresholds;
+-- no alert until they are mended) or the account (a plan of mails). Who can be read again has no row any more.
+create table jobs.unreadable_input (
+    user_id uuid not null references auth.users (id) on delete cascade,
+    part text not null,                              -- books, account
     flaw text not null,
-    since timestamptz not null                       -- the instant of the check that found it first
+    since timestamptz not null,                      -- the instant at which it was found first
+    primary key (user_id, part)
 );
+create index unreadable_input_since on jobs.unreadable_input (since, user_id);
+
+-- Notes which of these users cannot be read, in this part, and takes away the notes of those who can be read again.
+-- p_flawed and p_flaws: the user and the flaw of each.
+create function jobs.note_unreadable(p_part text, p_users uuid[], p_flawed uuid[], p_flaws text[], p_now timestamptz)
+returns void language sql set search_path = '' as $$
+    insert into jobs.unreadable_input as k (user_id, part, flaw, since)
+    select f.user_id, p_part, f.flaw, p_now
+    from unnest(p_flawed, p_flaws) as f (user_id, flaw) join auth.users u on u.id = f.user_id
+    order by f.user_id
+    on conflict (user_id, part) do update set flaw = excluded.flaw where k.flaw <> excluded.flaw;
+    delete from jobs.unreadable_input k
+    where k.part = p_part and k.user_id = any (p_users) and k.user_id <> all (coalesce(p_flawed, '{}'));
+$$;
 
 -- Alerts that a check has found, until its run is planned: a check finds them page by page, and plans them at once.
 create table jobs.found_alerts (
@@ -60,6 +76,7 @@ declare
     last_user uuid;
     more boolean;
     flawed uuid[];
+    flaws text[];
     is_cut boolean;
     people jsonb;
 begin
@@ -106,8 +123,10 @@ begin
         select * from measured m where m.n = 1 or m.bytes <= p_bytes
     )
     select jsonb_agg(g.person order by g.user_id), array_agg(g.user_id order by g.user_id),
-        array_agg(g.user_id) filter (where g.person ->> 'flaw' is not null), (select count(*) from measured) > count(*)
-    into people, above, flawed, is_cut
+        array_agg(g.user_id order by g.user_id) filter (where g.person ->> 'flaw' is not null),
+        array_agg(g.person ->> 'flaw' order by g.user_id) filter (where g.person ->> 'flaw' is not null),
+        (select count(*) from measured) > count(*)
+    into people, above, flawed, flaws, is_cut
     from page g;
     if is_cut then
         last_user := above[cardinality(above)];
@@ -115,12 +134,8 @@ begin
     end if;
 
     if p_noted_at is not null then
-        insert into jobs.unreadable_books as k (user_id, flaw, since)
-        select (p ->> 'user_id')::uuid, p ->> 'flaw', p_noted_at
-        from jsonb_array_elements(people) p where p ->> 'flaw' is not null
-        on conflict (user_id) do update set flaw = excluded.flaw where k.flaw <> excluded.flaw;
-        delete from jobs.unreadable_books k
-        where k.user_id = any (users) and k.user_id <= last_user and k.user_id <> all (coalesce(flawed, '{}'));
+        perform jobs.note_unreadable('books', array(select u from unnest(users) u where u <= last_user), flawed, flaws,
+            p_noted_at);
     end if;
     return jsonb_build_object(
         'people', coalesce(people, '[]'),

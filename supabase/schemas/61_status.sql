@@ -8,10 +8,12 @@ language sql immutable set search_path = '' as $$
     select left(btrim(p_address), 1) || '…@' || left(split_part(btrim(p_address), '@', -1), 1) || '…';
 $$;
 
--- A message in which every address is cut as mask_address does.
+-- A message in which every address is cut as mask_address does. Of a long one, which may have been cut before, only the
+-- beginning is looked at, without its last word: a part of an address is not known as one.
 create function jobs.mask_text(p_text text) returns text
 language sql immutable set search_path = '' as $$
-    select left(regexp_replace(p_text,
+    select left(regexp_replace(case when length(p_text) < 500 then p_text
+            else regexp_replace(left(p_text, 2000), '[^\s@<>()",;:]*$', '') end,
         '([^\s@<>()",;:]?)[^\s@<>()",;:]*@([^\s@<>()",;:]?)[^\s@<>()",;:]*', '\1…@\2…', 'g'), 500);
 $$;
 
@@ -85,7 +87,7 @@ language sql stable set search_path = '' as $$
                     'user_id', t.user_id, 'address', jobs.mask_address(u.email), 'lane', t.lane,
                     'status', t.status, 'message', jobs.mask_text(t.error ->> 'message'),
                     -- What was counted in part has no error, but a reason.
-                    'code', coalesce(t.error ->> 'code', (select min(k) from jsonb_object_keys(t.result) k
+                    'code', coalesce(left(t.error ->> 'code', 80), (select min(k) from jsonb_object_keys(t.result) k
                         where k in ('uncounted_currencies', 'left_alone', 'unknown_movements'))))
                     order by t.item_id), '[]')
                 from troubled t left join auth.users u on u.id = t.user_id
@@ -164,7 +166,7 @@ language sql stable set search_path = '' as $$
         'broken', (select coalesce(jsonb_agg(jsonb_build_object(
                 'user_id', b.user_id, 'address', jobs.mask_address(b.address), 'provider', b.provider,
                 'failures', b.failures, 'failed_at', b.failed_at, 'last_success_at', b.last_success_at,
-                'code', b.failure ->> 'code', 'message', jobs.mask_text(b.failure ->> 'message'))
+                'code', left(b.failure ->> 'code', 80), 'message', jobs.mask_text(b.failure ->> 'message'))
                 order by b.failures desc, b.id), '[]')
             from (select * from known k where k.state = 'failing' order by k.failures desc, k.id limit p_limit) b),
         -- Renewed by us, with our credentials, and still good.
@@ -177,19 +179,19 @@ language sql stable set search_path = '' as $$
             cross join lateral jsonb_path_query(l.metadata,
                 '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
             where l.synced_at >= p_now - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
-            group by 2) r));
+            group by 2 order by 1 desc limit 5) r));
 $$;
 
--- Users whose books the last check of thresholds could not read, the first p_limit by name.
+-- Who has written something that cannot be read, the first p_limit by name.
 --   {total, users: [{user_id, address, flaw, since}]}
 create function jobs.status_unreadable(p_limit integer) returns jsonb
 language sql stable set search_path = '' as $$
     select jsonb_build_object(
-        'total', (select count(*) from jobs.unreadable_books),
+        'total', (select count(*) from jobs.unreadable_input),
         'users', (select coalesce(jsonb_agg(jsonb_build_object('user_id', b.user_id,
                 'address', jobs.mask_address(u.email), 'flaw', b.flaw, 'since', b.since)
-                order by b.since, b.user_id), '[]')
-            from (select * from jobs.unreadable_books order by since, user_id limit p_limit) b
+                order by b.since, b.user_id, b.part), '[]')
+            from (select * from jobs.unreadable_input order by since, user_id, part limit p_limit) b
             join auth.users u on u.id = b.user_id));
 $$;
 

@@ -4,7 +4,7 @@
 -- does not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons:
 -- slots since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
---    unreadable: users whose books could not be read since then, calls: [{route, message, count}],
+--    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
 --    routes: {route: last call}}
 create function public.jobs_troubles(
     p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
@@ -19,24 +19,29 @@ begin
         'slots', (select coalesce(jsonb_agg(jsonb_build_object('task', s.task, 'slot', s.slot)), '[]')
             from jobs.job_slots s where s.claimed_at > p_slots_since),
         'failed', (select coalesce(jsonb_agg(f order by f.count desc, f.lane, f.code), '[]') from (
-            select i.lane, i.error ->> 'code' as code, min(i.error ->> 'message') as message, count(*) as count
+            select i.lane, left(i.error ->> 'code', 80) as code,
+                jobs.mask_text(min(left(i.error ->> 'message', 2000))) as message,
+                count(*) as count
             from jobs.job_items i where i.status = 'failed' and i.settled_at > since
             group by 1, 2 order by 4 desc limit 20) f),
         'stuck', (select coalesce(jsonb_agg(q order by q.oldest), '[]') from (
             select i.lane, count(*) as count, min(i.waiting_since) as oldest
             from jobs.job_items i where i.status = 'queued' and i.waiting_since < p_stuck_before
             group by 1) q),
-        'unreadable', (select count(*) from jobs.unreadable_books b (user_id, flaw, found_at) where b.found_at > since),
+        'unreadable', (select count(distinct b.user_id) from jobs.unreadable_input b (user_id, part, flaw, found_at)
+            where b.found_at > since),
         'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
-            select l.metadata ->> 'route' as route, min(l.error_message) as message, count(*) as count
+            select left(l.metadata ->> 'route', 200) as route,
+                jobs.mask_text(min(left(l.error_message, 2000))) as message,
+                count(*) as count
             from public.sync_logs l
             where l.user_id is null and l.status = 'error' and l.sync_type <> 'dry_run' and l.synced_at > since
             group by 1 order by 3 desc limit 10) c),
         'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
-            select l.metadata ->> 'route' as route, max(l.synced_at) as last
+            select left(l.metadata ->> 'route', 200) as route, max(l.synced_at) as last
             from public.sync_logs l
             where l.user_id is null and l.sync_type = 'cron' and l.synced_at > p_calls_since
-            group by 1) l where l.route is not null));
+            group by 1 order by 2 desc limit 50) l where l.route is not null));
 end $$;
 
 -- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on.

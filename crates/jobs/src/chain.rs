@@ -23,7 +23,8 @@ pub const HOP_HEADER: &str = "x-jobs-hop";
 pub const MOST_HOPS: u32 = 48;
 
 /// Says that items ended as errors, each of which keeps its own reason.
-const SOME_FAILED: &str = "Des éléments ou des courriels ont échoué ; la page d’état dit lesquels et pourquoi.";
+const SOME_FAILED: &str =
+    "Des éléments ou des courriels ont échoué ; la page d’état dit lesquels et pourquoi.";
 
 /// Says what one hop did.
 pub struct HopReport {
@@ -63,7 +64,8 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Hop
         drained.blocked.iter().chain(&drained.post_blocked).chain(setbacks).chain(&drained.faults).collect();
     let errors = failed + drained.attempts_failed + troubles.len() as u64 + u64::from(left && !started);
     tracing::info!(%chain, hop, settled, failed, attempts_failed = drained.attempts_failed, closed, left, goes_on = started, "queue drained");
-    let message = troubles.into_iter().chain(&drained.attempt_failures).next().map(|one| one.message.clone());
+    let message =
+        troubles.into_iter().chain(&drained.attempt_failures).next().map(|one| one.said().to_owned());
     let message = message.or_else(|| (failed > 0).then(|| SOME_FAILED.to_owned()));
     Ok(HopReport {
         settled,

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     chain::call_next_hop,
-    failure::CountedFailure,
+    failure::{CountedFailure, Failure},
     integrations::is_the_users_to_mend,
     ping::{Signal, ping},
     schedule::Task,
@@ -84,7 +84,7 @@ fn trouble(outcome: &TaskOutcome) -> Option<String> {
             let of_mails = run.mails.values().flat_map(|mails| &mails.errors);
             let counted =
                 run.troubles.iter().chain(of_mails).filter_map(|trouble| trouble.message.as_deref());
-            let said = run.blocked.iter().chain(&run.faults).map(|failure| failure.message.as_str());
+            let said = run.blocked.iter().chain(&run.faults).map(Failure::said);
             let mut lines = vec![summary(outcome)];
             lines.extend(said.chain(counted).map(ToOwned::to_owned));
             Some(lines.join("\n"))

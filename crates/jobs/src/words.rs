@@ -107,8 +107,13 @@ pub fn mail_kind(stored: &str) -> &'static str {
     MailKind::from_stored(stored).map_or("autres courriels", MailKind::french)
 }
 
+/// Says of a lane that what waits in it has waited for more than a day. The status page and the digest say it alike.
+pub fn waits_too_long(stored_lane: &str) -> String {
+    format!("La file «\u{a0}{}\u{a0}» attend depuis plus d’un jour", lane(stored_lane))
+}
+
 /// Says why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 28] = [
+const REASONS: [(&str, &str); 30] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -128,6 +133,8 @@ const REASONS: [(&str, &str); 28] = [
     ("unreadable_creation_date", "date de création illisible"),
     ("too_many_rows", "plus de 50\u{202f}000 saisies"),
     ("too_many_activities", "plus de 100 activités différentes"),
+    ("unreadable_metadata", "métadonnées du compte illisibles"),
+    ("unreadable_name", "nom illisible"),
     // Of the integration.
     ("inactive", "intégration désactivée"),
     ("uncounted_currencies", "montants dans une autre devise"),

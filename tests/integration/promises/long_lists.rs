@@ -64,7 +64,7 @@ async fn a_thousand_and_one_integrations_in_one_run() -> Result<()> {
     (plan["p_kind"], plan["p_payload"]) =
         (json!("sync_month"), json!({"month": "2026-01", "count_month": false}));
     super::rpc(&world, "jobs_plan_sync", &plan).await?;
-    let asked = json!({"p_run_id": run, "p_limit": 1000, "p_now": world.now()});
+    let asked = json!({"p_run_id": run, "p_limit": 1000, "p_bytes": 1_000_000, "p_now": world.now()});
     let report = super::rpc(&world, "jobs_report", &asked).await?;
     assert_eq!(report["counts"]["planned"], json!(USERS), "totalUsers");
     Ok(())
@@ -90,7 +90,7 @@ async fn ten_thousand_leftovers() -> Result<()> {
     let claimed = super::claim(&world, Uuid::new_v4(), 32).await?;
     assert_eq!(claimed.len(), 32);
     assert!(claimed.iter().all(|item| item["run_id"] == json!(next)));
-    let mut of_dead = json!({"p_run_id": dead, "p_limit": 0, "p_now": world.now()});
+    let mut of_dead = json!({"p_run_id": dead, "p_limit": 0, "p_bytes": 0, "p_now": world.now()});
     assert_eq!(super::rpc(&world, "jobs_close_runs", &json!({"p_now": world.now()})).await?, 1);
     let report = super::rpc(&world, "jobs_report", &of_dead).await?;
     assert_eq!((&report["status"], &report["counts"]["superseded"]), (&json!("partial"), &json!(10_000)));

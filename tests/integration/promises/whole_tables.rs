@@ -120,7 +120,7 @@ async fn a_single_items_work_reads_no_whole_table() -> Result<()> {
     assert_eq!(settled, 1, "the settle did settle");
 
     // A report reads its own run's items, and those of no other.
-    let report = json!({"p_run_id": run, "p_limit": 1000, "p_now": world.now()});
+    let report = json!({"p_run_id": run, "p_limit": 1000, "p_bytes": 1_000_000, "p_now": world.now()});
     let whole = read_whole(&world, &call("jobs_report", &report)).await?;
     assert_eq!(whole, []);
     Ok(())

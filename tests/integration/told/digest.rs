@@ -102,6 +102,34 @@ async fn each_orchestrator_notices_that_the_other_has_not_run() -> Result<()> {
     Ok(())
 }
 
+/// Whoever has waited for more than a day since they were planned first is told of, on the page and in the digest alike,
+/// however often they were planned anew; nobody before.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_a_day_of_waiting_is_told_alike() -> Result<()> {
+    let world = world().await?;
+    let words = "La file «\u{a0}Shopify\u{a0}» attend depuis plus d’un jour";
+    for (waits, told) in [(TimeDelta::days(1), 0), (TimeDelta::days(1) + TimeDelta::seconds(1), 1)] {
+        world.run("delete from jobs.job_runs where route = '/test'").await?;
+        sqlx::query(
+            "with r as (insert into jobs.job_runs (run_id, task, trigger, route, as_of, started_at) \
+             values (gen_random_uuid(), 'sync_integrations', 'cron', '/test', $1, $1) returning run_id) \
+             insert into jobs.job_items (run_id, lane, kind, subject, created_at, waiting_since) \
+             select run_id, 'shopify', 'sync_integration', gen_random_uuid(), $1, $2 from r",
+        )
+        .bind(world.now())
+        .bind(world.now() - waits)
+        .execute(world.pool())
+        .await?;
+        world.cron("monthly-orchestrator", "").await?;
+        assert_eq!(said(&world).matches(words).count(), told, "{waits}: {}", said(&world));
+        let page = world.function("status").await?;
+        let request = jobs::http::client()?.get(page.url()).bearer_auth(crate::world::SECRET);
+        let page = page.send(request.header("accept", "application/json")).await?.text;
+        assert_eq!(page.matches(words).count(), told, "{waits}: {page}");
+    }
+    Ok(())
+}
+
 /// Without an address nobody is told, and without the mails' variables nothing fails for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_digest_is_optional() -> Result<()> {

@@ -28,7 +28,7 @@ async fn a_task_begins_and_goes_well_or_fails_with_the_reason() -> Result<()> {
     let mut world = World::new().await?;
     let monitor = monitor().await?;
     world.set("PING_URL_SYNC_INTEGRATIONS", &format!("{}/sync", monitor.url()));
-    world.stripe_user("acct_told").await?;
+    let user = world.stripe_user("acct_told").await?;
     world.post("sync-integrations", "").await?;
     let heard = told(&monitor);
     assert_eq!(heard.len(), 2, "{heard:?}");
@@ -42,7 +42,7 @@ async fn a_task_begins_and_goes_well_or_fails_with_the_reason() -> Result<()> {
     // One user's run and a dry one say nothing of the task; nor does a cron that is not due.
     monitor.faults().forget();
     world.post("sync-integrations", "dry_run=true").await?;
-    world.post("sync-integrations", "user_id=5f0c0e52-8a4e-4c4b-9b0c-2f6d1a7e0001").await?;
+    world.post("sync-integrations", &format!("user_id={user}")).await?;
     world.cron("daily-orchestrator", &replay(world.last_sync_hour() - TimeDelta::hours(3))).await?;
     assert_eq!(told(&monitor), Vec::<String>::new());
 

@@ -166,8 +166,7 @@ fn mails(mails: &MailCounts) -> Fields {
 
 /// What went wrong, each trouble once, the most frequent first.
 fn problems(run: &RunSummary) -> Option<Vec<Fields>> {
-    let said =
-        |failure: &Failure| Fields::new().with("code", &failure.code).with("message", &failure.message);
+    let said = |failure: &Failure| Fields::new().with("code", &failure.code).with("message", failure.said());
     let blocked = run.blocked.iter().chain(&run.faults).map(|failure| said(failure).with("blocking", &true));
     let notices = run.notices.iter().map(|failure| said(failure).with("warning", &true));
     let of_mails = run.mails.values().flat_map(|mails| &mails.errors);
@@ -297,7 +296,7 @@ pub(super) fn verdict(outcomes: &[(Task, TaskOutcome)]) -> Verdict {
                     }
                 }
                 let first =
-                    run.blocked.iter().chain(&run.faults).next().map(|failure| failure.message.clone());
+                    run.blocked.iter().chain(&run.faults).next().map(|failure| failure.said().to_owned());
                 let first = first.or_else(|| {
                     let of_mails = run.mails.values().flat_map(|mails| &mails.errors);
                     run.troubles.iter().chain(of_mails).find_map(|trouble| trouble.message.clone())

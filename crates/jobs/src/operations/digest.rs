@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::claims::{ClaimedSlot, has_claims, unclaimed};
 use crate::{
     email::DigestPoint,
+    failure::cut,
     routes::Route,
     schedule::{Settings, Task, paris},
     words,
@@ -15,6 +16,8 @@ use crate::{
 
 /// Crons that were missed longer ago were told before.
 const MISSED_SINCE: TimeDelta = TimeDelta::days(2);
+/// Bounds a point's text, in characters: it may quote what others wrote.
+const MOST_DETAIL: usize = 500;
 /// Names each orchestrator, and how long after its last call it is missed: its rhythm and an hour or two.
 const ORCHESTRATORS: [(&str, i64); 2] =
     [(Route::DailyOrchestrator.path(), 8), (Route::MonthlyOrchestrator.path(), 26)];
@@ -26,7 +29,7 @@ pub(crate) struct Troubles {
     failed: Vec<Failed>,
     stuck: Vec<Stuck>,
     calls: Vec<FailedCalls>,
-    /// Users whose books could not be read any more since the last digest.
+    /// Users who have written something that could not be read any more since the last digest.
     unreadable: u64,
     /// When each route was called by a cron last.
     routes: BTreeMap<String, DateTime<Utc>>,
@@ -105,7 +108,7 @@ pub(crate) fn points(
     }
     for stuck in &troubles.stuck {
         points.push(point(
-            format!("En attente depuis plus de douze heures : {}", words::lane(&stuck.lane)),
+            words::waits_too_long(&stuck.lane),
             format!("Le plus ancien attend depuis le {}.", paris::french_minute(stuck.oldest)),
             stuck.count,
         ));
@@ -120,14 +123,16 @@ pub(crate) fn points(
     if troubles.unreadable > 0 {
         points.push(point(
             "Saisies illisibles".to_owned(),
-            "Les seuils de ces utilisateurs ne sont plus vérifiés. La page d’état les nomme.".to_owned(),
+            "Ce que ces utilisateurs ont saisi ne peut plus être lu. La page d’état les nomme et dit quoi."
+                .to_owned(),
             troubles.unreadable,
         ));
     }
     points
 }
 
-fn point(title: String, detail: String, count: u64) -> DigestPoint {
+fn point(title: String, mut detail: String, count: u64) -> DigestPoint {
+    detail.truncate(cut(&detail, MOST_DETAIL).len());
     DigestPoint { title, detail, count }
 }
 
@@ -208,7 +213,7 @@ mod tests {
             titles(&value, "2026-11-24T12:05:00Z"),
             [
                 "Échecs : courriels J+3 x12",
-                "En attente depuis plus de douze heures : alertes x3",
+                "La file «\u{a0}alertes\u{a0}» attend depuis plus d’un jour x3",
                 "Appels en échec : /api/cron/daily-orchestrator x2",
             ]
         );

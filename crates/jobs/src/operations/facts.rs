@@ -43,18 +43,18 @@ pub(crate) struct DatabaseFacts {
     pub(crate) unreadable: Unreadable,
 }
 
-/// Names users whose books the last check of thresholds could not read.
+/// Names users who have written something that could not be read when it was looked at last.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Unreadable {
     pub(crate) total: u64,
     /// The first ones.
-    pub(crate) users: Vec<UnreadableBooks>,
+    pub(crate) users: Vec<UnreadableInput>,
 }
 
-/// Says whose books cannot be read, and why.
+/// Says who has written something that cannot be read, and what.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all(serialize = "camelCase"))]
-pub(crate) struct UnreadableBooks {
+pub(crate) struct UnreadableInput {
     pub(crate) user_id: Uuid,
     pub(crate) address: Option<String>,
     pub(crate) flaw: String,

@@ -9,3 +9,4 @@ pub(crate) mod digest;
 pub(crate) mod facts;
 pub(crate) mod health;
 pub(crate) mod view;
+pub(crate) mod waiting;

@@ -9,6 +9,7 @@ use super::{
     claims::unclaimed,
     facts::{DatabaseFacts, Integrations, Lane, Mails, Run, Single, Unreadable},
     health::{Check, State},
+    waiting::WAITS_TOO_LONG,
 };
 use crate::{
     config::Tuning,
@@ -16,9 +17,6 @@ use crate::{
     schedule::{self, Missed, Settings, Task, occurrences, paris},
     words::{self, capitalized, counted},
 };
-
-/// A lane whose oldest item waits longer than this stands still: every cron works on all lanes.
-const STANDS_STILL: TimeDelta = TimeDelta::hours(13);
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -269,12 +267,8 @@ fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&DatabaseView>)
         );
     }
     for lane in &known.queue {
-        if lane.oldest.is_some_and(|oldest| now - oldest > STANDS_STILL) {
-            add(
-                State::Bad,
-                "file",
-                format!("La file «\u{a0}{}\u{a0}» n’avance pas", words::lane(&lane.lane)),
-            );
+        if lane.oldest.is_some_and(|oldest| now - oldest > WAITS_TOO_LONG) {
+            add(State::Bad, "file", words::waits_too_long(&lane.lane));
         }
     }
     let late: u64 =

@@ -180,15 +180,17 @@ impl Queue {
         self.supabase.rpc("jobs_run_waits", &json!({"p_run_id": run_id}), deadline).await
     }
 
-    /// Closes the runs that have nothing queued any more, as of `at`, then adds up the items of this one.
+    /// Closes the runs that have nothing queued any more, as of `at`, then adds up the items of this one. It lists so
+    /// many results, of so many bytes together, at most.
     pub async fn report(
         &self,
         run_id: Uuid,
         results: usize,
+        bytes: usize,
         at: DateTime<Utc>,
         deadline: &Deadline,
     ) -> Result<RunReport, SupabaseError> {
-        let arguments = json!({"p_run_id": run_id, "p_limit": results, "p_now": at});
+        let arguments = json!({"p_run_id": run_id, "p_limit": results, "p_bytes": bytes, "p_now": at});
         self.supabase.rpc("jobs_report", &arguments, deadline).await
     }
 

@@ -12,7 +12,7 @@ use super::{
     thresholds::{Subjects, find, plan},
 };
 use crate::{
-    failure::Failure,
+    failure::{Failure, cut},
     schedule::{Slot, Task},
 };
 
@@ -85,13 +85,12 @@ fn left_out(plan: &Value) -> Option<Failure> {
 fn unknown_activities(plan: &Value) -> Option<Failure> {
     let activities = plan["unknown_activities"].as_object().filter(|activities| !activities.is_empty())?;
     // Users write them: cut, and JSON-escaped like every answer.
-    let mut named: Vec<String> = activities
-        .keys()
-        .take(NAMED_ACTIVITIES)
-        .map(|name| format!("« {} »", name.chars().take(40).collect::<String>()))
-        .collect();
+    let mut named: Vec<String> =
+        activities.keys().take(NAMED_ACTIVITIES).map(|name| format!("« {} »", cut(name, 40))).collect();
     let others = activities.len().saturating_sub(NAMED_ACTIVITIES);
-    if others > 0 {
+    if plan["more_activities"] == true {
+        named.push("et beaucoup d’autres".to_owned());
+    } else if others > 0 {
         named.push(format!("et {others} de plus"));
     }
     Some(Failure {

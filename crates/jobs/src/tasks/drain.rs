@@ -16,6 +16,8 @@ use crate::{
 
 /// An answer holds so many results at most; `resultsTotal` says how many there are.
 const MOST_RESULTS: usize = 1_000;
+/// And results of so many bytes together, at most.
+const MOST_RESULT_BYTES: usize = 1024 * 1024;
 /// Pauses between two looks at items that other workers hold.
 const FIRST_LOOK: Duration = Duration::from_millis(300);
 const LONGEST_LOOK: Duration = Duration::from_secs(3);
@@ -123,8 +125,12 @@ pub(super) async fn work_until_settled(
         pause = (pause * 2).min(LONGEST_LOOK);
     }
     // Adds up all items of the run, a hundred thousand maybe: once.
-    all.report =
-        Some(context.queue.report(run_id, MOST_RESULTS, context.instant(), &context.deadline).await?);
+    all.report = Some(
+        context
+            .queue
+            .report(run_id, MOST_RESULTS, MOST_RESULT_BYTES, context.instant(), &context.deadline)
+            .await?,
+    );
     Ok(all)
 }
 

@@ -72,6 +72,7 @@ pub(super) async fn plan_post_report(
     let round = work_until_settled(context, run_id, Scope::Mails).await?;
     let mut summary = RunSummary::new(run_id, joined, round);
     summary.faults.extend(unknown_prices(&planned.plan));
+    summary.notices.extend(unreadable_accounts(&planned.plan));
     summary.outline = planned.plan;
     Ok(TaskOutcome::Ran(Box::new(summary)))
 }
@@ -84,6 +85,18 @@ fn prices(context: &Context) -> Result<Value, ConfigFaults> {
             Err(ConfigFaults::all(prices.as_ref().err().into_iter().chain(mailer.as_ref().err())))
         }
     }
+}
+
+/// Accounts with metadata or a name that cannot be read: these are ignored, and their owners are served.
+fn unreadable_accounts(plan: &Value) -> Option<Failure> {
+    let users = plan["unreadable"].as_u64().filter(|users| *users > 0)?;
+    let who = if users == 1 { "1 compte" } else { &format!("{users} comptes") };
+    Some(Failure {
+        code: "unreadable_account".into(),
+        message: format!(
+            "Les métadonnées ou le nom de {who} sont illisibles : il n’en est pas tenu compte. La page d’état les nomme."
+        ),
+    })
 }
 
 /// Subscriptions whose price no variable names: their users are left alone, and the operator is told.

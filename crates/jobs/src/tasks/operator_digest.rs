@@ -13,7 +13,10 @@ use super::{
     outcome::TaskError,
 };
 use crate::{
-    operations::digest::{Troubles, points},
+    operations::{
+        digest::{Troubles, points},
+        waiting::WAITS_TOO_LONG,
+    },
     routes::Route,
     schedule::paris,
 };
@@ -24,8 +27,6 @@ const FROM_HOUR: u32 = 7;
 const LONGEST_LOOK_BACK: TimeDelta = TimeDelta::days(8);
 /// It tells of this long at least.
 const SHORTEST_LOOK_BACK: TimeDelta = TimeDelta::days(1);
-/// What has waited for so long is stuck.
-const STUCK_AFTER: TimeDelta = TimeDelta::hours(12);
 /// The arithmetic of missed crons looks at slots and calls of so long ago.
 const SLOTS_SINCE: TimeDelta = TimeDelta::days(60);
 const CALLS_SINCE: TimeDelta = TimeDelta::days(30);
@@ -48,7 +49,7 @@ pub async fn tell(context: &Context, call: &Call) {
 async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskError> {
     let arguments = json!({
         "p_first_since": context.now - LONGEST_LOOK_BACK, "p_latest_since": context.now - SHORTEST_LOOK_BACK,
-        "p_stuck_before": context.now - STUCK_AFTER, "p_slots_since": context.now - SLOTS_SINCE,
+        "p_stuck_before": context.now - WAITS_TOO_LONG, "p_slots_since": context.now - SLOTS_SINCE,
         "p_calls_since": context.now - CALLS_SINCE,
     });
     let troubles: Troubles = context.supabase.rpc("jobs_troubles", &arguments, &context.deadline).await?;

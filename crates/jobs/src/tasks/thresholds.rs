@@ -108,6 +108,9 @@ struct Alert {
     used_up: Vec<Held>,
 }
 
+/// Bounds how many different activities that no ceiling is known for an outline names: users write them.
+const MOST_ACTIVITIES: usize = 100;
+
 /// Says what an alert's mail is about.
 #[derive(Serialize)]
 struct AlertFacts<'a> {
@@ -135,7 +138,10 @@ pub(super) struct Found {
     left_out: BTreeMap<String, u64>,
     /// Counts who would have got an alert, by the reason why they do not.
     skipped: BTreeMap<String, u64>,
+    /// The first ones, with how many users have each.
     unknown_activities: BTreeMap<String, u64>,
+    /// More of them, which are not named.
+    more_activities: bool,
     pub(super) candidates: Vec<Value>,
     due: Vec<Value>,
     /// More users are marked as changed.
@@ -146,8 +152,18 @@ impl Found {
     pub(super) fn outline(&self) -> Value {
         json!({
             "items": self.alerts, "scanned": self.scanned, "skipped": self.skipped,
-            "unknown_activities": self.unknown_activities, "left_out": self.left_out,
+            "unknown_activities": self.unknown_activities, "more_activities": self.more_activities, "left_out": self.left_out,
         })
+    }
+
+    fn note_activity(&mut self, activity: &str) {
+        if let Some(users) = self.unknown_activities.get_mut(activity) {
+            *users += 1;
+        } else if self.unknown_activities.len() < MOST_ACTIVITIES {
+            self.unknown_activities.insert(activity.to_owned(), 1);
+        } else {
+            self.more_activities = true;
+        }
     }
 
     /// Answers the alerts that are due to a person.
@@ -162,7 +178,7 @@ impl Found {
                 person.held.iter().filter(|held| held.year == year).map(|held| held.step).collect();
             let assessment = urssaf::assess(&person.years, person.created, year, &held);
             for activity in &assessment.unknown_activities {
-                *self.unknown_activities.entry(activity.clone()).or_default() += 1;
+                self.note_activity(activity);
             }
             if assessment.crossings.is_empty() {
                 continue;

@@ -7,7 +7,7 @@ use chrono::{DateTime, Datelike, Timelike, Utc};
 use crate::{
     lane,
     operations::{
-        facts::{Broken, Lane, MailDay, Reason, Run, RunLane, Troubled, UnreadableBooks},
+        facts::{Broken, Lane, MailDay, Reason, Run, RunLane, Troubled, UnreadableInput},
         health::State,
         view::{DatabaseView, MissedSlot, MonthDates, Status, TaskView},
     },
@@ -283,7 +283,7 @@ impl Broken {
     }
 }
 
-impl UnreadableBooks {
+impl UnreadableInput {
     pub(super) fn who(&self) -> &str {
         self.address.as_deref().unwrap_or("sans adresse")
     }
