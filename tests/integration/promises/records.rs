@@ -61,7 +61,7 @@ async fn an_edited_row_is_the_users() -> Result<()> {
             assert_eq!(left["month"], world.months_ago(0).to_string(), "{what}");
         }
         let logged: Value =
-            world.value("select metadata from public.sync_logs where user_id is not null order by synced_at desc limit 1").await?;
+            world.value("select metadata from public.sync_logs where user_id is not null order by xmin::text::bigint desc limit 1").await?;
         assert_eq!(logged["left_alone"][0]["computed"], json!(15.00), "{what}: {logged}");
     }
     Ok(())

@@ -70,7 +70,7 @@ async fn a_missing_variable_of_the_integrations_fails_that_task_alone() -> Resul
     let told = ask(&world, Method::POST, "monthly-sync", "force=true").await?;
     assert_eq!((told.status, told.error().contains("STRIPE_SECRET_KEY")), (500, true), "{}", told.text);
     let logged: Vec<String> = sqlx::query_scalar(
-        "select error_message from public.sync_logs where status <> 'success' order by synced_at",
+        "select error_message from public.sync_logs where status <> 'success' order by xmin::text::bigint",
     )
     .fetch_all(world.pool())
     .await?;

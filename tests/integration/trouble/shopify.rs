@@ -252,7 +252,7 @@ async fn disputes_that_may_not_be_read_are_said_once_and_are_no_failure() -> Res
         assert_eq!(heal(&world).await?, synced);
         assert_eq!(turnover(&world, user).await?.as_deref(), Some("72.00"));
         let notes: Value = world
-            .value("select jsonb_agg(metadata -> 'notes' order by synced_at) from public.sync_logs where provider = 'shopify'")
+            .value("select jsonb_agg(metadata -> 'notes' order by xmin::text::bigint) from public.sync_logs where provider = 'shopify'")
             .await?;
         assert_eq!(notes, json!([{"disputes": "non lisibles : autorisation absente"}]));
         assert_eq!(last_error(&world, user).await?, None);

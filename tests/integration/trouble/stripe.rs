@@ -45,7 +45,7 @@ async fn failed(world: &World, told: &Told, user: Uuid, code: &str, words: &str)
         .await?;
     assert!(logged >= 1);
     let called: String = world
-        .value("select status from public.sync_logs where provider = 'jobs' order by synced_at desc limit 1")
+        .value("select status from public.sync_logs where provider = 'jobs' order by xmin::text::bigint desc limit 1")
         .await?;
     assert_ne!(called, "success", "a run with a failed part is none");
     Ok(())
@@ -217,7 +217,7 @@ async fn a_throttle_is_obeyed_and_is_nobodys_attempt() -> Result<()> {
     assert_eq!(faults.count(LIST), 1, "not asked again before the hour is over");
     assert_eq!(world.value::<i32>("select max(attempts) from jobs.job_items").await?, 0);
     let logged: String = world
-        .value("select status from public.sync_logs where provider = 'jobs' order by synced_at desc limit 1")
+        .value("select status from public.sync_logs where provider = 'jobs' order by xmin::text::bigint desc limit 1")
         .await?;
     assert_eq!(logged, "error");
     faults.clear();

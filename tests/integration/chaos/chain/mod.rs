@@ -129,7 +129,7 @@ impl Deployment {
 /// What the invocations of drain-queue said of themselves: (status, hop, settled, message).
 async fn rows(world: &World) -> Result<Vec<(String, i64, Option<i64>, Option<String>)>> {
     let sql = "select status, (metadata ->> 'hop')::bigint, (metadata ->> 'settled')::bigint, error_message \
-               from public.sync_logs where sync_type = 'drain' order by synced_at";
+               from public.sync_logs where sync_type = 'drain' order by xmin::text::bigint";
     Ok(sqlx::query_as(sql).fetch_all(world.pool()).await?)
 }
 
