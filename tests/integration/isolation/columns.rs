@@ -7,7 +7,7 @@ use crate::world::World;
 
 /// The columns of the application's tables that `authenticated` may write through a policy, and what the user writes
 /// through the auth API.
-const COLUMNS: &str = "\
+pub(super) const COLUMNS: &str = "\
     select c.table_name::text, c.column_name::text, c.udt_name::text \
     from information_schema.columns c \
     where c.table_schema = 'public' and c.column_name not in ('id', 'user_id') and c.is_generated = 'NEVER' \

@@ -4,6 +4,7 @@
 mod answers;
 mod columns;
 mod mended;
+mod rule;
 mod sizes;
 
 use anyhow::{Context, Result, ensure};

@@ -6,6 +6,7 @@ mod catalogue_time;
 mod fairness;
 mod kills;
 mod long_lists;
+mod marks;
 mod migrations;
 pub(crate) mod model;
 mod months;
