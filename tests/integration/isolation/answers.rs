@@ -13,7 +13,7 @@ use super::write;
 use crate::world::World;
 
 /// The documented bound of each function, in bytes.
-fn bounds() -> BTreeMap<String, usize> {
+pub(super) fn bounds() -> BTreeMap<String, usize> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md"))
         .expect("readable");
     let (_, section) = text.split_once("\n## How large an answer of the database is\n").expect("the section");
@@ -41,7 +41,7 @@ fn the_answer_of_every_function_has_a_bound() {
 }
 
 /// What a function answers, as it comes over the network.
-async fn answer(world: &World, function: &str, arguments: &Value) -> Result<String> {
+pub(super) async fn answer(world: &World, function: &str, arguments: &Value) -> Result<String> {
     let gateway = &world.environment.gateway;
     let url = format!("{}/rest/v1/rpc/{function}", gateway.url());
     let request = jobs::http::client()?.post(url).header("apikey", &gateway.keys().secret).json(arguments);

@@ -3,6 +3,7 @@
 
 mod answers;
 mod columns;
+mod growth;
 mod mended;
 mod rule;
 mod sizes;

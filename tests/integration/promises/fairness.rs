@@ -83,23 +83,28 @@ fn accounts_read(world: &World) -> BTreeSet<String> {
 }
 
 /// A budget too short for everybody, nothing that goes on, and a plan anew every six hours: whoever has waited longest
-/// is read first, so that everybody is read within as many calls as the work needs.
+/// is read first, so that everybody is read within as many calls as the work needs. `JOBS_TEST_INTEGRATIONS=2000` with
+/// `--nocapture` measures it for so many.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_waited_longest_is_read_first() -> Result<()> {
     const USERS: usize = 60;
+    let users = match std::env::var("JOBS_TEST_INTEGRATIONS") {
+        Ok(number) => number.parse()?,
+        Err(_) => USERS,
+    };
     let mut world = World::new().await?;
     world.set("JOB_CONCURRENCY", "1");
     world.set("JOB_BUDGET_SECONDS", "1");
     world.set("STRIPE_REQUESTS_PER_SECOND", "1000");
-    for n in 0..USERS {
+    for n in 0..users {
         world.stripe_user(&format!("acct_{n}")).await?;
     }
     world.stripe.faults().add(Rule::on("balance_transactions", Fault::Delay(Duration::from_millis(40))));
     let first = world.last_sync_hour();
     let mut read = BTreeSet::new();
-    let mut least = USERS;
+    let mut least = users;
     let mut calls = 0;
-    while read.len() < USERS {
+    while read.len() < users {
         world.set_now(first + TimeDelta::hours(6 * calls));
         calls += 1;
         let answer = world.cron("daily-orchestrator", "").await?;
@@ -107,14 +112,15 @@ async fn who_has_waited_longest_is_read_first() -> Result<()> {
         read = accounts_read(&world);
         let more = read.len() - before;
         assert!(more > 0, "call {calls} read nobody new: {answer}");
-        if read.len() < USERS {
+        if read.len() < users {
             least = least.min(more);
             let waiting: DateTime<Utc> =
                 world.value("select min(waiting_since) from jobs.job_items where status = 'queued' and lane = 'stripe'").await?;
             assert_eq!(waiting, first, "who is planned anew has waited since the first plan");
         }
     }
+    println!("{users} integrations were read in {calls} calls, {least} a call at least");
     // Each call but the last one read people who had not been read: nobody is read twice before everybody was.
-    assert!(usize::try_from(calls)? <= USERS.div_ceil(least), "{calls} calls, {least} a call");
+    assert!(usize::try_from(calls)? <= users.div_ceil(least), "{calls} calls, {least} a call");
     Ok(())
 }
