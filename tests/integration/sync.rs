@@ -86,7 +86,7 @@ async fn the_daily_cron_claims_its_slot_once() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_month_is_read_to_its_end_and_reported_by_source() -> Result<()> {
-    let world = World::new().await?;
+    let world = World::at(at("2026-11-18T10:20:00Z")).await?;
     let user = world.stripe_user("acct_month").await?;
     world.stripe.payment("acct_month", at("2026-10-01T10:00:00Z"), 10_000, "eur");
     world.stripe.payment("acct_month", at("2026-10-31T22:59:59Z"), 5_000, "eur");

@@ -24,8 +24,8 @@ async fn many_shops(world: &World) -> Result<i64> {
     sqlx::query(
         "with u as (insert into auth.users (id, email, email_confirmed_at, created_at) \
              select id, id || '@example.test', '2020-01-01', '2020-01-01' from unnest($1::uuid[]) id) \
-         insert into public.integration_tokens (user_id, provider, access_token, shop_domain) \
-         select id, 'shopify', token, shop from unnest($1::uuid[], $2::text[], $3::text[]) t (id, token, shop)",
+         insert into public.integration_tokens (user_id, provider, access_token, shop_domain, connected_at) \
+         select id, 'shopify', token, shop, '2020-01-01' from unnest($1::uuid[], $2::text[], $3::text[]) t (id, token, shop)",
     )
     .bind(&users)
     .bind(&tokens)

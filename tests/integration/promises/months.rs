@@ -73,7 +73,8 @@ async fn a_month_is_a_paris_month() -> Result<()> {
             "2024-02-29T23:00:00Z",
         ),
     ];
-    let (world, user) = world().await?;
+    let (mut world, user) = world().await?;
+    world.set_now(at("2026-11-18T10:20:00Z")); // after all of them
     add_shop(&world, user).await?;
     for (month, before, first, change, changed, last, behind) in months {
         for outside in [before, behind] {
