@@ -1063,7 +1063,8 @@ begin
 end $$;
 
 -- Lets one holder at a time refresh a shop's token. A repeated call by the holder keeps the lease.
---   {acquired, access_token, refresh_token}: the pair as stored now, which another holder may just have renewed
+--   {acquired, access_token, refresh_token, elsewhere}: the pair as stored now, which another holder may just have
+--   renewed; elsewhere: another user has connected the same account since, and both proved it
 create function public.integration_refresh_begin(p_integration_id uuid, p_holder uuid, p_seconds integer) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
@@ -1085,7 +1086,14 @@ begin
     where user_id = t.user_id and provider = t.provider;
     -- Read again under the lock: the last holder may have stored a new pair since.
     select * into t from public.integration_tokens where id = p_integration_id;
-    return jsonb_build_object('acquired', true, 'access_token', t.access_token, 'refresh_token', t.refresh_token);
+    return jsonb_build_object('acquired', true, 'access_token', t.access_token, 'refresh_token', t.refresh_token,
+        'elsewhere', s.account is not distinct from jobs.claimed_account(t) and exists (
+            select from public.integration_tokens o
+            join jobs.integration_state k on k.user_id = o.user_id and k.provider = o.provider
+            where o.provider = t.provider and o.user_id <> t.user_id and o.is_active
+                -- As the index integration_tokens_account has it.
+                and case o.provider when 'stripe' then o.stripe_account_id else o.shop_domain end = s.account
+                and k.account = s.account and k.proof = jobs.token_fingerprint(o) and k.proven_at > s.proven_at));
 end $$;
 
 -- Stores the renewed pair (encrypted) before anybody uses it. Only the holder may; p_old_access_token guards
@@ -2111,9 +2119,7 @@ begin
             where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
             continue;
         end if;
-        continue when not (p_policy -> 'codes') ? part.code
-            -- Stripe's would be our own key's.
-            and not (part.code = 'missing_scope' and part.provider = 'shopify');
+        continue when not (p_policy -> 'codes') ? part.code;
         update jobs.integration_state k set refusals = k.refusals + 1
         where k.user_id = p_user_id and k.provider = part.provider returning * into s;
         select * into p from jobs.mail_people m where m.user_id = p_user_id;
@@ -2858,13 +2864,21 @@ language sql stable set search_path = '' as $$
         'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
         'refused_credentials', (
-            select coalesce(jsonb_agg(jsonb_build_object('at', r.at, 'message', r.message)), '[]') from (
-            select max(l.synced_at) as at, jobs.mask_text(p.problem ->> 'message') as message
+            select coalesce(jsonb_agg(jsonb_build_object(
+                'at', r.at, 'code', r.code, 'message', r.message)), '[]') from (
+            select max(l.synced_at) as at, p.problem ->> 'code' as code,
+                jobs.mask_text(p.problem ->> 'message') as message
             from public.sync_logs l
             cross join lateral jsonb_path_query(l.metadata,
-                '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
+                '$.answer.**.problems[*] ? (@.code == "own_credentials" || @.code == "own_permission"
+                    || @.code == "app_not_approved")') as p (problem)
             where l.synced_at >= p_now - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
-            group by 2 order by 1 desc limit 5) r));
+            group by 2, 3 order by 1 desc limit 5) r),
+        -- Read last, by its own proof: what our key is checked with.
+        'stripe_account', (select k.account from known n
+            join jobs.integration_state k on k.user_id = n.user_id and k.provider = n.provider
+            where n.provider = 'stripe' and n.state = 'good' and k.account is not null
+            order by n.last_success_at desc limit 1));
 $$;
 
 -- Who has written something that cannot be read, the first p_limit by name.

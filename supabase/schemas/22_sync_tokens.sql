@@ -53,7 +53,8 @@ begin
 end $$;
 
 -- Lets one holder at a time refresh a shop's token. A repeated call by the holder keeps the lease.
---   {acquired, access_token, refresh_token}: the pair as stored now, which another holder may just have renewed
+--   {acquired, access_token, refresh_token, elsewhere}: the pair as stored now, which another holder may just have
+--   renewed; elsewhere: another user has connected the same account since, and both proved it
 create function public.integration_refresh_begin(p_integration_id uuid, p_holder uuid, p_seconds integer) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
@@ -75,7 +76,14 @@ begin
     where user_id = t.user_id and provider = t.provider;
     -- Read again under the lock: the last holder may have stored a new pair since.
     select * into t from public.integration_tokens where id = p_integration_id;
-    return jsonb_build_object('acquired', true, 'access_token', t.access_token, 'refresh_token', t.refresh_token);
+    return jsonb_build_object('acquired', true, 'access_token', t.access_token, 'refresh_token', t.refresh_token,
+        'elsewhere', s.account is not distinct from jobs.claimed_account(t) and exists (
+            select from public.integration_tokens o
+            join jobs.integration_state k on k.user_id = o.user_id and k.provider = o.provider
+            where o.provider = t.provider and o.user_id <> t.user_id and o.is_active
+                -- As the index integration_tokens_account has it.
+                and case o.provider when 'stripe' then o.stripe_account_id else o.shop_domain end = s.account
+                and k.account = s.account and k.proof = jobs.token_fingerprint(o) and k.proven_at > s.proven_at));
 end $$;
 
 -- Stores the renewed pair (encrypted) before anybody uses it. Only the holder may; p_old_access_token guards

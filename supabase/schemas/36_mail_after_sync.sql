@@ -71,9 +71,7 @@ begin
             where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
             continue;
         end if;
-        continue when not (p_policy -> 'codes') ? part.code
-            -- Stripe's would be our own key's.
-            and not (part.code = 'missing_scope' and part.provider = 'shopify');
+        continue when not (p_policy -> 'codes') ? part.code;
         update jobs.integration_state k set refusals = k.refusals + 1
         where k.user_id = p_user_id and k.provider = part.provider returning * into s;
         select * into p from jobs.mail_people m where m.user_id = p_user_id;

@@ -173,13 +173,21 @@ language sql stable set search_path = '' as $$
         'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
         'refused_credentials', (
-            select coalesce(jsonb_agg(jsonb_build_object('at', r.at, 'message', r.message)), '[]') from (
-            select max(l.synced_at) as at, jobs.mask_text(p.problem ->> 'message') as message
+            select coalesce(jsonb_agg(jsonb_build_object(
+                'at', r.at, 'code', r.code, 'message', r.message)), '[]') from (
+            select max(l.synced_at) as at, p.problem ->> 'code' as code,
+                jobs.mask_text(p.problem ->> 'message') as message
             from public.sync_logs l
             cross join lateral jsonb_path_query(l.metadata,
-                '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
+                '$.answer.**.problems[*] ? (@.code == "own_credentials" || @.code == "own_permission"
+                    || @.code == "app_not_approved")') as p (problem)
             where l.synced_at >= p_now - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
-            group by 2 order by 1 desc limit 5) r));
+            group by 2, 3 order by 1 desc limit 5) r),
+        -- Read last, by its own proof: what our key is checked with.
+        'stripe_account', (select k.account from known n
+            join jobs.integration_state k on k.user_id = n.user_id and k.provider = n.provider
+            where n.provider = 'stripe' and n.state = 'good' and k.account is not null
+            order by n.last_success_at desc limit 1));
 $$;
 
 -- Who has written something that cannot be read, the first p_limit by name.

@@ -12,6 +12,7 @@ mod shopify_tokens;
 mod stalled;
 mod stripe;
 mod together;
+mod who_acts;
 
 use std::time::Duration;
 

@@ -155,6 +155,9 @@ pub(super) async fn refresh(
         acquired: bool,
         access_token: Option<String>,
         refresh_token: Option<String>,
+        /// Another user has connected the same shop since: its tokens replaced this row's.
+        #[serde(default)]
+        elsewhere: bool,
     }
     // Its own, not the item's: one claim may hold two items of the same integration.
     let holder = Uuid::new_v4();
@@ -167,7 +170,17 @@ pub(super) async fn refresh(
     };
     let renewed = if stored == integration.access_token {
         integration.refresh_token = lease_state.refresh_token;
-        renew(clients, integration, shop, holder, now, deadline).await
+        match renew(clients, integration, shop, holder, now, deadline).await {
+            Err(ItemError::Permanent(failure))
+                if lease_state.elsewhere && failure.code == "refresh_rejected" =>
+            {
+                Err(ItemError::permanent(
+                    "connected_elsewhere",
+                    "Cette boutique a été connectée depuis un autre compte Comptalyze : elle n’est plus lue pour celui-ci.",
+                ))
+            }
+            renewed => renewed,
+        }
     } else {
         // The last holder of the lease renewed it while we waited.
         integration.access_token = stored;
@@ -206,7 +219,7 @@ async fn renew(
         "p_integration_id": integration.id, "p_holder": holder,
         "p_old_access_token": integration.access_token,
         "p_access_token": access, "p_refresh_token": refresh,
-        "p_expires_at": after(now, expires_in), "p_refresh_expires_at": after(now, refresh_token_expires_in),
+        "p_expires_at": after(now, expires_in), "p_refresh_expires_at": refresh_token_expires_in.map(|span| after(now, span)),
     });
     let stored: Stored = clients.supabase.rpc("integration_refresh_store", &arguments, deadline).await?;
     if !stored.stored {

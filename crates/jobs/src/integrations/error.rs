@@ -18,7 +18,7 @@ pub(super) enum ItemError {
     /// It passes by itself. `failure` says why, unless nothing failed; it is an `attempt` where the item itself is to
     /// blame.
     Later { failure: Option<Failure>, attempt: bool, after: Option<Duration> },
-    /// Our own key is refused; with `lane`, no other item of the lane can succeed either.
+    /// We are refused, and not the item; with `lane`, no other item of the lane can succeed either.
     Blocked { failure: Failure, lane: bool },
 }
 
@@ -67,6 +67,8 @@ impl From<ProviderError> for ItemError {
             ErrorKind::Reconnect(_) | ErrorKind::Refused(_) => Self::Permanent(failure),
             // Stripe is read with our key alone; of the shops only those whose token has to be renewed need ours.
             ErrorKind::OwnCredentials => Self::Blocked { failure, lane: error.provider == Provider::Stripe },
+            ErrorKind::OwnPermission { everybody } => Self::Blocked { failure, lane: everybody },
+            ErrorKind::NotApproved => Self::Blocked { failure, lane: false },
             ErrorKind::OutOfTime => Self::out_of_time(),
             ErrorKind::Transient(_) => {
                 let counts = error.counts_as_attempt();

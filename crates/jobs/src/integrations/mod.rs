@@ -5,6 +5,7 @@
 //! and settled by the same database function, `integration_settle`.
 
 mod account;
+mod actor;
 mod error;
 mod read;
 mod settings;
@@ -17,7 +18,11 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use uuid::Uuid;
 
-pub use self::{settings::IntegrationsConfig, settle::is_the_users_to_mend, worker::SyncWorker};
+pub use self::{
+    actor::{is_the_users_to_mend, users_codes},
+    settings::IntegrationsConfig,
+    worker::SyncWorker,
+};
 use crate::{
     crypto::tokens::TokenKey,
     deadline::Deadline,
@@ -79,8 +84,13 @@ impl Clients {
         }
     }
 
-    /// Whether Stripe takes our own key, asked once.
-    pub async fn check_stripe(&self, deadline: &Deadline) -> Result<(), ProviderError> {
-        self.stripe.check_key(deadline).await
+    /// Asks Stripe what every sync asks, once, so that our own key's lack shows; of `account` where one is known.
+    pub async fn check_stripe(
+        &self,
+        account: Option<&str>,
+        deadline: &Deadline,
+    ) -> Result<(), ProviderError> {
+        let account = account.and_then(|account| account.parse().ok());
+        self.stripe.check_key(account.as_ref(), deadline).await
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::Integration;
+use super::{Integration, actor::mended_by_reconnecting};
 use crate::{
     deadline::Deadline,
     failure::Failure,
@@ -91,7 +91,7 @@ struct Arguments<'a> {
 }
 
 /// When a user whose integration is refused is asked to connect it again.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Serialize)]
 struct ReconnectPolicy {
     /// Refusals in a row before the first mail.
     refusals: u32,
@@ -102,27 +102,11 @@ struct ReconnectPolicy {
     /// Days after which such a mail is not sent any more.
     open_days: u32,
     /// The refusals that connecting again mends.
-    codes: [&'static str; 8],
+    codes: Vec<&'static str>,
 }
 
-/// The codes of what one user has to mend, by connecting again.
-const MENDED_BY_RECONNECTING: [&str; 8] = [
-    "token_rejected",
-    "access_revoked",
-    "refresh_rejected",
-    "token_expired",
-    "not_connected",
-    "account_mismatch",
-    "bad_shop_domain",
-    "unknown_account",
-];
-
-const RECONNECT: ReconnectPolicy =
-    ReconnectPolicy { refusals: 3, mails: 2, pause_days: 30, open_days: 7, codes: MENDED_BY_RECONNECTING };
-
-/// Whether this failure of an integration is one user's to mend: nobody who runs the deployment can.
-pub fn is_the_users_to_mend(code: &str) -> bool {
-    MENDED_BY_RECONNECTING.contains(&code)
+fn reconnect_policy() -> ReconnectPolicy {
+    ReconnectPolicy { refusals: 3, mails: 2, pause_days: 30, open_days: 7, codes: mended_by_reconnecting() }
 }
 
 #[derive(Deserialize)]
@@ -198,7 +182,7 @@ impl<'a> Settlement<'a> {
             p_cursor: cursor,
             p_month: self.month,
             p_as_of: self.item.as_of,
-            p_reconnect: RECONNECT,
+            p_reconnect: reconnect_policy(),
             p_now: self.now,
         };
         let answer: Answer = self.supabase.rpc("integration_settle", &arguments, deadline).await?;

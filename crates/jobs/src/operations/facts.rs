@@ -207,6 +207,9 @@ pub(crate) struct Integrations {
     pub(crate) shopify_renewed: Option<bool>,
     #[serde(skip_serializing)]
     pub(crate) refused_credentials: Vec<RefusedCredentials>,
+    /// The Stripe account that was read last: the key is checked with it.
+    #[serde(default, skip_serializing)]
+    pub(crate) stripe_account: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -229,10 +232,11 @@ pub(crate) struct Broken {
     pub(crate) message: Option<String>,
 }
 
-/// Within a day, a provider has refused our own credentials.
+/// Within a day, a provider has refused us, and not a user: our credentials, a permission of our key, or our application.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct RefusedCredentials {
     pub(crate) at: DateTime<Utc>,
+    pub(crate) code: String,
     pub(crate) message: String,
 }
 

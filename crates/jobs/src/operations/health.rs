@@ -99,14 +99,15 @@ pub(crate) fn checks(
     facts: Option<&Result<DatabaseFacts, SupabaseError>>,
     live: &Live,
 ) -> Vec<Check> {
+    let known = facts.and_then(|facts| facts.as_ref().ok());
     vec![
         configuration(config),
         key(config),
         database(facts),
         migrations(facts),
         resend(config, live.domain.as_ref()),
-        stripe(config, live.stripe.as_ref()),
-        shopify(config, facts.and_then(|facts| facts.as_ref().ok())),
+        stripe(config, live.stripe.as_ref(), known),
+        shopify(config, known),
     ]
 }
 
@@ -220,12 +221,33 @@ fn resend(config: &Config, domain: Option<&Domain>) -> Check {
     }
 }
 
-fn stripe(config: &Config, asked: Option<&Result<(), ProviderError>>) -> Check {
+/// Returns the last time, within a day, that this provider has refused us and not a user.
+fn refused<'a>(facts: Option<&'a DatabaseFacts>, provider: &str) -> Option<&'a RefusedCredentials> {
+    let all = facts?.integrations.refused_credentials.iter();
+    all.filter(|refused| refused.message.contains(provider)).max_by_key(|refused| refused.at)
+}
+
+fn lacking_permission() -> Check {
+    Check::new("Stripe", State::Bad, "La clé ne peut pas lire tous les mouvements des comptes reliés.").and(
+        "Lui donner la lecture de Connect, de Balance transactions et de leurs sources (Charges, Refunds, Disputes), \
+         ou mettre une clé sk_… d’une plateforme Connect dans STRIPE_SECRET_KEY.",
+    )
+}
+
+fn stripe(
+    config: &Config,
+    asked: Option<&Result<(), ProviderError>>,
+    facts: Option<&DatabaseFacts>,
+) -> Check {
     let name = "Stripe";
     let Ok(integrations) = &config.integrations else {
         return Check::new(name, State::Unknown, "Pas interrogé : voir Configuration.");
     };
     match asked {
+        // One kind of source may need what the movement that was just asked for does not.
+        Some(Ok(())) if refused(facts, "Stripe").is_some_and(|refused| refused.code == "own_permission") => {
+            lacking_permission()
+        }
         Some(Ok(())) => {
             let secret = integrations.stripe_secret_key.expose_secret();
             if secret.starts_with("sk_test_") || secret.starts_with("rk_test_") {
@@ -237,10 +259,8 @@ fn stripe(config: &Config, asked: Option<&Result<(), ProviderError>>) -> Check {
         Some(Err(error)) => match error.kind {
             ErrorKind::OwnCredentials => Check::new(name, State::Bad, "La clé est refusée.")
                 .and("Vérifier STRIPE_SECRET_KEY (Stripe, Developers, API keys)."),
-            ErrorKind::Refused(RefusedReason::MissingScope) => {
-                Check::new(name, State::Bad, "La clé restreinte ne peut pas lire les mouvements.").and(
-                    "Lui donner la lecture de Balance transactions, ou mettre une clé sk_… dans STRIPE_SECRET_KEY.",
-                )
+            ErrorKind::OwnPermission { .. } | ErrorKind::Refused(RefusedReason::PermissionLacking) => {
+                lacking_permission()
             }
             ErrorKind::Transient(_) | ErrorKind::OutOfTime => {
                 Check::new(name, State::Unknown, "Stripe n’a pas répondu comme attendu.")
@@ -261,9 +281,16 @@ fn shopify(config: &Config, facts: Option<&DatabaseFacts>) -> Check {
     let Some(facts) = facts else {
         return Check::new(name, State::Unknown, "La base de données n’a pas pu être interrogée.");
     };
-    let refused =
-        facts.integrations.refused_credentials.iter().filter(|refused| refused.message.contains("Shopify"));
-    if let Some(RefusedCredentials { at, .. }) = refused.max_by_key(|refused| refused.at) {
+    if let Some(RefusedCredentials { at, code, .. }) = refused(Some(facts), name) {
+        if code == "app_not_approved" {
+            let message = format!(
+                "Shopify a refusé l’application le {} : elle n’est pas approuvée pour ces données.",
+                paris::french_minute(*at)
+            );
+            return Check::new(name, State::Bad, message).and(
+                "Demander l’accès aux « protected customer data » (Shopify, tableau de bord de l’application, API access).",
+            );
+        }
         let message =
             format!("Shopify a refusé les identifiants de l’application le {}.", paris::french_minute(*at));
         return Check::new(name, State::Bad, message)

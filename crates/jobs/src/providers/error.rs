@@ -56,8 +56,12 @@ pub enum ReconnectReason {
 pub enum RefusedReason {
     /// The shop is frozen or closed by Shopify.
     FrozenShop,
-    /// The connection lacks a permission.
+    /// The connection lacks a permission, which its user can grant by connecting again.
     MissingScope,
+    /// A permission is lacking that no user can grant.
+    PermissionLacking,
+    /// The account is a test account, and our key a live one.
+    TestMode,
     /// No such shop or account (any more), or it has moved.
     Unknown,
     /// The provider understood our request and refused it: the request is wrong.
@@ -107,6 +111,10 @@ pub enum ErrorKind {
     Transient(Transient),
     /// Our own key or client secret is bad: no item that needs it can succeed until somebody mends it.
     OwnCredentials,
+    /// Our own key is good and lacks a permission; `everybody`: it can read no account at all.
+    OwnPermission { everybody: bool },
+    /// The provider has not approved our application for this data.
+    NotApproved,
     /// The invocation's time is over; nothing is wrong.
     OutOfTime,
 }
@@ -164,6 +172,8 @@ impl ProviderError {
             ErrorKind::Reconnect(ReconnectReason::RefreshRejected) => "refresh_rejected",
             ErrorKind::Refused(RefusedReason::FrozenShop) => "frozen_shop",
             ErrorKind::Refused(RefusedReason::MissingScope) => "missing_scope",
+            ErrorKind::Refused(RefusedReason::PermissionLacking) => "permission_lacking",
+            ErrorKind::Refused(RefusedReason::TestMode) => "test_mode",
             ErrorKind::Refused(RefusedReason::Unknown) => "unknown_account",
             ErrorKind::Refused(RefusedReason::BadRequest) => "bad_request",
             ErrorKind::Refused(RefusedReason::SearchIgnored) => "search_ignored",
@@ -175,66 +185,19 @@ impl ProviderError {
             ErrorKind::Transient(Transient { cause: TransientCause::Locked, .. }) => "locked",
             ErrorKind::Transient(Transient { cause: TransientCause::Server(_), .. }) => "server_error",
             ErrorKind::OwnCredentials => "own_credentials",
+            ErrorKind::OwnPermission { .. } => "own_permission",
+            ErrorKind::NotApproved => "app_not_approved",
             ErrorKind::OutOfTime => "out_of_time",
-        }
-    }
-
-    /// The message in French for `last_error`, answers and a run's log; it is safe to show to everybody.
-    pub fn user_message(&self) -> String {
-        let name = self.provider.name();
-        match self.kind {
-            ErrorKind::Reconnect(ReconnectReason::TokenRejected) => {
-                format!("La connexion à {name} n’est plus valide\u{a0}: elle doit être refaite.")
-            }
-            ErrorKind::Reconnect(ReconnectReason::AccessRevoked) => {
-                format!("L’accès au compte {name} a été retiré\u{a0}: la connexion doit être refaite.")
-            }
-            ErrorKind::Reconnect(ReconnectReason::RefreshRejected) => {
-                format!("La connexion à {name} a expiré\u{a0}: elle doit être refaite.")
-            }
-            ErrorKind::Refused(RefusedReason::FrozenShop) => {
-                format!("La boutique {name} est gelée ou fermée\u{a0}: rien ne peut y être lu.")
-            }
-            ErrorKind::Refused(RefusedReason::MissingScope) => format!(
-                "La connexion à {name} n’a pas l’autorisation de lire ces données\u{a0}: elle doit être refaite \
-                 avec toutes les autorisations."
-            ),
-            ErrorKind::Refused(RefusedReason::Unknown) => {
-                format!("{name} ne connaît pas ou plus cette boutique ou ce compte.")
-            }
-            ErrorKind::Refused(RefusedReason::BadRequest | RefusedReason::SearchIgnored) => {
-                format!(
-                    "{name} a refusé la demande de Comptalyze\u{a0}: une correction du service est nécessaire."
-                )
-            }
-            ErrorKind::Refused(RefusedReason::TooExpensive) => {
-                format!("{name} juge la demande trop lourde, même réduite.")
-            }
-            ErrorKind::Refused(RefusedReason::EndlessPages | RefusedReason::InvalidAnswer(_)) => {
-                format!("La réponse de {name} est inexploitable\u{a0}: rien n’en a été compté.")
-            }
-            ErrorKind::Transient(Transient { cause: TransientCause::RateLimited, .. }) => {
-                format!("{name} limite le nombre de demandes\u{a0}: la suite reprendra plus tard.")
-            }
-            ErrorKind::Transient(_) => {
-                format!("{name} ne répond pas correctement pour le moment\u{a0}: un nouvel essai suivra.")
-            }
-            ErrorKind::OwnCredentials => format!(
-                "{name} refuse les identifiants de Comptalyze\u{a0}: ils doivent être corrigés dans la \
-                 configuration."
-            ),
-            ErrorKind::OutOfTime => {
-                format!(
-                    "Le temps imparti est écoulé\u{a0}: la lecture de {name} reprendra au prochain passage."
-                )
-            }
         }
     }
 
     /// Whether this uses up one of the item's attempts: time, quotas and our own key are not the item's fault.
     pub fn counts_as_attempt(&self) -> bool {
         match self.kind {
-            ErrorKind::OutOfTime | ErrorKind::OwnCredentials => false,
+            ErrorKind::OutOfTime
+            | ErrorKind::OwnCredentials
+            | ErrorKind::OwnPermission { .. }
+            | ErrorKind::NotApproved => false,
             ErrorKind::Transient(transient) => transient.cause != TransientCause::RateLimited,
             ErrorKind::Reconnect(_) | ErrorKind::Refused(_) => true,
         }
@@ -283,10 +246,11 @@ impl fmt::Display for ProviderError {
 impl std::error::Error for ProviderError {}
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn all() -> Vec<ProviderError> {
+    /// One failure of each kind.
+    pub(crate) fn all() -> Vec<ProviderError> {
         let network = [NetworkError::Connect, NetworkError::Timeout].map(TransientCause::Network);
         let causes = [TransientCause::RateLimited, TransientCause::Locked, TransientCause::Server(503)];
         let transient = network
@@ -301,6 +265,8 @@ mod tests {
         let refused = [
             RefusedReason::FrozenShop,
             RefusedReason::MissingScope,
+            RefusedReason::PermissionLacking,
+            RefusedReason::TestMode,
             RefusedReason::Unknown,
             RefusedReason::BadRequest,
             RefusedReason::SearchIgnored,
@@ -313,7 +279,12 @@ mod tests {
             .into_iter()
             .chain(refused.map(ErrorKind::Refused))
             .chain(transient)
-            .chain([ErrorKind::OwnCredentials, ErrorKind::OutOfTime])
+            .chain([
+                ErrorKind::OwnCredentials,
+                ErrorKind::OwnPermission { everybody: true },
+                ErrorKind::NotApproved,
+                ErrorKind::OutOfTime,
+            ])
             .map(|kind| ProviderError::new(Provider::Shopify, kind))
             .collect()
     }

@@ -4,11 +4,14 @@
 //! classified once, where it is seen. Nothing here knows of users, queues or the database.
 
 mod error;
+mod message;
 mod movement;
 mod page;
 pub mod shopify;
 pub mod stripe;
 
+#[cfg(test)]
+pub(crate) use error::tests;
 pub use error::{
     ErrorKind, Provider, ProviderError, ReconnectReason, RefusedReason, Transient, TransientCause,
 };

@@ -58,6 +58,8 @@ fn text(status: u16) -> &'static str {
         403 => "Forbidden",
         404 => "Not Found",
         423 => "Locked",
+        // A security rejection (<https://github.com/Shopify/shopify-api-js/issues/1030>).
+        430 => "Shopify Security Rejection",
         429 => {
             "Exceeded 2 calls per second for api client. Reduce request rates to resume uninterrupted service."
         }
@@ -82,6 +84,16 @@ pub fn http_error(status: u16) -> Fault {
         headers.push(("retry-after".into(), "2.0".into()));
     }
     Fault::Answer { status, headers, body: json!({"errors": text(status)}).to_string() }
+}
+
+/// A fault: the application is not approved for protected customer data
+/// (<https://github.com/Shopify/shopify-api-js/issues/748>).
+pub fn not_approved(object: &str) -> Fault {
+    let message = format!(
+        "This app is not approved to access the {object} object. See \
+         https://shopify.dev/docs/apps/launch/protected-customer-data for more details."
+    );
+    Fault::json(200, &json!({"errors": [Error::new(message, "ACCESS_DENIED").json()]}))
 }
 
 /// A fault: HTTP 200 with a GraphQL error of this code and no data (`INTERNAL_SERVER_ERROR`, `THROTTLED`,

@@ -39,7 +39,7 @@ use std::{
 };
 
 pub use builders::{Dispute, Sold, Tender};
-pub use errors::{graphql_error, http_error};
+pub use errors::{graphql_error, http_error, not_approved};
 pub use oauth::Tokens;
 pub use state::{Misbehaviour, PaymentsAccess, RefreshReuse};
 
@@ -126,10 +126,19 @@ impl StandIn {
     }
 
     /// A shop with an access token that lives an hour, and its refresh token.
+    ///
+    /// One pair for application and shop: it replaces the one before
+    /// (<https://shopify.dev/changelog/more-resilient-token-exchanges-when-migrating-tokens-without-a-user-session>).
     pub fn add_expiring_shop(&self, domain: &str, currency: &str) -> Tokens {
         let mut state = self.state();
         let now = state.now();
-        state.add_shop(domain, currency).oauth.issue(now)
+        state.add_shop(domain, currency).oauth.acquire(now)
+    }
+
+    /// From now on, a refreshed pair comes without a word on how long it lives
+    /// (<https://github.com/Shopify/shopify-app-js/issues/3400>).
+    pub fn omit_lifetimes(&self, domain: &str) {
+        self.state().shop(domain).oauth.omits_lifetimes = true;
     }
 
     /// How often the shop's tokens were refreshed.

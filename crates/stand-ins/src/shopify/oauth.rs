@@ -35,6 +35,7 @@ pub(super) struct Oauth {
     access: HashMap<String, Option<DateTime<Utc>>>,
     refresh: HashMap<String, Refresh>,
     pub(super) refreshes: usize,
+    pub(super) omits_lifetimes: bool,
 }
 
 struct Refresh {
@@ -51,6 +52,13 @@ impl Oauth {
 
     pub(super) fn issue(&mut self, now: DateTime<Utc>) -> Tokens {
         self.issue_for(now, None)
+    }
+
+    /// A user has connected the shop: the pair from before is worth nothing any more.
+    pub(super) fn acquire(&mut self, now: DateTime<Utc>) -> Tokens {
+        self.access.retain(|_, ends| ends.is_none());
+        self.refresh.clear();
+        self.issue(now)
     }
 
     fn issue_for(&mut self, now: DateTime<Utc>, replaces: Option<String>) -> Tokens {
@@ -119,7 +127,13 @@ pub(super) async fn access_token(
         let description = "The stand-in only knows grant_type=refresh_token.";
         return refused(StatusCode::BAD_REQUEST, "unsupported_grant_type", description);
     }
-    match state.shop(&domain).oauth.exchange(field("refresh_token"), now, reuse) {
+    let oauth = &mut state.shop(&domain).oauth;
+    let omits = oauth.omits_lifetimes;
+    match oauth.exchange(field("refresh_token"), now, reuse) {
+        Some(tokens) if omits => Json(json!({
+            "access_token": tokens.access_token, "refresh_token": tokens.refresh_token, "scope": "read_orders",
+        }))
+        .into_response(),
         Some(tokens) => Json(json!({
             "access_token": tokens.access_token,
             "expires_in": ACCESS_SECONDS,

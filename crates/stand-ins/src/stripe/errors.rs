@@ -139,6 +139,41 @@ pub fn rate_limited(reason: &str) -> Fault {
     fault(429, "invalid_request_error", Some("rate_limit"), TOO_MANY, &headers)
 }
 
+/// A fault: the token of an application may not read its account, or not yet, while other endpoints answer it
+/// (<https://github.com/stripe/stripe-apps/issues/1027>, <https://github.com/stripe/stripe-apps/issues/851>).
+/// `whose`: `application` or `session`.
+pub fn more_permissions(whose: &str) -> Fault {
+    let code = format!("more_permissions_required_for_{whose}");
+    let message = "The provided key does not have the required permissions for this endpoint.";
+    fault(403, "invalid_request_error", Some(&code), message, &[])
+}
+
+/// A fault: our account is no platform any more (<https://github.com/stripe/stripe-apps/issues/505>).
+pub fn no_connect() -> Fault {
+    let message = "Only Stripe Connect platforms can work with other accounts. If you specified a client_id \
+                   parameter, make sure it's correct.";
+    fault(403, "invalid_request_error", None, message, &[])
+}
+
+/// A fault: a restricted key lacks this permission, and no code says it
+/// (<https://github.com/stripe/stripe-node/issues/2246>).
+pub fn restricted(permission: &str) -> Fault {
+    let message = format!(
+        "The provided key 'rk_live_*********abcd' does not have the required permissions for this endpoint. \
+         Having the '{permission}' permission would allow this request to continue."
+    );
+    fault(403, "invalid_request_error", None, &message, &[])
+}
+
+/// A fault: a live key was used for a test account (<https://github.com/Subscribie/subscribie/issues/982>).
+pub fn test_account(account: &str) -> Fault {
+    let message = format!(
+        "The account {account} was a test account created with a testmode key, and therefore can only be used with \
+         testmode keys."
+    );
+    fault(400, "invalid_request_error", None, &message, &[])
+}
+
 /// A fault: Stripe failed, and says whether trying again makes sense.
 pub fn server_error(should_retry: bool) -> Fault {
     let retry = if should_retry { "true" } else { "false" };

@@ -31,7 +31,9 @@ use std::{
 };
 
 pub use builders::{Movement, Payment};
-pub use errors::{lock_timeout, rate_limited, server_error};
+pub use errors::{
+    lock_timeout, more_permissions, no_connect, rate_limited, restricted, server_error, test_account,
+};
 pub use ledger::{BalanceTransaction, Entry};
 
 use crate::faults::{InjectedFaults, Server, serve};

@@ -263,14 +263,22 @@ async fn show(
         Err(message) => return request.refuse(500, &message),
     };
     let tuning = app.config.tuning.as_ref().copied().unwrap_or_default();
-    let deadline = health::deadline();
-    let facts = async {
-        let supabase = parts.supabase.as_ref().ok()?;
-        Some(facts::ask(supabase, now, slot_days(&tuning), &page_deadline()).await)
+    // Stripe is asked of an account that the database knows.
+    let facts_and_stripe = async {
+        let facts = match &parts.supabase {
+            Ok(supabase) => Some(facts::ask(supabase, now, slot_days(&tuning), &page_deadline()).await),
+            Err(_) => None,
+        };
+        let known = facts.as_ref().and_then(|facts| facts.as_ref().ok());
+        let account = known.and_then(|facts| facts.integrations.stripe_account.as_deref());
+        let stripe = match &parts.integrations {
+            Ok(clients) => Some(clients.check_stripe(account, &health::deadline()).await),
+            Err(_) => None,
+        };
+        (facts, stripe)
     };
-    let stripe = async { Some(parts.integrations.as_ref().ok()?.check_stripe(&deadline).await) };
     let domain = async { Some(app.mailer(parts, now).ok()?.domain(health::TIMEOUT).await) };
-    let (facts, stripe, domain) = tokio::join!(facts, stripe, domain);
+    let ((facts, stripe), domain) = tokio::join!(facts_and_stripe, domain);
     let health = health::checks(&app.config, facts.as_ref(), &Live { stripe, domain });
     let status = Status::new(now, &tuning, health, facts.and_then(Result::ok));
     if request.wants_json() {

@@ -20,8 +20,14 @@ pub(super) fn read(answer: &Answer) -> (Result<Value, ProviderError>, Option<Cos
     (result.map_err(|kind| ProviderError::new(Provider::Shopify, kind).of(answer)), cost)
 }
 
-/// What the status alone says; `None` for 200. The body of a refusal is a string (`errors`) or a page of HTML and
-/// adds nothing.
+/// Says that Shopify has not approved our application for protected customer data, for no shop
+/// (<https://github.com/Shopify/shopify-api-js/issues/748>, <https://github.com/PipedreamHQ/pipedream/issues/7845>).
+fn is_not_approved(sentence: &str) -> bool {
+    sentence.contains("not approved to access") || sentence.contains("protected-customer-data")
+}
+
+/// What the status says; `None` for 200. The body of a refusal is a string (`errors`) or a page of HTML; only that of
+/// a 403 adds something.
 pub(super) fn by_status(answer: &Answer) -> Option<ErrorKind> {
     let transient =
         |cause| ErrorKind::Transient(Transient { cause, retry_after: answer.retry_after(), retry_now: true });
@@ -31,11 +37,14 @@ pub(super) fn by_status(answer: &Answer) -> Option<ErrorKind> {
         401 => ErrorKind::Reconnect(ReconnectReason::TokenRejected),
         // 423: locked by Shopify, which only its support lifts.
         402 | 423 => ErrorKind::Refused(RefusedReason::FrozenShop),
+        403 if is_not_approved(&String::from_utf8_lossy(&answer.body)) => ErrorKind::NotApproved,
         403 => ErrorKind::Refused(RefusedReason::MissingScope),
         // Gone, or moved: our token does not follow.
         404 | 300..=399 => ErrorKind::Refused(RefusedReason::Unknown),
         409 => transient(TransientCause::Locked),
-        429 => transient(TransientCause::RateLimited),
+        // 430: a security rejection of a shared address, which passes
+        // (<https://github.com/kirillplatonov/shopify_graphql/issues/38>).
+        429 | 430 => transient(TransientCause::RateLimited),
         500.. => transient(TransientCause::Server(status)),
         ..=299 => ErrorKind::Refused(RefusedReason::InvalidAnswer("status")),
         _ => ErrorKind::Refused(RefusedReason::BadRequest),
@@ -73,6 +82,8 @@ fn by_codes(errors: &[Value], cost: Option<Cost>) -> ErrorKind {
         transient(TransientCause::Server(200), None)
     } else if has("SHOP_INACTIVE") {
         ErrorKind::Refused(RefusedReason::FrozenShop)
+    } else if errors.iter().any(|error| error["message"].as_str().is_some_and(is_not_approved)) {
+        ErrorKind::NotApproved
     } else if has("ACCESS_DENIED") {
         ErrorKind::Refused(RefusedReason::MissingScope)
     } else {
@@ -119,9 +130,12 @@ mod tests {
     #[case(401, r#"{"errors":"[API] Invalid API key or access token"}"#, "token_rejected")]
     #[case(402, r#"{"errors":"Unavailable Shop"}"#, "frozen_shop")]
     #[case(403, r#"{"errors":"[API] This action requires merchant approval"}"#, "missing_scope")]
+    #[case(403, r#"{"errors":"[API] This app is not approved to access REST endpoints with protected customer data."}"#,
+        "app_not_approved")]
     #[case(404, r#"{"errors":"Not Found"}"#, "unknown_account")]
     #[case(423, r#"{"errors":"Locked"}"#, "frozen_shop")]
     #[case(429, r#"{"errors":"Throttled"}"#, "rate_limited")]
+    #[case(430, "<html>", "rate_limited")]
     #[case(500, "<html>", "server_error")]
     #[case(530, "", "server_error")]
     #[case(301, "", "unknown_account")]
@@ -144,6 +158,17 @@ mod tests {
     fn codes(#[case] code: &str, #[case] expected: &str) {
         let errors = json!([{"message": "m", "path": ["a"], "extensions": {"code": code}}]);
         assert_eq!(error(200, &json!({"data": {"shop": {}}, "errors": errors}).to_string()).code(), expected);
+    }
+
+    #[rstest]
+    #[case("ACCESS_DENIED")]
+    #[case("")]
+    fn an_app_that_is_not_approved_is_no_shops_fault(#[case] code: &str) {
+        let message =
+            "This app is not approved to access the Order object. See https://shopify.dev/docs/apps/launch";
+        let errors = json!([{"message": message, "path": ["orders"], "extensions": {"code": code}}]);
+        let error = error(200, &json!({"data": {"orders": null}, "errors": errors}).to_string());
+        assert_eq!((error.code(), error.counts_as_attempt()), ("app_not_approved", false));
     }
 
     #[rstest]

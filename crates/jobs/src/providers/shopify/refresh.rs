@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::answer::by_status;
 use crate::http::Answer;
@@ -18,20 +19,31 @@ pub struct TokenPair {
     pub expires_in: Duration,
     /// For the next refresh.
     pub refresh_token: SecretString,
-    /// How long the refresh token lives from now on.
-    pub refresh_token_expires_in: Duration,
+    /// How long the refresh token lives from now on, where the answer says so.
+    pub refresh_token_expires_in: Option<Duration>,
     /// The granted scopes, comma-separated.
     pub scope: String,
 }
 
+/// An access token lives so long, by Shopify's documentation, where the answer does not say it.
+const DOCUMENTED_LIFETIME: Duration = Duration::from_hours(1);
+
+/// Nothing but the two tokens is needed: who refuses the rest throws the only good pair away
+/// (<https://github.com/Shopify/shopify-app-js/issues/3400>).
 #[derive(Deserialize)]
 struct Body {
     access_token: String,
-    expires_in: u64,
     refresh_token: String,
-    refresh_token_expires_in: u64,
     #[serde(default)]
-    scope: String,
+    expires_in: Value,
+    #[serde(default)]
+    refresh_token_expires_in: Value,
+    #[serde(default)]
+    scope: Value,
+}
+
+fn seconds(value: &Value) -> Option<Duration> {
+    value.as_u64().or_else(|| value.as_str()?.parse().ok()).map(Duration::from_secs)
 }
 
 #[derive(Default, Deserialize)]
@@ -69,10 +81,10 @@ fn pair(body: &[u8]) -> Option<TokenPair> {
     let usable = [&body.access_token, &body.refresh_token].iter().all(|token| !token.trim().is_empty());
     usable.then(|| TokenPair {
         access_token: body.access_token.into(),
-        expires_in: Duration::from_secs(body.expires_in),
+        expires_in: seconds(&body.expires_in).unwrap_or(DOCUMENTED_LIFETIME),
         refresh_token: body.refresh_token.into(),
-        refresh_token_expires_in: Duration::from_secs(body.refresh_token_expires_in),
-        scope: body.scope,
+        refresh_token_expires_in: seconds(&body.refresh_token_expires_in),
+        scope: body.scope.as_str().unwrap_or_default().to_owned(),
     })
 }
 
@@ -83,6 +95,7 @@ mod tests {
     use reqwest::header::HeaderMap;
     use rstest::rstest;
     use secrecy::ExposeSecret;
+    use serde_json::json;
 
     use super::*;
     use crate::damage::damaged;
@@ -101,9 +114,28 @@ mod tests {
         assert_eq!(pair.access_token.expose_secret(), "shpat_new");
         assert_eq!(pair.refresh_token.expose_secret(), "shprt_new");
         assert_eq!(pair.expires_in, Duration::from_hours(1));
-        assert_eq!(pair.refresh_token_expires_in.as_secs(), 7_776_000);
+        assert_eq!(pair.refresh_token_expires_in, Some(Duration::from_hours(90 * 24)));
         assert_eq!(pair.scope, "read_orders");
         assert!(!format!("{pair:?}").contains("shp"), "debug hides the tokens");
+    }
+
+    #[rstest]
+    #[case(json!({}), 3_600, None)]
+    #[case(json!({"expires_in": null, "refresh_token_expires_in": 60}), 3_600, Some(60))]
+    #[case(json!({"expires_in": "120", "refresh_token_expires_in": "x", "scope": null}), 120, None)]
+    #[case(json!({"expires_in": -1, "refresh_token_expires_in": -1, "scope": ["read_orders"]}), 3_600, None)]
+    fn a_pair_is_never_lost_for_what_stands_beside_it(
+        #[case] beside: Value,
+        #[case] lives: u64,
+        #[case] refresh_lives: Option<u64>,
+    ) {
+        let mut body = beside;
+        body["access_token"] = "shpat_new".into();
+        body["refresh_token"] = "shprt_new".into();
+        let pair = parse(200, &body.to_string()).unwrap();
+        assert_eq!(pair.access_token.expose_secret(), "shpat_new");
+        assert_eq!(pair.expires_in.as_secs(), lives);
+        assert_eq!(pair.refresh_token_expires_in.map(|span| span.as_secs()), refresh_lives);
     }
 
     proptest! {
@@ -140,15 +172,11 @@ mod tests {
     #[case(402, "", "frozen_shop")]
     #[case(404, "", "unknown_account")]
     #[case(429, "", "rate_limited")]
+    #[case(430, "<html>", "rate_limited")]
     #[case(503, "", "server_error")]
     #[case(302, "", "unknown_account")]
     #[case(200, "<html>", "invalid_answer")]
     #[case(200, "{}", "invalid_answer")]
-    #[case(
-        200,
-        r#"{"access_token":"a","expires_in":-1,"refresh_token":"b","refresh_token_expires_in":1}"#,
-        "invalid_answer"
-    )]
     #[case(
         200,
         r#"{"access_token":"a","expires_in":1,"refresh_token":null,"refresh_token_expires_in":1}"#,

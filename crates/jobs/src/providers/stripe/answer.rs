@@ -21,10 +21,31 @@ struct Body {
     error: Option<Detail>,
 }
 
-/// The message is left out on purpose: it can quote a key.
-#[derive(Deserialize)]
+/// The message can quote a key: it is looked at here, where nothing else tells, and repeated nowhere.
+#[derive(Default, Deserialize)]
 struct Detail {
     code: Option<String>,
+    message: Option<String>,
+}
+
+/// Tells what a refusal's sentence says of our own key or of the account, whatever its status.
+///
+/// Sources: <https://github.com/stripe/stripe-apps/issues/505> (Connect),
+/// <https://github.com/stripe/stripe-node/issues/2246> (restricted keys),
+/// <https://github.com/Subscribie/subscribie/issues/982> (test accounts).
+fn by_sentence(sentence: &str, key: Key) -> Option<ErrorKind> {
+    let says = |words: &str| sentence.contains(words);
+    if says("only be used with testmode keys") || says("exists in test mode, but a live mode key") {
+        return Some(ErrorKind::Refused(RefusedReason::TestMode));
+    }
+    if key == Key::Row {
+        return None;
+    }
+    if says("Only Stripe Connect platforms") {
+        return Some(ErrorKind::OwnPermission { everybody: true });
+    }
+    // One kind of source may need it and the others not: the other accounts go on.
+    (says("rak_") || says("required permissions")).then_some(ErrorKind::OwnPermission { everybody: false })
 }
 
 /// An answer with status 200, or why there is none.
@@ -37,7 +58,8 @@ pub(super) fn check(answer: Answer, key: Key) -> Result<Answer, ProviderError> {
 
 fn classify(answer: &Answer, key: Key) -> ErrorKind {
     let body: Body = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let code = body.error.and_then(|error| error.code).unwrap_or_default();
+    let detail = body.error.unwrap_or_default();
+    let code = detail.code.unwrap_or_default();
     let should_retry = answer.header("stripe-should-retry");
     let transient = |cause| {
         ErrorKind::Transient(Transient {
@@ -47,6 +69,12 @@ fn classify(answer: &Answer, key: Key) -> ErrorKind {
         })
     };
     let status = answer.status.as_u16();
+    let sentence = detail.message.unwrap_or_default();
+    if let (400 | 403 | 404, Some(kind)) = (status, by_sentence(&sentence, key))
+        && code != "account_invalid"
+    {
+        return kind;
+    }
     match (status, code.as_str()) {
         (_, "account_invalid") => ErrorKind::Reconnect(ReconnectReason::AccessRevoked),
         // A lock shows as 429 without a limit being reached, and is the object's, not the rate's.
@@ -56,9 +84,11 @@ fn classify(answer: &Answer, key: Key) -> ErrorKind {
         _ if should_retry == Some("true") => transient(TransientCause::Server(status)),
         (401, _) if key == Key::Platform => ErrorKind::OwnCredentials,
         (401, _) => ErrorKind::Reconnect(ReconnectReason::TokenRejected),
-        (403, _) if key == Key::Row => ErrorKind::Reconnect(ReconnectReason::AccessRevoked),
-        // A restricted platform key, or a rule of this account: one account must not stop the others.
-        (403, _) => ErrorKind::Refused(RefusedReason::MissingScope),
+        (400 | 403, "livemode_mismatch") => ErrorKind::Refused(RefusedReason::TestMode),
+        // `more_permissions_required_for_application`, `…_for_session`, no code or no body at all
+        // (<https://github.com/stripe/stripe-apps/issues/851>): a permission is lacking, the access is there. One
+        // account's refusal stays its own.
+        (403, _) => ErrorKind::Refused(RefusedReason::PermissionLacking),
         (404, _) => ErrorKind::Refused(RefusedReason::Unknown),
         (..=399, _) => ErrorKind::Refused(RefusedReason::InvalidAnswer("status")),
         _ => ErrorKind::Refused(RefusedReason::BadRequest),
@@ -90,14 +120,40 @@ mod tests {
     const ACCOUNT_INVALID: &str = r#"{"error":{"type":"invalid_request_error","code":"account_invalid",
         "message":"The provided key 'sk_live_abc' does not have access"}}"#;
 
+    const MORE_PERMISSIONS: &str = r#"{"error":{"type":"invalid_request_error",
+        "code":"more_permissions_required_for_application"}}"#;
+    const NO_CONNECT: &str = r#"{"error":{"type":"invalid_request_error",
+        "message":"Only Stripe Connect platforms can work with other accounts."}}"#;
+    const RESTRICTED: &str = r#"{"error":{"type":"invalid_request_error",
+        "message":"The provided key 'rk_live_abc' lacks the required permissions: 'rak_charge_read' would do."}}"#;
+    const TEST_ACCOUNT: &str = r#"{"error":{"type":"invalid_request_error",
+        "message":"The account acct_1 was a test account, and therefore can only be used with testmode keys."}}"#;
+
     #[rstest]
     #[case(401, "", Key::Platform, "own_credentials")]
     #[case(401, "", Key::Row, "token_rejected")]
     #[case(403, ACCOUNT_INVALID, Key::Platform, "access_revoked")]
     #[case(403, ACCOUNT_INVALID, Key::Row, "access_revoked")]
     #[case(400, ACCOUNT_INVALID, Key::Platform, "access_revoked")]
-    #[case(403, r#"{"error":{"code":"other"}}"#, Key::Platform, "missing_scope")]
-    #[case(403, "", Key::Row, "access_revoked")]
+    #[case(403, r#"{"error":{"code":"other"}}"#, Key::Platform, "permission_lacking")]
+    #[case(403, "", Key::Platform, "permission_lacking")]
+    #[case(403, "", Key::Row, "permission_lacking")]
+    #[case(403, MORE_PERMISSIONS, Key::Row, "permission_lacking")]
+    #[case(403, MORE_PERMISSIONS, Key::Platform, "permission_lacking")]
+    #[case(
+        403,
+        r#"{"error":{"code":"more_permissions_required_for_session"}}"#,
+        Key::Row,
+        "permission_lacking"
+    )]
+    #[case(403, NO_CONNECT, Key::Platform, "own_permission")]
+    #[case(400, NO_CONNECT, Key::Platform, "own_permission")]
+    #[case(403, RESTRICTED, Key::Platform, "own_permission")]
+    #[case(403, RESTRICTED, Key::Row, "permission_lacking")]
+    #[case(400, TEST_ACCOUNT, Key::Platform, "test_mode")]
+    #[case(403, TEST_ACCOUNT, Key::Platform, "test_mode")]
+    #[case(400, TEST_ACCOUNT, Key::Row, "test_mode")]
+    #[case(500, TEST_ACCOUNT, Key::Platform, "server_error")]
     #[case(404, "", Key::Platform, "unknown_account")]
     #[case(400, r#"{"error":{"code":"parameter_unknown"}}"#, Key::Platform, "bad_request")]
     #[case(402, "", Key::Platform, "bad_request")]

@@ -10,7 +10,7 @@ use super::answer::{self, Key};
 use super::{API_VERSION, Pacer, StripeAccountId, balance};
 use crate::deadline::Deadline;
 use crate::http::{self, Answer};
-use crate::providers::{Page, Provider, ProviderError, RefusedReason};
+use crate::providers::{ErrorKind, Page, Provider, ProviderError, RefusedReason};
 use crate::retry::RetryPolicy;
 use crate::schedule::Window;
 
@@ -90,16 +90,38 @@ impl StripeClient {
         balance::page(&answer.body, cursor).map_err(|reason| refused(reason, &answer))
     }
 
-    /// Whether the platform's key may read movements: the request of every sync, of the platform itself, once.
-    pub async fn check_key(&self, deadline: &Deadline) -> Result<(), ProviderError> {
+    /// Whether the platform's key may read movements: the request of every sync, once, of `account` where one is known.
+    /// What that account alone refuses says nothing of the key: then the platform itself is asked.
+    pub async fn check_key(
+        &self,
+        account: Option<&StripeAccountId>,
+        deadline: &Deadline,
+    ) -> Result<(), ProviderError> {
         let asked = self.clone().with_retries(RetryPolicy { retries: 0, ..RetryPolicy::PROVIDER });
-        let query = [("limit", "1")];
-        asked
-            .get("/v1/balance_transactions", &self.secret_key, Key::Platform, deadline, |request| {
-                request.query(&query)
-            })
-            .await
-            .map(drop)
+        if let Some(account) = account {
+            match asked.one_movement(Some(account), deadline).await {
+                Err(ProviderError { kind: ErrorKind::Reconnect(_) | ErrorKind::Refused(_), .. }) => {}
+                answer => return answer,
+            }
+        }
+        asked.one_movement(None, deadline).await
+    }
+
+    async fn one_movement(
+        &self,
+        account: Option<&StripeAccountId>,
+        deadline: &Deadline,
+    ) -> Result<(), ProviderError> {
+        let query = [("limit", "1"), ("expand[]", "data.source")];
+        self.get("/v1/balance_transactions", &self.secret_key, Key::Platform, deadline, |request| {
+            let request = request.query(&query);
+            match account {
+                Some(account) => request.header("Stripe-Account", account.as_str()),
+                None => request,
+            }
+        })
+        .await
+        .map(drop)
     }
 
     async fn get(
@@ -250,6 +272,26 @@ mod tests {
         assert_eq!(asked.path, "/v1/account");
         assert_eq!(asked.header("authorization"), Some("Bearer sk_row"));
         assert_eq!(asked.header("stripe-account"), None);
+    }
+
+    #[tokio::test]
+    async fn the_key_is_checked_with_what_the_work_asks() {
+        let lacks = json!({"error": {"message": "Having the 'rak_charge_read' permission would allow this"}});
+        let gone = json!({"error": {"code": "account_invalid"}});
+        let (none, one) = (list(&[], false), "acct_1".parse().unwrap());
+        for (replies, requests, code) in [
+            (vec![Reply::new(200).json(&none)], 1, None),
+            (vec![Reply::new(403).json(&lacks)], 1, Some("own_permission")),
+            (vec![Reply::new(403).json(&gone), Reply::new(200).json(&none)], 2, None),
+            (vec![Reply::new(403).json(&gone), Reply::new(401)], 2, Some("own_credentials")),
+        ] {
+            let server = TestServer::start(replies).await;
+            let answer = client(&server).check_key(Some(&one), &deadline()).await;
+            assert_eq!(answer.err().map(|error| error.code()), code);
+            let asked = server.requests();
+            assert_eq!((asked.len(), asked[0].header("stripe-account")), (requests, Some("acct_1")));
+            assert!(asked.iter().all(|asked| asked.query.iter().any(|(name, _)| name == "expand[]")));
+        }
     }
 
     #[tokio::test]

@@ -1,0 +1,115 @@
+//! Says who has to act on a failure, by its code: the one place where that is decided.
+
+/// Tells who has to act.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Actor {
+    /// One user; `reconnects`: connecting again mends it.
+    User { reconnects: bool },
+    /// Whoever runs the deployment.
+    Operator,
+    /// Nobody: it passes by itself.
+    Nobody,
+}
+
+const RECONNECTS: Actor = Actor::User { reconnects: true };
+const ELSEWHERE: Actor = Actor::User { reconnects: false };
+
+/// Every code that an item or an integration can fail with.
+const ACTORS: [(&str, Actor); 30] = [
+    ("token_rejected", RECONNECTS),
+    ("access_revoked", RECONNECTS),
+    ("refresh_rejected", RECONNECTS),
+    ("token_expired", RECONNECTS),
+    ("not_connected", RECONNECTS),
+    ("account_mismatch", RECONNECTS),
+    ("bad_shop_domain", RECONNECTS),
+    ("unknown_account", RECONNECTS),
+    ("missing_scope", RECONNECTS),
+    ("test_mode", RECONNECTS),
+    ("frozen_shop", ELSEWHERE),
+    // Asking both users of one shop to connect again would never end.
+    ("connected_elsewhere", ELSEWHERE),
+    ("own_credentials", Actor::Operator),
+    ("own_permission", Actor::Operator),
+    ("app_not_approved", Actor::Operator),
+    ("permission_lacking", Actor::Operator),
+    // One user's row, or ENCRYPTION_KEY has changed for all of them.
+    ("token_unreadable", Actor::Operator),
+    ("bad_request", Actor::Operator),
+    ("search_ignored", Actor::Operator),
+    ("too_expensive", Actor::Operator),
+    ("bad_item", Actor::Operator),
+    ("internal", Actor::Operator),
+    ("endless_pages", Actor::Nobody),
+    ("invalid_answer", Actor::Nobody),
+    ("network", Actor::Nobody),
+    ("rate_limited", Actor::Nobody),
+    ("locked", Actor::Nobody),
+    ("server_error", Actor::Nobody),
+    ("out_of_time", Actor::Nobody),
+    ("database", Actor::Nobody),
+];
+
+/// Returns who has to act; what nobody knows is the operator's to look at.
+fn who_acts(code: &str) -> Actor {
+    ACTORS.iter().find(|(known, _)| *known == code).map_or(Actor::Operator, |(_, actor)| *actor)
+}
+
+/// Returns whether this failure of an integration is one user's to mend: nobody who runs the deployment can.
+pub fn is_the_users_to_mend(code: &str) -> bool {
+    matches!(who_acts(code), Actor::User { .. })
+}
+
+/// Returns the codes that only one user can mend.
+pub fn users_codes() -> Vec<&'static str> {
+    codes(|actor| matches!(actor, Actor::User { .. }))
+}
+
+/// Returns the codes whose user is asked by mail to connect again.
+pub(super) fn mended_by_reconnecting() -> Vec<&'static str> {
+    codes(|actor| actor == RECONNECTS)
+}
+
+fn codes(wanted: impl Fn(Actor) -> bool) -> Vec<&'static str> {
+    ACTORS.iter().filter(|(_, actor)| wanted(*actor)).map(|(code, _)| *code).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::providers::tests::all;
+
+    #[test]
+    fn every_refusal_says_who_acts_once() {
+        let known: BTreeSet<_> = ACTORS.iter().map(|(code, _)| *code).collect();
+        assert_eq!(known.len(), ACTORS.len());
+        for error in all() {
+            assert!(known.contains(error.code()), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_user_is_mailed_for_what_is_ours_or_passes() {
+        let mailed = mended_by_reconnecting();
+        for code in
+            ["own_credentials", "own_permission", "app_not_approved", "permission_lacking", "rate_limited"]
+        {
+            assert!(!mailed.contains(&code) && !is_the_users_to_mend(code), "{code}");
+        }
+        for code in ["frozen_shop", "connected_elsewhere"] {
+            assert!(!mailed.contains(&code) && is_the_users_to_mend(code), "{code}");
+        }
+        assert_eq!(who_acts("of a later version"), Actor::Operator);
+    }
+
+    /// What passes by itself, and only that, is nobody's.
+    #[test]
+    fn what_is_repeated_is_nobodys() {
+        use crate::retry::{RetryDecision, Retryable};
+        for error in all().iter().filter(|error| error.retry() != RetryDecision::No) {
+            assert_eq!(who_acts(error.code()), Actor::Nobody, "{error}");
+        }
+    }
+}
