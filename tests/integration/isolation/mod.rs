@@ -3,6 +3,7 @@
 
 mod answers;
 mod columns;
+mod cut;
 mod growth;
 mod mended;
 mod rule;
