@@ -16,8 +16,9 @@ use crate::{
     world::{SECRET, World},
 };
 
-/// Half of them have a typed and an imported row in each of eleven months, far above every ceiling.
-const USERS: u32 = 300;
+/// Half of them, as many as one page holds, have a typed and an imported row in each of eleven months, far above every
+/// ceiling.
+const USERS: u32 = 4_000;
 /// So many calls of each function are repeated, of the others but those that read books.
 const REPEATED: usize = 50;
 
