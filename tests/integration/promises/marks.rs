@@ -1,7 +1,8 @@
 //! A mark that thresholds are to be checked is kept where it is set again while the books are read.
 
 use anyhow::Result;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
+use jobs::schedule::paris;
 use reqwest::Method;
 use serde_json::json;
 use uuid::Uuid;
@@ -23,6 +24,7 @@ async fn marked_at(world: &World) -> Result<Option<DateTime<Utc>>> {
 async fn a_mark_that_is_set_again_while_the_books_are_read_is_kept() -> Result<()> {
     let world = World::new().await?;
     let now = world.now();
+    let year = paris::date(now).year();
     let user = world.user("marked@example.test").await?;
     let mark = "insert into jobs.threshold_checks_due (user_id) values ($1) \
                 on conflict (user_id) do update set since = excluded.since";
@@ -32,7 +34,7 @@ async fn a_mark_that_is_set_again_while_the_books_are_read_is_kept() -> Result<(
     let mut books = world.pool().begin().await?;
     sqlx::query("lock table public.ca_records in access exclusive mode").execute(&mut *books).await?;
     let asked = json!({
-        "p_after": null, "p_limit": 5000, "p_user_id": null, "p_due": true, "p_floors": {"2026": 100},
+        "p_after": null, "p_limit": 5000, "p_user_id": null, "p_due": true, "p_floors": {year.to_string(): 100},
         "p_bytes": 4_000_000, "p_noted_at": now, "p_now": now,
     });
     let check = rpc(&world, "threshold_books", &asked);
@@ -61,9 +63,10 @@ async fn a_mark_that_is_set_again_while_the_books_are_read_is_kept() -> Result<(
     // The turnover that set it: whoever goes on with the queue tells of it.
     sqlx::query(
         "insert into public.ca_records (user_id, year, month, activity_type, amount_eur) \
-         values ($1, 2026, 1, 'Prestation de services', 80000)",
+         values ($1, $2, 1, 'Prestation de services', 80000)",
     )
     .bind(user)
+    .bind(year)
     .execute(world.pool())
     .await?;
     let function = world.function("drain-queue").await?;
