@@ -45,6 +45,7 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
     ("jobs_hold_chain", &[LEASE]),
     ("jobs_hold_turns", &[RATE]),
     ("jobs_lanes", &[LEASE]),
+    ("jobs_learn_pace", &[RATE]),
     ("jobs_lease_turns", &[RATE]),
     ("jobs_plan_sync", &[LEASE]),
     ("jobs_prune", &[NOTE]),

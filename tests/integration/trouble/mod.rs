@@ -11,6 +11,7 @@ mod shopify;
 mod shopify_tokens;
 mod stalled;
 mod stripe;
+mod stripe_pace;
 mod together;
 mod who_acts;
 

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::environment::{Environment, checked};
 use crate::{
-    config_faults::ConfigFaults, crypto::tokens::TokenKey, integrations::IntegrationsConfig,
+    config_faults::ConfigFaults, crypto::tokens::TokenKey, integrations::IntegrationsConfig, pace::Bounds,
     providers::shopify::ApiBase,
 };
 
@@ -25,7 +25,7 @@ pub(super) fn integrations(env: &Environment) -> Result<IntegrationsConfig, Conf
         }
         key.ok()
     });
-    let stripe_per_second = env.number("STRIPE_REQUESTS_PER_SECOND", 1..=1000, 20, &mut faults);
+    let stripe_pace = stripe_pace(env, &mut faults);
     let stripe_base = env.get("STRIPE_API_BASE").unwrap_or_else(|| "https://api.stripe.com".to_owned());
     let stripe_base = Environment::url("STRIPE_API_BASE", &stripe_base, &mut faults);
     let shopify_base = match env.get("SHOPIFY_API_BASE") {
@@ -45,9 +45,24 @@ pub(super) fn integrations(env: &Environment) -> Result<IntegrationsConfig, Conf
             shopify_client_secret: SecretString::from(client_secret?),
             token_key: Arc::new(key?),
             stripe_api_base: stripe_base?.as_str().trim_end_matches('/').to_owned(),
-            stripe_per_second: NonZeroU32::new(u32::try_from(stripe_per_second).ok()?)?,
+            stripe_pace: stripe_pace?,
             shopify_base: shopify_base?,
         })
     })();
     checked(parts, faults)
+}
+
+/// Reads with how many requests a second the pace begins, and between which it moves.
+fn stripe_pace(env: &Environment, faults: &mut ConfigFaults) -> Option<Bounds> {
+    let mut rate = |name, default| {
+        let rate = env.number(name, 1..=1000, default, faults);
+        u32::try_from(rate).ok().and_then(NonZeroU32::new)
+    };
+    let start = rate("STRIPE_REQUESTS_PER_SECOND", 20)?;
+    let least = rate("STRIPE_MIN_REQUESTS_PER_SECOND", 5)?;
+    let most = rate("STRIPE_MAX_REQUESTS_PER_SECOND", 500)?;
+    if least > most {
+        faults.add("STRIPE_MIN_REQUESTS_PER_SECOND ne doit pas dépasser STRIPE_MAX_REQUESTS_PER_SECOND");
+    }
+    Some(Bounds::new(start, least, most))
 }

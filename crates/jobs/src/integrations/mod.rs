@@ -65,7 +65,7 @@ pub struct Clients {
 impl Clients {
     /// Creates the clients; nothing is sent yet.
     pub fn new(http: &reqwest::Client, supabase: Supabase, config: &IntegrationsConfig) -> Self {
-        let pacer = Pacer::new(config.stripe_per_second, supabase.clone());
+        let pacer = Pacer::new(config.stripe_pace, supabase.clone());
         Self {
             supabase,
             stripe: StripeClient::new(

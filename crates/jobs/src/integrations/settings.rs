@@ -1,10 +1,10 @@
 //! What the sync of integrations and the monthly sync need.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::sync::Arc;
 
 use secrecy::SecretString;
 
-use crate::{crypto::tokens::TokenKey, providers::shopify::ApiBase};
+use crate::{crypto::tokens::TokenKey, pace::Bounds, providers::shopify::ApiBase};
 
 /// Our credentials at the providers, and where and how fast they are asked.
 #[derive(Clone)]
@@ -15,7 +15,7 @@ pub struct IntegrationsConfig {
     pub token_key: Arc<TokenKey>,
     /// Without a slash at the end.
     pub stripe_api_base: String,
-    /// Requests of one process.
-    pub stripe_per_second: NonZeroU32,
+    /// Between which rates the pace moves that all instances share, and where it begins.
+    pub stripe_pace: Bounds,
     pub shopify_base: ApiBase,
 }

@@ -21,7 +21,7 @@ pub use self::{
 use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
 /// Names every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 41] = [
+pub const FUNCTIONS: [&str; 42] = [
     "integration_context",
     "integration_prove",
     "integration_refresh_begin",
@@ -35,6 +35,7 @@ pub const FUNCTIONS: [&str; 41] = [
     "jobs_hold_chain",
     "jobs_hold_turns",
     "jobs_lanes",
+    "jobs_learn_pace",
     "jobs_lease_turns",
     "jobs_log",
     "jobs_note_alerts",

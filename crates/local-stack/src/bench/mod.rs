@@ -11,6 +11,7 @@
 
 mod bounds;
 mod measure;
+mod paced;
 mod report;
 mod routes;
 mod seed;
@@ -26,7 +27,21 @@ use jobs::routes::Route;
 use self::{report::Report, world::World};
 
 /// Names all workloads, in the order in which they are run.
-const WORKLOADS: [&str; 9] = ["routes", "w1", "w2", "w3", "w4-10k", "w4-100k", "w4-300k", "w5", "w1p"];
+const WORKLOADS: [&str; 13] = [
+    "routes",
+    "w1",
+    "w2",
+    "w3",
+    "w4-10k",
+    "w4-100k",
+    "w4-300k",
+    "w5",
+    "w1p",
+    "w1p-learned",
+    "w1p-accounts",
+    "w1p-accounts-learned",
+    "w1p-changes",
+];
 /// Starts of each route.
 const STARTS: usize = 20;
 
@@ -66,9 +81,15 @@ pub async fn run(arguments: &[&str], now: DateTime<Utc>) -> Result<()> {
     if wants("w5") {
         report.runs.extend(world.month(runs).await?);
     }
-    if wants("w1p") {
-        // Two minutes of waiting for turns: one is enough.
-        report.runs.extend(world.paced_sync(1).await?);
+    // Waiting for turns takes its time: one run of each is enough.
+    if wants("w1p") || wants("w1p-learned") {
+        report.runs.extend(world.paced_sync().await?);
+    }
+    if wants("w1p-accounts") || wants("w1p-accounts-learned") {
+        report.runs.extend(world.paced_accounts().await?);
+    }
+    if wants("w1p-changes") {
+        report.runs.extend(world.changing_limits().await?);
     }
     println!("\n{}", report.table());
     if let Some(file) = options.json {
@@ -95,7 +116,7 @@ impl Options {
                 "w1" | "w2" => {
                     binaries.extend([Route::SyncIntegrations, Route::DailyOrchestrator].map(Route::binary));
                 }
-                "w1p" => binaries.push(Route::SyncIntegrations.binary()),
+                name if name.starts_with("w1p") => binaries.push(Route::SyncIntegrations.binary()),
                 "w3" => binaries.push(Route::DailyTasks.binary()),
                 "w5" => binaries.push(Route::MonthlySync.binary()),
                 _ => binaries.push(Route::CheckThresholds.binary()),

@@ -20,7 +20,7 @@ const NOMINAL_MAILS: u32 = 10;
 const NO_LIMIT: &[(&str, &str)] = &[("STRIPE_REQUESTS_PER_SECOND", "1000")];
 
 /// W1 and W2 have so many integrations, W5 so many users.
-const INTEGRATIONS: usize = 1_000;
+pub(super) const INTEGRATIONS: usize = 1_000;
 /// This is just above two full pages of 100.
 const THREE_PAGES_OF_STRIPE: usize = 201;
 /// This is just above two full pages of 200.
@@ -38,7 +38,7 @@ impl World {
     }
 
     /// Calls over a copy of `seeded`, `runs` times.
-    async fn repeat(
+    pub(super) async fn repeat(
         &self,
         seeded: &Database,
         runs: usize,
@@ -103,31 +103,14 @@ impl World {
         Ok(all.await?.split_off(2))
     }
 
-    /// Runs W1p: the same first sync at the pace that the providers ask for.
-    pub(super) async fn paced_sync(&self, runs: usize) -> Result<Vec<Run>> {
-        let at = Calendar::new(self.now).missed_sync();
-        let integrations = Integrations::named(INTEGRATIONS);
-        let vendors = Vendors::start(None).await?;
-        let movements = open_books(&vendors, &integrations, at);
-        vendors.stripe.set_rate_limit(Some(25.0));
-        let seeded = self.connected(&integrations, at - TimeDelta::days(90)).await?;
-        println!("· w1p");
-        self.repeat(&seeded, runs, async |environment| {
-            let called = self.call(environment, &vendors, sync_at(at, &[])).await?;
-            ensure!(
-                called.answer["totalSynced"] == movements,
-                "not all were synced: {}",
-                called.answer["totalSynced"]
-            );
-            ensure!(stored(environment).await? == movements, "not all movements were stored");
-            Ok(vec![synced("w1p", INTEGRATIONS, &called, Some(20))])
-        })
-        .await
-    }
-
-    async fn connected(&self, integrations: &Integrations, since: DateTime<Utc>) -> Result<Database> {
+    pub(super) async fn connected(
+        &self,
+        integrations: &Integrations,
+        since: DateTime<Utc>,
+    ) -> Result<Database> {
+        let count = integrations.accounts.len() + integrations.shops.len();
         self.seeded(async |db| {
-            seed::people(db, i32::try_from(INTEGRATIONS)?, 0, self.now).await?;
+            seed::people(db, i32::try_from(count)?, 0, self.now).await?;
             integrations.connect(db, &self.key, since).await
         })
         .await
@@ -224,7 +207,7 @@ impl World {
 }
 
 /// Writes three pages for each integration, over the 29 days before `end`; returns how many movements that makes.
-fn open_books(vendors: &Vendors, integrations: &Integrations, end: DateTime<Utc>) -> i64 {
+pub(super) fn open_books(vendors: &Vendors, integrations: &Integrations, end: DateTime<Utc>) -> i64 {
     let from = end - TimeDelta::days(29);
     let every = |count: usize| TimeDelta::minutes(29 * 24 * 60 / i64::try_from(count).unwrap_or(i64::MAX));
     for (account, token) in &integrations.accounts {
@@ -241,7 +224,7 @@ fn open_books(vendors: &Vendors, integrations: &Integrations, end: DateTime<Utc>
         + count(integrations.shops.len(), THREE_PAGES_OF_SHOPIFY)
 }
 
-fn sync_at<'a>(at: DateTime<Utc>, vars: &'a [(&'a str, &'a str)]) -> Call<'a> {
+pub(super) fn sync_at<'a>(at: DateTime<Utc>, vars: &'a [(&'a str, &'a str)]) -> Call<'a> {
     Call { route: Route::SyncIntegrations, query: format!("at={}", rfc3339(at)), vars }
 }
 
@@ -249,7 +232,7 @@ fn rfc3339(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
-async fn stored(environment: &Environment) -> Result<i64> {
+pub(super) async fn stored(environment: &Environment) -> Result<i64> {
     let count = sqlx::query_scalar("select count(*) from jobs.integration_transactions");
     Ok(count.fetch_one(environment.db.pool()).await?)
 }

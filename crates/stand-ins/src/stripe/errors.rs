@@ -96,12 +96,11 @@ impl Refusal {
         Self::new(StatusCode::NOT_IMPLEMENTED, None, &message)
     }
 
-    pub(super) fn too_many() -> Self {
+    pub(super) fn too_many(reason: &'static str) -> Self {
         let mut refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, Some("rate_limit"), TOO_MANY);
-        refusal.headers.push((
-            HeaderName::from_static("stripe-rate-limited-reason"),
-            HeaderValue::from_static("endpoint-rate"),
-        ));
+        refusal
+            .headers
+            .push((HeaderName::from_static("stripe-rate-limited-reason"), HeaderValue::from_static(reason)));
         refusal
     }
 }

@@ -26,10 +26,16 @@ async fn stamp(Extract(state): Extract<Shared>, request: Request, next: Next) ->
     let (id, over) = {
         let mut state = lock(&state);
         state.requests += 1;
-        let over = state.limit.as_mut().is_some_and(|limit| !limit.take(1.0));
+        let whose =
+            if state.limits.tell_accounts_apart() { asked_for(&state, request.headers()) } else { "" };
+        let whose = whose.to_owned();
+        let over = state.limits.refuse(&whose);
         (format!("req_StandIn{:08}", state.requests), over)
     };
-    let mut response = if over { Refusal::too_many().into_response() } else { next.run(request).await };
+    let mut response = match over {
+        Some(reason) => Refusal::too_many(reason).into_response(),
+        None => next.run(request).await,
+    };
     let headers = response.headers_mut();
     headers.insert("request-id", id.parse().expect("ASCII"));
     headers.insert("stripe-version", API_VERSION.parse().expect("ASCII"));
@@ -62,6 +68,16 @@ async fn balance_transactions(
 
 async fn unknown(method: Method, OriginalUri(uri): OriginalUri) -> Refusal {
     Refusal::unknown_url(method.as_str(), uri.path())
+}
+
+/// The account for which a request counts: the one that it names, or the one that its key was issued for.
+fn asked_for<'a>(state: &'a State, headers: &'a HeaderMap) -> &'a str {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    text("stripe-account").unwrap_or_else(|| {
+        let key = text(header::AUTHORIZATION.as_str()).and_then(|value| value.strip_prefix("Bearer "));
+        let own = state.accounts.values().find(|account| Some(account.token.as_str()) == key);
+        own.map_or(PLATFORM, |account| account.id.as_str())
+    })
 }
 
 /// The account a request reads, if its key may read it.

@@ -21,6 +21,7 @@ mod builders;
 mod errors;
 mod http;
 mod ledger;
+mod limits;
 mod list;
 mod objects;
 mod state;
@@ -122,9 +123,19 @@ impl StandIn {
         account.token = token.into();
     }
 
-    /// Refuses what goes over this many requests a second; `None` takes the limit away.
+    /// Refuses what goes over this many requests a second, of all accounts together; `None` takes the limit away.
     pub fn set_rate_limit(&self, per_second: Option<f64>) {
-        self.state().limit = per_second.map(|rate| crate::bucket::Bucket::new(rate, rate));
+        self.state().limits.set_all(per_second);
+    }
+
+    /// Refuses what goes over this many requests a second for one account; `None` takes the limit away.
+    pub fn set_account_rate_limit(&self, per_second: Option<f64>) {
+        self.state().limits.set_of_each(per_second);
+    }
+
+    /// When a request was refused for a limit, from the beginning.
+    pub fn rate_refusals(&self) -> Vec<std::time::Instant> {
+        self.state().limits.refusals().to_vec()
     }
 
     /// Also answers requests that are pinned to another version, or to none.

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{ledger::BalanceTransaction, objects::Source};
-use crate::bucket::Bucket;
+use super::{ledger::BalanceTransaction, limits::Limits, objects::Source};
 
 /// The account of the platform itself.
 pub(super) const PLATFORM: &str = "acct_1PlatformStandIn";
@@ -11,7 +10,7 @@ pub(super) const PLATFORM: &str = "acct_1PlatformStandIn";
 pub(super) struct State {
     pub(super) secret_key: String,
     pub(super) accounts: HashMap<String, Account>,
-    pub(super) limit: Option<Bucket>,
+    pub(super) limits: Limits,
     pub(super) any_version: bool,
     pub(super) requests: u64,
     next_id: u64,
@@ -22,7 +21,7 @@ impl Default for State {
         let secret_key = format!("sk_test_51{}", uuid::Uuid::new_v4().simple());
         let mut state = Self {
             accounts: HashMap::new(),
-            limit: None,
+            limits: Limits::default(),
             any_version: false,
             requests: 0,
             next_id: 0,

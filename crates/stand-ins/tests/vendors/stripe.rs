@@ -178,9 +178,19 @@ async fn limits_and_fails_on_demand() {
     assert_eq!(bench.get(LIST).await.status, 200);
     assert!(bench.get(LIST).await.header("request-id").starts_with("req_"));
     let over = bench.get(LIST).await;
-    assert_eq!((over.status, over.header("stripe-rate-limited-reason")), (429, "endpoint-rate"));
+    assert_eq!((over.status, over.header("stripe-rate-limited-reason")), (429, "global-rate"));
     assert_eq!(over.body["error"]["code"], "rate_limit");
     bench.stripe.set_rate_limit(None);
+
+    // One account has used up its own, by whichever key; the others go on.
+    bench.stripe.set_account_rate_limit(Some(1.0));
+    assert_eq!(bench.get(LIST).await.status, 200);
+    let over = bench.get(LIST).await;
+    assert_eq!((over.status, over.header("stripe-rate-limited-reason")), (429, "endpoint-rate"));
+    let platform = bench.with_key(&bench.stripe.secret_key(), LIST);
+    assert_eq!(send(platform).await.status, 200);
+    bench.stripe.set_account_rate_limit(None);
+    assert_eq!(bench.stripe.rate_refusals().len(), 2);
 
     bench.stripe.faults().add(Rule::on(LIST, lock_timeout()).times(1));
     let locked = bench.get(LIST).await;

@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::answer::{self, Key};
+use super::refusals::{Asked, Reason};
 use super::{API_VERSION, Pacer, StripeAccountId, balance};
 use crate::deadline::Deadline;
 use crate::http::{self, Answer};
@@ -134,20 +135,24 @@ impl StripeClient {
     ) -> Result<Answer, ProviderError> {
         self.policy
             .run(deadline, || async {
-                let out_of_time = |_| ProviderError::out_of_time(Provider::Stripe);
-                self.pacer.turn(deadline).await.map_err(out_of_time)?;
-                let timeout = deadline
-                    .request_timeout(REQUEST_TIMEOUT)
-                    .ok_or_else(|| ProviderError::out_of_time(Provider::Stripe))?;
                 let request = self
                     .http
                     .get(format!("{}{path}", self.api_base))
                     .bearer_auth(key.expose_secret())
                     .header("Stripe-Version", API_VERSION);
-                let answer = http::fetch(shape(request), timeout).await.map_err(|fault| {
+                let request = shape(request);
+                let out_of_time = |_| ProviderError::out_of_time(Provider::Stripe);
+                let turn = self.pacer.turn(Asked::by(&request), deadline).await.map_err(out_of_time)?;
+                let timeout = deadline
+                    .request_timeout(REQUEST_TIMEOUT)
+                    .ok_or_else(|| ProviderError::out_of_time(Provider::Stripe))?;
+                let answer = http::fetch(request, timeout).await.map_err(|fault| {
                     ProviderError::network(Provider::Stripe, fault, timeout < REQUEST_TIMEOUT)
                 })?;
-                answer::check(answer, whose)
+                let reason = Reason::of(&answer);
+                let checked = answer::check(answer, whose);
+                self.pacer.heard(turn, reason, &checked, deadline).await;
+                checked
             })
             .await
     }

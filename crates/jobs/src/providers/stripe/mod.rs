@@ -10,6 +10,7 @@ mod answer;
 mod balance;
 mod client;
 mod pacer;
+mod refusals;
 
 pub use account::{NotAnAccount, StripeAccountId};
 pub use client::StripeClient;

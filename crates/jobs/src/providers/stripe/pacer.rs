@@ -1,62 +1,98 @@
-//! One pace for everything we ask of Stripe.
+//! Asks Stripe as fast as it lets us.
 //!
-//! Whether requests count against the platform or the connected account is not documented ("Rate limits"), so
-//! all of them, of all instances, share one pace: 20 requests a second unless `STRIPE_REQUESTS_PER_SECOND` says
-//! otherwise, well below the 25 of an endpoint and of a sandbox.
+//! All requests of all instances share one pace, which is learned: it begins with `STRIPE_REQUESTS_PER_SECOND`, speeds up
+//! as long as nothing is refused, and slows down at once at a 429. A refusal that is one account's own slows nobody else
+//! down. See `docs/adr/0017-as-fast-as-stripe-lets-us.md`.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::time::Instant;
+
+use super::refusals::{Asked, Reason, Refusals, Scope};
 use crate::{
     deadline::{Deadline, OutOfTime},
-    pace::SharedPace,
+    pace::{Bounds, LearnedPace, LearnedTurn},
+    providers::{ErrorKind, ProviderError, Transient, TransientCause},
     supabase::Supabase,
 };
 
 /// Paces requests to Stripe. Clones share the pace; create one per process.
 #[derive(Clone)]
-pub struct Pacer {
-    pace: Arc<SharedPace>,
-    interval: Duration,
+pub struct Pacer(Arc<Shared>);
+
+struct Shared {
+    pace: LearnedPace,
+    refusals: Mutex<Refusals>,
+}
+
+/// Represents the permission to make one request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    asked: Asked,
+    turn: LearnedTurn,
 }
 
 impl Pacer {
-    /// So many requests a second, of all instances together.
-    pub fn new(per_second: NonZeroU32, supabase: Supabase) -> Self {
-        Self::over(SharedPace::new(supabase, "stripe"), per_second)
+    /// Creates a pacer that knows nothing yet.
+    pub fn new(bounds: Bounds, supabase: Supabase) -> Self {
+        Self::over(LearnedPace::new(supabase, "stripe", bounds))
     }
 
-    /// So many requests a second, of this process alone.
+    /// Creates a pacer of this process alone.
     #[cfg(test)]
-    pub(crate) fn alone(per_second: NonZeroU32) -> Self {
-        Self::over(SharedPace::alone(), per_second)
+    pub(crate) fn alone(per_second: std::num::NonZeroU32) -> Self {
+        let row = Arc::new(Mutex::new(crate::pace::tests::Row::new()));
+        Self::over(LearnedPace::simulated(&row, Bounds::new(per_second, per_second, per_second)))
     }
 
-    fn over(pace: SharedPace, per_second: NonZeroU32) -> Self {
-        Self { pace: Arc::new(pace), interval: Duration::from_secs(1) / per_second.get() }
+    fn over(pace: LearnedPace) -> Self {
+        Self(Arc::new(Shared { pace, refusals: Mutex::default() }))
     }
 
-    /// Waits for a turn; refuses at once when it would come too late.
-    pub async fn turn(&self, deadline: &Deadline) -> Result<(), OutOfTime> {
-        self.pace.turn(self.interval, deadline).await.map(|_| ())
+    /// Waits for a turn to ask for this account; refuses at once where it would come too late.
+    pub(super) async fn turn(&self, asked: Asked, deadline: &Deadline) -> Result<Turn, OutOfTime> {
+        let wait = self.refusals().wait(asked, Instant::now());
+        deadline.sleep(wait).await?;
+        Ok(Turn { asked, turn: self.0.pace.turn(deadline).await? })
+    }
+
+    /// Learns from what Stripe said to the request of this turn.
+    pub(super) async fn heard<T>(
+        &self,
+        turn: Turn,
+        reason: Reason,
+        checked: &Result<T, ProviderError>,
+        deadline: &Deadline,
+    ) {
+        match checked.as_ref().map_err(|error| error.kind) {
+            Err(ErrorKind::Transient(Transient { cause: TransientCause::RateLimited, .. })) => {
+                self.refused(turn, reason, deadline).await;
+            }
+            // A lock is somebody's object, and no sign of a pace.
+            Err(ErrorKind::Transient(Transient { cause: TransientCause::Locked, .. })) => {}
+            _ => self.answered(turn),
+        }
+    }
+
+    fn answered(&self, turn: Turn) {
+        self.refusals().answered(turn.asked);
+        self.0.pace.answered(turn.turn);
+    }
+
+    /// Slows down, for everybody or for the turn's account: Stripe refused the request for its rate.
+    async fn refused(&self, turn: Turn, reason: Reason, deadline: &Deadline) {
+        let scope = self.refusals().refused(turn.asked, reason, Instant::now());
+        match scope {
+            Scope::Everybody => self.0.pace.refused(turn.turn, deadline).await,
+            // Its request proves nothing of everybody's pace.
+            Scope::Account => {}
+        }
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn clones_share_one_pace_and_respect_the_deadline() {
-        let (pacer, now) = (Pacer::alone(NonZeroU32::new(20).unwrap()), Instant::now());
-        let far = Deadline::new(now + Duration::from_mins(1), now + Duration::from_mins(1));
-        for _ in 0..21 {
-            pacer.clone().turn(&far).await.unwrap();
-        }
-        assert_eq!(now.elapsed().as_millis() / 10, 100, "twenty intervals of 50 ms");
-        let over = Deadline::new(now, now);
-        assert_eq!(pacer.clone().turn(&over).await, Err(OutOfTime));
-        pacer.turn(&far).await.unwrap();
-    }
-}
+mod tests;

@@ -1,31 +1,27 @@
-//! Keeps a pace that all instances share: a provider's rate limit is the account's, not a process's.
-//!
-//! Turns are leased from the database, a second's worth at a time, so that a hundred requests cost a few calls. A turn
-//! whose time has passed is gone: another instance's may have come since. Where the database does not answer, this
-//! process keeps the pace by itself: an instance that cannot lease cannot settle either, and soon stops asking.
+//! Keeps a pace whose interval the caller knows, in common with all other instances.
 
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::{sync::Mutex, time::Instant};
 
+use super::{
+    store::{Request, Store},
+    turns::Turns,
+};
 use crate::{
     deadline::{Deadline, OutOfTime},
     supabase::Supabase,
 };
 
+/// A second's worth of turns is leased at once.
+const LEASED: Duration = Duration::from_secs(1);
+
 /// Paces the requests to one provider. Create one per process and provider.
 pub struct SharedPace {
     /// `None`: this process alone (unit tests).
-    supabase: Option<Supabase>,
+    store: Option<Store>,
     name: &'static str,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    next: Option<Instant>,
-    left: u32,
+    turns: Mutex<Turns>,
 }
 
 /// Represents the permission to make one request.
@@ -38,29 +34,29 @@ pub struct Turn {
 impl SharedPace {
     /// Creates a pace that has leased nothing yet.
     pub fn new(supabase: Supabase, name: &'static str) -> Self {
-        Self { supabase: Some(supabase), name, state: Mutex::default() }
+        Self { store: Some(Store::Database(supabase)), name, turns: Mutex::default() }
     }
 
     /// Creates a pace of this process alone.
     #[cfg(test)]
     pub(crate) fn alone() -> Self {
-        Self { supabase: None, name: "alone", state: Mutex::default() }
+        Self { store: None, name: "alone", turns: Mutex::default() }
     }
 
     /// Waits for the next turn, `interval` after the one before; refuses at once where it would come too late.
     pub async fn turn(&self, interval: Duration, deadline: &Deadline) -> Result<Turn, OutOfTime> {
         let at = {
-            let mut state = self.state.lock().await;
-            state.forget_passed(interval);
-            if state.left == 0 {
-                self.lease(&mut state, interval, deadline).await;
+            let mut turns = self.turns.lock().await;
+            turns.forget_passed(interval, Instant::now());
+            if turns.is_empty() {
+                self.lease(&mut turns, interval, deadline).await;
             }
-            let at = state.next.unwrap_or_else(Instant::now);
-            if !deadline.allows(at.saturating_duration_since(Instant::now())) {
+            let now = Instant::now();
+            let at = turns.next(now);
+            if !deadline.allows(at.saturating_duration_since(now)) {
                 return Err(OutOfTime);
             }
-            state.next = Some(at + interval);
-            state.left -= 1;
+            turns.take(at, interval);
             at
         };
         deadline.sleep(at.saturating_duration_since(Instant::now())).await.map(|()| Turn { at, interval })
@@ -68,56 +64,36 @@ impl SharedPace {
 
     /// Gives back a turn that was not used, unless the next one has been taken already.
     pub async fn give_back(&self, turn: Turn) {
-        let mut state = self.state.lock().await;
-        if state.next == Some(turn.at + turn.interval) {
-            state.next = Some(turn.at);
-            state.left += 1;
-        }
+        self.turns.lock().await.give_back(turn.at, turn.interval);
     }
 
     /// Delays all further turns by `wait`, as the provider has asked.
     pub async fn hold_back(&self, wait: Duration, deadline: &Deadline) {
-        let mut state = self.state.lock().await;
-        let earliest = Instant::now() + wait;
-        state.next = Some(state.next.map_or(earliest, |next| next.max(earliest)));
-        if let Some(supabase) = &self.supabase {
-            let arguments = json!({"p_name": self.name, "p_wait_ms": millis(wait)});
-            // What fails here is logged where it fails; this process waits all the same.
-            let _held: Result<(), _> = supabase.rpc("jobs_hold_turns", &arguments, deadline).await;
+        let mut turns = self.turns.lock().await;
+        turns.hold_back(Instant::now() + wait);
+        if let Some(store) = &self.store {
+            store.hold(self.name, wait, deadline).await;
         }
     }
 
     /// Leases a second's worth of turns, at least one.
-    async fn lease(&self, state: &mut State, interval: Duration, deadline: &Deadline) {
-        let count = (Duration::from_secs(1).as_millis() / interval.as_millis().max(1)).clamp(1, 1_000);
-        let count = u32::try_from(count).unwrap_or(1);
-        let wait = match &self.supabase {
+    async fn lease(&self, turns: &mut Turns, interval: Duration, deadline: &Deadline) {
+        let count = turns_in(LEASED, interval);
+        let wait = match &self.store {
             None => None,
-            Some(supabase) => {
-                let arguments =
-                    json!({"p_name": self.name, "p_count": count, "p_interval_ms": millis(interval)});
-                supabase.rpc::<u64>("jobs_lease_turns", &arguments, deadline).await.ok()
+            Some(store) => {
+                let asked = Request { count, interval, version: 0, answered: 0 };
+                store.lease(self.name, asked, deadline).await.ok().and_then(|leased| leased.wait())
             }
         };
-        let leased = Instant::now() + Duration::from_millis(wait.unwrap_or_default());
-        // What was leased before, or held back, is not asked for earlier.
-        state.next = Some(state.next.map_or(leased, |next| next.max(leased)));
-        state.left = count;
+        turns.lease(Instant::now() + wait.unwrap_or_default(), count);
     }
 }
 
-impl State {
-    fn forget_passed(&mut self, interval: Duration) {
-        let now = Instant::now();
-        while let Some(next) = self.next.filter(|next| self.left > 0 && *next + interval < now) {
-            self.next = Some(next + interval);
-            self.left -= 1;
-        }
-    }
-}
-
-fn millis(span: Duration) -> i32 {
-    i32::try_from(span.as_millis()).unwrap_or(i32::MAX)
+/// Returns how many turns fit into `span`, at least one.
+pub(super) fn turns_in(span: Duration, interval: Duration) -> u32 {
+    let count = span.as_micros() / interval.as_micros().max(1);
+    u32::try_from(count).map_or(1_000, |count| count.clamp(1, 1_000))
 }
 
 #[cfg(test)]
