@@ -1762,11 +1762,12 @@ $$;
 
 -- Claims up to p_limit mails of the first lane that has any, and tells all that is needed to send them. Where one of
 -- them belongs to a sealed batch, the whole batch comes with it, and nothing else.
--- Null: only messages without an item were seen so far, ask again.
+-- Null: only messages without an item, or mails that have to wait, were seen so far, ask again.
+-- p_outage: see provider_outages; mails that ask users to connect again wait for its end.
 --   {mails: [{delivery_id, kind, user_id, batch_id, digest, address, facts, attempts, reason, expired,
 --             age_seconds}], sealed batches in the order of their payload}
 create function public.mail_claim(
-    p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb, p_now timestamptz
+    p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb, p_outage jsonb, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     lane text;
@@ -1783,6 +1784,10 @@ begin
         end if;
         exit when claimed <> '[]'::jsonb;
     end loop;
+    if lane = 'alerts' and jobs.hold_trouble_mails(p_claim, p_outage, 5, p_now)
+        and not exists (select from jobs.job_items i where i.lease_id = p_claim and i.status = 'queued') then
+        return 'null'::jsonb;
+    end if;
 
     -- By arrays: statistics know nothing yet of what was just planned.
     mine := array(select (i.payload ->> 'delivery_id')::bigint from jobs.job_items i
@@ -1826,7 +1831,9 @@ begin
                 || case d.kind when 'monthly_reminder' then
                     jsonb_build_object('recorded', m.recorded, 'entries', m.entries) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
-                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw) end,
+                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,
+                    case when d.kind = 'integration_trouble'
+                        then jobs.trouble_is_over(d.user_id, d.facts ->> 'provider') end) end,
             'expired', coalesce(d.expires_at <= p_now, false),
             'age_seconds', greatest(0, extract(epoch from p_now - b.sealed_at))::bigint)
             order by d.position, d.delivery_id), '[]')
@@ -2157,7 +2164,8 @@ begin
             where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
             continue;
         end if;
-        continue when not (p_policy -> 'codes') ? part.code;
+        -- A month's item says once more what the sync of these hours says: it is no refusal of its own.
+        continue when i.kind = 'sync_month' or not (p_policy -> 'codes') ? part.code;
         update jobs.integration_state k set refusals = k.refusals + 1
         where k.user_id = p_user_id and k.provider = part.provider returning * into s;
         select * into p from jobs.mail_people m where m.user_id = p_user_id;
@@ -2899,6 +2907,9 @@ language sql stable set search_path = '' as $$
                 order by b.failures desc, b.id), '[]')
             from (select * from known k where k.state = 'failing' order by k.failures desc, k.id limit p_limit) b),
         -- Renewed by us, with our credentials, and still good.
+        -- They die on 1 January 2027, but for those of custom applications.
+        'shopify_permanent', (select count(*) from known k join public.integration_tokens t on t.id = k.id
+            where k.provider = 'shopify' and k.state <> 'inactive' and coalesce(btrim(t.refresh_token), '') = ''),
         'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
         'refused_credentials', (
@@ -2936,10 +2947,11 @@ $$;
 -- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since; for
 -- p_failed_since and p_late_before see status_queue and status_integrations.
 --   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations,
---    unreadable}
+--    unreadable, owed_months: [{month, code, message, count}],
+--    outages: see integration_outages}
 create function public.jobs_status(
     p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz,
-    p_failed_since timestamptz, p_late_before timestamptz, p_now timestamptz
+    p_failed_since timestamptz, p_late_before timestamptz, p_outage jsonb, p_now timestamptz
 ) returns jsonb language plpgsql stable security definer
 set search_path = '' set statement_timeout = '20s' set jit = off as $$    -- compiling takes longer than asking
 begin
@@ -2955,7 +2967,12 @@ begin
         'queue', jobs.status_queue(p_failed_since),
         'mails', jobs.status_mails(p_days, p_now),
         'integrations', jobs.status_integrations(p_broken, p_late_before, p_now),
-        'unreadable', jobs.status_unreadable(p_broken));
+        'unreadable', jobs.status_unreadable(p_broken),
+        'outages', public.integration_outages(p_outage, p_now),
+        'owed_months', (select coalesce(jsonb_agg(o order by o.count desc, o.code), '[]') from (
+            select m.month, m.error ->> 'code' as code, jobs.mask_text(min(m.error ->> 'message')) as message,
+                count(*) as count
+            from jobs.owed_months(p_now) m group by 1, 2 order by 4 desc limit 10) o));
 end $$;
 
 -- What an operator has done again.
@@ -3048,6 +3065,77 @@ begin
     return told;
 end $$;
 
+-- Months of the last monthly slot that failed and that nothing has made up for since, of users who still have an
+-- integration; with the last failure, and how often the crons have tried.
+create function jobs.owed_months(p_now timestamptz)
+returns table (item_id bigint, user_id uuid, month text, error jsonb, tries bigint)
+language sql stable set search_path = '' as $$
+    with latest as materialized (
+        select max(s.slot) as month from jobs.job_slots s
+        where s.task = 'monthly_sync' and s.slot ~ '^[0-9]{4}-[0-9]{2}$'
+    ), runs as materialized (   -- as an array, so that items are looked up and not all of them read
+        select array_agg(s.run_id) as ids from jobs.job_slots s, latest l
+        where s.task = 'monthly_sync' and (s.slot = l.month or s.slot like l.month || '/%')
+    ), failed as materialized (
+        select i.subject, max(i.item_id) as item_id, count(*) as tries
+        from jobs.job_items i
+        where i.run_id = any ((select r.ids from runs r)::uuid[]) and i.kind = 'sync_month' and i.status = 'failed'
+        group by 1
+    )
+    select f.item_id, i.user_id, l.month, i.error, f.tries
+    from failed f join jobs.job_items i using (item_id) cross join latest l
+    where not exists (select from jobs.job_items n
+            where n.user_id = i.user_id and n.kind = i.kind and n.subject = i.subject and n.item_id > f.item_id
+                and n.status not in ('failed', 'superseded') and n.payload ->> 'month' = l.month)
+        and exists (select from public.integration_tokens t join auth.users u on u.id = t.user_id
+            where t.user_id = i.user_id and t.is_active and u.deleted_at is null
+                and coalesce(u.banned_until <= p_now, true));
+$$;
+
+-- Gives the months that failed on their last day their next chance, with the recap that they owe: in one run, once for
+-- each p_occasion of a cron, until the p_last_day-th of the month after. What only its user can mend (p_users_codes) is
+-- tried once more, since a refusal may pass, and again when the user's integrations are good.
+--   {run_id, items}
+create function public.jobs_retake_months(
+    p_run_id uuid, p_occasion text, p_route text, p_last_day integer, p_users_codes text[], p_recap boolean,
+    p_as_of timestamptz, p_now timestamptz
+) returns jsonb language plpgsql security definer
+set search_path = '' set statement_timeout = '25s' set jit = off as $$
+declare
+    again bigint[];
+    month text;
+    opened jsonb;
+    planned integer;
+begin
+    select array_agg(o.item_id), min(o.month) into again, month
+    from jobs.owed_months(p_now) o
+    where (p_as_of at time zone 'Europe/Paris')::date
+            < (to_date(o.month, 'YYYY-MM') + interval '1 month')::date + p_last_day
+        and (coalesce(o.error ->> 'code', '') <> all (p_users_codes) or o.tries = 1
+            or not exists (select from public.integration_tokens t
+                join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+                where t.user_id = o.user_id and t.is_active and s.failures > 0));
+    -- A repeated call finds nothing any more: its run answers.
+    if again is null and not exists (select from jobs.job_runs r where r.run_id = p_run_id) then
+        return jsonb_build_object('run_id', null, 'items', 0);
+    end if;
+    opened := jobs.open_run(p_run_id, 'monthly_sync', month || '/' || p_occasion, 'cron', p_route, p_as_of,
+        jsonb_build_object('retaken', month), p_now);
+    if opened ->> 'state' = 'repeated' then
+        return jsonb_build_object('run_id', p_run_id, 'items', coalesce(opened -> 'plan' -> 'items', '0'));
+    elsif opened ->> 'state' <> 'planned' then
+        return jsonb_build_object('run_id', null, 'items', 0);
+    end if;
+    insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
+    select p_run_id, i.lane, i.kind, i.subject, i.user_id, i.payload || jsonb_build_object('recap', p_recap), p_now,
+        p_now
+    from jobs.job_items i where i.item_id = any (again) order by i.item_id;
+    get diagnostics planned = row_count;
+    perform jobs.send_items(p_run_id);
+    update jobs.job_runs set plan = jsonb_build_object('items', planned) where run_id = p_run_id;
+    return jsonb_build_object('run_id', p_run_id, 'items', planned);
+end $$;
+
 -- What went wrong since the operator was told last, and the one mail a day that tells it.
 
 -- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest
@@ -3055,10 +3143,11 @@ end $$;
 -- slots since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
---    routes: {route: last call}}
+--    routes: {route: last call}, outages: see integration_outages,
+--    permanent_tokens: active Shopify integrations whose token cannot be renewed}
 create function public.jobs_troubles(
     p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
-    p_calls_since timestamptz
+    p_calls_since timestamptz, p_outage jsonb, p_now timestamptz
 ) returns jsonb language plpgsql stable security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     since constant timestamptz := greatest(p_first_since, least(p_latest_since, coalesce(
@@ -3087,6 +3176,9 @@ begin
             from public.sync_logs l
             where l.user_id is null and l.status = 'error' and l.sync_type <> 'dry_run' and l.synced_at > since
             group by 1 order by 3 desc limit 10) c),
+        'outages', public.integration_outages(p_outage, p_now),
+        'permanent_tokens', (select count(*) from public.integration_tokens t
+            where t.provider = 'shopify' and t.is_active and coalesce(btrim(t.refresh_token), '') = ''),
         'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
             select left(l.metadata ->> 'route', 200) as route, max(l.synced_at) as last
             from public.sync_logs l
@@ -3113,6 +3205,103 @@ begin
     perform jobs.queue_mails(p_run_id, null, p_now);
     return opened;
 end $$;
+
+-- Failures that are no single user's: many fail alike, or a code proves that it is us whom a provider refuses.
+
+-- The outages of this moment. p_rule: {least: so many integrations at least, percent: more than so many of a provider's
+-- active ones, codes: [what proves that we are refused], hours: for so long after a call that told it, days: whose
+-- user was asked to connect again longer ago does not count}
+create function jobs.provider_outages(p_rule jsonb, p_now timestamptz)
+returns table (provider text, code text, message text, failing bigint, active bigint)
+language sql stable set search_path = '' as $$
+    with known as materialized (
+        select t.provider, coalesce(s.failures, 0) as failures, s.failure
+        from public.integration_tokens t join auth.users u on u.id = t.user_id
+        left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+        where t.is_active and u.deleted_at is null and coalesce(u.banned_until <= p_now, true)
+            -- Whose user was asked long ago is that user's to mend: no news of a provider.
+            and coalesce(not (s.failures > 0 and s.trouble_mails > 0
+                and s.trouble_mailed_at < p_now - make_interval(days => (p_rule ->> 'days')::integer)), true)
+    ), alike as (
+        select k.provider, k.failure ->> 'code' as code,
+            jobs.mask_text(min(left(k.failure ->> 'message', 2000))) as message, count(*) as failing
+        from known k where k.failures > 0 group by 1, 2
+    ), active as (
+        select k.provider, count(*) as active from known k group by 1
+    ), refused as (   -- its items wait, so no integration has failed
+        select case when p.problem ->> 'message' like '%Shopify%' then 'shopify' else 'stripe' end as provider,
+            p.problem ->> 'code' as code,
+            jobs.mask_text(min(left(p.problem ->> 'message', 2000))) as message
+        from public.sync_logs l
+        cross join lateral jsonb_path_query(l.metadata, '$.answer.**.problems[*]') as p (problem)
+        where l.synced_at > p_now - make_interval(hours => (p_rule ->> 'hours')::integer) and l.synced_at <= p_now
+            and l.provider = 'jobs' and l.status <> 'success' and (p_rule -> 'codes') ? (p.problem ->> 'code')
+        group by 1, 2
+    )
+    select a.provider, a.code, a.message, a.failing, n.active
+    from alike a join active n using (provider)
+    where a.failing >= (p_rule ->> 'least')::integer and a.failing * 100 > n.active * (p_rule ->> 'percent')::integer
+    union all
+    select r.provider, r.code, r.message, null, coalesce(n.active, 0)
+    from refused r left join active n using (provider);
+$$;
+
+-- The same for those who tell it.
+--   [{provider, code, message, failing, active}]
+create function public.integration_outages(p_rule jsonb, p_now timestamptz) returns jsonb
+language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
+    select coalesce(jsonb_agg(o order by o.provider, o.code), '[]') from jobs.provider_outages(p_rule, p_now) o;
+$$;
+
+-- Keeps back what this claim and the lane hold of mails that ask users to connect again, as long as their provider has
+-- an outage: nobody is asked to mend what is not theirs. They wait, become visible after p_seconds, and expire unsent
+-- should it last. Answers whether any was kept back.
+create function jobs.hold_trouble_mails(
+    p_claim uuid, p_rule jsonb, p_seconds integer, p_now timestamptz
+) returns boolean
+language plpgsql set search_path = '' as $$
+declare
+    mine bigint[];
+    providers text[];
+begin
+    mine := array(
+        select i.item_id from jobs.job_items i
+        join jobs.email_deliveries d on d.delivery_id = (i.payload ->> 'delivery_id')::bigint
+        where i.lease_id = p_claim and i.status = 'queued' and d.kind = 'integration_trouble' and d.status = 'planned'
+            and d.expires_at > p_now);
+    if cardinality(mine) = 0 then
+        return false;
+    end if;
+    providers := array(select distinct o.provider from jobs.provider_outages(p_rule, p_now) o);
+    mine := array(
+        select i.item_id from jobs.job_items i
+        join jobs.email_deliveries d on d.delivery_id = (i.payload ->> 'delivery_id')::bigint
+        where i.item_id = any (mine) and d.facts ->> 'provider' = any (providers)
+            -- What is no longer true is dropped at once.
+            and jobs.trouble_is_over(d.user_id, d.facts ->> 'provider') is null);
+    if cardinality(mine) = 0 then
+        return false;
+    end if;
+    perform public.jobs_release('alerts', mine, array_fill(p_claim, array[cardinality(mine)]), p_seconds);
+    -- All others of the lane, too: else each hundred of them would be claimed and given back.
+    update pgmq.q_jobs_alerts q set vt = clock_timestamp() + make_interval(secs => p_seconds)
+    where q.vt <= clock_timestamp() and (q.message ->> 'item_id')::bigint = any (array(
+        select i.item_id from jobs.job_items i
+        join jobs.email_deliveries d on d.delivery_id = (i.payload ->> 'delivery_id')::bigint
+        where i.lane = 'alerts' and i.status = 'queued' and d.kind = 'integration_trouble' and d.status = 'planned'
+            and d.expires_at > p_now and d.facts ->> 'provider' = any (providers)));
+    return true;
+end $$;
+
+-- Why nobody has to be asked to connect again any more; null: it still is to be mended.
+create function jobs.trouble_is_over(p_user_id uuid, p_provider text) returns text
+language sql stable set search_path = '' as $$
+    select case
+        when not exists (select from public.integration_tokens t
+            where t.user_id = p_user_id and t.provider = p_provider and t.is_active) then 'inactive'
+        when not exists (select from jobs.integration_state s
+            where s.user_id = p_user_id and s.provider = p_provider and s.refusals > 0) then 'connection_good' end;
+$$;
 
 -- How long what is kept.
 
@@ -3219,24 +3408,26 @@ end $$;
 
 -- What the code calls: service_role only. By name alone, which fails where a function has an overload.
 revoke all on function
-    public.integration_context, public.integration_prove, public.integration_refresh_begin,
+    public.integration_context, public.integration_outages, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
     public.jobs_hold_turns, public.jobs_lanes, public.jobs_learn_pace, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
     public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
-    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retry, public.jobs_run_waits,
+    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retake_months,
+    public.jobs_retry, public.jobs_run_waits,
     public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_status,
     public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books
 from public, anon, authenticated, service_role;
 grant execute on function
-    public.integration_context, public.integration_prove, public.integration_refresh_begin,
+    public.integration_context, public.integration_outages, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
     public.jobs_hold_turns, public.jobs_lanes, public.jobs_learn_pace, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
     public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
-    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retry, public.jobs_run_waits,
+    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retake_months,
+    public.jobs_retry, public.jobs_run_waits,
     public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_status,
     public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,

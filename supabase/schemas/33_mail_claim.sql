@@ -56,11 +56,12 @@ $$;
 
 -- Claims up to p_limit mails of the first lane that has any, and tells all that is needed to send them. Where one of
 -- them belongs to a sealed batch, the whole batch comes with it, and nothing else.
--- Null: only messages without an item were seen so far, ask again.
+-- Null: only messages without an item, or mails that have to wait, were seen so far, ask again.
+-- p_outage: see provider_outages; mails that ask users to connect again wait for its end.
 --   {mails: [{delivery_id, kind, user_id, batch_id, digest, address, facts, attempts, reason, expired,
 --             age_seconds}], sealed batches in the order of their payload}
 create function public.mail_claim(
-    p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb, p_now timestamptz
+    p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb, p_outage jsonb, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     lane text;
@@ -77,6 +78,10 @@ begin
         end if;
         exit when claimed <> '[]'::jsonb;
     end loop;
+    if lane = 'alerts' and jobs.hold_trouble_mails(p_claim, p_outage, 5, p_now)
+        and not exists (select from jobs.job_items i where i.lease_id = p_claim and i.status = 'queued') then
+        return 'null'::jsonb;
+    end if;
 
     -- By arrays: statistics know nothing yet of what was just planned.
     mine := array(select (i.payload ->> 'delivery_id')::bigint from jobs.job_items i
@@ -120,7 +125,9 @@ begin
                 || case d.kind when 'monthly_reminder' then
                     jsonb_build_object('recorded', m.recorded, 'entries', m.entries) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
-                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw) end,
+                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,
+                    case when d.kind = 'integration_trouble'
+                        then jobs.trouble_is_over(d.user_id, d.facts ->> 'provider') end) end,
             'expired', coalesce(d.expires_at <= p_now, false),
             'age_seconds', greatest(0, extract(epoch from p_now - b.sealed_at))::bigint)
             order by d.position, d.delivery_id), '[]')

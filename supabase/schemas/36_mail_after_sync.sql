@@ -71,7 +71,8 @@ begin
             where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
             continue;
         end if;
-        continue when not (p_policy -> 'codes') ? part.code;
+        -- A month's item says once more what the sync of these hours says: it is no refusal of its own.
+        continue when i.kind = 'sync_month' or not (p_policy -> 'codes') ? part.code;
         update jobs.integration_state k set refusals = k.refusals + 1
         where k.user_id = p_user_id and k.provider = part.provider returning * into s;
         select * into p from jobs.mail_people m where m.user_id = p_user_id;

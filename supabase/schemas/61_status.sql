@@ -170,6 +170,9 @@ language sql stable set search_path = '' as $$
                 order by b.failures desc, b.id), '[]')
             from (select * from known k where k.state = 'failing' order by k.failures desc, k.id limit p_limit) b),
         -- Renewed by us, with our credentials, and still good.
+        -- They die on 1 January 2027, but for those of custom applications.
+        'shopify_permanent', (select count(*) from known k join public.integration_tokens t on t.id = k.id
+            where k.provider = 'shopify' and k.state <> 'inactive' and coalesce(btrim(t.refresh_token), '') = ''),
         'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
         'refused_credentials', (
@@ -207,10 +210,11 @@ $$;
 -- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since; for
 -- p_failed_since and p_late_before see status_queue and status_integrations.
 --   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations,
---    unreadable}
+--    unreadable, owed_months: [{month, code, message, count}],
+--    outages: see integration_outages}
 create function public.jobs_status(
     p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz,
-    p_failed_since timestamptz, p_late_before timestamptz, p_now timestamptz
+    p_failed_since timestamptz, p_late_before timestamptz, p_outage jsonb, p_now timestamptz
 ) returns jsonb language plpgsql stable security definer
 set search_path = '' set statement_timeout = '20s' set jit = off as $$    -- compiling takes longer than asking
 begin
@@ -226,5 +230,10 @@ begin
         'queue', jobs.status_queue(p_failed_since),
         'mails', jobs.status_mails(p_days, p_now),
         'integrations', jobs.status_integrations(p_broken, p_late_before, p_now),
-        'unreadable', jobs.status_unreadable(p_broken));
+        'unreadable', jobs.status_unreadable(p_broken),
+        'outages', public.integration_outages(p_outage, p_now),
+        'owed_months', (select coalesce(jsonb_agg(o order by o.count desc, o.code), '[]') from (
+            select m.month, m.error ->> 'code' as code, jobs.mask_text(min(m.error ->> 'message')) as message,
+                count(*) as count
+            from jobs.owed_months(p_now) m group by 1, 2 order by 4 desc limit 10) o));
 end $$;

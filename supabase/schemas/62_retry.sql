@@ -87,3 +87,74 @@ begin
     update jobs.job_answers set answer = told where call_id = p_run_id;
     return told;
 end $$;
+
+-- Months of the last monthly slot that failed and that nothing has made up for since, of users who still have an
+-- integration; with the last failure, and how often the crons have tried.
+create function jobs.owed_months(p_now timestamptz)
+returns table (item_id bigint, user_id uuid, month text, error jsonb, tries bigint)
+language sql stable set search_path = '' as $$
+    with latest as materialized (
+        select max(s.slot) as month from jobs.job_slots s
+        where s.task = 'monthly_sync' and s.slot ~ '^[0-9]{4}-[0-9]{2}$'
+    ), runs as materialized (   -- as an array, so that items are looked up and not all of them read
+        select array_agg(s.run_id) as ids from jobs.job_slots s, latest l
+        where s.task = 'monthly_sync' and (s.slot = l.month or s.slot like l.month || '/%')
+    ), failed as materialized (
+        select i.subject, max(i.item_id) as item_id, count(*) as tries
+        from jobs.job_items i
+        where i.run_id = any ((select r.ids from runs r)::uuid[]) and i.kind = 'sync_month' and i.status = 'failed'
+        group by 1
+    )
+    select f.item_id, i.user_id, l.month, i.error, f.tries
+    from failed f join jobs.job_items i using (item_id) cross join latest l
+    where not exists (select from jobs.job_items n
+            where n.user_id = i.user_id and n.kind = i.kind and n.subject = i.subject and n.item_id > f.item_id
+                and n.status not in ('failed', 'superseded') and n.payload ->> 'month' = l.month)
+        and exists (select from public.integration_tokens t join auth.users u on u.id = t.user_id
+            where t.user_id = i.user_id and t.is_active and u.deleted_at is null
+                and coalesce(u.banned_until <= p_now, true));
+$$;
+
+-- Gives the months that failed on their last day their next chance, with the recap that they owe: in one run, once for
+-- each p_occasion of a cron, until the p_last_day-th of the month after. What only its user can mend (p_users_codes) is
+-- tried once more, since a refusal may pass, and again when the user's integrations are good.
+--   {run_id, items}
+create function public.jobs_retake_months(
+    p_run_id uuid, p_occasion text, p_route text, p_last_day integer, p_users_codes text[], p_recap boolean,
+    p_as_of timestamptz, p_now timestamptz
+) returns jsonb language plpgsql security definer
+set search_path = '' set statement_timeout = '25s' set jit = off as $$
+declare
+    again bigint[];
+    month text;
+    opened jsonb;
+    planned integer;
+begin
+    select array_agg(o.item_id), min(o.month) into again, month
+    from jobs.owed_months(p_now) o
+    where (p_as_of at time zone 'Europe/Paris')::date
+            < (to_date(o.month, 'YYYY-MM') + interval '1 month')::date + p_last_day
+        and (coalesce(o.error ->> 'code', '') <> all (p_users_codes) or o.tries = 1
+            or not exists (select from public.integration_tokens t
+                join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+                where t.user_id = o.user_id and t.is_active and s.failures > 0));
+    -- A repeated call finds nothing any more: its run answers.
+    if again is null and not exists (select from jobs.job_runs r where r.run_id = p_run_id) then
+        return jsonb_build_object('run_id', null, 'items', 0);
+    end if;
+    opened := jobs.open_run(p_run_id, 'monthly_sync', month || '/' || p_occasion, 'cron', p_route, p_as_of,
+        jsonb_build_object('retaken', month), p_now);
+    if opened ->> 'state' = 'repeated' then
+        return jsonb_build_object('run_id', p_run_id, 'items', coalesce(opened -> 'plan' -> 'items', '0'));
+    elsif opened ->> 'state' <> 'planned' then
+        return jsonb_build_object('run_id', null, 'items', 0);
+    end if;
+    insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
+    select p_run_id, i.lane, i.kind, i.subject, i.user_id, i.payload || jsonb_build_object('recap', p_recap), p_now,
+        p_now
+    from jobs.job_items i where i.item_id = any (again) order by i.item_id;
+    get diagnostics planned = row_count;
+    perform jobs.send_items(p_run_id);
+    update jobs.job_runs set plan = jsonb_build_object('items', planned) where run_id = p_run_id;
+    return jsonb_build_object('run_id', p_run_id, 'items', planned);
+end $$;

@@ -5,10 +5,11 @@
 -- slots since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
---    routes: {route: last call}}
+--    routes: {route: last call}, outages: see integration_outages,
+--    permanent_tokens: active Shopify integrations whose token cannot be renewed}
 create function public.jobs_troubles(
     p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
-    p_calls_since timestamptz
+    p_calls_since timestamptz, p_outage jsonb, p_now timestamptz
 ) returns jsonb language plpgsql stable security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     since constant timestamptz := greatest(p_first_since, least(p_latest_since, coalesce(
@@ -37,6 +38,9 @@ begin
             from public.sync_logs l
             where l.user_id is null and l.status = 'error' and l.sync_type <> 'dry_run' and l.synced_at > since
             group by 1 order by 3 desc limit 10) c),
+        'outages', public.integration_outages(p_outage, p_now),
+        'permanent_tokens', (select count(*) from public.integration_tokens t
+            where t.provider = 'shopify' and t.is_active and coalesce(btrim(t.refresh_token), '') = ''),
         'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
             select left(l.metadata ->> 'route', 200) as route, max(l.synced_at) as last
             from public.sync_logs l

@@ -20,24 +20,26 @@ end $$;
 
 -- What the code calls: service_role only. By name alone, which fails where a function has an overload.
 revoke all on function
-    public.integration_context, public.integration_prove, public.integration_refresh_begin,
+    public.integration_context, public.integration_outages, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
     public.jobs_hold_turns, public.jobs_lanes, public.jobs_learn_pace, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
     public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
-    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retry, public.jobs_run_waits,
+    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retake_months,
+    public.jobs_retry, public.jobs_run_waits,
     public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_status,
     public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books
 from public, anon, authenticated, service_role;
 grant execute on function
-    public.integration_context, public.integration_prove, public.integration_refresh_begin,
+    public.integration_context, public.integration_outages, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
     public.jobs_hold_turns, public.jobs_lanes, public.jobs_learn_pace, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
     public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
-    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retry, public.jobs_run_waits,
+    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retake_months,
+    public.jobs_retry, public.jobs_run_waits,
     public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_status,
     public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,

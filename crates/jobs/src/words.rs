@@ -113,7 +113,7 @@ pub fn waits_too_long(stored_lane: &str) -> String {
 }
 
 /// Says why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 30] = [
+const REASONS: [(&str, &str); 31] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -137,6 +137,7 @@ const REASONS: [(&str, &str); 30] = [
     ("unreadable_name", "nom illisible"),
     // Of the integration.
     ("inactive", "intégration désactivée"),
+    ("connection_good", "connexion rétablie"),
     ("uncounted_currencies", "montants dans une autre devise"),
     ("left_alone", "lignes modifiées par l’utilisateur, laissées telles quelles"),
     ("unknown_movements", "mouvements d’un type inconnu"),

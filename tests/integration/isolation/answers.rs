@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
-use jobs::supabase::FUNCTIONS;
+use jobs::{providers::OUTAGE, supabase::FUNCTIONS};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -141,7 +141,7 @@ async fn the_worst_that_is_written_stays_within_the_bounds() -> Result<()> {
             json!({
                 "p_functions": FUNCTIONS.as_slice(), "p_tasks": jobs::schedule::Task::ALL, "p_runs": 5, "p_days": 14,
                 "p_broken": 30, "p_since": now - day * 68, "p_failed_since": now - day * 30, "p_late_before": now - day,
-                "p_now": now,
+                "p_outage": OUTAGE, "p_now": now,
             }),
         ),
         (
@@ -149,6 +149,7 @@ async fn the_worst_that_is_written_stays_within_the_bounds() -> Result<()> {
             json!({
                 "p_first_since": now - day * 8, "p_latest_since": now - day, "p_stuck_before": now - day,
                 "p_slots_since": now - day * 60, "p_calls_since": now - day * 30,
+                "p_outage": OUTAGE, "p_now": now,
             }),
         ),
         ("jobs_report", json!({"p_run_id": run, "p_limit": 1000, "p_bytes": 1024 * 1024, "p_now": now})),
@@ -168,7 +169,7 @@ async fn the_worst_that_is_written_stays_within_the_bounds() -> Result<()> {
         (
             "mail_claim",
             json!({
-                "p_claim": Uuid::new_v4(), "p_limit": 100, "p_seconds": 60, "p_prices": null, "p_now": now,
+                "p_claim": Uuid::new_v4(), "p_limit": 100, "p_seconds": 60, "p_prices": null, "p_outage": OUTAGE, "p_now": now,
             }),
         ),
         (

@@ -8,6 +8,7 @@ mod offers;
 mod plans;
 mod recaps;
 mod reminders;
+mod second_chance;
 mod thresholds;
 mod unsubscribe;
 mod webhooks;

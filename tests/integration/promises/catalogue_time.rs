@@ -35,6 +35,7 @@ const BY_HAND: &str = "by hand";
 /// The functions that may use the database's time, and what for.
 const FUNCTIONS: &[(&str, &[&str])] = &[
     ("hold_mails", &[LEASE]),
+    ("hold_trouble_mails", &[LEASE]),
     ("integration_prove", &[NOTE]),
     ("integration_refresh_begin", &[LEASE]),
     ("integration_refresh_store", &[NOTE]),

@@ -206,7 +206,7 @@ async fn measured_with_ten_thousand_runs() -> Result<()> {
     let begun = Instant::now();
     let database: i64 = world
         .value("select length(public.jobs_status(array[]::text[], array['marketing_day3', 'sync_integrations', 'monthly_reminders', 'monthly_sync', 'check_thresholds'], 5, 14, 30, $now - interval '43 days', \
-            $now - interval '30 days', $now - interval '36 hours', $now)::text)::bigint")
+            $now - interval '30 days', $now - interval '36 hours', '{\"least\": 10, \"percent\": 50, \"hours\": 7, \"days\": 7, \"codes\": []}', $now)::text)::bigint")
         .await?;
     println!(
         "page: {size} bytes, median {:?}, slowest {:?}; JSON: {} bytes; database: {:?} for {database} bytes",

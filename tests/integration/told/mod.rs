@@ -1,5 +1,6 @@
 //! Told in time: the monitor's pings, the operator's digest, and users whose connection has to be made again.
 
 mod digest;
+mod outage;
 mod pings;
 mod reconnect;

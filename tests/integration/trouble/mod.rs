@@ -3,6 +3,7 @@
 mod configuration;
 mod currencies;
 mod database;
+mod exchanged;
 mod hostile;
 mod lost_answers;
 mod parameters;

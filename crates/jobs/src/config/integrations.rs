@@ -38,6 +38,14 @@ pub(super) fn integrations(env: &Environment) -> Result<IntegrationsConfig, Conf
             base.ok()
         }
     };
+    let exchange = match env.get("SHOPIFY_EXCHANGE_PERMANENT_TOKENS").as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => {
+            faults.add("SHOPIFY_EXCHANGE_PERMANENT_TOKENS doit être true ou false");
+            false
+        }
+    };
     let parts = (|| {
         Some(IntegrationsConfig {
             stripe_secret_key: SecretString::from(stripe?),
@@ -47,6 +55,7 @@ pub(super) fn integrations(env: &Environment) -> Result<IntegrationsConfig, Conf
             stripe_api_base: stripe_base?.as_str().trim_end_matches('/').to_owned(),
             stripe_pace: stripe_pace?,
             shopify_base: shopify_base?,
+            shopify_exchanges_permanent: exchange,
         })
     })();
     checked(parts, faults)

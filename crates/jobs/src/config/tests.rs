@@ -67,6 +67,7 @@ fn everything_that_is_missing_is_named_at_once() {
 #[case("SHOPIFY_API_BASE", "http://value.example/{shop}")]
 #[case("SHOPIFY_API_BASE", "https://{shop}\n.value.example")]
 #[case("STRIPE_API_BASE", "value")]
+#[case("SHOPIFY_EXCHANGE_PERMANENT_TOKENS", "value")]
 #[case("JOB_CONCURRENCY", "0")]
 #[case("JOB_BUDGET_SECONDS", "value")]
 #[case("STRIPE_REQUESTS_PER_SECOND", "0")]

@@ -10,6 +10,7 @@ use crate::{
     deadline::Deadline,
     failure::Failure,
     mail_kind::MailKind,
+    providers::OUTAGE,
     queue::MOST_ATTEMPTS,
     supabase::{Supabase, SupabaseError},
 };
@@ -126,7 +127,7 @@ impl Outbox {
         let id = Uuid::new_v4();
         let arguments = json!({
             "p_claim": id, "p_limit": limit, "p_seconds": VISIBILITY_SECONDS, "p_prices": self.prices,
-            "p_now": self.now,
+            "p_outage": OUTAGE, "p_now": self.now,
         });
         let answer: Option<Answer> = self.supabase.rpc("mail_claim", &arguments, deadline).await?;
         Ok(match answer {

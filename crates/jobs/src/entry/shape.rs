@@ -136,6 +136,7 @@ fn details(fields: Fields, run: &RunSummary, work: Counters) -> Fields {
         .with_some("checked", run.outline.get("scanned"))
         .with_some("excluded", excluded)
         .with_some("remaining", (remaining > 0).then_some(&remaining))
+        .with_some("monthsTakenUp", (run.taken_up > 0).then_some(&run.taken_up))
         .with_some("partial", (run.counts.partial > 0).then_some(&run.counts.partial))
         .with_some("superseded", (run.counts.superseded > 0).then_some(&run.counts.superseded));
     let fields = Lane::mails().map(Lane::as_str).fold(fields, |fields, lane| {

@@ -98,9 +98,20 @@ async fn open_shopify(
     if integration.token_expires_at.is_some_and(|expiry| expiry - now < FRESH) {
         refresh(clients, integration, &shop, now, deadline).await?;
     }
+    let proven = integration.proven_account.as_deref() == Some(shop.as_str());
+    let permanent = integration.refresh_token.is_none() && integration.token_expires_at.is_none();
+    if clients.exchanges_permanent && proven && permanent {
+        // A token of another application cannot be exchanged by ours, and works as before.
+        match under_lease(clients, integration, &shop, Renewal::Exchange, now, deadline).await {
+            Err(ItemError::Permanent(failure) | ItemError::Blocked { failure, .. }) => {
+                tracing::warn!(code = failure.code, "a permanent token was not exchanged");
+            }
+            exchanged => exchanged?,
+        }
+    }
     let mut token = clients.token_key.decrypt(&integration.access_token)?;
     let mut proof = None;
-    if integration.proven_account.as_deref() != Some(shop.as_str()) {
+    if !proven {
         // A shop's token works at that shop only: being let in there is the proof.
         match clients.shopify.shop(&shop, &token, deadline).await {
             // The token's expiry was unknown, and it has expired.
@@ -142,11 +153,31 @@ impl Proof {
     }
 }
 
+/// Says what a new pair is had for.
+#[derive(Clone, Copy, PartialEq)]
+enum Renewal {
+    /// The refresh token.
+    Refresh,
+    /// A permanent access token, which is worth nothing afterwards.
+    Exchange,
+}
+
 /// Renews the shop's token under its lease. The new pair is stored, encrypted, before anybody uses it.
 pub(super) async fn refresh(
     clients: &Clients,
     integration: &mut Integration,
     shop: &ShopDomain,
+    now: DateTime<Utc>,
+    deadline: &Deadline,
+) -> Result<(), ItemError> {
+    under_lease(clients, integration, shop, Renewal::Refresh, now, deadline).await
+}
+
+async fn under_lease(
+    clients: &Clients,
+    integration: &mut Integration,
+    shop: &ShopDomain,
+    renewal: Renewal,
     now: DateTime<Utc>,
     deadline: &Deadline,
 ) -> Result<(), ItemError> {
@@ -170,7 +201,7 @@ pub(super) async fn refresh(
     };
     let renewed = if stored == integration.access_token {
         integration.refresh_token = lease_state.refresh_token;
-        match renew(clients, integration, shop, holder, now, deadline).await {
+        match renew(clients, integration, shop, (renewal, holder), now, deadline).await {
             Err(ItemError::Permanent(failure))
                 if lease_state.elsewhere && failure.code == "refresh_rejected" =>
             {
@@ -196,7 +227,7 @@ async fn renew(
     clients: &Clients,
     integration: &mut Integration,
     shop: &ShopDomain,
-    holder: Uuid,
+    (renewal, holder): (Renewal, Uuid),
     now: DateTime<Utc>,
     deadline: &Deadline,
 ) -> Result<(), ItemError> {
@@ -205,15 +236,22 @@ async fn renew(
         stored: bool,
     }
     let key = &clients.token_key;
-    let Some(refresh_token) = integration.refresh_token.as_deref() else {
-        return Err(ItemError::permanent(
-            "token_expired",
-            "La connexion à Shopify a expiré et ne peut pas être renouvelée : elle doit être refaite.",
-        ));
+    let pair = match (renewal, integration.refresh_token.as_deref()) {
+        (_, Some(refresh_token)) => {
+            clients.shopify.refresh(shop, &key.decrypt(refresh_token)?, deadline).await?
+        }
+        (Renewal::Exchange, None) => {
+            let permanent = key.decrypt(&integration.access_token)?;
+            clients.shopify.exchange(shop, &permanent, deadline).await?
+        }
+        (Renewal::Refresh, None) => {
+            return Err(ItemError::permanent(
+                "token_expired",
+                "La connexion à Shopify a expiré et ne peut pas être renouvelée : elle doit être refaite.",
+            ));
+        }
     };
-    let refresh_token = key.decrypt(refresh_token)?;
-    let TokenPair { access_token, expires_in, refresh_token, refresh_token_expires_in, .. } =
-        clients.shopify.refresh(shop, &refresh_token, deadline).await?;
+    let TokenPair { access_token, expires_in, refresh_token, refresh_token_expires_in, .. } = pair;
     let (access, refresh) = (key.encrypt(&access_token)?, key.encrypt(&refresh_token)?);
     let arguments = json!({
         "p_integration_id": integration.id, "p_holder": holder,

@@ -104,6 +104,13 @@ mod tests {
         assert_eq!(who_acts("of a later version"), Actor::Operator);
     }
 
+    #[test]
+    fn what_proves_an_outage_is_the_operators() {
+        for code in crate::providers::OUTAGE.codes {
+            assert_eq!(who_acts(code), Actor::Operator, "{code}");
+        }
+    }
+
     /// What passes by itself, and only that, is nobody's.
     #[test]
     fn what_is_repeated_is_nobodys() {

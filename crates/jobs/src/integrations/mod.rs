@@ -60,6 +60,7 @@ pub struct Clients {
     stripe: StripeClient,
     shopify: ShopifyClient,
     token_key: Arc<TokenKey>,
+    exchanges_permanent: bool,
 }
 
 impl Clients {
@@ -81,6 +82,7 @@ impl Clients {
                 config.shopify_client_secret.clone(),
             ),
             token_key: config.token_key.clone(),
+            exchanges_permanent: config.shopify_exchanges_permanent,
         }
     }
 

@@ -18,4 +18,6 @@ pub struct IntegrationsConfig {
     /// Between which rates the pace moves that all instances share, and where it begins.
     pub stripe_pace: Bounds,
     pub shopify_base: ApiBase,
+    /// Permanent Shopify tokens are exchanged for pairs that expire; the web application must be able to renew them.
+    pub shopify_exchanges_permanent: bool,
 }

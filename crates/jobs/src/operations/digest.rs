@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, TimeDelta, Utc, Weekday};
 use serde::Deserialize;
 
-use super::claims::{ClaimedSlot, has_claims, unclaimed};
+use super::{
+    claims::{ClaimedSlot, has_claims, unclaimed},
+    view::permanent_tokens,
+};
 use crate::{
     email::DigestPoint,
     failure::cut,
+    providers::Outage,
     routes::Route,
     schedule::{Settings, Task, paris},
     words,
@@ -31,6 +35,10 @@ pub(crate) struct Troubles {
     calls: Vec<FailedCalls>,
     /// Users who have written something that could not be read any more since the last digest.
     unreadable: u64,
+    #[serde(default)]
+    outages: Vec<Outage>,
+    #[serde(default)]
+    permanent_tokens: u64,
     /// When each route was called by a cron last.
     routes: BTreeMap<String, DateTime<Utc>>,
 }
@@ -64,6 +72,13 @@ pub(crate) fn points(
     settings: Settings,
 ) -> Vec<DigestPoint> {
     let mut points = Vec::new();
+    for outage in &troubles.outages {
+        points.push(point(
+            "Panne générale".to_owned(),
+            outage.message(),
+            outage.failing.unwrap_or(outage.active),
+        ));
+    }
     for (other, hours) in ORCHESTRATORS.into_iter().filter(|(other, _)| *other != route) {
         // One that has never been called is not deployed.
         if let Some(last) = troubles.routes.get(other)
@@ -127,6 +142,11 @@ pub(crate) fn points(
                 .to_owned(),
             troubles.unreadable,
         ));
+    }
+    // It is no news of the day: beside others, and on Mondays.
+    if troubles.permanent_tokens > 0 && (!points.is_empty() || paris::date(now).weekday() == Weekday::Mon) {
+        let count = troubles.permanent_tokens;
+        points.push(point("Jetons Shopify permanents".to_owned(), permanent_tokens(count), count));
     }
     points
 }
@@ -200,6 +220,16 @@ mod tests {
         assert_eq!(titles(&json!({"slots": slots}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
         let told = titles(&json!({"slots": slots}), "2026-11-24T19:30:00Z");
         assert_eq!(told, ["Passage manqué : synchronisation Stripe et Shopify x2"]);
+    }
+
+    #[test]
+    fn permanent_tokens_are_told_on_mondays_and_beside_other_points() {
+        let left = json!({"permanent_tokens": 3});
+        assert_eq!(titles(&left, "2026-11-23T12:05:00Z"), ["Jetons Shopify permanents x3"]);
+        assert_eq!(titles(&left, "2026-11-24T12:05:00Z"), Vec::<String>::new());
+        let outage = json!({"provider": "shopify", "message": "m.", "failing": 12, "active": 20});
+        let told = titles(&json!({"permanent_tokens": 3, "outages": [outage]}), "2026-11-24T12:05:00Z");
+        assert_eq!(told, ["Panne générale x12", "Jetons Shopify permanents x3"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::claims::ClaimedSlot;
 use crate::{
     deadline::Deadline,
     lane,
-    providers::Provider,
+    providers::{OUTAGE, Outage, Provider},
     schedule::Task,
     supabase::{FUNCTIONS, Supabase, SupabaseError},
 };
@@ -41,6 +41,18 @@ pub(crate) struct DatabaseFacts {
     pub(crate) mails: Mails,
     pub(crate) integrations: Integrations,
     pub(crate) unreadable: Unreadable,
+    #[serde(default)]
+    pub(crate) owed_months: Vec<OwedMonths>,
+    #[serde(default)]
+    pub(crate) outages: Vec<Outage>,
+}
+
+/// Counts users whose month failed for one reason and was not made up for: their recap is owed.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct OwedMonths {
+    pub(crate) month: String,
+    pub(crate) message: Option<String>,
+    pub(crate) count: u64,
 }
 
 /// Names users who have written something that could not be read when it was looked at last.
@@ -207,6 +219,9 @@ pub(crate) struct Integrations {
     pub(crate) shopify_renewed: Option<bool>,
     #[serde(skip_serializing)]
     pub(crate) refused_credentials: Vec<RefusedCredentials>,
+    /// Counts the active Shopify integrations whose token cannot be renewed.
+    #[serde(default)]
+    pub(crate) shopify_permanent: u64,
     /// The Stripe account that was read last: the key is checked with it.
     #[serde(default, skip_serializing)]
     pub(crate) stripe_account: Option<String>,
@@ -251,7 +266,8 @@ pub(crate) async fn ask(
         "p_functions": FUNCTIONS.as_slice(), "p_tasks": Task::ALL, "p_runs": RUNS, "p_days": MAIL_DAYS, "p_broken": BROKEN,
         // Of a slot that opened earlier, and was claimed later, nobody asks.
         "p_since": now - TimeDelta::days(i64::from(slot_days) + 8),
-        "p_failed_since": now - FAILURES_SINCE, "p_late_before": now - LATE_AFTER, "p_now": now,
+        "p_failed_since": now - FAILURES_SINCE, "p_late_before": now - LATE_AFTER, "p_outage": OUTAGE,
+        "p_now": now,
     });
     supabase.rpc("jobs_status", &arguments, deadline).await
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     claims::unclaimed,
-    facts::{DatabaseFacts, Integrations, Lane, Mails, Run, Single, Unreadable},
+    facts::{DatabaseFacts, Integrations, Lane, Mails, OwedMonths, Run, Single, Unreadable},
     health::{Check, State},
     waiting::WAITS_TOO_LONG,
 };
@@ -119,8 +119,17 @@ impl Status {
         health: Vec<Check>,
         facts: Option<DatabaseFacts>,
     ) -> Self {
+        let owed = facts.as_ref().map(|facts| owed(now, &facts.owed_months)).unwrap_or_default();
+        let outages = facts.as_ref().map(|facts| facts.outages.clone()).unwrap_or_default();
         let known = facts.map(|facts| DatabaseView::new(now, tuning, facts));
-        let attention = attention(now, &health, known.as_ref());
+        let mut attention = attention(now, &health, known.as_ref());
+        attention.extend(owed);
+        attention.extend(outages.iter().map(|outage| Attention {
+            state: State::Bad,
+            section: "integrations",
+            message: outage.message(),
+        }));
+        attention.sort_by_key(|attention| std::cmp::Reverse(attention.state));
         let worst = attention.iter().map(|attention| attention.state).max();
         let state = match (worst, &known) {
             (Some(State::Bad), _) => State::Bad,
@@ -212,6 +221,36 @@ fn calendar(now: DateTime<Utc>, settings: Settings) -> Vec<MonthDates> {
         .collect()
 }
 
+/// Says how many permanent tokens are left, and until when they work.
+pub(crate) fn permanent_tokens(count: u64) -> String {
+    format!(
+        "{} à échanger avant le 1er janvier 2027 (2027-01-01), sauf ceux d’applications personnalisées",
+        counted(count, "jeton Shopify permanent", "jetons Shopify permanents")
+    )
+}
+
+/// Tells whose recap has not left because their month could not be read, and why.
+fn owed(now: DateTime<Utc>, months: &[OwedMonths]) -> Vec<Attention> {
+    let mut all = Vec::new();
+    for owed in months {
+        let Ok(month) = owed.month.parse::<schedule::Month>() else { continue };
+        let over = now >= schedule::second_chances_end(month);
+        let why = owed.message.as_deref().unwrap_or(words::NO_EXPLANATION);
+        let (state, still) = if over { (State::Bad, "non envoyé") } else { (State::Unknown, "en attente") };
+        let plural = if owed.count > 1 && over { "s" } else { "" };
+        all.push(Attention {
+            state,
+            section: "taches",
+            message: format!(
+                "{} ({}), {still}{plural}\u{a0}: {why}",
+                counted(owed.count, "récapitulatif", "récapitulatifs"),
+                month.french()
+            ),
+        });
+    }
+    all
+}
+
 /// Returns what the operator should look at first.
 fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&DatabaseView>) -> Vec<Attention> {
     let mut all = Vec::new();
@@ -280,6 +319,10 @@ fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&DatabaseView>)
     let broken = known.integrations.broken_total;
     if broken > 0 {
         add(State::Unknown, "integrations", counted(broken, "intégration en panne", "intégrations en panne"));
+    }
+    let permanent = known.integrations.shopify_permanent;
+    if permanent > 0 {
+        add(State::Unknown, "integrations", permanent_tokens(permanent));
     }
     let unreadable = known.unreadable.total;
     if unreadable > 0 {

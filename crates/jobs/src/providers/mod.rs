@@ -6,6 +6,7 @@
 mod error;
 mod message;
 mod movement;
+mod outage;
 mod page;
 pub mod shopify;
 pub mod stripe;
@@ -16,4 +17,5 @@ pub use error::{
     ErrorKind, Provider, ProviderError, ReconnectReason, RefusedReason, Transient, TransientCause,
 };
 pub use movement::{Exclusion, Movement, MovementKind};
+pub use outage::{OUTAGE, Outage, OutageRule};
 pub use page::{CursorGuard, Page};

@@ -20,7 +20,9 @@ mod window;
 pub use self::due::{Decision, NotDue, Opening, gate, next_due};
 pub use self::gate::Gate;
 pub use self::month::{Month, ParseMonthError};
-pub use self::monthly_sync::{FutureMonth, MonthlySync, NoRecap, monthly_sync_month, recap_due};
+pub use self::monthly_sync::{
+    FutureMonth, LAST_SECOND_CHANCE, MonthlySync, NoRecap, monthly_sync_month, recap_due, second_chances_end,
+};
 pub use self::occurrences::{
     DAYS_AFTER_SIGN_UP, Missed, NoReplay, Occurrence, describe_rule, describe_time, find as find_occurrence,
     missed, occurrences, replay as replay_of,

@@ -1,6 +1,6 @@
 //! Decides which month a call of the monthly sync means.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
     due::{Decision, NotDue, gate},
@@ -76,11 +76,25 @@ pub fn recap_due(month: Month, at: DateTime<Utc>) -> Result<(), NoRecap> {
     }
 }
 
+/// A month that failed on its last day is taken up again until this day of the month after.
+pub const LAST_SECOND_CHANCE: u32 = 5;
+
+/// Returns when the last chance of a failed month is over.
+pub fn second_chances_end(month: Month) -> DateTime<Utc> {
+    paris::start_of(month.next().first_day() + TimeDelta::days(LAST_SECOND_CHANCE.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[test]
+    fn the_fifth_of_the_month_after_is_the_last_chance() {
+        let end = second_chances_end("2026-11".parse().unwrap());
+        assert_eq!(end.to_rfc3339(), "2026-12-05T23:00:00+00:00");
+    }
 
     #[rstest]
     #[case("2026-11", "2026-11-29T22:59:59Z", Err(NoRecap::TooEarly))]

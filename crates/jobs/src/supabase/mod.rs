@@ -21,8 +21,9 @@ pub use self::{
 use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
 /// Names every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 42] = [
+pub const FUNCTIONS: [&str; 44] = [
     "integration_context",
+    "integration_outages",
     "integration_prove",
     "integration_refresh_begin",
     "integration_refresh_end",
@@ -46,6 +47,7 @@ pub const FUNCTIONS: [&str; 42] = [
     "jobs_prune",
     "jobs_release",
     "jobs_report",
+    "jobs_retake_months",
     "jobs_retry",
     "jobs_run_waits",
     "jobs_session_epoch",

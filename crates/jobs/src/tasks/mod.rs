@@ -3,7 +3,8 @@
 //! A task decides with pure functions whether it is due (`due`), writes its work down (plan), works the queue
 //! (`drain`) and reports from the items, whoever drained them. It reads no clock and no environment. From the ground
 //! up: `call`, `outcome` and `context` are data; `planned` and `round` are what the database and a round of draining
-//! answer; `thresholds` finds and plans alerts; `drain` works; `sync` and `mails` are the middle of the tasks that read
+//! answer; `thresholds` finds and plans alerts; `drain` works; `second_chance` takes failed months up again; `sync` and
+//! `mails` are the middle of the tasks that read
 //! integrations or only send mails.
 
 mod call;
@@ -19,6 +20,7 @@ pub mod operator_digest;
 mod outcome;
 mod planned;
 mod round;
+mod second_chance;
 mod sync;
 pub mod sync_integrations;
 mod thresholds;

@@ -5,6 +5,7 @@ use super::{
     context::Context,
     due::{due_slot, month_of},
     outcome::{TaskError, TaskOutcome},
+    second_chance,
     sync::{SyncPlan, plan_drain_report},
 };
 use crate::{
@@ -22,7 +23,7 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
         .and_then(|month| Ok((month, due_slot(Task::MonthlySync, call, context.tuning.schedule)?)));
     let (month, slot) = match due {
         Ok(due) => due,
-        Err(not_due) => return Ok(TaskOutcome::NotDue { note: not_due.note() }),
+        Err(not_due) => return second_chance::run(context, call, not_due.note()).await,
     };
     if let Err(faults) = &context.integrations {
         return Err(TaskError::Configuration(faults.clone()));

@@ -17,6 +17,7 @@ use crate::{
         digest::{Troubles, points},
         waiting::WAITS_TOO_LONG,
     },
+    providers::OUTAGE,
     routes::Route,
     schedule::paris,
 };
@@ -50,7 +51,7 @@ async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskE
     let arguments = json!({
         "p_first_since": context.now - LONGEST_LOOK_BACK, "p_latest_since": context.now - SHORTEST_LOOK_BACK,
         "p_stuck_before": context.now - WAITS_TOO_LONG, "p_slots_since": context.now - SLOTS_SINCE,
-        "p_calls_since": context.now - CALLS_SINCE,
+        "p_calls_since": context.now - CALLS_SINCE, "p_outage": OUTAGE, "p_now": context.now,
     });
     let troubles: Troubles = context.supabase.rpc("jobs_troubles", &arguments, &context.deadline).await?;
     let points = points(&troubles, call.route, context.now, context.tuning.schedule);

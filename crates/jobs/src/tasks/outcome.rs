@@ -89,6 +89,8 @@ pub struct RunSummary {
     pub mails: BTreeMap<String, MailCounts>,
     /// Why a month's recap is not mailed.
     pub no_recap: Option<String>,
+    /// Counts months that had failed and were planned again with this call.
+    pub taken_up: u64,
     /// The plan, as the database described it.
     pub outline: Value,
     /// The budget was over before the queue was empty.

@@ -11,6 +11,8 @@ use super::{
     planned::{PlanState, Planned},
 };
 use crate::{
+    failure::Failure,
+    providers::{OUTAGE, Outage},
     queue::WorkItem,
     schedule::{Slot, Task},
     supabase::SupabaseError,
@@ -42,6 +44,14 @@ pub(super) async fn plan_drain_report(
     let round = work_until_settled(context, run_id, Scope::Everything(call.route)).await?;
     let mut summary = RunSummary::new(run_id, joined, round);
     summary.outline = planned.plan;
+    // What stopped a lane is told already.
+    if summary.counts.failed >= u64::from(OUTAGE.least) {
+        let arguments = json!({"p_rule": OUTAGE, "p_now": context.now});
+        let outages: Vec<Outage> =
+            context.supabase.rpc("integration_outages", &arguments, &context.deadline).await?;
+        let alike = outages.iter().filter(|outage| outage.failing.is_some());
+        summary.faults.extend(alike.map(|outage| Failure::new("outage", outage.message())));
+    }
     Ok(TaskOutcome::Ran(Box::new(summary)))
 }
 

@@ -5,6 +5,7 @@ use super::{
     context::Context,
     due::due_slot,
     outcome::{TaskError, TaskOutcome},
+    second_chance,
     sync::{SyncPlan, plan_drain_report},
 };
 use crate::{
@@ -31,5 +32,11 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
         slot: slot.as_ref(),
         work: WorkItem::SyncIntegration { days: call.days.map(Days::get) },
     };
-    plan_drain_report(context, call, wanted).await
+    // Before the lanes are drained: this run works on them, too.
+    let taken_up = second_chance::plan(context, call).await?;
+    let mut outcome = plan_drain_report(context, call, wanted).await?;
+    if let TaskOutcome::Ran(run) = &mut outcome {
+        run.taken_up = taken_up.items;
+    }
+    Ok(outcome)
 }

@@ -36,6 +36,8 @@ pub(super) struct Oauth {
     refresh: HashMap<String, Refresh>,
     pub(super) refreshes: usize,
     pub(super) omits_lifetimes: bool,
+    /// What permanent tokens were exchanged for.
+    exchanged: HashMap<String, Tokens>,
 }
 
 struct Refresh {
@@ -59,6 +61,18 @@ impl Oauth {
         self.access.retain(|_, ends| ends.is_none());
         self.refresh.clear();
         self.issue(now)
+    }
+
+    /// A permanent token for a pair, which a repeated request gets again.
+    fn cycle(&mut self, token: &str, now: DateTime<Utc>) -> Option<Tokens> {
+        if let Some(tokens) = self.exchanged.get(token) {
+            return Some(tokens.clone());
+        }
+        self.access.get(token).filter(|ends| ends.is_none())?;
+        self.access.remove(token);
+        let tokens = self.issue(now);
+        self.exchanged.insert(token.into(), tokens.clone());
+        Some(tokens)
     }
 
     fn issue_for(&mut self, now: DateTime<Utc>, replaces: Option<String>) -> Tokens {
@@ -123,13 +137,25 @@ pub(super) async fn access_token(
         let description = "The client application is not known, or its secret is wrong.";
         return refused(StatusCode::UNAUTHORIZED, "invalid_client", description);
     }
-    if field("grant_type") != "refresh_token" {
-        let description = "The stand-in only knows grant_type=refresh_token.";
+    // As the vendor's own library asks
+    // (<https://app.unpkg.com/@shopify/shopify-api@12.2.0/files/dist/cjs/lib/auth/oauth/migrate-to-expiring-token.js>).
+    let offline = "urn:shopify:params:oauth:token-type:offline-access-token";
+    let exchange = field("grant_type") == "urn:ietf:params:oauth:grant-type:token-exchange"
+        && field("subject_token_type") == offline
+        && field("requested_token_type") == offline
+        && field("expiring") == "1";
+    if !exchange && field("grant_type") != "refresh_token" {
+        let description = "The stand-in only knows how to refresh, and to exchange a permanent token.";
         return refused(StatusCode::BAD_REQUEST, "unsupported_grant_type", description);
     }
     let oauth = &mut state.shop(&domain).oauth;
     let omits = oauth.omits_lifetimes;
-    match oauth.exchange(field("refresh_token"), now, reuse) {
+    let tokens = if exchange {
+        oauth.cycle(field("subject_token"), now)
+    } else {
+        oauth.exchange(field("refresh_token"), now, reuse)
+    };
+    match tokens {
         Some(tokens) if omits => Json(json!({
             "access_token": tokens.access_token, "refresh_token": tokens.refresh_token, "scope": "read_orders",
         }))

@@ -58,7 +58,8 @@ struct Access<'a> {
 }
 
 impl ShopifyClient {
-    /// `client_id` and `client_secret` are our app's; only [`refresh`](Self::refresh) sends them.
+    /// `client_id` and `client_secret` are our app's; only [`refresh`](Self::refresh) and
+    /// [`exchange`](Self::exchange) send them.
     pub fn new(http: Client, base: ApiBase, client_id: &str, client_secret: SecretString) -> Self {
         Self {
             http,
@@ -92,10 +93,41 @@ impl ShopifyClient {
             ("grant_type", "refresh_token"),
             ("refresh_token", refresh_token.expose_secret()),
         ];
+        self.token_pair(shop, &form, deadline).await
+    }
+
+    /// Exchanges a permanent token for a pair that expires, without the merchant; the permanent one is worth nothing
+    /// afterwards. Repeating it after a lost answer is safe for seven days
+    /// (<https://shopify.dev/changelog/more-resilient-token-exchanges-when-migrating-tokens-without-a-user-session>).
+    pub async fn exchange(
+        &self,
+        shop: &ShopDomain,
+        permanent: &SecretString,
+        deadline: &Deadline,
+    ) -> Result<TokenPair, ProviderError> {
+        let offline = "urn:shopify:params:oauth:token-type:offline-access-token";
+        let form = [
+            ("client_id", &*self.client_id),
+            ("client_secret", self.client_secret.expose_secret()),
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("subject_token", permanent.expose_secret()),
+            ("subject_token_type", offline),
+            ("requested_token_type", offline),
+            ("expiring", "1"),
+        ];
+        self.token_pair(shop, &form, deadline).await
+    }
+
+    async fn token_pair(
+        &self,
+        shop: &ShopDomain,
+        form: &[(&str, &str)],
+        deadline: &Deadline,
+    ) -> Result<TokenPair, ProviderError> {
         let url = self.base.url(shop, "/admin/oauth/access_token");
         self.policy
             .run(deadline, || async {
-                let request = self.http.post(&url).header("Accept", "application/json").form(&form);
+                let request = self.http.post(&url).header("Accept", "application/json").form(form);
                 refresh::read(&send(request, deadline).await?)
             })
             .await

@@ -1,0 +1,61 @@
+//! Says when failures are no single user's: then the operator is told, and users' mails wait.
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Provider;
+
+/// Rules when a provider counts as failing as a whole.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct OutageRule {
+    /// So many integrations fail alike, at least.
+    pub least: u32,
+    /// More than so many of a hundred active ones fail alike.
+    pub percent: u32,
+    /// These prove by themselves that we are refused, and not a user.
+    pub codes: [&'static str; 3],
+    /// So many hours after a call that told such a code: until the next cron has tried again.
+    pub hours: u32,
+    /// A user who was asked to connect again longer ago does not count: theirs is no news of the provider.
+    pub days: u32,
+}
+
+/// The one rule.
+pub const OUTAGE: OutageRule = OutageRule {
+    least: 10,
+    percent: 50,
+    codes: ["own_credentials", "own_permission", "app_not_approved"],
+    hours: 7,
+    days: 7,
+};
+
+/// What the database found by the rule.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Outage {
+    /// The provider that fails.
+    pub provider: Provider,
+    /// What its integrations say.
+    pub message: Option<String>,
+    /// How many fail alike; `None`: we are refused, and they wait.
+    pub failing: Option<u64>,
+    /// How many there are.
+    pub active: u64,
+}
+
+impl Outage {
+    /// A sentence for the operator, in French.
+    pub fn message(&self) -> String {
+        let why = self.message.as_deref().unwrap_or("sans explication").trim_end_matches('.');
+        let name = self.provider.name();
+        match self.failing {
+            Some(failing) => format!(
+                "{name}\u{a0}: {failing} connexions sur {} échouent pour la même raison ({why}). La cause est sans doute \
+                 commune\u{a0}: les courriels qui demandent de se reconnecter attendent.",
+                self.active
+            ),
+            None => format!(
+                "{name} refuse Comptalyze et non les utilisateurs ({why}). Les courriels qui demandent de se reconnecter \
+                 attendent."
+            ),
+        }
+    }
+}

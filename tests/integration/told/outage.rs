@@ -1,0 +1,104 @@
+//! When most integrations of a provider fail alike, the operator is told and the users' mails wait.
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::{
+    mails::received,
+    world::{SECRET, World},
+};
+
+const SUBJECT: &str = "Votre connexion à Stripe est à refaire";
+
+fn asked(world: &World) -> usize {
+    received(world).iter().filter(|(_, subject)| subject == SUBJECT).count()
+}
+
+async fn status(world: &World) -> Result<Value> {
+    let function = world.function("status").await?;
+    let request = jobs::http::client()?.get(function.url()).bearer_auth(SECRET);
+    Ok(function.send(request.header("accept", "application/json")).await?.json())
+}
+
+/// Syncs, once what waits may be looked at again.
+async fn sync(world: &World) -> Result<Value> {
+    world.run("update pgmq.q_jobs_alerts set vt = clock_timestamp() where vt > clock_timestamp()").await?;
+    world.post("sync-integrations", "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mails_wait_while_most_fail_alike_and_only_what_is_still_true_leaves() -> Result<()> {
+    let world = World::new().await?;
+    let accounts: Vec<String> = (0..12).map(|number| format!("acct_outage{number}")).collect();
+    for account in &accounts {
+        world.stripe_user(account).await?;
+    }
+    sync(&world).await?;
+    for account in &accounts {
+        world.stripe.revoke(account);
+    }
+    let mut told = Value::Null;
+    for _ in 0..4 {
+        told = sync(&world).await?;
+    }
+    assert_eq!(asked(&world), 0, "twelve of twelve: it is not them");
+    let problems = told["problems"].as_array().cloned().unwrap_or_default();
+    let outages: Vec<_> = problems.iter().filter(|problem| problem["code"] == "outage").collect();
+    assert_eq!(outages.len(), 1, "{told}");
+    assert!(
+        outages[0]["message"].as_str().is_some_and(|said| said.contains("12 connexions sur 12")),
+        "{told}"
+    );
+    let page = status(&world).await?;
+    assert_eq!(page["state"], "à corriger", "{page}");
+    assert!(page["attention"].to_string().contains("12 connexions sur 12"), "{page}");
+
+    // It is over for ten of them; two are really gone.
+    for account in &accounts[..10] {
+        world.stripe.reconnect(account, &format!("sk_acct_token_{account}"));
+    }
+    sync(&world).await?;
+    assert_eq!(asked(&world), 2);
+    let dropped: i64 = world
+        .value("select count(*) from jobs.email_deliveries where kind = 'integration_trouble' and reason = 'connection_good'")
+        .await?;
+    assert_eq!(dropped, 10);
+    Ok(())
+}
+
+/// Nine who fail alike may be nine users.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_are_no_outage() -> Result<()> {
+    let world = World::new().await?;
+    for number in 0..9 {
+        let account = format!("acct_few{number}");
+        world.stripe_user(&account).await?;
+        world.stripe.revoke(&account);
+    }
+    for _ in 0..3 {
+        sync(&world).await?;
+    }
+    assert_eq!(asked(&world), 9);
+    Ok(())
+}
+
+/// A mail that waits as long as the outage lasts is not sent late.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waited_too_long_expires_unsent() -> Result<()> {
+    let world = World::new().await?;
+    for number in 0..10 {
+        let account = format!("acct_long{number}");
+        world.stripe_user(&account).await?;
+        world.stripe.revoke(&account);
+    }
+    for _ in 0..3 {
+        sync(&world).await?;
+    }
+    world.run("update jobs.email_deliveries set expires_at = $now - interval '1 minute'").await?;
+    sync(&world).await?;
+    assert_eq!(asked(&world), 0);
+    let expired: i64 =
+        world.value("select count(*) from jobs.email_deliveries where status = 'expired'").await?;
+    assert_eq!(expired, 10);
+    Ok(())
+}
