@@ -763,26 +763,66 @@ $$;
 --
 -- Months and days are Europe/Paris. Amounts are minor units (cents), signed. Only EUR is counted.
 
--- One money movement. A refund or a lost dispute is its own negative row on its own date.
+-- Why a movement does not count, from what its row says alone; null: it counts. This is the one place that decides it
+-- (but for money that two providers report: see movements_reported_twice). The row's column `excluded` is this answer.
+--
+-- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts when
+-- it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for debit
+-- payment methods"). A payment that failed was never received, so the row that takes it back does not count either.
+create function jobs.why_excluded(
+    p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
+    p_converted boolean
+) returns text language sql immutable as $$
+    select case
+        when p_kind = 'unknown' then 'unknown_kind'
+        when p_kind in ('no_turnover', 'platform_reversal') then p_kind
+        when p_occurred_at is null then 'no_date'
+        when p_currency is null then 'no_currency'
+        when p_amount_minor is null then 'amount_not_read'
+        when p_kind = 'payment' and p_state in ('pending', 'unknown') then 'pending'
+        when p_kind = 'payment' and p_state in ('failed', 'canceled') or p_kind = 'charge_failure' then 'failed'
+        when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
+        when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
+        when p_kind = 'dispute' and p_state not in ('lost', 'accepted') then 'unknown_kind'
+        when lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%giftcard%' then 'gift_card'
+        when lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%storecredit%' then 'store_credit'
+        when not p_converted then 'unresolved_currency'
+        when p_currency <> 'EUR' then 'currency'
+    end;
+$$;
+
+-- The ledger: one row for each money movement that a provider told of, as it told it last, with what is known beyond
+-- that (a conversion, the order, the payment). A refund or a lost dispute is its own negative row on its own date. What
+-- cannot be understood or does not count is kept, too, and says why (excluded).
 create table jobs.integration_transactions (
     user_id uuid not null references auth.users (id) on delete cascade,
     provider text not null check (provider in ('shopify', 'stripe')),
     external_id text not null,                   -- txn_… (Stripe), the number of the tender or dispute (Shopify)
     account text not null,                       -- acct_… or name.myshopify.com, as proven
-    kind text not null,
-    occurred_at timestamptz not null,
-    paris_month date not null generated always as
-        (date_trunc('month', occurred_at at time zone 'Europe/Paris')::date) stored,
-    amount_minor bigint not null,
-    currency text not null check (currency = upper(currency)),
+    kind text not null,                          -- payment, refund, …; unknown: this version does not know source_kind
+    occurred_at timestamptz,                     -- when it counts; null where the provider says no date
+    amount_minor bigint,                         -- null: not readable
+    currency text,                               -- as amount_minor; null: not told
     refs text[] not null default '{}',           -- ch_…, pi_…, re_…: the payment behind it, as both providers name
                                                  -- it; gid://shopify/Order/…: the order it belongs to
-    excluded text,                               -- why it is kept but never counted (gift_card, …)
     first_seen_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
+    source_kind text,                            -- the provider's own name of the kind
+    state text,                                  -- of the payment or dispute behind it; null: not told, or has none
+    method text,                                 -- how it was paid, in the provider's words
+    listed_at timestamptz,                       -- the date under which the provider lists it
+    converted boolean not null default true,     -- false: amount and currency are the buyer's, the account's are not known
+    original jsonb,                              -- as read, where that differs: {amount, currency, rate_from}
+    paris_month date not null generated always as
+        (date_trunc('month', coalesce(occurred_at, first_seen_at) at time zone 'Europe/Paris')::date) stored,
+    excluded text generated always as
+        (jobs.why_excluded(kind, state, method, occurred_at, amount_minor, currency, converted)) stored,
     primary key (user_id, provider, external_id)
 );
 create index integration_transactions_month on jobs.integration_transactions (user_id, paris_month);
+-- What is looked at again at every sync: payments on their way, rows that a later version may understand, failures.
+create index integration_transactions_open on jobs.integration_transactions (user_id, provider)
+    where excluded in ('pending', 'failed', 'unknown_kind', 'platform_reversal');
 
 -- What is known of a user's integration. Outlives a reconnection, so that its history and activity do too.
 create table jobs.integration_state (
@@ -792,11 +832,14 @@ create table jobs.integration_state (
     proof text,                                  -- fingerprint of what was proven; another token is another proof
     proven_at timestamptz,
     activity text,                               -- frozen at the first sync unless integration_tokens says otherwise
-    first_month date,                            -- Paris month of the first sync: earlier months are the user's own
+    claimed text,                                -- the account that the row named when a run first planned it …
+    claimed_at timestamptz,                      -- … and when that was
+    first_month date,                            -- Paris month of the connection: earlier months are the user's own
     counted datemultirange not null default '{}',-- days whose movements are written into ca_records
     covered tstzmultirange not null default '{}',-- what was read from the provider to its end
     last_success_at timestamptz,
     last_success_to timestamptz,                 -- end of the last window that was read to its end
+    deep_read_to timestamptz,                    -- end of the last one that reached far back for rows that show late
     failures integer not null default 0,         -- runs in a row that ended in an error
     failed_at timestamptz,
     failure jsonb,                               -- {code, message} of the last one
@@ -809,6 +852,22 @@ create table jobs.integration_state (
     refresh_lease_until timestamptz,
     updated_at timestamptz not null default clock_timestamp(),
     primary key (user_id, provider)
+);
+
+-- The books of accounts that a user had connected before the present one. Their movements go on counting in the months in
+-- which they were connected; connected again, an account finds its books here. A movement whose account has no row here
+-- belongs to the present books (integration_state).
+create table jobs.former_accounts (
+    user_id uuid not null references auth.users (id) on delete cascade,
+    provider text not null check (provider in ('shopify', 'stripe')),
+    account text not null,
+    activity text,
+    first_month date,
+    counted datemultirange not null,
+    covered tstzmultirange not null,
+    last_success_to timestamptz,
+    replaced_at timestamptz not null,            -- when another account was proven in its place
+    primary key (user_id, provider, account)
 );
 
 -- What we wrote into ca_records, and what we would write: a row the user has edited since is theirs (locked).
@@ -824,11 +883,20 @@ create table jobs.auto_sync_totals (
     primary key (user_id, month, activity)
 );
 
--- Whether a movement is money that its month's figure lacks, because it is not known in euros. Without a setting of its
--- own, so that it becomes part of the query that uses it. It names no table and no function.
+-- Whether a movement is money that its month's figure lacks, or may lack: not readable, of an unknown kind, not known in
+-- euros. Without a setting of its own, so that it becomes part of the query that uses it. It names no table.
 create function jobs.is_uncounted(t jobs.integration_transactions) returns boolean
 language sql immutable as $$
-    select t.excluded = 'unresolved_currency' or (t.excluded is null and t.currency <> 'EUR');
+    select t.excluded is not null and t.excluded in ('unknown_kind', 'no_date', 'no_currency', 'amount_not_read', 'prevented',
+        'unresolved_currency', 'currency');
+$$;
+
+-- The first month of an account's books: the Paris month of the connection. The user may write connected_at: it is
+-- believed where it lies at most 31 days before a run first saw the account there, and not after that.
+create function jobs.first_month(p_connected_at timestamptz, p_seen_at timestamptz) returns date
+language sql immutable as $$
+    select date_trunc('month', case when p_connected_at between p_seen_at - interval '31 days' and p_seen_at
+        then p_connected_at else p_seen_at end at time zone 'Europe/Paris')::date;
 $$;
 
 -- The account or shop that the user says it is.
@@ -953,6 +1021,18 @@ begin
         return opened;
     end if;
 
+    -- When an account was first seen at an integration, whenever it can be read: its books begin there.
+    with seen as (
+        select t.user_id, t.provider, jobs.readable_identifier(jobs.claimed_account(t)) as account
+        from jobs.sync_candidates(p_user_id, p_as_of) c join public.integration_tokens t on t.id = c.integration_id
+        where c.reason is null
+    )
+    insert into jobs.integration_state as s (user_id, provider, claimed, claimed_at)
+    select n.user_id, n.provider, n.account, p_as_of
+    from seen n left join jobs.integration_state k using (user_id, provider)
+    where n.account is not null and n.account is distinct from coalesce(k.claimed, k.account)
+    on conflict (user_id, provider) do update set claimed = excluded.claimed, claimed_at = excluded.claimed_at;
+
     -- What is likely to be superseded. Not locked yet: claims of it would wait until the new items are written.
     with older as materialized (          -- by their ids: every question about a single user is a run, too
         select r.run_id from jobs.job_runs r
@@ -1051,7 +1131,8 @@ end $$;
 -- What a worker needs to know of the integrations behind claimed items, one object each. Tokens are as stored
 -- (encrypted); what is too long to be one comes as an empty one, which opens nothing.
 --   [{item_id, integration_id, user_id, provider, access_token, refresh_token, stripe_account_id, shop_domain,
---     proven_account, token_expires_at, last_success_to}]
+--     proven_account, token_expires_at, last_success_to, deep_read_to, books_from: the first month's first instant,
+--     open: [{id, listed_at}]: payments on their way, the oldest hundred}]
 create function public.integration_context(p_items bigint[]) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
     select coalesce(jsonb_agg(jsonb_build_object(
@@ -1063,8 +1144,17 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'proven_account', case when s.proof = jobs.token_fingerprint(t) then s.account end,
         'token_expires_at', case when s.proof = jobs.token_fingerprint(t) then s.token_expires_at end,
         -- Another account than the one read before has a history of its own: nothing of it was read yet.
-        'last_success_to', case when s.account = jobs.claimed_account(t) then s.last_success_to end) order by i.item_id, t.provider), '[]')
+        'last_success_to', case when s.account = jobs.claimed_account(t) then s.last_success_to end,
+        'deep_read_to', case when s.account = jobs.claimed_account(t) then s.deep_read_to end,
+        'books_from', coalesce(case when s.account = jobs.claimed_account(t) then s.first_month end,
+            jobs.first_month(t.connected_at, least(s.claimed_at, r.as_of)))::timestamp at time zone 'Europe/Paris',
+        'open', (select coalesce(jsonb_agg(jsonb_build_object('id', o.external_id, 'listed_at', o.listed_at)), '[]') from (
+            select x.external_id, coalesce(x.listed_at, x.occurred_at) as listed_at
+            from jobs.integration_transactions x
+            where x.user_id = t.user_id and x.provider = t.provider and x.excluded = 'pending' and x.account = s.account
+            order by 2, 1 limit 100) o)) order by i.item_id, t.provider), '[]')
     from jobs.job_items i
+    join jobs.job_runs r on r.run_id = i.run_id
     -- Not by `or`: the subject is a key of its own in each case.
     cross join lateral (
         select * from public.integration_tokens k where i.kind = 'sync_integration' and k.id = i.subject
@@ -1075,28 +1165,48 @@ language sql stable security definer set search_path = '' set statement_timeout 
     where i.item_id = any (p_items) and t.is_active;
 $$;
 
--- Notes that the stored token opens exactly p_account.
+-- Notes that the stored token opens exactly p_account. Where another account was connected before, its books are put
+-- aside, and those of this one taken up again, should it have been connected once.
 create function public.integration_prove(p_integration_id uuid, p_access_token text, p_account text) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
     t public.integration_tokens;
+    s jobs.integration_state;
+    f jobs.former_accounts;
 begin
     select * into t from public.integration_tokens where id = p_integration_id;
     if t.id is null or t.access_token <> p_access_token
         or p_account is distinct from jobs.claimed_account(t) then
         return jsonb_build_object('proven', false);  -- the row was changed while we were proving it
     end if;
-    insert into jobs.integration_state as s (user_id, provider, account, proof, proven_at)
-    values (t.user_id, t.provider, p_account, jobs.token_fingerprint(t), clock_timestamp())
-    on conflict (user_id, provider) do update set
-        account = excluded.account, proof = excluded.proof, proven_at = excluded.proven_at,
-        -- Another account: nothing of it has been read.
-        covered = case when s.account is distinct from excluded.account then '{}' else s.covered end,
-        last_success_to = case when s.account is distinct from excluded.account then null else s.last_success_to end,
-        token_expires_at = case when s.account is not distinct from excluded.account then s.token_expires_at end,
-        refresh_token_expires_at =
-            case when s.account is not distinct from excluded.account then s.refresh_token_expires_at end,
-        updated_at = clock_timestamp();
+    insert into jobs.integration_state (user_id, provider) values (t.user_id, t.provider)
+    on conflict (user_id, provider) do nothing;
+    select * into s from jobs.integration_state k where k.user_id = t.user_id and k.provider = t.provider for update;
+    if s.account is distinct from p_account then
+        s.claimed_at := case when s.claimed = p_account then s.claimed_at end;
+        if s.account is not null and s.first_month is not null then
+            insert into jobs.former_accounts as k (user_id, provider, account, activity, first_month, counted, covered,
+                last_success_to, replaced_at)
+            -- Until the month in which the other account was seen.
+            select t.user_id, t.provider, s.account, s.activity, s.first_month,
+                s.counted * datemultirange(daterange(null, (date_trunc('month', r.at at time zone 'Europe/Paris')
+                    + interval '1 month')::date)), s.covered, s.last_success_to, r.at
+            from (select coalesce(s.claimed_at, s.last_success_to, s.first_month::timestamp at time zone 'Europe/Paris') as at) r
+            on conflict (user_id, provider, account) do update set
+                activity = excluded.activity, first_month = excluded.first_month, counted = excluded.counted,
+                covered = excluded.covered, last_success_to = excluded.last_success_to, replaced_at = excluded.replaced_at;
+        end if;
+        delete from jobs.former_accounts k
+        where k.user_id = t.user_id and k.provider = t.provider and k.account = p_account returning * into f;
+        update jobs.integration_state k set
+            account = p_account, first_month = null, counted = coalesce(f.counted, '{}'),
+            covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null,
+            token_expires_at = null, refresh_token_expires_at = null
+        where k.user_id = t.user_id and k.provider = t.provider;
+    end if;
+    update jobs.integration_state k set
+        proof = jobs.token_fingerprint(t), proven_at = clock_timestamp(), updated_at = clock_timestamp()
+    where k.user_id = t.user_id and k.provider = t.provider;
     return jsonb_build_object('proven', true);
 end $$;
 
@@ -1179,54 +1289,100 @@ $$;
 
 -- Which movements count, what a month's figure is worth, and the totals in ca_records that follow from them.
 
--- A user's Shopify movements of some months that Stripe reports, too. A movement's payment is known by its own
--- references, or for a refund that names none by those of its order's payments. Where such an order was also paid
--- in another way (cash), a refund is Stripe's only where Stripe has one of the same amount, each of them once.
--- p_written: only among days that go into ca_records.
+-- A user's Shopify movements of some months that Stripe reports, too. Each Stripe movement explains one of them.
+--
+-- Both belong to one order, which the payments' names tell (a refund that names no payment: those of its order). Then
+-- amount and currency decide, in euros or in the buyer's currency. A payment that names its charge is that charge,
+-- whatever it is worth there (another rate, a part captured); a refund is not: what was paid back in another way, or
+-- beside a chargeback, is money of its own. p_written: only among days that go into ca_records.
 --
 -- Never by loops: a merchant may have a thousand times as many rows as the average that the planner reckons with.
 create function jobs.movements_reported_twice(p_user_id uuid, p_months date[], p_written boolean)
 returns table (external_id text)
-language sql stable set search_path = '' set enable_nestloop = off as $$
+language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
     with shop as materialized (
-        select t.external_id, t.paris_month, t.amount_minor, t.currency, t.occurred_at, t.refs, t.excluded,
-            exists (select from unnest(t.refs) r where r !~ '^gid:') as named
+        select t.external_id, t.kind, t.paris_month, t.occurred_at, t.amount_minor > 0 as is_in, t.amount_minor, t.currency,
+            t.original, t.excluded,
+            array(select r from unnest(t.refs) r where r !~ '^gid:' order by r) as names,
+            (select r from unnest(t.refs) r where r ~ '^gid:' limit 1) as shop_order
         from jobs.integration_transactions t
         where t.user_id = p_user_id and t.provider = 'shopify' and t.refs <> '{}'
+    ), sales as materialized (     -- which order, or payment without one, each name belongs to
+        select distinct on (n) n as name, coalesce(s.shop_order, s.names[1]) as sale
+        from shop s, unnest(s.names) n order by n, s.shop_order
     ), doubted as materialized (
-        select * from shop where paris_month = any (p_months) and currency = 'EUR' and excluded is null
-    ), paid as materialized (
-        select t.external_id, t.amount_minor, r as ref
+        select s.external_id, s.paris_month, s.is_in, s.amount_minor, s.names, s.names <> '{}' as named,
+            coalesce(s.shop_order, s.names[1]) as sale, s.currency || s.amount_minor as euros,
+            (s.original ->> 'currency') || (s.original ->> 'amount_minor') as foreign_money, s.occurred_at
+        from shop s where s.excluded is null and s.kind in ('payment', 'refund') and (not s.is_in or s.names <> '{}')
+    ), named as materialized (     -- one row for each name: joined in one go
+        select d.external_id, d.is_in, d.amount_minor, d.occurred_at, n as name from doubted d cross join unnest(d.names) n
+    ), told as materialized (
+        select t.external_id, t.kind, t.amount_minor > 0 as is_in, t.amount_minor, t.currency || t.amount_minor as euros,
+            (t.original ->> 'currency') || (t.original ->> 'amount_minor') as foreign_money, t.occurred_at, r as name
         from jobs.integration_transactions t
-        join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider, unnest(t.refs) r
-        where t.user_id = p_user_id and t.provider = 'stripe' and t.currency = 'EUR' and t.excluded is null
-            and (not p_written or s.counted @> t.paris_month)
-            and exists (select from doubted)
-    ), orders as materialized (   -- the payments of each order, by the names that Stripe may know
-        select o as shop_order, array_agg(distinct n) filter (where n is not null) as names,
-            bool_or(not s.named and s.excluded is null) as mixed
-        from shop s cross join unnest(s.refs) o left join unnest(s.refs) n on n !~ '^gid:'
-        where o ~ '^gid:' and s.amount_minor > 0
-        group by o
-    ), nameless as materialized (
-        select d.external_id, d.amount_minor, o.shop_order, o.names, o.mixed,
-            row_number() over (partition by o.shop_order, d.amount_minor order by d.occurred_at, d.external_id) as nth
-        from doubted d cross join unnest(d.refs) g join orders o on o.shop_order = g
-        where not d.named and d.amount_minor < 0 and o.names is not null
+        join jobs.integration_state k on k.user_id = t.user_id and k.provider = t.provider
+        left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
+        cross join unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = 'stripe' and t.currency = 'EUR'
+            and (t.excluded is null or t.excluded = 'pending') and t.kind in ('payment', 'partial_capture', 'refund')
+            and (not p_written or coalesce(f.counted, k.counted) @> t.paris_month)
+    ), whole as materialized (     -- a charge that the shop tells in several pieces, or Stripe does
+        select s.name from (
+            select n.name, sum(n.amount_minor) as amount from named n where n.is_in group by 1) s
+        join (select t.name, sum(t.amount_minor) as amount from told t
+            where t.kind in ('payment', 'partial_capture') group by 1) p using (name, amount)
+    ), by_name as materialized (
+        select distinct n.external_id from named n join whole w using (name) where n.is_in
+    ), whole_paid as materialized (
+        select distinct t.external_id from told t join whole w using (name) where t.is_in
+    ), paid as materialized (
+        select distinct on (t.external_id) t.*, s.sale from told t join sales s using (name)
+        where t.kind in ('payment', 'refund') order by t.external_id, s.sale
+    ), d1 as materialized (
+        select d.*, row_number() over (partition by d.sale, d.is_in, d.euros
+            order by d.named desc, d.occurred_at, d.external_id) as nth
+        from doubted d where not exists (select from by_name n where n.external_id = d.external_id)
+    ), p1 as materialized (
+        select p.*, row_number() over (partition by p.sale, p.is_in, p.euros order by p.occurred_at, p.external_id) as nth
+        from paid p
+        where not exists (select from whole_paid w where w.external_id = p.external_id)
+    ), by_euros as materialized (
+        select d1.external_id as shop_id, p1.external_id as stripe_id
+        from d1 join p1 using (sale, is_in, euros, nth)
+    ), d2 as materialized (
+        select d.sale, d.is_in, d.foreign_money, d.external_id, row_number() over (
+            partition by d.sale, d.is_in, d.foreign_money order by d.named desc, d.occurred_at, d.external_id) as nth
+        from d1 d where not exists (select from by_euros e where e.shop_id = d.external_id)
+    ), p2 as materialized (
+        select p.sale, p.is_in, p.foreign_money, p.external_id, row_number() over (
+            partition by p.sale, p.is_in, p.foreign_money order by p.occurred_at, p.external_id) as nth
+        from p1 p where not exists (select from by_euros e where e.stripe_id = p.external_id)
+    ), by_foreign_money as materialized (
+        select d2.external_id as shop_id, p2.external_id as stripe_id
+        from d2 join p2 using (sale, is_in, foreign_money, nth)
+    ), d3 as (                     -- by name alone: a payment by its charge, a refund by its own id
+        select n.name, n.is_in, n.external_id,
+            row_number() over (partition by n.name, n.is_in order by n.occurred_at, n.external_id) as nth
+        from named n join d2 using (external_id)
+        where (n.is_in or n.name ~ '^(re|pyr)_')
+            and not exists (select from by_foreign_money f where f.shop_id = n.external_id)
+    ), p3 as (
+        select t.name, t.is_in,
+            row_number() over (partition by t.name, t.is_in order by t.occurred_at, t.external_id) as nth
+        from told t join p2 using (external_id)
+        where not exists (select from by_foreign_money f where f.stripe_id = t.external_id)
+    ), explained as (
+        select external_id from by_name
+        union select shop_id from by_euros
+        union select shop_id from by_foreign_money
+        union select d3.external_id from d3 join p3 using (name, is_in, nth)
     )
-    select d.external_id
-    from doubted d cross join unnest(d.refs) r join paid p on p.ref = r and sign(p.amount_minor) = sign(d.amount_minor)
-    where d.named
-    union
-    select n.external_id
-    from nameless n cross join unnest(n.names) r join paid p on p.ref = r and p.amount_minor < 0
-    where not n.mixed or p.amount_minor = n.amount_minor
-    group by n.external_id, n.mixed, n.nth
-    having not n.mixed or n.nth <= count(distinct p.external_id);
+    select e.external_id from explained e join doubted d using (external_id) where d.paris_month = any (p_months);
 $$;
 
--- A user's countable movements of some months, one row for each movement: EUR, not excluded, and a payment that
--- Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
+-- A user's countable movements of some months, one row for each movement: what counts by its row (why_excluded), and a
+-- payment that Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
 --
 -- What both report is only looked for where Stripe has reported something.
 create function jobs.countable_movements(p_user_id uuid, p_months date[], p_written boolean)
@@ -1235,9 +1391,10 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
     select t.provider, t.paris_month, s.activity, t.amount_minor
     from jobs.integration_transactions t
     join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+    left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
     where t.user_id = p_user_id and t.paris_month = any (p_months)
-        and t.currency = 'EUR' and t.excluded is null
-        and (not p_written or s.counted @> t.paris_month)
+        and t.excluded is null
+        and (not p_written or coalesce(f.counted, s.counted) @> t.paris_month)
         and not (t.provider = 'shopify'
             and exists (select from jobs.integration_transactions x
                 where x.user_id = p_user_id and x.provider = 'stripe')
@@ -1272,43 +1429,111 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
     where o.paris_month <> all (p_months);
 $$;
 
+-- What a user's month lacks or may have twice, by its reason, with how many movements; {} for nothing. Besides the reasons
+-- of is_uncounted:
+--   pending: a payment that is still on its way, where the month is over
+--   platform_reversal: a whole payment that a platform took back, as a refund or as a fee
+--   refund_of_unknown_sale: a refund of an order whose payment was never read: Stripe may report it, too
+--   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount and day
+create function jobs.month_flaws(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
+language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
+    with found as materialized (
+        select t.* from jobs.integration_transactions t
+        left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
+        where t.user_id = p_user_id and t.paris_month = p_month and (f.account is null or f.counted @> p_month)
+    ), sides as materialized (
+        select exists (select from jobs.integration_state x
+            where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null) as have_stripe
+    ), nameless as materialized (  -- payments in the shop that may have gone through Stripe without saying so
+        select t.amount_minor, (t.occurred_at at time zone 'Europe/Paris')::date as day
+        from found t cross join sides b
+        where b.have_stripe and t.provider = 'shopify' and t.kind = 'payment' and t.excluded is null
+            and t.method is distinct from 'cash' and not exists (select from unnest(t.refs) r where r !~ '^gid:')
+    ), paid_names as materialized (
+        select p.external_id, r as name from found p cross join unnest(p.refs) r
+        where p.provider = 'stripe' and exists (select from nameless)
+    ), shop_names as materialized (
+        select n as name from jobs.integration_transactions s cross join unnest(s.refs) n
+        where s.user_id = p_user_id and s.provider = 'shopify' and s.kind = 'payment' and exists (select from nameless)
+    ), explained as materialized (
+        select distinct p.external_id from paid_names p join shop_names s using (name)
+    ), unexplained as materialized (  -- payments at Stripe that no payment in the shop names
+        select t.amount_minor, (t.occurred_at at time zone 'Europe/Paris')::date as day
+        from found t
+        where t.provider = 'stripe' and t.kind = 'payment' and t.excluded is null
+            and exists (select from nameless)
+            and not exists (select from explained e where e.external_id = t.external_id)
+    ), flaws as (
+        select t.excluded as reason, count(*) as n from found t
+        where t.excluded is not null and (
+            t.excluded = 'pending' and p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris'
+            -- What was prevented was paid back where a refund of the same order says so.
+            or t.excluded = 'prevented' and not exists (select from jobs.integration_transactions r
+                where r.user_id = p_user_id and r.provider = t.provider and r.kind = 'refund' and r.refs && t.refs
+                    and r.amount_minor = t.amount_minor)
+            or t.excluded <> 'prevented' and jobs.is_uncounted(t))
+        group by 1
+        union all
+        select 'platform_reversal', count(*) from found t
+        where t.excluded = 'platform_reversal' and not exists (
+            select from jobs.integration_transactions p
+            where p.user_id = p_user_id and p.provider = t.provider and p.kind = 'payment' and p.refs && t.refs
+                and p.amount_minor > -t.amount_minor)
+        union all
+        select 'refund_of_unknown_sale', count(*) from (
+            select o from found t cross join sides b, unnest(t.refs) o
+            where b.have_stripe and t.provider = 'shopify' and t.kind = 'refund' and t.excluded is null
+                and not exists (select from unnest(t.refs) r where r !~ '^gid:')
+            except   -- not by loops: see movements_reported_twice
+            select o from jobs.integration_transactions p cross join sides b, unnest(p.refs) o
+            where b.have_stripe and p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0) r
+        union all
+        select 'maybe_twice', count(*) from nameless d
+        where exists (select from unexplained p where (p.amount_minor, p.day) = (d.amount_minor, d.day))
+    )
+    select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') from flaws f;
+$$;
+
 -- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up
--- to now), partial (something of it was never read, is not in euros, or may be reported twice).
-create function jobs.month_status(p_user_id uuid, p_month date, p_as_of timestamptz) returns text
+-- to now), partial (something of it was never read, or it has flaws). It follows from the ledger and from what was read,
+-- of each account whose books have the month; of every active integration where none has, or that was never read.
+--   {status, flaws?: see month_flaws}
+create function jobs.month_worth(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
-    with bounds as (
+    with flaws as materialized (
+        select jobs.month_flaws(p_user_id, p_month, p_as_of) as found
+    ), bounds as (
         select p_month::timestamp at time zone 'Europe/Paris' as starts,
             (p_month + interval '1 month') at time zone 'Europe/Paris' as ends
-    ), sources as (   -- an active integration without a state was never read
-        select coalesce(s.covered, '{}') as covered
+    ), former as materialized (
+        select f.covered from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month
+    ), sources as (
+        select coalesce(s.covered, '{}') as covered, false as is_former
         from public.integration_tokens t
         left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
         where t.user_id = p_user_id and t.is_active
+            and (s.first_month is null or s.counted @> p_month or (not exists (select from former)
+                and not exists (select from jobs.integration_state o where o.user_id = p_user_id and o.counted @> p_month)))
+        union all
+        -- The month in which an account was replaced holds what was read of it until then, which may not be all.
+        select f.covered, true from former f
     )
-    select case
-        when exists (select from jobs.integration_transactions t
-            where t.user_id = p_user_id and t.paris_month = p_month and jobs.is_uncounted(t))
-            then 'partial'
-        -- A refund of an order whose payment was never read: Stripe may report it, too.
-        when exists (select from jobs.integration_state x
-                where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null)
-            and exists (
-                select o from jobs.integration_transactions t, unnest(t.refs) o
-                where t.user_id = p_user_id and t.provider = 'shopify' and t.paris_month = p_month
-                    and t.amount_minor < 0 and t.excluded is null
-                    and not exists (select from unnest(t.refs) r where r !~ '^gid:')
-                except   -- not by loops: see movements_reported_twice
-                select o from jobs.integration_transactions p, unnest(p.refs) o
-                where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0)
-            then 'partial'
+    select jsonb_strip_nulls(jsonb_build_object('flaws', nullif(f.found, '{}'), 'status', case
+        when f.found <> '{}' then 'partial'
         when coalesce(bool_and(s.covered @> tstzrange(b.starts, b.ends)), false) then 'complete'
-        when p_as_of < b.ends and coalesce(bool_and(s.covered @> b.starts and (
+        when p_as_of < b.ends and coalesce(bool_and(not s.is_former and s.covered @> b.starts and (
             -- One piece from the first instant on: no hole before what was read last.
             select count(*) = 1 from unnest(s.covered * tstzmultirange(tstzrange(b.starts, b.ends))) piece)), false)
             then 'provisional'
-        else 'partial' end
-    from bounds b left join sources s on true
-    group by b.starts, b.ends;
+        else 'partial' end))
+    from flaws f cross join bounds b left join sources s on true
+    group by f.found, b.starts, b.ends;
+$$;
+
+-- The status alone.
+create function jobs.month_status(p_user_id uuid, p_month date, p_as_of timestamptz) returns text
+language sql stable set search_path = '' as $$
+    select jobs.month_worth(p_user_id, p_month, p_as_of) ->> 'status';
 $$;
 
 -- Writes a user's totals of some months into ca_records. Call only under the user's lock.
@@ -1330,9 +1555,8 @@ begin
                 and r.year = extract(year from l.month) and r.month = extract(month from l.month));
 
     select coalesce(jsonb_agg(w), '[]') into wanted from (
-        select month, activity, (sum(minor) / 100)::numeric(12, 2) as amount, jsonb_build_object(
-            'status', jobs.month_status(p_user_id, month, p_as_of),
-            'sources', jsonb_object_agg(provider, (minor / 100)::numeric(12, 2))) as metadata
+        select month, activity, (sum(minor) / 100)::numeric(12, 2) as amount, jobs.month_worth(p_user_id, month, p_as_of) ||
+            jsonb_build_object('sources', jsonb_object_agg(provider, (minor / 100)::numeric(12, 2))) as metadata
         from (select c.month, c.activity, c.provider, sum(c.amount_minor)::numeric as minor
               from jobs.countable_movements(p_user_id, p_months, true) c
               where c.activity is not null
@@ -2102,6 +2326,9 @@ declare
     p jobs.mail_people;
     over boolean := p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris';
     facts jsonb;
+    -- What ca_records says, where the month is in the books at all; else what was read.
+    in_books boolean := exists (select from jobs.integration_state s where s.user_id = p_user_id and s.counted @> p_month)
+        or exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month);
 begin
     select * into i from jobs.job_items where item_id = p_item_id;
     if i.payload ->> 'recap' is distinct from 'true' or i.status not in ('done', 'partial') then
@@ -2131,7 +2358,7 @@ begin
     into facts
     from (select c.provider, coalesce(sum(c.amount_minor) filter (where c.amount_minor > 0), 0) as gross,
             coalesce(sum(c.amount_minor) filter (where c.amount_minor < 0), 0) as refunds
-          from jobs.countable_movements(p_user_id, array[p_month], false) c group by c.provider) s;
+          from jobs.countable_movements(p_user_id, array[p_month], in_books) c group by c.provider) s;
     insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
     values ('monthly_recap/' || p_user_id || '/' || to_char(p_month, 'YYYY-MM'), 'monthly_recap', p_user_id, p_user_id,
         i.run_id, facts)
@@ -2407,29 +2634,71 @@ end $$;
 -- Settling of a sync: movements, coverage, totals, log, result and the mails that follow, in one transaction.
 
 -- Stores movements in bulk. {records: how many were new or changed, months: the Paris months they touch}
-create function jobs.store_movements(p_user_id uuid, p_provider text, p_account text, p_movements jsonb)
-returns jsonb language sql set search_path = '' as $$
+--
+-- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again; an amount
+-- that was known in the account's currency stays, as long as the amount that was told is the same; so do the state, the
+-- references, a debit's date.
+create function jobs.store_movements(
+    p_user_id uuid, p_provider text, p_account text, p_movements jsonb, p_now timestamptz
+) returns jsonb language sql set search_path = '' as $$
     with incoming as (
-        select distinct on (m.external_id) m.*
+        select distinct on (m.external_id) m.external_id, m.kind, m.occurred_at, m.amount_minor, left(m.currency, 20) as currency,
+            coalesce(m."references", '{}') as refs, m.source_kind, m.state, m.listed_at, m.original,
+            -- As the version before this one told it, as long as one of its calls is under way.
+            coalesce(m.method, nullif(m.excluded, 'unresolved_currency')) as method,
+            coalesce(m.converted, m.excluded is distinct from 'unresolved_currency') as converted
         from jsonb_to_recordset(p_movements) as m (
             external_id text, kind text, occurred_at timestamptz, amount_minor bigint, currency text,
-            "references" text[], excluded text)
+            "references" text[], source_kind text, state text, method text, listed_at timestamptz, converted boolean,
+            original jsonb, excluded text)
     ), before as (
         select t.external_id, t.paris_month from jobs.integration_transactions t join incoming using (external_id)
         where t.user_id = p_user_id and t.provider = p_provider
+    ), merged as (
+        select n.external_id,
+            case when n.kind = 'unknown' then coalesce(t.kind, n.kind) else n.kind end as kind,
+            case when n.kind = 'dispute' then n.occurred_at
+                when t.occurred_at <> t.listed_at and n.occurred_at = n.listed_at and n.listed_at = t.listed_at
+                then t.occurred_at else coalesce(n.occurred_at, t.occurred_at) end as occurred_at,
+            case when k.keep then t.amount_minor else n.amount_minor end as amount_minor,
+            case when k.keep then t.currency else n.currency end as currency,
+            case when k.keep then true else n.converted end as converted,
+            case when k.keep then coalesce(t.original, n.original) when t.amount_minor is null then n.original
+                else coalesce(n.original, t.original) end as original,
+            case when t.refs @> n.refs then t.refs
+                else array(select distinct r from unnest(t.refs || n.refs) r order by r) end as refs,
+            coalesce(n.source_kind, t.source_kind) as source_kind,
+            case when n.state in ('pending', 'unknown') and t.state in ('succeeded', 'failed') then t.state
+                when n.state = 'unknown' then coalesce(t.state, n.state)
+                else coalesce(n.state, t.state) end as state,
+            coalesce(n.method, t.method) as method,
+            coalesce(n.listed_at, t.listed_at) as listed_at
+        from incoming n
+        left join jobs.integration_transactions t
+            on t.user_id = p_user_id and t.provider = p_provider and t.external_id = n.external_id
+        cross join lateral (
+            select coalesce(t.converted and t.amount_minor is not null and (not n.converted or n.amount_minor is null)
+                and (t.original is null or (t.original -> 'amount', t.original -> 'currency')
+                    is not distinct from (n.original -> 'amount', n.original -> 'currency')), false) as keep) k
     ), stored as (
         insert into jobs.integration_transactions as t
-            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, excluded)
-        select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency,
-            coalesce(m."references", '{}'), m.excluded
-        from incoming m order by m.external_id
+            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, state,
+            method, listed_at, converted, original, first_seen_at)
+        select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs,
+            m.source_kind, m.state, m.method, m.listed_at, m.converted, m.original, p_now
+        from merged m order by m.external_id
         on conflict (user_id, provider, external_id) do update set
             account = excluded.account, kind = excluded.kind, occurred_at = excluded.occurred_at,
             amount_minor = excluded.amount_minor, currency = excluded.currency, refs = excluded.refs,
-            excluded = excluded.excluded, updated_at = clock_timestamp()
-        where (t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.excluded)
+            source_kind = excluded.source_kind, state = excluded.state, method = excluded.method,
+            listed_at = excluded.listed_at, converted = excluded.converted, original = excluded.original,
+            updated_at = clock_timestamp()
+        where (t.account, t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.source_kind, t.state, t.method,
+                t.listed_at, t.converted, t.original)
             is distinct from
-            (excluded.kind, excluded.occurred_at, excluded.amount_minor, excluded.currency, excluded.refs, excluded.excluded)
+            (excluded.account, excluded.kind, excluded.occurred_at, excluded.amount_minor, excluded.currency, excluded.refs,
+                excluded.source_kind, excluded.state, excluded.method, excluded.listed_at, excluded.converted,
+                excluded.original)
         returning t.external_id, t.paris_month
     )
     -- A movement whose date was corrected touches the month it leaves, too.
@@ -2440,13 +2709,38 @@ returns jsonb language sql set search_path = '' as $$
     from stored s left join before b using (external_id);
 $$;
 
+-- Brings the rows of a provider up to what is known since they were stored: a kind that this version has learned
+-- (p_kinds: {the provider's name: our kind}), and payments of which another row says that they failed. The months that
+-- this touches.
+create function jobs.follow_movements(p_user_id uuid, p_provider text, p_kinds jsonb, p_now timestamptz) returns date[]
+language sql set search_path = '' as $$
+    with learned as (
+        update jobs.integration_transactions t set kind = p_kinds ->> t.source_kind, updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'unknown_kind'
+            and p_kinds ->> t.source_kind is not null and t.kind = 'unknown'
+        returning t.paris_month
+    ), failures as materialized (
+        select r from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'charge_failure'
+            and r !~ '^pi_'
+    ), failed as (
+        update jobs.integration_transactions t set state = 'failed', updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'payment' and t.state is distinct from 'failed'
+            and exists (select from failures)
+            and exists (select from failures f where f.r = any (t.refs))
+        returning t.paris_month
+    )
+    select coalesce(array_agg(distinct m.paris_month), '{}')
+    from (select paris_month from learned union all select paris_month from failed) m;
+$$;
+
 -- Settles (p_final) or checkpoints a sync item under the user's lock and the item's lease. A checkpoint stores
 -- movements; settling stores the last ones and writes coverage, totals, log and result in the same transaction.
 -- A repeated call gives the first one's answer.
 --
 -- p_parts: one object for each integration read:
 --   {integration_id, provider, account, window: {from, to}, movements: […], error: {code, message} | null,
---    notes: {…}, count_month: bool}
+--    notes: {…}, count_month: bool, kinds: {the provider's name of a kind: ours}}
 -- p_chunk numbers the calls of one lease, from 1. p_cursor comes back with the next claim, should this one be lost.
 -- p_month (a Paris month) asks for that month's figures in the result.
 --   {state: settled | stored | lost, result, repeated: an earlier call settled it}
@@ -2470,6 +2764,7 @@ declare
     first_error jsonb;
     not_euro jsonb;
     unknown jsonb;      -- kinds of movement that this version does not know, with how many
+    unreadable jsonb;   -- why movements could not be understood, with how many
     left_alone jsonb;
     flawed boolean;
     outcome text;
@@ -2498,7 +2793,7 @@ begin
     for part in
         select * from jsonb_to_recordset(p_parts) as x (
             integration_id uuid, provider text, account text, "window" jsonb, movements jsonb, error jsonb,
-            count_month boolean)
+            count_month boolean, kinds jsonb, deep boolean)
         order by x.provider
     loop
         parts := parts + 1;
@@ -2509,11 +2804,14 @@ begin
         where k.user_id = p_user_id and k.provider = part.provider for update;
 
         if part.account is not null then
-            stored := jobs.store_movements(p_user_id, part.provider, part.account, coalesce(part.movements, '[]'));
+            stored := jobs.store_movements(p_user_id, part.provider, part.account, coalesce(part.movements, '[]'), p_now);
             records := records + (stored ->> 'records')::bigint;
             by_provider := by_provider || jsonb_build_object(part.provider,
                 coalesce((by_provider ->> part.provider)::bigint, 0) + (stored ->> 'records')::bigint);
             months := months || array(select jsonb_array_elements_text(stored -> 'months')::date);
+            if p_final then
+                months := months || jobs.follow_movements(p_user_id, part.provider, coalesce(part.kinds, '{}'), p_now);
+            end if;
 
             -- The activity: what the integration says, else what was frozen, else inferred once.
             new_activity := case
@@ -2526,8 +2824,8 @@ begin
                     where x.user_id = p_user_id and x.provider = part.provider);
             end if;
             if s.first_month is null then
-                -- A replay must not reach into months before the connection: the user has typed those.
-                s.first_month := date_trunc('month', greatest(p_as_of, t.connected_at) at time zone 'Europe/Paris')::date;
+                -- Months before the connection are the user's own, who has typed them.
+                s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of));
                 s.counted := s.counted + datemultirange(daterange(s.first_month, null));
             end if;
             if part.count_month and p_month is not null then
@@ -2562,6 +2860,8 @@ begin
                 -- Only these windows follow one another without a hole; a month read on request does not.
                 last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
                     then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
+                deep_read_to = case when part.deep and k.account = part.account
+                    then greatest(k.deep_read_to, (part."window" ->> 'to')::timestamptz) else k.deep_read_to end,
                 failures = 0, failed_at = null, failure = null, updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider;
             -- The window's own months: what they are worth may change even where no movement did.
@@ -2583,16 +2883,25 @@ begin
     months := array(select distinct m from unnest(months || jobs.months_reported_twice(p_user_id, months)) m);
     left_alone := jobs.recompute_totals(p_user_id, months, p_as_of);
 
-    select coalesce(jsonb_agg(distinct x.currency::text), '[]') into not_euro
-    from jobs.integration_transactions x
-    where x.user_id = p_user_id and x.paris_month = any (case when p_month is null then months else array[p_month] end)
-        and x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
-        and jobs.is_uncounted(x);
+    -- What the figures lack, from the ledger: it is said for as long as it is so, whatever this run has read.
+    with missing as materialized (
+        select x.excluded as reason, x.currency, x.source_kind from jobs.integration_transactions x
+        where x.user_id = p_user_id and x.paris_month = any (case when p_month is null then months else array[p_month] end)
+            and x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
+            and jobs.is_uncounted(x)
+    )
+    select
+        (select coalesce(jsonb_agg(distinct m.currency), '[]') from missing m
+            where m.currency <> 'EUR' or m.reason = 'unresolved_currency'),
+        (select coalesce(jsonb_object_agg(k.kind, k.n), '{}') from (
+            select coalesce(m.source_kind, m.reason) as kind, count(*) as n from missing m
+            where m.reason = 'unknown_kind' group by 1) k),
+        (select coalesce(jsonb_object_agg(k.reason, k.n), '{}') from (
+            select m.reason, count(*) as n from missing m
+            where m.reason not in ('unknown_kind', 'currency', 'unresolved_currency') group by 1) k)
+    into not_euro, unknown, unreadable;
 
-    select coalesce(jsonb_object_agg(k.key, k.value), '{}') into unknown
-    from jsonb_array_elements(p_parts) e, jsonb_each(coalesce(e -> 'notes' -> 'unknown', '{}')) k;
-
-    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}';
+    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}' or unreadable <> '{}';
     outcome := case
         when parts > 0 and failed = parts then 'failed'
         when failed > 0 or flawed then 'partial'
@@ -2603,7 +2912,7 @@ begin
         'records', records,
         'status', case outcome when 'failed' then 'error' when 'partial' then 'partial' else 'success' end,
         'error', first_error, 'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
-        'unknown_movements', nullif(unknown, '{}')));
+        'unknown_movements', nullif(unknown, '{}'), 'unreadable_movements', nullif(unreadable, '{}')));
     if p_month is not null then
         answer := answer || (
             -- Not read to its end: no figure rather than a wrong one.
@@ -2617,15 +2926,15 @@ begin
     end if;
 
     -- One row of the log for each integration, in the same transaction.
-    insert into public.sync_logs (user_id, provider, sync_type, status, records_synced, error_message, metadata)
+    insert into public.sync_logs (user_id, provider, sync_type, status, records_synced, error_message, synced_at, metadata)
     select p_user_id, e ->> 'provider',
         (select r.trigger from jobs.job_runs r where r.run_id = i.run_id),
         case when e -> 'error' ->> 'code' is not null then 'error'
              when flawed then 'partial' else 'success' end,
-        coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message',
+        coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message', p_now,
         jsonb_strip_nulls(jsonb_build_object('run_id', i.run_id, 'window', e -> 'window', 'code', e -> 'error' -> 'code',
             'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
-            'notes', nullif(e -> 'notes', '{}'),
+            'unreadable_movements', nullif(unreadable, '{}'), 'notes', nullif(e -> 'notes', '{}'),
             -- The same account or shop, claimed by others too: proven by its own token or refused. Theirs is
             -- written out, as the index integration_tokens_account has it.
             'also_claimed_by', nullif((
@@ -2638,6 +2947,31 @@ begin
 
     perform jobs.finish_item(p_item_id, outcome, answer, first_error, p_now);
     return jsonb_build_object('state', 'settled', 'result', answer);
+end $$;
+
+-- Takes an account out of a user's books, for who connected a wrong one by mistake: its movements stay in the ledger and
+-- count in no month any more, until the account is connected again or a month is read on request. Repeating it changes
+-- nothing.
+--   {months: [YYYY-MM] whose totals were added up again, left_alone: see recompute_totals}
+create function jobs.leave_account_out(p_user_id uuid, p_provider text, p_account text, p_as_of timestamptz) returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    touched date[];
+    left_alone jsonb;
+begin
+    perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || p_user_id::text, 0));
+    update jobs.integration_state s set counted = '{}', updated_at = p_as_of
+    where s.user_id = p_user_id and s.provider = p_provider and s.account = p_account;
+    update jobs.former_accounts f set counted = '{}'
+    where f.user_id = p_user_id and f.provider = p_provider and f.account = p_account;
+    touched := array(select distinct t.paris_month from jobs.integration_transactions t
+        where t.user_id = p_user_id and t.provider = p_provider and t.account = p_account);
+    touched := touched || jobs.months_reported_twice(p_user_id, touched);
+    left_alone := jobs.recompute_totals(p_user_id, touched, p_as_of);
+    insert into jobs.threshold_checks_due as d (user_id, since) values (p_user_id, p_as_of)
+    on conflict (user_id) do update set since = excluded.since;
+    return jsonb_build_object('left_alone', left_alone, 'months', (
+        select coalesce(jsonb_agg(to_char(m, 'YYYY-MM') order by m), '[]') from unnest(touched) m));
 end $$;
 
 -- Settles or checkpoints a sync item: see settle_figures, whose parameters and answer these are. In the same transaction
@@ -2825,7 +3159,7 @@ language sql stable set search_path = '' as $$
                     'status', t.status, 'message', jobs.mask_text(t.error ->> 'message'),
                     -- What was counted in part has no error, but a reason.
                     'code', coalesce(left(t.error ->> 'code', 80), (select min(k) from jsonb_object_keys(t.result) k
-                        where k in ('uncounted_currencies', 'left_alone', 'unknown_movements'))))
+                        where k in ('uncounted_currencies', 'left_alone', 'unknown_movements', 'unreadable_movements'))))
                     order by t.item_id), '[]')
                 from troubled t left join auth.users u on u.id = t.user_id
                 where t.run_id = r.run_id and t.n <= 10))

@@ -6,26 +6,66 @@
 --
 -- Months and days are Europe/Paris. Amounts are minor units (cents), signed. Only EUR is counted.
 
--- One money movement. A refund or a lost dispute is its own negative row on its own date.
+-- Why a movement does not count, from what its row says alone; null: it counts. This is the one place that decides it
+-- (but for money that two providers report: see movements_reported_twice). The row's column `excluded` is this answer.
+--
+-- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts when
+-- it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for debit
+-- payment methods"). A payment that failed was never received, so the row that takes it back does not count either.
+create function jobs.why_excluded(
+    p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
+    p_converted boolean
+) returns text language sql immutable as $$
+    select case
+        when p_kind = 'unknown' then 'unknown_kind'
+        when p_kind in ('no_turnover', 'platform_reversal') then p_kind
+        when p_occurred_at is null then 'no_date'
+        when p_currency is null then 'no_currency'
+        when p_amount_minor is null then 'amount_not_read'
+        when p_kind = 'payment' and p_state in ('pending', 'unknown') then 'pending'
+        when p_kind = 'payment' and p_state in ('failed', 'canceled') or p_kind = 'charge_failure' then 'failed'
+        when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
+        when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
+        when p_kind = 'dispute' and p_state not in ('lost', 'accepted') then 'unknown_kind'
+        when lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%giftcard%' then 'gift_card'
+        when lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%storecredit%' then 'store_credit'
+        when not p_converted then 'unresolved_currency'
+        when p_currency <> 'EUR' then 'currency'
+    end;
+$$;
+
+-- The ledger: one row for each money movement that a provider told of, as it told it last, with what is known beyond
+-- that (a conversion, the order, the payment). A refund or a lost dispute is its own negative row on its own date. What
+-- cannot be understood or does not count is kept, too, and says why (excluded).
 create table jobs.integration_transactions (
     user_id uuid not null references auth.users (id) on delete cascade,
     provider text not null check (provider in ('shopify', 'stripe')),
     external_id text not null,                   -- txn_… (Stripe), the number of the tender or dispute (Shopify)
     account text not null,                       -- acct_… or name.myshopify.com, as proven
-    kind text not null,
-    occurred_at timestamptz not null,
-    paris_month date not null generated always as
-        (date_trunc('month', occurred_at at time zone 'Europe/Paris')::date) stored,
-    amount_minor bigint not null,
-    currency text not null check (currency = upper(currency)),
+    kind text not null,                          -- payment, refund, …; unknown: this version does not know source_kind
+    occurred_at timestamptz,                     -- when it counts; null where the provider says no date
+    amount_minor bigint,                         -- null: not readable
+    currency text,                               -- as amount_minor; null: not told
     refs text[] not null default '{}',           -- ch_…, pi_…, re_…: the payment behind it, as both providers name
                                                  -- it; gid://shopify/Order/…: the order it belongs to
-    excluded text,                               -- why it is kept but never counted (gift_card, …)
     first_seen_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
+    source_kind text,                            -- the provider's own name of the kind
+    state text,                                  -- of the payment or dispute behind it; null: not told, or has none
+    method text,                                 -- how it was paid, in the provider's words
+    listed_at timestamptz,                       -- the date under which the provider lists it
+    converted boolean not null default true,     -- false: amount and currency are the buyer's, the account's are not known
+    original jsonb,                              -- as read, where that differs: {amount, currency, rate_from}
+    paris_month date not null generated always as
+        (date_trunc('month', coalesce(occurred_at, first_seen_at) at time zone 'Europe/Paris')::date) stored,
+    excluded text generated always as
+        (jobs.why_excluded(kind, state, method, occurred_at, amount_minor, currency, converted)) stored,
     primary key (user_id, provider, external_id)
 );
 create index integration_transactions_month on jobs.integration_transactions (user_id, paris_month);
+-- What is looked at again at every sync: payments on their way, rows that a later version may understand, failures.
+create index integration_transactions_open on jobs.integration_transactions (user_id, provider)
+    where excluded in ('pending', 'failed', 'unknown_kind', 'platform_reversal');
 
 -- What is known of a user's integration. Outlives a reconnection, so that its history and activity do too.
 create table jobs.integration_state (
@@ -35,11 +75,14 @@ create table jobs.integration_state (
     proof text,                                  -- fingerprint of what was proven; another token is another proof
     proven_at timestamptz,
     activity text,                               -- frozen at the first sync unless integration_tokens says otherwise
-    first_month date,                            -- Paris month of the first sync: earlier months are the user's own
+    claimed text,                                -- the account that the row named when a run first planned it …
+    claimed_at timestamptz,                      -- … and when that was
+    first_month date,                            -- Paris month of the connection: earlier months are the user's own
     counted datemultirange not null default '{}',-- days whose movements are written into ca_records
     covered tstzmultirange not null default '{}',-- what was read from the provider to its end
     last_success_at timestamptz,
     last_success_to timestamptz,                 -- end of the last window that was read to its end
+    deep_read_to timestamptz,                    -- end of the last one that reached far back for rows that show late
     failures integer not null default 0,         -- runs in a row that ended in an error
     failed_at timestamptz,
     failure jsonb,                               -- {code, message} of the last one
@@ -52,6 +95,22 @@ create table jobs.integration_state (
     refresh_lease_until timestamptz,
     updated_at timestamptz not null default clock_timestamp(),
     primary key (user_id, provider)
+);
+
+-- The books of accounts that a user had connected before the present one. Their movements go on counting in the months in
+-- which they were connected; connected again, an account finds its books here. A movement whose account has no row here
+-- belongs to the present books (integration_state).
+create table jobs.former_accounts (
+    user_id uuid not null references auth.users (id) on delete cascade,
+    provider text not null check (provider in ('shopify', 'stripe')),
+    account text not null,
+    activity text,
+    first_month date,
+    counted datemultirange not null,
+    covered tstzmultirange not null,
+    last_success_to timestamptz,
+    replaced_at timestamptz not null,            -- when another account was proven in its place
+    primary key (user_id, provider, account)
 );
 
 -- What we wrote into ca_records, and what we would write: a row the user has edited since is theirs (locked).
@@ -67,11 +126,20 @@ create table jobs.auto_sync_totals (
     primary key (user_id, month, activity)
 );
 
--- Whether a movement is money that its month's figure lacks, because it is not known in euros. Without a setting of its
--- own, so that it becomes part of the query that uses it. It names no table and no function.
+-- Whether a movement is money that its month's figure lacks, or may lack: not readable, of an unknown kind, not known in
+-- euros. Without a setting of its own, so that it becomes part of the query that uses it. It names no table.
 create function jobs.is_uncounted(t jobs.integration_transactions) returns boolean
 language sql immutable as $$
-    select t.excluded = 'unresolved_currency' or (t.excluded is null and t.currency <> 'EUR');
+    select t.excluded is not null and t.excluded in ('unknown_kind', 'no_date', 'no_currency', 'amount_not_read', 'prevented',
+        'unresolved_currency', 'currency');
+$$;
+
+-- The first month of an account's books: the Paris month of the connection. The user may write connected_at: it is
+-- believed where it lies at most 31 days before a run first saw the account there, and not after that.
+create function jobs.first_month(p_connected_at timestamptz, p_seen_at timestamptz) returns date
+language sql immutable as $$
+    select date_trunc('month', case when p_connected_at between p_seen_at - interval '31 days' and p_seen_at
+        then p_connected_at else p_seen_at end at time zone 'Europe/Paris')::date;
 $$;
 
 -- The account or shop that the user says it is.

@@ -94,6 +94,18 @@ begin
         return opened;
     end if;
 
+    -- When an account was first seen at an integration, whenever it can be read: its books begin there.
+    with seen as (
+        select t.user_id, t.provider, jobs.readable_identifier(jobs.claimed_account(t)) as account
+        from jobs.sync_candidates(p_user_id, p_as_of) c join public.integration_tokens t on t.id = c.integration_id
+        where c.reason is null
+    )
+    insert into jobs.integration_state as s (user_id, provider, claimed, claimed_at)
+    select n.user_id, n.provider, n.account, p_as_of
+    from seen n left join jobs.integration_state k using (user_id, provider)
+    where n.account is not null and n.account is distinct from coalesce(k.claimed, k.account)
+    on conflict (user_id, provider) do update set claimed = excluded.claimed, claimed_at = excluded.claimed_at;
+
     -- What is likely to be superseded. Not locked yet: claims of it would wait until the new items are written.
     with older as materialized (          -- by their ids: every question about a single user is a run, too
         select r.run_id from jobs.job_runs r

@@ -3,7 +3,8 @@
 -- What a worker needs to know of the integrations behind claimed items, one object each. Tokens are as stored
 -- (encrypted); what is too long to be one comes as an empty one, which opens nothing.
 --   [{item_id, integration_id, user_id, provider, access_token, refresh_token, stripe_account_id, shop_domain,
---     proven_account, token_expires_at, last_success_to}]
+--     proven_account, token_expires_at, last_success_to, deep_read_to, books_from: the first month's first instant,
+--     open: [{id, listed_at}]: payments on their way, the oldest hundred}]
 create function public.integration_context(p_items bigint[]) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
     select coalesce(jsonb_agg(jsonb_build_object(
@@ -15,8 +16,17 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'proven_account', case when s.proof = jobs.token_fingerprint(t) then s.account end,
         'token_expires_at', case when s.proof = jobs.token_fingerprint(t) then s.token_expires_at end,
         -- Another account than the one read before has a history of its own: nothing of it was read yet.
-        'last_success_to', case when s.account = jobs.claimed_account(t) then s.last_success_to end) order by i.item_id, t.provider), '[]')
+        'last_success_to', case when s.account = jobs.claimed_account(t) then s.last_success_to end,
+        'deep_read_to', case when s.account = jobs.claimed_account(t) then s.deep_read_to end,
+        'books_from', coalesce(case when s.account = jobs.claimed_account(t) then s.first_month end,
+            jobs.first_month(t.connected_at, least(s.claimed_at, r.as_of)))::timestamp at time zone 'Europe/Paris',
+        'open', (select coalesce(jsonb_agg(jsonb_build_object('id', o.external_id, 'listed_at', o.listed_at)), '[]') from (
+            select x.external_id, coalesce(x.listed_at, x.occurred_at) as listed_at
+            from jobs.integration_transactions x
+            where x.user_id = t.user_id and x.provider = t.provider and x.excluded = 'pending' and x.account = s.account
+            order by 2, 1 limit 100) o)) order by i.item_id, t.provider), '[]')
     from jobs.job_items i
+    join jobs.job_runs r on r.run_id = i.run_id
     -- Not by `or`: the subject is a key of its own in each case.
     cross join lateral (
         select * from public.integration_tokens k where i.kind = 'sync_integration' and k.id = i.subject
@@ -27,28 +37,48 @@ language sql stable security definer set search_path = '' set statement_timeout 
     where i.item_id = any (p_items) and t.is_active;
 $$;
 
--- Notes that the stored token opens exactly p_account.
+-- Notes that the stored token opens exactly p_account. Where another account was connected before, its books are put
+-- aside, and those of this one taken up again, should it have been connected once.
 create function public.integration_prove(p_integration_id uuid, p_access_token text, p_account text) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
     t public.integration_tokens;
+    s jobs.integration_state;
+    f jobs.former_accounts;
 begin
     select * into t from public.integration_tokens where id = p_integration_id;
     if t.id is null or t.access_token <> p_access_token
         or p_account is distinct from jobs.claimed_account(t) then
         return jsonb_build_object('proven', false);  -- the row was changed while we were proving it
     end if;
-    insert into jobs.integration_state as s (user_id, provider, account, proof, proven_at)
-    values (t.user_id, t.provider, p_account, jobs.token_fingerprint(t), clock_timestamp())
-    on conflict (user_id, provider) do update set
-        account = excluded.account, proof = excluded.proof, proven_at = excluded.proven_at,
-        -- Another account: nothing of it has been read.
-        covered = case when s.account is distinct from excluded.account then '{}' else s.covered end,
-        last_success_to = case when s.account is distinct from excluded.account then null else s.last_success_to end,
-        token_expires_at = case when s.account is not distinct from excluded.account then s.token_expires_at end,
-        refresh_token_expires_at =
-            case when s.account is not distinct from excluded.account then s.refresh_token_expires_at end,
-        updated_at = clock_timestamp();
+    insert into jobs.integration_state (user_id, provider) values (t.user_id, t.provider)
+    on conflict (user_id, provider) do nothing;
+    select * into s from jobs.integration_state k where k.user_id = t.user_id and k.provider = t.provider for update;
+    if s.account is distinct from p_account then
+        s.claimed_at := case when s.claimed = p_account then s.claimed_at end;
+        if s.account is not null and s.first_month is not null then
+            insert into jobs.former_accounts as k (user_id, provider, account, activity, first_month, counted, covered,
+                last_success_to, replaced_at)
+            -- Until the month in which the other account was seen.
+            select t.user_id, t.provider, s.account, s.activity, s.first_month,
+                s.counted * datemultirange(daterange(null, (date_trunc('month', r.at at time zone 'Europe/Paris')
+                    + interval '1 month')::date)), s.covered, s.last_success_to, r.at
+            from (select coalesce(s.claimed_at, s.last_success_to, s.first_month::timestamp at time zone 'Europe/Paris') as at) r
+            on conflict (user_id, provider, account) do update set
+                activity = excluded.activity, first_month = excluded.first_month, counted = excluded.counted,
+                covered = excluded.covered, last_success_to = excluded.last_success_to, replaced_at = excluded.replaced_at;
+        end if;
+        delete from jobs.former_accounts k
+        where k.user_id = t.user_id and k.provider = t.provider and k.account = p_account returning * into f;
+        update jobs.integration_state k set
+            account = p_account, first_month = null, counted = coalesce(f.counted, '{}'),
+            covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null,
+            token_expires_at = null, refresh_token_expires_at = null
+        where k.user_id = t.user_id and k.provider = t.provider;
+    end if;
+    update jobs.integration_state k set
+        proof = jobs.token_fingerprint(t), proven_at = clock_timestamp(), updated_at = clock_timestamp()
+    where k.user_id = t.user_id and k.provider = t.provider;
     return jsonb_build_object('proven', true);
 end $$;
 

@@ -1,53 +1,99 @@
 -- Which movements count, what a month's figure is worth, and the totals in ca_records that follow from them.
 
--- A user's Shopify movements of some months that Stripe reports, too. A movement's payment is known by its own
--- references, or for a refund that names none by those of its order's payments. Where such an order was also paid
--- in another way (cash), a refund is Stripe's only where Stripe has one of the same amount, each of them once.
--- p_written: only among days that go into ca_records.
+-- A user's Shopify movements of some months that Stripe reports, too. Each Stripe movement explains one of them.
+--
+-- Both belong to one order, which the payments' names tell (a refund that names no payment: those of its order). Then
+-- amount and currency decide, in euros or in the buyer's currency. A payment that names its charge is that charge,
+-- whatever it is worth there (another rate, a part captured); a refund is not: what was paid back in another way, or
+-- beside a chargeback, is money of its own. p_written: only among days that go into ca_records.
 --
 -- Never by loops: a merchant may have a thousand times as many rows as the average that the planner reckons with.
 create function jobs.movements_reported_twice(p_user_id uuid, p_months date[], p_written boolean)
 returns table (external_id text)
-language sql stable set search_path = '' set enable_nestloop = off as $$
+language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
     with shop as materialized (
-        select t.external_id, t.paris_month, t.amount_minor, t.currency, t.occurred_at, t.refs, t.excluded,
-            exists (select from unnest(t.refs) r where r !~ '^gid:') as named
+        select t.external_id, t.kind, t.paris_month, t.occurred_at, t.amount_minor > 0 as is_in, t.amount_minor, t.currency,
+            t.original, t.excluded,
+            array(select r from unnest(t.refs) r where r !~ '^gid:' order by r) as names,
+            (select r from unnest(t.refs) r where r ~ '^gid:' limit 1) as shop_order
         from jobs.integration_transactions t
         where t.user_id = p_user_id and t.provider = 'shopify' and t.refs <> '{}'
+    ), sales as materialized (     -- which order, or payment without one, each name belongs to
+        select distinct on (n) n as name, coalesce(s.shop_order, s.names[1]) as sale
+        from shop s, unnest(s.names) n order by n, s.shop_order
     ), doubted as materialized (
-        select * from shop where paris_month = any (p_months) and currency = 'EUR' and excluded is null
-    ), paid as materialized (
-        select t.external_id, t.amount_minor, r as ref
+        select s.external_id, s.paris_month, s.is_in, s.amount_minor, s.names, s.names <> '{}' as named,
+            coalesce(s.shop_order, s.names[1]) as sale, s.currency || s.amount_minor as euros,
+            (s.original ->> 'currency') || (s.original ->> 'amount_minor') as foreign_money, s.occurred_at
+        from shop s where s.excluded is null and s.kind in ('payment', 'refund') and (not s.is_in or s.names <> '{}')
+    ), named as materialized (     -- one row for each name: joined in one go
+        select d.external_id, d.is_in, d.amount_minor, d.occurred_at, n as name from doubted d cross join unnest(d.names) n
+    ), told as materialized (
+        select t.external_id, t.kind, t.amount_minor > 0 as is_in, t.amount_minor, t.currency || t.amount_minor as euros,
+            (t.original ->> 'currency') || (t.original ->> 'amount_minor') as foreign_money, t.occurred_at, r as name
         from jobs.integration_transactions t
-        join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider, unnest(t.refs) r
-        where t.user_id = p_user_id and t.provider = 'stripe' and t.currency = 'EUR' and t.excluded is null
-            and (not p_written or s.counted @> t.paris_month)
-            and exists (select from doubted)
-    ), orders as materialized (   -- the payments of each order, by the names that Stripe may know
-        select o as shop_order, array_agg(distinct n) filter (where n is not null) as names,
-            bool_or(not s.named and s.excluded is null) as mixed
-        from shop s cross join unnest(s.refs) o left join unnest(s.refs) n on n !~ '^gid:'
-        where o ~ '^gid:' and s.amount_minor > 0
-        group by o
-    ), nameless as materialized (
-        select d.external_id, d.amount_minor, o.shop_order, o.names, o.mixed,
-            row_number() over (partition by o.shop_order, d.amount_minor order by d.occurred_at, d.external_id) as nth
-        from doubted d cross join unnest(d.refs) g join orders o on o.shop_order = g
-        where not d.named and d.amount_minor < 0 and o.names is not null
+        join jobs.integration_state k on k.user_id = t.user_id and k.provider = t.provider
+        left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
+        cross join unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = 'stripe' and t.currency = 'EUR'
+            and (t.excluded is null or t.excluded = 'pending') and t.kind in ('payment', 'partial_capture', 'refund')
+            and (not p_written or coalesce(f.counted, k.counted) @> t.paris_month)
+    ), whole as materialized (     -- a charge that the shop tells in several pieces, or Stripe does
+        select s.name from (
+            select n.name, sum(n.amount_minor) as amount from named n where n.is_in group by 1) s
+        join (select t.name, sum(t.amount_minor) as amount from told t
+            where t.kind in ('payment', 'partial_capture') group by 1) p using (name, amount)
+    ), by_name as materialized (
+        select distinct n.external_id from named n join whole w using (name) where n.is_in
+    ), whole_paid as materialized (
+        select distinct t.external_id from told t join whole w using (name) where t.is_in
+    ), paid as materialized (
+        select distinct on (t.external_id) t.*, s.sale from told t join sales s using (name)
+        where t.kind in ('payment', 'refund') order by t.external_id, s.sale
+    ), d1 as materialized (
+        select d.*, row_number() over (partition by d.sale, d.is_in, d.euros
+            order by d.named desc, d.occurred_at, d.external_id) as nth
+        from doubted d where not exists (select from by_name n where n.external_id = d.external_id)
+    ), p1 as materialized (
+        select p.*, row_number() over (partition by p.sale, p.is_in, p.euros order by p.occurred_at, p.external_id) as nth
+        from paid p
+        where not exists (select from whole_paid w where w.external_id = p.external_id)
+    ), by_euros as materialized (
+        select d1.external_id as shop_id, p1.external_id as stripe_id
+        from d1 join p1 using (sale, is_in, euros, nth)
+    ), d2 as materialized (
+        select d.sale, d.is_in, d.foreign_money, d.external_id, row_number() over (
+            partition by d.sale, d.is_in, d.foreign_money order by d.named desc, d.occurred_at, d.external_id) as nth
+        from d1 d where not exists (select from by_euros e where e.shop_id = d.external_id)
+    ), p2 as materialized (
+        select p.sale, p.is_in, p.foreign_money, p.external_id, row_number() over (
+            partition by p.sale, p.is_in, p.foreign_money order by p.occurred_at, p.external_id) as nth
+        from p1 p where not exists (select from by_euros e where e.stripe_id = p.external_id)
+    ), by_foreign_money as materialized (
+        select d2.external_id as shop_id, p2.external_id as stripe_id
+        from d2 join p2 using (sale, is_in, foreign_money, nth)
+    ), d3 as (                     -- by name alone: a payment by its charge, a refund by its own id
+        select n.name, n.is_in, n.external_id,
+            row_number() over (partition by n.name, n.is_in order by n.occurred_at, n.external_id) as nth
+        from named n join d2 using (external_id)
+        where (n.is_in or n.name ~ '^(re|pyr)_')
+            and not exists (select from by_foreign_money f where f.shop_id = n.external_id)
+    ), p3 as (
+        select t.name, t.is_in,
+            row_number() over (partition by t.name, t.is_in order by t.occurred_at, t.external_id) as nth
+        from told t join p2 using (external_id)
+        where not exists (select from by_foreign_money f where f.stripe_id = t.external_id)
+    ), explained as (
+        select external_id from by_name
+        union select shop_id from by_euros
+        union select shop_id from by_foreign_money
+        union select d3.external_id from d3 join p3 using (name, is_in, nth)
     )
-    select d.external_id
-    from doubted d cross join unnest(d.refs) r join paid p on p.ref = r and sign(p.amount_minor) = sign(d.amount_minor)
-    where d.named
-    union
-    select n.external_id
-    from nameless n cross join unnest(n.names) r join paid p on p.ref = r and p.amount_minor < 0
-    where not n.mixed or p.amount_minor = n.amount_minor
-    group by n.external_id, n.mixed, n.nth
-    having not n.mixed or n.nth <= count(distinct p.external_id);
+    select e.external_id from explained e join doubted d using (external_id) where d.paris_month = any (p_months);
 $$;
 
--- A user's countable movements of some months, one row for each movement: EUR, not excluded, and a payment that
--- Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
+-- A user's countable movements of some months, one row for each movement: what counts by its row (why_excluded), and a
+-- payment that Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
 --
 -- What both report is only looked for where Stripe has reported something.
 create function jobs.countable_movements(p_user_id uuid, p_months date[], p_written boolean)
@@ -56,9 +102,10 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
     select t.provider, t.paris_month, s.activity, t.amount_minor
     from jobs.integration_transactions t
     join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+    left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
     where t.user_id = p_user_id and t.paris_month = any (p_months)
-        and t.currency = 'EUR' and t.excluded is null
-        and (not p_written or s.counted @> t.paris_month)
+        and t.excluded is null
+        and (not p_written or coalesce(f.counted, s.counted) @> t.paris_month)
         and not (t.provider = 'shopify'
             and exists (select from jobs.integration_transactions x
                 where x.user_id = p_user_id and x.provider = 'stripe')
@@ -93,43 +140,111 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
     where o.paris_month <> all (p_months);
 $$;
 
+-- What a user's month lacks or may have twice, by its reason, with how many movements; {} for nothing. Besides the reasons
+-- of is_uncounted:
+--   pending: a payment that is still on its way, where the month is over
+--   platform_reversal: a whole payment that a platform took back, as a refund or as a fee
+--   refund_of_unknown_sale: a refund of an order whose payment was never read: Stripe may report it, too
+--   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount and day
+create function jobs.month_flaws(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
+language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
+    with found as materialized (
+        select t.* from jobs.integration_transactions t
+        left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
+        where t.user_id = p_user_id and t.paris_month = p_month and (f.account is null or f.counted @> p_month)
+    ), sides as materialized (
+        select exists (select from jobs.integration_state x
+            where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null) as have_stripe
+    ), nameless as materialized (  -- payments in the shop that may have gone through Stripe without saying so
+        select t.amount_minor, (t.occurred_at at time zone 'Europe/Paris')::date as day
+        from found t cross join sides b
+        where b.have_stripe and t.provider = 'shopify' and t.kind = 'payment' and t.excluded is null
+            and t.method is distinct from 'cash' and not exists (select from unnest(t.refs) r where r !~ '^gid:')
+    ), paid_names as materialized (
+        select p.external_id, r as name from found p cross join unnest(p.refs) r
+        where p.provider = 'stripe' and exists (select from nameless)
+    ), shop_names as materialized (
+        select n as name from jobs.integration_transactions s cross join unnest(s.refs) n
+        where s.user_id = p_user_id and s.provider = 'shopify' and s.kind = 'payment' and exists (select from nameless)
+    ), explained as materialized (
+        select distinct p.external_id from paid_names p join shop_names s using (name)
+    ), unexplained as materialized (  -- payments at Stripe that no payment in the shop names
+        select t.amount_minor, (t.occurred_at at time zone 'Europe/Paris')::date as day
+        from found t
+        where t.provider = 'stripe' and t.kind = 'payment' and t.excluded is null
+            and exists (select from nameless)
+            and not exists (select from explained e where e.external_id = t.external_id)
+    ), flaws as (
+        select t.excluded as reason, count(*) as n from found t
+        where t.excluded is not null and (
+            t.excluded = 'pending' and p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris'
+            -- What was prevented was paid back where a refund of the same order says so.
+            or t.excluded = 'prevented' and not exists (select from jobs.integration_transactions r
+                where r.user_id = p_user_id and r.provider = t.provider and r.kind = 'refund' and r.refs && t.refs
+                    and r.amount_minor = t.amount_minor)
+            or t.excluded <> 'prevented' and jobs.is_uncounted(t))
+        group by 1
+        union all
+        select 'platform_reversal', count(*) from found t
+        where t.excluded = 'platform_reversal' and not exists (
+            select from jobs.integration_transactions p
+            where p.user_id = p_user_id and p.provider = t.provider and p.kind = 'payment' and p.refs && t.refs
+                and p.amount_minor > -t.amount_minor)
+        union all
+        select 'refund_of_unknown_sale', count(*) from (
+            select o from found t cross join sides b, unnest(t.refs) o
+            where b.have_stripe and t.provider = 'shopify' and t.kind = 'refund' and t.excluded is null
+                and not exists (select from unnest(t.refs) r where r !~ '^gid:')
+            except   -- not by loops: see movements_reported_twice
+            select o from jobs.integration_transactions p cross join sides b, unnest(p.refs) o
+            where b.have_stripe and p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0) r
+        union all
+        select 'maybe_twice', count(*) from nameless d
+        where exists (select from unexplained p where (p.amount_minor, p.day) = (d.amount_minor, d.day))
+    )
+    select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') from flaws f;
+$$;
+
 -- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up
--- to now), partial (something of it was never read, is not in euros, or may be reported twice).
-create function jobs.month_status(p_user_id uuid, p_month date, p_as_of timestamptz) returns text
+-- to now), partial (something of it was never read, or it has flaws). It follows from the ledger and from what was read,
+-- of each account whose books have the month; of every active integration where none has, or that was never read.
+--   {status, flaws?: see month_flaws}
+create function jobs.month_worth(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
-    with bounds as (
+    with flaws as materialized (
+        select jobs.month_flaws(p_user_id, p_month, p_as_of) as found
+    ), bounds as (
         select p_month::timestamp at time zone 'Europe/Paris' as starts,
             (p_month + interval '1 month') at time zone 'Europe/Paris' as ends
-    ), sources as (   -- an active integration without a state was never read
-        select coalesce(s.covered, '{}') as covered
+    ), former as materialized (
+        select f.covered from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month
+    ), sources as (
+        select coalesce(s.covered, '{}') as covered, false as is_former
         from public.integration_tokens t
         left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
         where t.user_id = p_user_id and t.is_active
+            and (s.first_month is null or s.counted @> p_month or (not exists (select from former)
+                and not exists (select from jobs.integration_state o where o.user_id = p_user_id and o.counted @> p_month)))
+        union all
+        -- The month in which an account was replaced holds what was read of it until then, which may not be all.
+        select f.covered, true from former f
     )
-    select case
-        when exists (select from jobs.integration_transactions t
-            where t.user_id = p_user_id and t.paris_month = p_month and jobs.is_uncounted(t))
-            then 'partial'
-        -- A refund of an order whose payment was never read: Stripe may report it, too.
-        when exists (select from jobs.integration_state x
-                where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null)
-            and exists (
-                select o from jobs.integration_transactions t, unnest(t.refs) o
-                where t.user_id = p_user_id and t.provider = 'shopify' and t.paris_month = p_month
-                    and t.amount_minor < 0 and t.excluded is null
-                    and not exists (select from unnest(t.refs) r where r !~ '^gid:')
-                except   -- not by loops: see movements_reported_twice
-                select o from jobs.integration_transactions p, unnest(p.refs) o
-                where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0)
-            then 'partial'
+    select jsonb_strip_nulls(jsonb_build_object('flaws', nullif(f.found, '{}'), 'status', case
+        when f.found <> '{}' then 'partial'
         when coalesce(bool_and(s.covered @> tstzrange(b.starts, b.ends)), false) then 'complete'
-        when p_as_of < b.ends and coalesce(bool_and(s.covered @> b.starts and (
+        when p_as_of < b.ends and coalesce(bool_and(not s.is_former and s.covered @> b.starts and (
             -- One piece from the first instant on: no hole before what was read last.
             select count(*) = 1 from unnest(s.covered * tstzmultirange(tstzrange(b.starts, b.ends))) piece)), false)
             then 'provisional'
-        else 'partial' end
-    from bounds b left join sources s on true
-    group by b.starts, b.ends;
+        else 'partial' end))
+    from flaws f cross join bounds b left join sources s on true
+    group by f.found, b.starts, b.ends;
+$$;
+
+-- The status alone.
+create function jobs.month_status(p_user_id uuid, p_month date, p_as_of timestamptz) returns text
+language sql stable set search_path = '' as $$
+    select jobs.month_worth(p_user_id, p_month, p_as_of) ->> 'status';
 $$;
 
 -- Writes a user's totals of some months into ca_records. Call only under the user's lock.
@@ -151,9 +266,8 @@ begin
                 and r.year = extract(year from l.month) and r.month = extract(month from l.month));
 
     select coalesce(jsonb_agg(w), '[]') into wanted from (
-        select month, activity, (sum(minor) / 100)::numeric(12, 2) as amount, jsonb_build_object(
-            'status', jobs.month_status(p_user_id, month, p_as_of),
-            'sources', jsonb_object_agg(provider, (minor / 100)::numeric(12, 2))) as metadata
+        select month, activity, (sum(minor) / 100)::numeric(12, 2) as amount, jobs.month_worth(p_user_id, month, p_as_of) ||
+            jsonb_build_object('sources', jsonb_object_agg(provider, (minor / 100)::numeric(12, 2))) as metadata
         from (select c.month, c.activity, c.provider, sum(c.amount_minor)::numeric as minor
               from jobs.countable_movements(p_user_id, p_months, true) c
               where c.activity is not null

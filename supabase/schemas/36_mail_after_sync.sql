@@ -9,6 +9,9 @@ declare
     p jobs.mail_people;
     over boolean := p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris';
     facts jsonb;
+    -- What ca_records says, where the month is in the books at all; else what was read.
+    in_books boolean := exists (select from jobs.integration_state s where s.user_id = p_user_id and s.counted @> p_month)
+        or exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month);
 begin
     select * into i from jobs.job_items where item_id = p_item_id;
     if i.payload ->> 'recap' is distinct from 'true' or i.status not in ('done', 'partial') then
@@ -38,7 +41,7 @@ begin
     into facts
     from (select c.provider, coalesce(sum(c.amount_minor) filter (where c.amount_minor > 0), 0) as gross,
             coalesce(sum(c.amount_minor) filter (where c.amount_minor < 0), 0) as refunds
-          from jobs.countable_movements(p_user_id, array[p_month], false) c group by c.provider) s;
+          from jobs.countable_movements(p_user_id, array[p_month], in_books) c group by c.provider) s;
     insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
     values ('monthly_recap/' || p_user_id || '/' || to_char(p_month, 'YYYY-MM'), 'monthly_recap', p_user_id, p_user_id,
         i.run_id, facts)

@@ -1,29 +1,71 @@
 -- Settling of a sync: movements, coverage, totals, log, result and the mails that follow, in one transaction.
 
 -- Stores movements in bulk. {records: how many were new or changed, months: the Paris months they touch}
-create function jobs.store_movements(p_user_id uuid, p_provider text, p_account text, p_movements jsonb)
-returns jsonb language sql set search_path = '' as $$
+--
+-- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again; an amount
+-- that was known in the account's currency stays, as long as the amount that was told is the same; so do the state, the
+-- references, a debit's date.
+create function jobs.store_movements(
+    p_user_id uuid, p_provider text, p_account text, p_movements jsonb, p_now timestamptz
+) returns jsonb language sql set search_path = '' as $$
     with incoming as (
-        select distinct on (m.external_id) m.*
+        select distinct on (m.external_id) m.external_id, m.kind, m.occurred_at, m.amount_minor, left(m.currency, 20) as currency,
+            coalesce(m."references", '{}') as refs, m.source_kind, m.state, m.listed_at, m.original,
+            -- As the version before this one told it, as long as one of its calls is under way.
+            coalesce(m.method, nullif(m.excluded, 'unresolved_currency')) as method,
+            coalesce(m.converted, m.excluded is distinct from 'unresolved_currency') as converted
         from jsonb_to_recordset(p_movements) as m (
             external_id text, kind text, occurred_at timestamptz, amount_minor bigint, currency text,
-            "references" text[], excluded text)
+            "references" text[], source_kind text, state text, method text, listed_at timestamptz, converted boolean,
+            original jsonb, excluded text)
     ), before as (
         select t.external_id, t.paris_month from jobs.integration_transactions t join incoming using (external_id)
         where t.user_id = p_user_id and t.provider = p_provider
+    ), merged as (
+        select n.external_id,
+            case when n.kind = 'unknown' then coalesce(t.kind, n.kind) else n.kind end as kind,
+            case when n.kind = 'dispute' then n.occurred_at
+                when t.occurred_at <> t.listed_at and n.occurred_at = n.listed_at and n.listed_at = t.listed_at
+                then t.occurred_at else coalesce(n.occurred_at, t.occurred_at) end as occurred_at,
+            case when k.keep then t.amount_minor else n.amount_minor end as amount_minor,
+            case when k.keep then t.currency else n.currency end as currency,
+            case when k.keep then true else n.converted end as converted,
+            case when k.keep then coalesce(t.original, n.original) when t.amount_minor is null then n.original
+                else coalesce(n.original, t.original) end as original,
+            case when t.refs @> n.refs then t.refs
+                else array(select distinct r from unnest(t.refs || n.refs) r order by r) end as refs,
+            coalesce(n.source_kind, t.source_kind) as source_kind,
+            case when n.state in ('pending', 'unknown') and t.state in ('succeeded', 'failed') then t.state
+                when n.state = 'unknown' then coalesce(t.state, n.state)
+                else coalesce(n.state, t.state) end as state,
+            coalesce(n.method, t.method) as method,
+            coalesce(n.listed_at, t.listed_at) as listed_at
+        from incoming n
+        left join jobs.integration_transactions t
+            on t.user_id = p_user_id and t.provider = p_provider and t.external_id = n.external_id
+        cross join lateral (
+            select coalesce(t.converted and t.amount_minor is not null and (not n.converted or n.amount_minor is null)
+                and (t.original is null or (t.original -> 'amount', t.original -> 'currency')
+                    is not distinct from (n.original -> 'amount', n.original -> 'currency')), false) as keep) k
     ), stored as (
         insert into jobs.integration_transactions as t
-            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, excluded)
-        select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency,
-            coalesce(m."references", '{}'), m.excluded
-        from incoming m order by m.external_id
+            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, state,
+            method, listed_at, converted, original, first_seen_at)
+        select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs,
+            m.source_kind, m.state, m.method, m.listed_at, m.converted, m.original, p_now
+        from merged m order by m.external_id
         on conflict (user_id, provider, external_id) do update set
             account = excluded.account, kind = excluded.kind, occurred_at = excluded.occurred_at,
             amount_minor = excluded.amount_minor, currency = excluded.currency, refs = excluded.refs,
-            excluded = excluded.excluded, updated_at = clock_timestamp()
-        where (t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.excluded)
+            source_kind = excluded.source_kind, state = excluded.state, method = excluded.method,
+            listed_at = excluded.listed_at, converted = excluded.converted, original = excluded.original,
+            updated_at = clock_timestamp()
+        where (t.account, t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.source_kind, t.state, t.method,
+                t.listed_at, t.converted, t.original)
             is distinct from
-            (excluded.kind, excluded.occurred_at, excluded.amount_minor, excluded.currency, excluded.refs, excluded.excluded)
+            (excluded.account, excluded.kind, excluded.occurred_at, excluded.amount_minor, excluded.currency, excluded.refs,
+                excluded.source_kind, excluded.state, excluded.method, excluded.listed_at, excluded.converted,
+                excluded.original)
         returning t.external_id, t.paris_month
     )
     -- A movement whose date was corrected touches the month it leaves, too.
@@ -34,13 +76,38 @@ returns jsonb language sql set search_path = '' as $$
     from stored s left join before b using (external_id);
 $$;
 
+-- Brings the rows of a provider up to what is known since they were stored: a kind that this version has learned
+-- (p_kinds: {the provider's name: our kind}), and payments of which another row says that they failed. The months that
+-- this touches.
+create function jobs.follow_movements(p_user_id uuid, p_provider text, p_kinds jsonb, p_now timestamptz) returns date[]
+language sql set search_path = '' as $$
+    with learned as (
+        update jobs.integration_transactions t set kind = p_kinds ->> t.source_kind, updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'unknown_kind'
+            and p_kinds ->> t.source_kind is not null and t.kind = 'unknown'
+        returning t.paris_month
+    ), failures as materialized (
+        select r from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'charge_failure'
+            and r !~ '^pi_'
+    ), failed as (
+        update jobs.integration_transactions t set state = 'failed', updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'payment' and t.state is distinct from 'failed'
+            and exists (select from failures)
+            and exists (select from failures f where f.r = any (t.refs))
+        returning t.paris_month
+    )
+    select coalesce(array_agg(distinct m.paris_month), '{}')
+    from (select paris_month from learned union all select paris_month from failed) m;
+$$;
+
 -- Settles (p_final) or checkpoints a sync item under the user's lock and the item's lease. A checkpoint stores
 -- movements; settling stores the last ones and writes coverage, totals, log and result in the same transaction.
 -- A repeated call gives the first one's answer.
 --
 -- p_parts: one object for each integration read:
 --   {integration_id, provider, account, window: {from, to}, movements: […], error: {code, message} | null,
---    notes: {…}, count_month: bool}
+--    notes: {…}, count_month: bool, kinds: {the provider's name of a kind: ours}}
 -- p_chunk numbers the calls of one lease, from 1. p_cursor comes back with the next claim, should this one be lost.
 -- p_month (a Paris month) asks for that month's figures in the result.
 --   {state: settled | stored | lost, result, repeated: an earlier call settled it}
@@ -64,6 +131,7 @@ declare
     first_error jsonb;
     not_euro jsonb;
     unknown jsonb;      -- kinds of movement that this version does not know, with how many
+    unreadable jsonb;   -- why movements could not be understood, with how many
     left_alone jsonb;
     flawed boolean;
     outcome text;
@@ -92,7 +160,7 @@ begin
     for part in
         select * from jsonb_to_recordset(p_parts) as x (
             integration_id uuid, provider text, account text, "window" jsonb, movements jsonb, error jsonb,
-            count_month boolean)
+            count_month boolean, kinds jsonb, deep boolean)
         order by x.provider
     loop
         parts := parts + 1;
@@ -103,11 +171,14 @@ begin
         where k.user_id = p_user_id and k.provider = part.provider for update;
 
         if part.account is not null then
-            stored := jobs.store_movements(p_user_id, part.provider, part.account, coalesce(part.movements, '[]'));
+            stored := jobs.store_movements(p_user_id, part.provider, part.account, coalesce(part.movements, '[]'), p_now);
             records := records + (stored ->> 'records')::bigint;
             by_provider := by_provider || jsonb_build_object(part.provider,
                 coalesce((by_provider ->> part.provider)::bigint, 0) + (stored ->> 'records')::bigint);
             months := months || array(select jsonb_array_elements_text(stored -> 'months')::date);
+            if p_final then
+                months := months || jobs.follow_movements(p_user_id, part.provider, coalesce(part.kinds, '{}'), p_now);
+            end if;
 
             -- The activity: what the integration says, else what was frozen, else inferred once.
             new_activity := case
@@ -120,8 +191,8 @@ begin
                     where x.user_id = p_user_id and x.provider = part.provider);
             end if;
             if s.first_month is null then
-                -- A replay must not reach into months before the connection: the user has typed those.
-                s.first_month := date_trunc('month', greatest(p_as_of, t.connected_at) at time zone 'Europe/Paris')::date;
+                -- Months before the connection are the user's own, who has typed them.
+                s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of));
                 s.counted := s.counted + datemultirange(daterange(s.first_month, null));
             end if;
             if part.count_month and p_month is not null then
@@ -156,6 +227,8 @@ begin
                 -- Only these windows follow one another without a hole; a month read on request does not.
                 last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
                     then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
+                deep_read_to = case when part.deep and k.account = part.account
+                    then greatest(k.deep_read_to, (part."window" ->> 'to')::timestamptz) else k.deep_read_to end,
                 failures = 0, failed_at = null, failure = null, updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider;
             -- The window's own months: what they are worth may change even where no movement did.
@@ -177,16 +250,25 @@ begin
     months := array(select distinct m from unnest(months || jobs.months_reported_twice(p_user_id, months)) m);
     left_alone := jobs.recompute_totals(p_user_id, months, p_as_of);
 
-    select coalesce(jsonb_agg(distinct x.currency::text), '[]') into not_euro
-    from jobs.integration_transactions x
-    where x.user_id = p_user_id and x.paris_month = any (case when p_month is null then months else array[p_month] end)
-        and x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
-        and jobs.is_uncounted(x);
+    -- What the figures lack, from the ledger: it is said for as long as it is so, whatever this run has read.
+    with missing as materialized (
+        select x.excluded as reason, x.currency, x.source_kind from jobs.integration_transactions x
+        where x.user_id = p_user_id and x.paris_month = any (case when p_month is null then months else array[p_month] end)
+            and x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
+            and jobs.is_uncounted(x)
+    )
+    select
+        (select coalesce(jsonb_agg(distinct m.currency), '[]') from missing m
+            where m.currency <> 'EUR' or m.reason = 'unresolved_currency'),
+        (select coalesce(jsonb_object_agg(k.kind, k.n), '{}') from (
+            select coalesce(m.source_kind, m.reason) as kind, count(*) as n from missing m
+            where m.reason = 'unknown_kind' group by 1) k),
+        (select coalesce(jsonb_object_agg(k.reason, k.n), '{}') from (
+            select m.reason, count(*) as n from missing m
+            where m.reason not in ('unknown_kind', 'currency', 'unresolved_currency') group by 1) k)
+    into not_euro, unknown, unreadable;
 
-    select coalesce(jsonb_object_agg(k.key, k.value), '{}') into unknown
-    from jsonb_array_elements(p_parts) e, jsonb_each(coalesce(e -> 'notes' -> 'unknown', '{}')) k;
-
-    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}';
+    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}' or unreadable <> '{}';
     outcome := case
         when parts > 0 and failed = parts then 'failed'
         when failed > 0 or flawed then 'partial'
@@ -197,7 +279,7 @@ begin
         'records', records,
         'status', case outcome when 'failed' then 'error' when 'partial' then 'partial' else 'success' end,
         'error', first_error, 'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
-        'unknown_movements', nullif(unknown, '{}')));
+        'unknown_movements', nullif(unknown, '{}'), 'unreadable_movements', nullif(unreadable, '{}')));
     if p_month is not null then
         answer := answer || (
             -- Not read to its end: no figure rather than a wrong one.
@@ -211,15 +293,15 @@ begin
     end if;
 
     -- One row of the log for each integration, in the same transaction.
-    insert into public.sync_logs (user_id, provider, sync_type, status, records_synced, error_message, metadata)
+    insert into public.sync_logs (user_id, provider, sync_type, status, records_synced, error_message, synced_at, metadata)
     select p_user_id, e ->> 'provider',
         (select r.trigger from jobs.job_runs r where r.run_id = i.run_id),
         case when e -> 'error' ->> 'code' is not null then 'error'
              when flawed then 'partial' else 'success' end,
-        coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message',
+        coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message', p_now,
         jsonb_strip_nulls(jsonb_build_object('run_id', i.run_id, 'window', e -> 'window', 'code', e -> 'error' -> 'code',
             'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
-            'notes', nullif(e -> 'notes', '{}'),
+            'unreadable_movements', nullif(unreadable, '{}'), 'notes', nullif(e -> 'notes', '{}'),
             -- The same account or shop, claimed by others too: proven by its own token or refused. Theirs is
             -- written out, as the index integration_tokens_account has it.
             'also_claimed_by', nullif((
@@ -232,6 +314,31 @@ begin
 
     perform jobs.finish_item(p_item_id, outcome, answer, first_error, p_now);
     return jsonb_build_object('state', 'settled', 'result', answer);
+end $$;
+
+-- Takes an account out of a user's books, for who connected a wrong one by mistake: its movements stay in the ledger and
+-- count in no month any more, until the account is connected again or a month is read on request. Repeating it changes
+-- nothing.
+--   {months: [YYYY-MM] whose totals were added up again, left_alone: see recompute_totals}
+create function jobs.leave_account_out(p_user_id uuid, p_provider text, p_account text, p_as_of timestamptz) returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    touched date[];
+    left_alone jsonb;
+begin
+    perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || p_user_id::text, 0));
+    update jobs.integration_state s set counted = '{}', updated_at = p_as_of
+    where s.user_id = p_user_id and s.provider = p_provider and s.account = p_account;
+    update jobs.former_accounts f set counted = '{}'
+    where f.user_id = p_user_id and f.provider = p_provider and f.account = p_account;
+    touched := array(select distinct t.paris_month from jobs.integration_transactions t
+        where t.user_id = p_user_id and t.provider = p_provider and t.account = p_account);
+    touched := touched || jobs.months_reported_twice(p_user_id, touched);
+    left_alone := jobs.recompute_totals(p_user_id, touched, p_as_of);
+    insert into jobs.threshold_checks_due as d (user_id, since) values (p_user_id, p_as_of)
+    on conflict (user_id) do update set since = excluded.since;
+    return jsonb_build_object('left_alone', left_alone, 'months', (
+        select coalesce(jsonb_agg(to_char(m, 'YYYY-MM') order by m), '[]') from unnest(touched) m));
 end $$;
 
 -- Settles or checkpoints a sync item: see settle_figures, whose parameters and answer these are. In the same transaction

@@ -88,7 +88,7 @@ language sql stable set search_path = '' as $$
                     'status', t.status, 'message', jobs.mask_text(t.error ->> 'message'),
                     -- What was counted in part has no error, but a reason.
                     'code', coalesce(left(t.error ->> 'code', 80), (select min(k) from jsonb_object_keys(t.result) k
-                        where k in ('uncounted_currencies', 'left_alone', 'unknown_movements'))))
+                        where k in ('uncounted_currencies', 'left_alone', 'unknown_movements', 'unreadable_movements'))))
                     order by t.item_id), '[]')
                 from troubled t left join auth.users u on u.id = t.user_id
                 where t.run_id = r.run_id and t.n <= 10))

@@ -10,6 +10,7 @@ mod documents;
 mod isolation;
 mod leaks;
 mod mails;
+mod money;
 mod oracle;
 mod promises;
 mod status;

@@ -113,7 +113,7 @@ pub fn waits_too_long(stored_lane: &str) -> String {
 }
 
 /// Says why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 31] = [
+const REASONS: [(&str, &str); 47] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -141,6 +141,23 @@ const REASONS: [(&str, &str); 31] = [
     ("uncounted_currencies", "montants dans une autre devise"),
     ("left_alone", "lignes modifiées par l’utilisateur, laissées telles quelles"),
     ("unknown_movements", "mouvements d’un type inconnu"),
+    ("unreadable_movements", "mouvements illisibles"),
+    // Of a movement that does not count, or of its month (20_integrations.sql, 23_sync_totals.sql).
+    ("amount_not_read", "montant illisible"),
+    ("no_currency", "devise absente"),
+    ("no_date", "date absente"),
+    ("currency", "autre devise"),
+    ("unresolved_currency", "connu dans la devise de l’acheteur seulement"),
+    ("unknown_kind", "type inconnu"),
+    ("pending", "paiement en attente"),
+    ("not_lost", "litige ouvert ou gagné"),
+    ("prevented", "litige évité"),
+    ("gift_card", "carte cadeau"),
+    ("store_credit", "avoir"),
+    ("no_turnover", "sans chiffre d’affaires"),
+    ("platform_reversal", "repris par une plateforme"),
+    ("maybe_twice", "compté deux fois peut-être"),
+    ("refund_of_unknown_sale", "remboursement d’une vente jamais lue"),
     // The state of a mail, where nothing says more.
     ("planned", "prévu"),
     ("sealed", "envoi en cours"),

@@ -14,9 +14,6 @@ use sqlx::AssertSqlSafe;
 use super::columns::COLUMNS;
 use crate::world::World;
 
-/// One user's statement, which only this user's item depends on: it is tried again, and fails alone.
-const OF_ONE_USER: [(&str, &str); 1] = [("settle_figures", "connected_at")];
-
 /// Finds a column, cast or parsed, in a text: both are bound in this order.
 const IS_CAST: &str = "$1 ~* format('\\m%1$s\\M(\\s*->>?\\s*''[^'']*'')*\\s*\\)*\\s*::\\s*(?!text)', $2::text) \
      or $1 ~* format('\\m%1$s\\M[^;,]{0,40}\\mat time zone\\M[^;,]{0,40}::', $2::text) \
@@ -79,9 +76,9 @@ async fn nothing_else_casts_or_parses_what_a_user_wrote() -> Result<()> {
             }
         }
     }
-    assert_eq!(
-        found, OF_ONE_USER,
-        "read it in 17_user_input.sql, which makes it safe and names what it leaves out"
+    assert!(
+        found.is_empty(),
+        "read it in 17_user_input.sql, which makes it safe and names what it leaves out: {found:?}"
     );
     Ok(())
 }

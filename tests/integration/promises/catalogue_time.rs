@@ -94,9 +94,6 @@ const NAMED: &[(&str, &str)] = &[
     ("public.sync_logs", "synced_at"),
 ];
 
-/// Inserts that leave such a column to its default: retention looks at it, which counts days.
-const UNNAMED: &[(&str, &str, &str)] = &[("settle_figures", "public.sync_logs", "synced_at")];
-
 async fn rows<T>(world: &World, sql: String) -> Result<Vec<T>>
 where
     T: Send + Unpin + for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>,
@@ -149,7 +146,7 @@ async fn every_insert_dates_what_is_decided_by() -> Result<()> {
             unnamed.push((function.as_str(), *table, *column));
         }
     }
-    assert_eq!(unnamed, UNNAMED, "left to the column's default");
+    assert!(unnamed.is_empty(), "left to the column's default: {unnamed:?}");
     Ok(())
 }
 

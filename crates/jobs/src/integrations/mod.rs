@@ -52,6 +52,21 @@ struct Integration {
     token_expires_at: Option<DateTime<Utc>>,
     /// End of the last window that was read to its end.
     last_success_to: Option<DateTime<Utc>>,
+    /// End of the last window that reached far back for rows that show late.
+    deep_read_to: Option<DateTime<Utc>>,
+    /// First instant of the account's first month; nothing before it goes into the books by itself.
+    books_from: Option<DateTime<Utc>>,
+    /// Payments that were on their way when they were last seen, oldest first.
+    #[serde(default)]
+    open: Vec<OpenPayment>,
+}
+
+/// A payment that was on its way when it was last seen.
+#[derive(Clone, Debug, Deserialize)]
+struct OpenPayment {
+    id: String,
+    /// The date under which the provider lists it.
+    listed_at: Option<DateTime<Utc>>,
 }
 
 /// What reading needs, built once for a process.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Clients, Integration,
+    Clients, Integration, OpenPayment,
     account::{self, Access},
     error::ItemError,
     settle::{Part, Settlement, State},
@@ -90,8 +90,7 @@ impl Reader<'_> {
         let (mut window, mut first, mut after) = (window, List::Movements, None);
         if let Some(position) = resume_from {
             (window, first, after) = (position.window, position.list, position.after);
-            self.parts[part].window = position.window;
-            self.parts[part].notes = position.notes;
+            self.parts[part].resume(position.window, position.notes);
         }
         let lists: &[List] = match integration.provider {
             Provider::Stripe => &[List::Movements],
@@ -139,7 +138,32 @@ impl Reader<'_> {
                 }
             }
         }
+        self.follow(&integration.open, &access, window).await?;
         Ok(End::Read)
+    }
+
+    /// Asks for payments that were on their way and lie before the window, one by one: however old, they are followed
+    /// until they are settled.
+    async fn follow(
+        &mut self,
+        open: &[OpenPayment],
+        access: &Access,
+        window: Window,
+    ) -> Result<(), ItemError> {
+        let Access::Stripe { account } = access else { return Ok(()) };
+        if self.settlement.is_of_a_month() {
+            return Ok(());
+        }
+        for payment in open.iter().filter(|payment| payment.listed_at.is_some_and(|at| at < window.from)) {
+            if !self.deadline.may_start_work() {
+                return Err(ItemError::out_of_time());
+            }
+            let found = self.clients.stripe.balance_transaction(account, &payment.id, &self.deadline).await?;
+            if let (Some(movement), Some(part)) = (found, self.parts.last_mut()) {
+                part.movements.push(movement);
+            }
+        }
+        Ok(())
     }
 
     /// The position of the last part's reading.
@@ -159,7 +183,7 @@ impl Reader<'_> {
     fn take(&mut self, page: Page) -> Option<String> {
         if let Some(part) = self.parts.last_mut() {
             part.movements.extend(page.movements);
-            for (kind, rows) in page.ignored {
+            for (kind, rows) in page.unknown {
                 part.note_unknown(&kind, rows);
             }
         }

@@ -9,7 +9,7 @@ use super::{Integration, actor::mended_by_reconnecting};
 use crate::{
     deadline::Deadline,
     failure::Failure,
-    providers::{Movement, Provider},
+    providers::{Movement, Provider, stripe},
     queue::{Claimed, Progress},
     schedule::Window,
     supabase::{Supabase, SupabaseError},
@@ -27,6 +27,10 @@ pub(super) struct Part {
     pub(super) error: Option<Failure>,
     pub(super) notes: Map<String, Value>,
     pub(super) count_month: bool,
+    /// The provider's names of kinds and ours, from which rows that were kept as unknown are learned.
+    kinds: Map<String, Value>,
+    /// Whether the window reaches far back for rows that show late.
+    deep: bool,
 }
 
 impl Part {
@@ -40,7 +44,17 @@ impl Part {
             error: None,
             notes: Map::new(),
             count_month,
+            kinds: match integration.provider {
+                Provider::Stripe => stripe::kinds(),
+                Provider::Shopify => Map::new(),
+            },
+            deep: window.is_deep(),
         }
+    }
+
+    /// Goes on with the window of an earlier reading.
+    pub(super) fn resume(&mut self, window: Window, notes: Map<String, Value>) {
+        (self.window, self.notes, self.deep) = (window, notes, window.is_deep());
     }
 
     /// Counts rows of a kind that this version does not know: the figure may lack something.
@@ -138,6 +152,11 @@ impl<'a> Settlement<'a> {
         // Going on under the same lease, numbers go on too: one used before would be taken for a repeated call.
         let chunk = if item.progress.lease == Some(item.lease) { item.progress.chunk } else { 0 };
         Self { supabase, item, month, now, chunk }
+    }
+
+    /// Whether a whole month is asked for, not what is new.
+    pub(super) fn is_of_a_month(&self) -> bool {
+        self.month.is_some()
     }
 
     /// What is stored after a checkpoint.

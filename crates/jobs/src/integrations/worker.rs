@@ -57,7 +57,12 @@ impl Plan {
                 };
                 Self {
                     window: Box::new(move |integration| {
-                        Window::for_sync(as_of, days, integration.last_success_to)
+                        let window = Window::for_sync(as_of, days, integration.last_success_to);
+                        match (days, integration.last_success_to, integration.books_from) {
+                            (_, None, Some(books_from)) => window.reaching(books_from),
+                            (None, ..) => window.deepened_daily(integration.deep_read_to),
+                            (Some(_), ..) => window,
+                        }
                     }),
                     month: None,
                     count_month: false,

@@ -1,9 +1,12 @@
-//! One movement of money, whichever provider reports it.
+//! One movement of money, as a provider tells it.
+//!
+//! A movement is kept whatever can be understood of it. Whether it counts is decided by the database from its stored
+//! row (`jobs.why_excluded`), not here.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::money::Currency;
+use crate::money::{Currency, MinorAmount};
 
 /// What happened. The sign of the amount says which way the money went; this says why.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -11,49 +14,40 @@ use crate::money::Currency;
 pub enum MovementKind {
     /// A customer paid.
     Payment,
-    /// Money given back (negative).
+    /// Money was given back (negative).
     Refund,
-    /// A refund that did not arrive and came back (positive).
+    /// A refund did not arrive and came back (positive).
     RefundFailure,
-    /// A chargeback taken from the merchant (negative).
+    /// A chargeback was taken from the merchant (negative).
     Dispute,
-    /// A chargeback won, the money is back (positive).
+    /// A chargeback was won, the money is back (positive).
     DisputeReversal,
-    /// A payment that was booked and failed afterwards (negative), e.g. a direct debit.
+    /// A payment that was booked has failed (negative): it was never received.
     ChargeFailure,
-    /// The part of a booked charge that was not captured (negative).
+    /// A part of a booked charge was not captured (negative).
     PartialCapture,
+    /// A platform took a part of what it had passed on back (negative): its fee, or a refund of the sale.
+    PlatformReversal,
+    /// No turnover, as it turned out after it had been kept as unknown.
+    NoTurnover,
+    /// This version does not know what the provider's name for it means.
+    Unknown,
 }
 
-/// Why a movement is kept but never counted.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Exclusion {
-    /// Paid with a gift card: the money came in when the card was sold.
-    GiftCard,
-    /// Paid with store credit: no money moved.
-    StoreCredit,
-    /// Known only in the buyer's currency; amount and currency are the buyer's.
-    UnresolvedCurrency,
-}
-
-/// A movement of money. Serialises to what the settling database function takes:
+/// A movement of money. It serialises to what the settling database function takes:
 ///
 /// ```
-/// # use jobs::money::Currency;
+/// # use jobs::money::{Currency, MinorAmount};
 /// # use jobs::providers::{Movement, MovementKind};
+/// let at = "2026-11-21T10:00:00Z".parse().unwrap();
+/// let amount = MinorAmount::new(-1250, Currency::EUR);
 /// let movement = Movement {
-///     external_id: "txn_1".into(),
-///     kind: MovementKind::Refund,
-///     occurred_at: "2026-11-21T10:00:00Z".parse().unwrap(),
-///     amount_minor: -1250,
-///     currency: Currency::EUR,
 ///     references: vec!["re_1".into(), "ch_1".into()],
-///     excluded: None,
+///     ..Movement::new("txn_1", MovementKind::Refund, "refund", at, amount)
 /// };
 /// assert_eq!(
 ///     serde_json::to_string(&movement).unwrap(),
-///     r#"{"external_id":"txn_1","kind":"refund","occurred_at":"2026-11-21T10:00:00Z","amount_minor":-1250,"currency":"EUR","references":["re_1","ch_1"],"excluded":null}"#,
+///     r#"{"external_id":"txn_1","kind":"refund","source_kind":"refund","state":null,"method":null,"occurred_at":"2026-11-21T10:00:00Z","listed_at":"2026-11-21T10:00:00Z","amount_minor":-1250,"currency":"EUR","converted":true,"original":null,"references":["re_1","ch_1"]}"#,
 /// );
 /// ```
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -62,22 +56,96 @@ pub struct Movement {
     pub external_id: String,
     /// What happened.
     pub kind: MovementKind,
-    /// When the money moved.
-    pub occurred_at: DateTime<Utc>,
-    /// Signed minor units of `currency`, gross of the provider's fees.
-    pub amount_minor: i64,
-    /// Settlement currency (the buyer's for [`Exclusion::UnresolvedCurrency`]).
-    pub currency: Currency,
+    /// The provider's own name for it, from which a later version may learn the kind.
+    pub source_kind: String,
+    /// The state of the payment or dispute behind it, in the provider's words; `None` where none was told.
+    pub state: Option<String>,
+    /// How it was paid, in the provider's words.
+    pub method: Option<String>,
+    /// When it counts; `None` where the provider tells no date that can be read.
+    pub occurred_at: Option<DateTime<Utc>>,
+    /// The date under which the provider lists it.
+    pub listed_at: Option<DateTime<Utc>>,
+    /// Signed minor units of `currency`, gross of the provider's fees; `None` where the amount cannot be read.
+    pub amount_minor: Option<i64>,
+    /// The account's currency (the buyer's where it is not `converted`), as told.
+    pub currency: Option<String>,
+    /// Whether `amount_minor` and `currency` are the account's own; else they are the buyer's.
+    pub converted: bool,
+    /// What was read, where `amount_minor` and `currency` are something else.
+    pub original: Option<Original>,
     /// Stripe ids (`ch_`, `py_`, `pi_`, `re_`, `pyr_`) of what was paid, sorted; behind them the Shopify order,
     /// which tells whose refund it is where Shopify names no payment. A payment and its refunds share
     /// the payment's id: the same movement seen through both providers has a common reference *and* the same
     /// kind of movement (money in or money back).
     pub references: Vec<String>,
-    /// Set: kept and shown, never counted.
-    pub excluded: Option<Exclusion>,
 }
 
-/// Whether `text` is the id of a Stripe object that identifies a payment or its refund.
+/// An amount as a provider wrote it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Original {
+    /// The text of the amount, at most 40 characters of it.
+    pub amount: Option<String>,
+    /// The text of the currency, at most 20 characters of it.
+    pub currency: Option<String>,
+    /// The amount in minor units of the currency, where it can be read.
+    pub amount_minor: Option<i64>,
+    /// The order whose transactions told the conversion.
+    pub rate_from: Option<String>,
+}
+
+impl Original {
+    /// Keeps what can be kept of two texts.
+    pub(super) fn of(amount: Option<&str>, currency: Option<&str>) -> Self {
+        let cut = |text: &str, most: usize| text.chars().filter(|c| !c.is_control()).take(most).collect();
+        let minor = match (amount, currency.map(str::parse::<Currency>)) {
+            (Some(amount), Some(Ok(currency))) => {
+                MinorAmount::from_decimal_str(amount, currency).ok().map(MinorAmount::minor)
+            }
+            _ => None,
+        };
+        Self {
+            amount: amount.map(|text| cut(text, 40)),
+            currency: currency.map(|text| cut(text, 20)),
+            amount_minor: minor,
+            rate_from: None,
+        }
+    }
+}
+
+impl Movement {
+    /// Creates a movement of which everything is known that the provider's list tells.
+    pub fn new(
+        external_id: impl Into<String>,
+        kind: MovementKind,
+        source_kind: impl Into<String>,
+        at: DateTime<Utc>,
+        amount: MinorAmount,
+    ) -> Self {
+        Self {
+            external_id: external_id.into(),
+            kind,
+            source_kind: source_kind.into(),
+            state: None,
+            method: None,
+            occurred_at: Some(at),
+            listed_at: Some(at),
+            amount_minor: Some(amount.minor()),
+            currency: Some(amount.currency().to_string()),
+            converted: true,
+            original: None,
+            references: Vec::new(),
+        }
+    }
+}
+
+/// Cuts a provider's word to what is kept of it: at most 60 visible ASCII characters.
+pub(super) fn word(text: &str) -> String {
+    const LONGEST: usize = 60;
+    text.chars().filter(char::is_ascii_graphic).take(LONGEST).collect()
+}
+
+/// Returns whether `text` is the id of a Stripe object that identifies a payment or its refund.
 pub(super) fn is_payment_reference(text: &str) -> bool {
     let Some((prefix, rest)) = text.split_once('_') else { return false };
     matches!(prefix, "ch" | "py" | "pi" | "re" | "pyr")
@@ -104,5 +172,17 @@ mod tests {
     #[case("ch_1 or 1=1", false)]
     fn references(#[case] text: &str, #[case] expected: bool) {
         assert_eq!(is_payment_reference(text), expected);
+    }
+
+    #[rstest]
+    #[case(Some("45.455"), Some("EUR"), None)]
+    #[case(Some("-45.45"), Some("EUR"), Some(-4545))]
+    #[case(Some("12"), Some("USDC"), None)]
+    #[case(Some("12"), None, None)]
+    #[case(None, Some("EUR"), None)]
+    fn originals(#[case] amount: Option<&str>, #[case] currency: Option<&str>, #[case] minor: Option<i64>) {
+        let original = Original::of(amount, currency);
+        assert_eq!(original.amount_minor, minor);
+        assert_eq!((original.amount.as_deref(), original.currency.as_deref()), (amount, currency));
     }
 }

@@ -20,6 +20,10 @@ const MOST_DAYS: u16 = 366;
 /// Movements that the provider shows late are looked for this long before the last success.
 const OVERLAP: TimeDelta = TimeDelta::days(3);
 
+/// Once a day a cron looks this far back for what shows later than that: sales that were made offline, or imported.
+/// As far as a first sync, which is such a read, too.
+const LATE_ROWS: TimeDelta = TimeDelta::days(30);
+
 /// Represents the number of days of `days=`: 1 to 366.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Days(NonZeroU16);
@@ -99,6 +103,29 @@ impl Window {
         }
     }
 
+    /// The same window, which reaches back to `from` at least.
+    #[must_use]
+    pub fn reaching(self, from: DateTime<Utc>) -> Self {
+        Self { from: self.from.min(from), ..self }
+    }
+
+    /// The same window, which reaches far back where no window of this Paris day has done so: the last one ended at
+    /// `deep_read_to`.
+    #[must_use]
+    pub fn deepened_daily(self, deep_read_to: Option<DateTime<Utc>>) -> Self {
+        let is_done = deep_read_to.is_some_and(|done| paris::date(done) >= paris::date(self.to));
+        if is_done { self } else { self.reaching(self.deep_from()) }
+    }
+
+    /// Whether it reaches back far enough to find rows that show late.
+    pub fn is_deep(&self) -> bool {
+        self.from <= self.deep_from()
+    }
+
+    fn deep_from(&self) -> DateTime<Utc> {
+        paris::start_of(paris::date(self.to - LATE_ROWS))
+    }
+
     /// A first sync reaches back to the beginning of the month at least.
     fn back_to(from: DateTime<Utc>, to: DateTime<Utc>, first_sync: bool) -> Self {
         let from = paris::start_of(paris::date(from));
@@ -116,6 +143,19 @@ mod tests {
         let window = Window { from: DateTime::UNIX_EPOCH, to: DateTime::from_timestamp(10, 0).unwrap() };
         assert!(window.contains(window.from));
         assert!(!window.contains(window.to));
+    }
+
+    #[test]
+    fn far_back_once_a_day() {
+        let instant = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        let window = Window { from: instant("2026-11-15T23:00:00Z"), to: instant("2026-11-18T18:00:00Z") };
+        let deep = window.deepened_daily(Some(instant("2026-11-17T22:59:59Z")));
+        assert_eq!(deep, Window { from: instant("2026-10-18T22:00:00Z"), ..window });
+        assert!(deep.is_deep() && !window.is_deep());
+        assert_eq!(window.deepened_daily(Some(instant("2026-11-17T23:00:00Z"))), window);
+        assert_eq!(window.deepened_daily(None), deep);
+        let year = window.reaching(instant("2026-01-01T00:00:00Z"));
+        assert_eq!(year.deepened_daily(None), year);
     }
 
     #[test]

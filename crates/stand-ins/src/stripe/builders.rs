@@ -36,6 +36,59 @@ impl StandIn {
         payment(&mut self.state(), account, Entry::new(at, amount, currency), None)
     }
 
+    /// A SEPA debit on the day it is sent to the bank. Its row is there at once, its charge is `pending`, and
+    /// `available_on` is the day on which the money is expected
+    /// (<https://support.stripe.com/questions/changes-to-balance-transaction-behavior-for-debit-payment-methods>).
+    pub fn debit(&self, account: &str, sent: DateTime<Utc>, amount: i64, expected: DateTime<Utc>) -> Payment {
+        let mut state = self.state();
+        let (charge, intent) = (state.new_id("py"), state.new_id("pi"));
+        let source = Source::Charge {
+            intent: intent.clone(),
+            amount,
+            currency: "eur".into(),
+            created: sent.timestamp(),
+            method: "sepa_debit",
+            status: "pending",
+        };
+        let entry = Entry::new(sent, amount, "eur").kind("payment", "charge").available_on(expected).fee(35);
+        let added = add(&mut state, account, entry.source(&charge, source));
+        Payment { transaction: added.transaction, charge, intent }
+    }
+
+    /// A debit has succeeded; only its charge's status changes.
+    pub fn settle_debit(&self, account: &str, debit: &Payment) {
+        self.set_charge_status(account, &debit.charge, "succeeded");
+    }
+
+    /// A debit has failed: a second row takes it back.
+    pub fn fail_debit(&self, account: &str, debit: &Payment, at: DateTime<Utc>) -> Movement {
+        self.set_charge_status(account, &debit.charge, "failed");
+        let mut state = self.state();
+        let amount = state.account_mut(account).row_mut(&debit.transaction).amount;
+        let failed = state.account(account).sources[&debit.charge].clone();
+        let entry = Entry::new(at, -amount, "eur").kind("payment_failure_refund", "charge_failure");
+        add(&mut state, account, entry.source(&debit.charge, failed))
+    }
+
+    fn set_charge_status(&self, account: &str, charge: &str, now: &'static str) {
+        match self.state().account_mut(account).sources.get_mut(charge) {
+            Some(Source::Charge { status, .. }) => *status = now,
+            _ => panic!("{account} has no charge {charge}"),
+        }
+    }
+
+    /// A platform reverses a part of the transfer behind a payment, for instance for its fee
+    /// (<https://docs.stripe.com/api/refunds/object#refund_object-source_transfer_reversal>).
+    pub fn transfer_reversal(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
+        let movement = self.against_charge(account, charge, at, -amount, ("payment_refund", "refund", 0));
+        if let Some(Source::Refund { by_platform, .. }) =
+            self.state().account_mut(account).sources.get_mut(&movement.source)
+        {
+            *by_platform = true;
+        }
+        movement
+    }
+
     /// A card payment of `amount` in `currency` that settles as `settled` in `settlement_currency`.
     #[expect(clippy::cast_precision_loss, reason = "an exchange rate, not an amount")]
     pub fn converted_payment(
@@ -178,7 +231,8 @@ impl StandIn {
             ("du", Source::Dispute { charge, intent, amount: amount.abs(), currency, created, won })
         } else {
             let failed = category == "refund_failure";
-            ("re", Source::Refund { charge, intent, amount: amount.abs(), currency, created, failed })
+            let amount = amount.abs();
+            ("re", Source::Refund { charge, intent, amount, currency, created, failed, by_platform: false })
         };
         let entry = Entry::new(at, amount, &settlement).kind(kind, category).fee(fee);
         match before {
@@ -197,7 +251,9 @@ impl StandIn {
 fn payment(state: &mut State, account: &str, entry: Entry, charged: Option<(i64, String)>) -> Payment {
     let (charge, intent) = (state.new_id("ch"), state.new_id("pi"));
     let (amount, currency) = charged.unwrap_or_else(|| (entry.amount, entry.currency.clone()));
-    let source = Source::Charge { intent: intent.clone(), amount, currency, created: entry.at.timestamp() };
+    let (intent_of, created) = (intent.clone(), entry.at.timestamp());
+    let source =
+        Source::Charge { intent: intent_of, amount, currency, created, method: "card", status: "succeeded" };
     let fee = processing_fee(entry.amount);
     let added = add(state, account, entry.fee(fee).source(&charge, source));
     Payment { transaction: added.transaction, charge, intent }

@@ -2,7 +2,7 @@
 
 use axum::{
     Json, Router,
-    extract::{OriginalUri, Request, State as Extract},
+    extract::{OriginalUri, Path, Request, State as Extract},
     http::{HeaderMap, Method, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -16,6 +16,7 @@ pub(super) fn router(state: Shared) -> Router {
     Router::new()
         .route("/v1/account", get(account))
         .route("/v1/balance_transactions", get(balance_transactions))
+        .route("/v1/balance_transactions/{id}", get(balance_transaction))
         .fallback(unknown)
         .layer(middleware::from_fn_with_state(state.clone(), stamp))
         .with_state(state)
@@ -64,6 +65,17 @@ async fn balance_transactions(
     let account = caller(&state, &headers)?;
     let params = list::Params::parse(uri.query())?;
     list::page(state.account(account), &params).map(Json)
+}
+
+async fn balance_transaction(
+    Extract(state): Extract<Shared>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+    OriginalUri(uri): OriginalUri,
+) -> Result<Json<Value>, Refusal> {
+    let state = lock(&state);
+    let account = caller(&state, &headers)?;
+    list::single(state.account(account), &id, uri.query()).map(Json)
 }
 
 async fn unknown(method: Method, OriginalUri(uri): OriginalUri) -> Refusal {

@@ -28,6 +28,9 @@ pub struct BalanceTransaction {
     /// Happened, but not listed yet.
     #[serde(skip)]
     pub hidden: bool,
+    /// What the row shows instead, field by field; null takes a field away.
+    #[serde(skip)]
+    pub oddities: serde_json::Value,
 }
 
 /// Part of the fee of a [`BalanceTransaction`].
@@ -55,6 +58,8 @@ pub struct Entry {
     pub(super) exchange_rate: Option<f64>,
     pub(super) source: Option<(String, Source)>,
     pub(super) late: bool,
+    pub(super) available_on: Option<DateTime<Utc>>,
+    pub(super) oddities: serde_json::Value,
 }
 
 impl Entry {
@@ -72,7 +77,23 @@ impl Entry {
             exchange_rate: None,
             source: None,
             late: false,
+            available_on: None,
+            oddities: serde_json::Value::Null,
         }
+    }
+
+    /// Its `available_on`; three days later without this.
+    #[must_use]
+    pub fn available_on(mut self, at: DateTime<Utc>) -> Self {
+        self.available_on = Some(at);
+        self
+    }
+
+    /// Shows other values in some fields; null takes a field away.
+    #[must_use]
+    pub fn oddities(mut self, fields: serde_json::Value) -> Self {
+        self.oddities = fields;
+        self
     }
 
     /// Its `type` and its `reporting_category`.
@@ -140,7 +161,7 @@ impl Entry {
             id,
             object: "balance_transaction",
             amount: self.amount,
-            available_on: created + 3 * 86_400,
+            available_on: self.available_on.map_or(created + 3 * 86_400, |at| at.timestamp()),
             balance_type: self.balance_type,
             created,
             currency: self.currency,
@@ -154,6 +175,7 @@ impl Entry {
             status: "available",
             kind: self.kind,
             hidden: self.late,
+            oddities: self.oddities,
         };
         (row, self.source)
     }

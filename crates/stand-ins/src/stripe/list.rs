@@ -93,12 +93,36 @@ pub(super) fn page(account: &Account, params: &Params) -> Result<Value, Refusal>
     }))
 }
 
+/// One row, asked for by its id ("Retrieve a balance transaction").
+pub(super) fn single(account: &Account, id: &str, query: Option<&str>) -> Result<Value, Refusal> {
+    let mut expand = false;
+    for (name, value) in pairs(query) {
+        match (name.as_ref(), value.as_ref()) {
+            ("expand[]" | "expand[0]", "source") => expand = true,
+            ("expand[]" | "expand[0]", _) => {
+                let message = format!("This property cannot be expanded ({value}).");
+                return Err(Refusal::bad_value("expand", &message));
+            }
+            _ => return Err(Refusal::unknown_parameter(&name)),
+        }
+    }
+    let row = account.listed().find(|row| row.id == id);
+    row.map(|row| shown(account, row, expand)).ok_or_else(|| Refusal::no_such_transaction("id", id))
+}
+
 fn shown(account: &Account, row: &BalanceTransaction, expand: bool) -> Value {
     let mut value = serde_json::to_value(row).expect("plain data");
     if let Some(id) = row.source.as_ref().filter(|_| expand)
         && let Some(source) = account.sources.get(id)
     {
         value["source"] = source.json(id, &row.id);
+    }
+    for (field, odd) in row.oddities.as_object().into_iter().flatten() {
+        if odd.is_null() {
+            value.as_object_mut().expect("a row").remove(field);
+        } else {
+            value[field] = odd.clone();
+        }
     }
     value
 }

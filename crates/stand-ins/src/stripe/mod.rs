@@ -1,6 +1,6 @@
 //! Stands in for Stripe: connected accounts, their balance transactions, and Stripe's way of refusing.
 //!
-//! It answers `GET /v1/account` and `GET /v1/balance_transactions` with the paths, paging, error bodies,
+//! It answers `GET /v1/account`, `GET /v1/balance_transactions` and one of them by its id with the paths, paging, error bodies,
 //! headers and shapes of the real API, from data that a test or the seed has put in. What it does not know
 //! (other endpoints, `ending_before`, the `payout` filter) it refuses loudly rather than answering wrongly.
 //!

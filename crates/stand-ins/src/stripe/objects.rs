@@ -5,21 +5,52 @@ use serde_json::{Value, json};
 /// What a row points to, in its own currency: the customer's, which need not be the settlement currency.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
-    Charge { intent: String, amount: i64, currency: String, created: i64 },
-    Refund { charge: String, intent: String, amount: i64, currency: String, created: i64, failed: bool },
-    Dispute { charge: String, intent: String, amount: i64, currency: String, created: i64, won: bool },
-    Payout { amount: i64, currency: String, created: i64 },
-    Topup { amount: i64, currency: String, created: i64 },
+    Charge {
+        intent: String,
+        amount: i64,
+        currency: String,
+        created: i64,
+        method: &'static str,
+        status: &'static str,
+    },
+    Refund {
+        charge: String,
+        intent: String,
+        amount: i64,
+        currency: String,
+        created: i64,
+        failed: bool,
+        /// The platform took a part of its transfer back (`source_transfer_reversal`).
+        by_platform: bool,
+    },
+    Dispute {
+        charge: String,
+        intent: String,
+        amount: i64,
+        currency: String,
+        created: i64,
+        won: bool,
+    },
+    Payout {
+        amount: i64,
+        currency: String,
+        created: i64,
+    },
+    Topup {
+        amount: i64,
+        currency: String,
+        created: i64,
+    },
 }
 
 impl Source {
     /// As `expand[]=data.source` shows it.
     pub(super) fn json(&self, id: &str, transaction: &str) -> Value {
         match self {
-            Self::Charge { intent, amount, currency, created } => {
-                charge(id, transaction, intent, *amount, currency, *created)
+            Self::Charge { intent, amount, currency, created, method, status } => {
+                charge((id, transaction, intent), (*amount, currency), *created, (method, status))
             }
-            Self::Refund { charge, intent, amount, currency, created, failed } => json!({
+            Self::Refund { charge, intent, amount, currency, created, failed, by_platform } => json!({
                 "id": id,
                 "object": "refund",
                 "amount": amount,
@@ -34,7 +65,7 @@ impl Source {
                 "payment_method": null,
                 "reason": null,
                 "receipt_number": null,
-                "source_transfer_reversal": null,
+                "source_transfer_reversal": by_platform.then(|| format!("trr_{id}")),
                 "status": if *failed { "failed" } else { "succeeded" },
                 "transfer_reversal": null,
             }),
@@ -67,7 +98,12 @@ impl Source {
     }
 }
 
-fn charge(id: &str, transaction: &str, intent: &str, amount: i64, currency: &str, created: i64) -> Value {
+fn charge(
+    (id, transaction, intent): (&str, &str, &str),
+    (amount, currency): (i64, &str),
+    created: i64,
+    (method, status): (&str, &str),
+) -> Value {
     let set = json!({
         "id": id,
         "object": "charge",
@@ -84,11 +120,12 @@ fn charge(id: &str, transaction: &str, intent: &str, amount: i64, currency: &str
         "fraud_details": {},
         "livemode": false,
         "metadata": {},
-        "paid": true,
+        // A pending charge is "paid" already; its status is what tells.
+        "paid": status != "failed",
         "payment_intent": intent,
-        "payment_method_details": {"type": "card"},
+        "payment_method_details": {"type": method},
         "refunded": false,
-        "status": "succeeded",
+        "status": status,
     });
     with_nulls(
         set,

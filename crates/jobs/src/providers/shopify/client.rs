@@ -165,7 +165,7 @@ impl ShopifyClient {
         tenders.settle(cursor, &orders).map_err(refused)
     }
 
-    /// One page of the chargebacks lost within `window`.
+    /// One page of the disputes that may be of interest within `window`, each with its state.
     ///
     /// Disputes are searched by when they began, so each call reads well before the window; pages without any
     /// movement are normal.
@@ -186,8 +186,8 @@ impl ShopifyClient {
             result => result?,
         };
         let disputes = DisputePage::read(data).map_err(refused)?;
-        let orders = self.orders(access, disputes.orders_to_ask(window).map_err(refused)?).await?;
-        disputes.settle(window, cursor, &orders).map(Disputes::Page).map_err(refused)
+        let orders = self.orders(access, disputes.orders_to_ask().map_err(refused)?).await?;
+        disputes.settle(cursor, &orders).map(Disputes::Page).map_err(refused)
     }
 
     /// One page of a searched connection, halved for as long as Shopify finds it too expensive.

@@ -1,7 +1,8 @@
 //! From a page of Shopify Payments disputes to movements. Pure.
 //!
-//! A chargeback that is lost or accepted is money that went back to the buyer: a negative movement on the day it
-//! was decided. Inquiries take no money, chargebacks that are open or won leave none behind.
+//! A dispute is a state that changes: every one that is listed is kept with its state, whatever the window of the sync.
+//! A chargeback that is lost or accepted is money that went back to the buyer: a negative movement on the day it was
+//! decided; won later, it counts no more. Inquiries take no money. What was prevented may have been paid back, or not.
 //!
 //! `finalizedOn` used to be a date and may still come as one. A bare date counts as the first instant of that day
 //! in Paris, where the books are kept: any other instant of the day would fall in the same month.
@@ -14,8 +15,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::orders::{self, Orders};
-use super::wire::{Money, Order, PageInfo, Priced, Shop, gid, shape};
+use super::wire::{self, Money, Order, PageInfo, Priced, Shop, gid, shape};
 use crate::money::MinorAmount;
+use crate::providers::movement::word;
 use crate::providers::{Movement, MovementKind, Page, RefusedReason};
 use crate::schedule::Window;
 
@@ -48,45 +50,84 @@ struct Account {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Connection {
-    nodes: Vec<Dispute>,
+    nodes: Vec<Value>,
     page_info: PageInfo,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Dispute {
+/// A dispute as it was read.
+struct Dispute<'a> {
+    node: &'a Value,
     id: String,
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
-    finalized_on: Option<String>,
-    amount: Money,
+    kind: MovementKind,
+    source_kind: String,
+    state: String,
     order: Option<Order>,
 }
 
-/// When disputes that are decided within `window` can have begun.
+/// When disputes that may be of interest within `window` can have begun.
 pub(super) fn begun(window: Window) -> Window {
     Window { from: window.from - LONGEST_DISPUTE, ..window }
+}
+
+impl<'a> Dispute<'a> {
+    /// `None` for what takes no money: an inquiry that was not prevented.
+    fn read(node: &'a Value) -> Option<Result<Self, RefusedReason>> {
+        let (kind, status) =
+            (node["type"].as_str().unwrap_or_default(), node["status"].as_str().unwrap_or_default());
+        let known = match (kind, status) {
+            ("INQUIRY", "WON" | "NEEDS_RESPONSE" | "UNDER_REVIEW" | "LOST" | "ACCEPTED" | "CHARGE_REFUNDED") => return None,
+            ("CHARGEBACK", "WON" | "NEEDS_RESPONSE" | "UNDER_REVIEW" | "LOST" | "ACCEPTED")
+            | ("CHARGEBACK" | "INQUIRY", "PREVENTED")
+            // Given back as a refund, which is a tender transaction of its own.
+            | (_, "CHARGE_REFUNDED") => true,
+            _ => false,
+        };
+        let (kind, source_kind) = if known {
+            (MovementKind::Dispute, "dispute".to_owned())
+        } else {
+            (MovementKind::Unknown, word(&format!("dispute:{kind}:{status}")))
+        };
+        let (state, order) = (word(status).to_lowercase(), Order::read(&node["order"]));
+        Some(gid(&node["id"]).map(|id| Self { node, id, kind, source_kind, state, order }))
+    }
+
+    /// Priced as the payment that it takes back: that is what the order knows in both currencies.
+    fn priced(&self) -> Option<Priced<'_>> {
+        let amount = unsigned(Money(&self.node["amount"]))?;
+        Some(Priced { amount, order: self.order.as_ref(), at: None })
+    }
+
+    fn movement(&self, orders: &Orders, shop: &Shop) -> Movement {
+        let settled = self.priced().map(|priced| orders.settle(&priced, shop));
+        let negative = settled.as_ref().and_then(|settled| settled.amount.checked_neg().ok());
+        let as_read = Money(&self.node["amount"]).as_read();
+        let (begun, decided) = (wire::instant(&self.node["initiatedAt"]), decided(&self.node["finalizedOn"]));
+        let is_lost = matches!(self.state.as_str(), "lost" | "accepted");
+        Movement {
+            external_id: self.id.clone(),
+            kind: self.kind,
+            source_kind: self.source_kind.clone(),
+            state: Some(self.state.clone()),
+            method: None,
+            // A loss counts when it was decided; what has not counted yet stands where it began.
+            occurred_at: if is_lost { decided } else { decided.or(begun) },
+            listed_at: begun,
+            amount_minor: negative.map(MinorAmount::minor),
+            currency: match negative {
+                Some(amount) => Some(amount.currency().to_string()),
+                None => as_read.currency.clone(),
+            },
+            converted: settled.as_ref().is_none_or(|settled| settled.converted),
+            original: settled.as_ref().map_or(Some(as_read.clone()), |settled| settled.original(as_read)),
+            references: self.order.iter().map(|order| order.id.clone()).collect(),
+        }
+    }
 }
 
 /// A page that was read and whose foreign currencies are still open.
 pub(super) struct DisputePage {
     shop: Shop,
     connection: Option<Connection>,
-}
-
-/// A chargeback that cost money, and when.
-struct Loss<'a> {
-    dispute: &'a Dispute,
-    on: DateTime<Utc>,
-    amount: MinorAmount,
-}
-
-impl Loss<'_> {
-    /// As the payment that it takes back: that is what the order knows in both currencies.
-    fn priced(&self) -> Priced<'_> {
-        Priced { amount: self.amount, order: self.dispute.order.as_ref(), at: None }
-    }
 }
 
 impl DisputePage {
@@ -98,81 +139,43 @@ impl DisputePage {
         })
     }
 
-    /// The orders needed to settle foreign currencies.
-    pub(super) fn orders_to_ask(&self, window: Window) -> Result<Vec<String>, RefusedReason> {
-        let losses = self.losses(window, &mut Page::default())?;
-        Ok(orders::to_ask(losses.iter().map(Loss::priced), &self.shop))
+    fn rows(&self) -> Result<Vec<Dispute<'_>>, RefusedReason> {
+        self.connection.iter().flat_map(|connection| &connection.nodes).filter_map(Dispute::read).collect()
     }
 
-    /// The chargebacks lost within `window`, from the page asked for behind `after`.
-    pub(super) fn settle(
-        self,
-        window: Window,
-        after: Option<&str>,
-        orders: &Orders,
-    ) -> Result<Page, RefusedReason> {
+    /// The orders needed to settle foreign currencies.
+    pub(super) fn orders_to_ask(&self) -> Result<Vec<String>, RefusedReason> {
+        let rows = self.rows()?;
+        Ok(orders::to_ask(rows.iter().filter_map(Dispute::priced), &self.shop))
+    }
+
+    /// The disputes of the page that was asked for behind `after`, each with its state.
+    pub(super) fn settle(self, after: Option<&str>, orders: &Orders) -> Result<Page, RefusedReason> {
         let (mut page, mut seen) = (Page::default(), HashMap::new());
-        for loss in self.losses(window, &mut page)? {
-            let (amount, excluded) = orders.settle(&loss.priced(), &self.shop);
-            let amount = amount.checked_neg().map_err(|_| RefusedReason::InvalidAnswer("amount"))?;
-            let movement = Movement {
-                external_id: gid(loss.dispute.id.clone())?,
-                kind: MovementKind::Dispute,
-                occurred_at: loss.on,
-                amount_minor: amount.minor(),
-                currency: amount.currency(),
-                references: Vec::new(),
-                excluded,
-            };
-            page.add(&mut seen, movement)?;
+        for dispute in self.rows()? {
+            if dispute.kind == MovementKind::Unknown {
+                page.note_unknown(&dispute.source_kind);
+            }
+            page.add(&mut seen, dispute.movement(orders, &self.shop))?;
         }
         if let Some(connection) = self.connection {
             page.next = connection.page_info.next(after)?;
         }
         Ok(page)
     }
-
-    fn losses(&self, window: Window, page: &mut Page) -> Result<Vec<Loss<'_>>, RefusedReason> {
-        let mut losses = Vec::new();
-        for dispute in self.connection.iter().flat_map(|connection| &connection.nodes) {
-            match (dispute.kind.as_str(), dispute.status.as_str()) {
-                ("CHARGEBACK", "LOST" | "ACCEPTED") => {}
-                ("INQUIRY" | "CHARGEBACK", "WON" | "NEEDS_RESPONSE" | "UNDER_REVIEW" | "PREVENTED")
-                | ("INQUIRY", "LOST" | "ACCEPTED")
-                // Given back as a refund, which is a tender transaction of its own.
-                | (_, "CHARGE_REFUNDED") => continue,
-                (kind, status) => {
-                    page.ignore(&format!("dispute:{kind}:{status}"));
-                    continue;
-                }
-            }
-            let Some(on) = &dispute.finalized_on else {
-                page.ignore("dispute_without_date");
-                continue;
-            };
-            let on = instant(on).ok_or(RefusedReason::InvalidAnswer("finalizedOn"))?;
-            if window.contains(on) {
-                losses.push(Loss { dispute, on, amount: unsigned(&dispute.amount)? });
-            }
-        }
-        Ok(losses)
-    }
 }
 
-fn unsigned(money: &Money) -> Result<MinorAmount, RefusedReason> {
+fn unsigned(money: Money<'_>) -> Option<MinorAmount> {
     let amount = money.parse()?;
-    if amount.minor() >= 0 {
-        return Ok(amount);
-    }
-    amount.checked_neg().map_err(|_| RefusedReason::InvalidAnswer("amount"))
+    if amount.minor() >= 0 { Some(amount) } else { amount.checked_neg().ok() }
 }
 
 /// An instant, or the first of a Paris day. Midnight exists once every day there: clocks change at night, later.
-fn instant(text: &str) -> Option<DateTime<Utc>> {
-    if let Ok(instant) = text.parse::<DateTime<Utc>>() {
+fn decided(text: &Value) -> Option<DateTime<Utc>> {
+    if let Some(instant) = wire::instant(text) {
         return Some(instant);
     }
-    let day: NaiveDate = text.parse().ok()?;
+    let day: NaiveDate = text.as_str()?.parse().ok()?;
     Some(day.and_time(NaiveTime::MIN).and_local_timezone(Paris).earliest()?.to_utc())
 }
 
@@ -184,16 +187,11 @@ mod tests {
 
     use super::*;
     use crate::damage::damaged;
-    use crate::providers::Exclusion;
-
-    fn november() -> Window {
-        Window { from: "2026-10-31T23:00:00Z".parse().unwrap(), to: "2026-11-30T23:00:00Z".parse().unwrap() }
-    }
 
     fn dispute(kind: &str, status: &str, finalized_on: Option<&str>) -> Value {
         json!({
             "id": "gid://shopify/ShopifyPaymentsDispute/1", "type": kind, "status": status,
-            "finalizedOn": finalized_on,
+            "finalizedOn": finalized_on, "initiatedAt": "2026-10-01T08:00:00Z",
             "amount": {"amount": "42.00", "currencyCode": "EUR"},
             "order": {"id": "gid://shopify/Order/1", "currencyCode": "EUR"},
         })
@@ -205,32 +203,37 @@ mod tests {
             "shop": {"currencyCode": "EUR"},
             "shopifyPaymentsAccount": {"disputes": {"nodes": [dispute], "pageInfo": page_info}},
         });
-        DisputePage::read(data)?.settle(november(), None, &Orders::default())
+        DisputePage::read(data)?.settle(None, &Orders::default())
     }
 
     #[rstest]
-    #[case("CHARGEBACK", "LOST", 1, 0)]
-    #[case("CHARGEBACK", "ACCEPTED", 1, 0)]
-    #[case("CHARGEBACK", "WON", 0, 0)]
-    #[case("CHARGEBACK", "NEEDS_RESPONSE", 0, 0)]
-    #[case("CHARGEBACK", "UNDER_REVIEW", 0, 0)]
-    #[case("CHARGEBACK", "PREVENTED", 0, 0)]
-    #[case("CHARGEBACK", "CHARGE_REFUNDED", 0, 0)]
-    #[case("CHARGEBACK", "BRAND_NEW", 0, 1)]
-    #[case("INQUIRY", "LOST", 0, 0)]
-    #[case("INQUIRY", "WON", 0, 0)]
-    #[case("BRAND_NEW", "LOST", 0, 1)]
-    fn states(#[case] kind: &str, #[case] status: &str, #[case] counted: usize, #[case] ignored: usize) {
+    #[case("CHARGEBACK", "LOST", Some((MovementKind::Dispute, "lost")))]
+    #[case("CHARGEBACK", "ACCEPTED", Some((MovementKind::Dispute, "accepted")))]
+    #[case("CHARGEBACK", "WON", Some((MovementKind::Dispute, "won")))]
+    #[case("CHARGEBACK", "NEEDS_RESPONSE", Some((MovementKind::Dispute, "needs_response")))]
+    #[case("CHARGEBACK", "UNDER_REVIEW", Some((MovementKind::Dispute, "under_review")))]
+    #[case("CHARGEBACK", "PREVENTED", Some((MovementKind::Dispute, "prevented")))]
+    #[case("CHARGEBACK", "CHARGE_REFUNDED", Some((MovementKind::Dispute, "charge_refunded")))]
+    #[case("CHARGEBACK", "BRAND_NEW", Some((MovementKind::Unknown, "brand_new")))]
+    #[case("INQUIRY", "PREVENTED", Some((MovementKind::Dispute, "prevented")))]
+    #[case("INQUIRY", "LOST", None)]
+    #[case("INQUIRY", "WON", None)]
+    #[case("BRAND_NEW", "LOST", Some((MovementKind::Unknown, "lost")))]
+    fn states(#[case] kind: &str, #[case] status: &str, #[case] expected: Option<(MovementKind, &str)>) {
         let page = read(&dispute(kind, status, Some("2026-11-05"))).unwrap();
-        assert_eq!((page.movements.len(), page.ignored.len()), (counted, ignored));
+        let kept = page.movements.first().map(|kept| (kept.kind, kept.state.as_deref().unwrap()));
+        assert_eq!(kept, expected);
+        let is_unknown = expected.is_some_and(|(kind, _)| kind == MovementKind::Unknown);
+        assert_eq!(page.unknown.len(), usize::from(is_unknown));
     }
 
     #[test]
     fn a_loss_is_negative_and_dated_when_decided() {
         let page = read(&dispute("CHARGEBACK", "LOST", Some("2026-11-05T14:00:00-05:00"))).unwrap();
         let loss = &page.movements[0];
-        assert_eq!((loss.kind, loss.amount_minor), (MovementKind::Dispute, -4200));
-        assert_eq!(loss.occurred_at, "2026-11-05T19:00:00Z".parse::<DateTime<Utc>>().unwrap());
+        assert_eq!((loss.kind, loss.amount_minor), (MovementKind::Dispute, Some(-4200)));
+        assert_eq!(loss.occurred_at, "2026-11-05T19:00:00Z".parse().ok());
+        assert_eq!(loss.references, ["gid://shopify/Order/1"]);
     }
 
     #[rstest]
@@ -243,36 +246,43 @@ mod tests {
     #[case("2026-13-05", None)]
     #[case("", None)]
     fn days_are_parisian(#[case] text: &str, #[case] expected: Option<&str>) {
-        assert_eq!(instant(text), expected.map(|text| text.parse().unwrap()));
+        assert_eq!(decided(&text.into()), expected.map(|text| text.parse().unwrap()));
     }
 
     #[rstest]
-    #[case("2026-10-31", 0)]
-    #[case("2026-11-01", 1)]
-    #[case("2026-11-30", 1)]
-    #[case("2026-12-01", 0)]
-    fn only_the_window_counts(#[case] day: &str, #[case] counted: usize) {
-        assert_eq!(read(&dispute("CHARGEBACK", "LOST", Some(day))).unwrap().movements.len(), counted);
+    #[case(None)]
+    #[case(Some("soon"))]
+    fn a_loss_without_a_date_has_none(#[case] finalized_on: Option<&str>) {
+        let page = read(&dispute("CHARGEBACK", "LOST", finalized_on)).unwrap();
+        assert_eq!(page.movements[0].occurred_at, None);
+        let open = read(&dispute("CHARGEBACK", "UNDER_REVIEW", finalized_on)).unwrap();
+        assert_eq!(open.movements[0].occurred_at, "2026-10-01T08:00:00Z".parse().ok());
     }
 
     #[test]
-    fn a_loss_without_a_date_is_noted() {
-        let page = read(&dispute("CHARGEBACK", "LOST", None)).unwrap();
-        assert_eq!((page.movements.len(), page.ignored["dispute_without_date"]), (0, 1));
-    }
-
-    #[test]
-    fn an_unknown_rate_is_excluded() {
+    fn an_unknown_rate_is_not_converted() {
         let mut dollars = dispute("CHARGEBACK", "LOST", Some("2026-11-05"));
         dollars["amount"]["currencyCode"] = "USD".into();
         let loss = read(&dollars).unwrap().movements.remove(0);
-        assert_eq!((loss.amount_minor, loss.excluded), (-4200, Some(Exclusion::UnresolvedCurrency)));
+        assert_eq!(
+            (loss.amount_minor, loss.currency.as_deref(), loss.converted),
+            (Some(-4200), Some("USD"), false)
+        );
+    }
+
+    #[test]
+    fn an_amount_that_cannot_be_read_is_kept_as_read() {
+        let mut coins = dispute("CHARGEBACK", "NEEDS_RESPONSE", None);
+        coins["amount"]["currencyCode"] = "USDC".into();
+        let kept = read(&coins).unwrap().movements.remove(0);
+        assert_eq!((kept.amount_minor, kept.currency.as_deref()), (None, Some("USDC")));
+        assert_eq!(kept.original.unwrap().amount.as_deref(), Some("42.00"));
     }
 
     #[test]
     fn a_shop_without_shopify_payments_has_no_disputes() {
         let data = json!({"shop": {"currencyCode": "EUR"}, "shopifyPaymentsAccount": null});
-        let page = DisputePage::read(data).unwrap().settle(november(), None, &Orders::default()).unwrap();
+        let page = DisputePage::read(data).unwrap().settle(None, &Orders::default()).unwrap();
         assert_eq!(page, Page::default());
     }
 
@@ -285,7 +295,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is wrong with a page: refused as a whole, or money lost within the window and nothing else.
+        /// Whatever is wrong with a page: refused as a whole, or money that is lost and nothing else.
         #[test]
         fn a_damaged_page_is_refused_or_sound(
             data in damaged(json!({
@@ -301,10 +311,10 @@ mod tests {
             after in prop::option::of("[ab]"),
         ) {
             let Ok(disputes) = DisputePage::read(data) else { return Ok(()) };
-            let _ = disputes.orders_to_ask(november());
-            if let Ok(page) = disputes.settle(november(), after.as_deref(), &Orders::default()) {
+            let _ = disputes.orders_to_ask();
+            if let Ok(page) = disputes.settle(after.as_deref(), &Orders::default()) {
                 for loss in page.movements {
-                    prop_assert!(loss.amount_minor <= 0 && november().contains(loss.occurred_at));
+                    prop_assert!(loss.amount_minor.is_none_or(|amount| amount <= 0));
                     prop_assert!(loss.external_id.starts_with("gid://shopify/"));
                 }
                 prop_assert!(page.next.is_none() || page.next != after);
@@ -313,12 +323,7 @@ mod tests {
 
         #[test]
         fn no_date_panics(text in "\\PC{0,30}|[+-]?[0-9]{1,7}-[0-9]{2}-[0-9]{2}(T[0-9:.]{8,12}Z)?") {
-            let _ = instant(&text);
+            let _ = decided(&text.into());
         }
-    }
-
-    #[test]
-    fn a_senseless_date_is_an_error() {
-        assert!(read(&dispute("CHARGEBACK", "LOST", Some("soon"))).is_err());
     }
 }

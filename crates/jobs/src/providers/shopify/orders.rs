@@ -11,37 +11,13 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::wire::{Money, Priced, Shop, shape};
+use super::wire::{Money, Priced, Shop, instant, shape};
 use crate::money::MinorAmount;
-use crate::providers::{Exclusion, RefusedReason};
+use crate::providers::{Original, RefusedReason};
 
 #[derive(Deserialize)]
 struct Data {
-    nodes: Vec<Option<Node>>,
-}
-
-/// Empty for an id that is not an order.
-#[derive(Deserialize)]
-struct Node {
-    id: Option<String>,
-    transactions: Option<Vec<Transaction>>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Transaction {
-    kind: String,
-    status: String,
-    test: bool,
-    processed_at: Option<DateTime<Utc>>,
-    amount_set: MoneyBag,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct MoneyBag {
-    presentment_money: Money,
-    shop_money: Money,
+    nodes: Vec<Value>,
 }
 
 /// One movement of an order in both currencies; amounts are unsigned.
@@ -51,6 +27,24 @@ struct Exchange {
     at: Option<DateTime<Utc>>,
     buyer: MinorAmount,
     shop: MinorAmount,
+}
+
+/// An amount as far as the shop's currency is known.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Settled {
+    pub(super) amount: MinorAmount,
+    /// Whether `amount` is in the shop's currency; else it is the buyer's.
+    pub(super) converted: bool,
+    /// The order that told the rate.
+    pub(super) rate_from: Option<String>,
+}
+
+impl Settled {
+    /// What is kept of the amount as it was read: nothing where it is the amount.
+    pub(super) fn original(&self, as_read: Original) -> Option<Original> {
+        let foreign = !self.converted || self.rate_from.is_some();
+        foreign.then(|| Original { rate_from: self.rate_from.clone(), ..as_read })
+    }
 }
 
 /// What is known of some orders.
@@ -63,27 +57,33 @@ impl Orders {
     pub(super) fn add(&mut self, data: Value, first: usize) -> Result<Vec<String>, RefusedReason> {
         let data: Data = shape(data, "order transactions")?;
         let mut cut = Vec::new();
-        for node in data.nodes.into_iter().flatten() {
-            let (Some(id), Some(transactions)) = (node.id, node.transactions) else { continue };
+        for node in data.nodes {
+            // An id that is not an order comes as an empty object, one that is out of reach as null.
+            let (Some(id), Some(transactions)) = (node["id"].as_str(), node["transactions"].as_array())
+            else {
+                continue;
+            };
             if transactions.len() >= first {
-                cut.push(id);
+                cut.push(id.to_owned());
                 continue;
             }
-            let exchanges = transactions.iter().filter_map(exchange).collect::<Result<_, _>>()?;
-            self.0.insert(id, exchanges);
+            self.0.insert(id.to_owned(), transactions.iter().filter_map(exchange).collect());
         }
         Ok(cut)
     }
 
-    /// The amount in the shop's currency; unchanged and excluded when it cannot be told.
-    pub(super) fn settle(&self, priced: &Priced<'_>, shop: &Shop) -> (MinorAmount, Option<Exclusion>) {
+    /// The amount in the shop's currency; unchanged and not converted when that cannot be told.
+    pub(super) fn settle(&self, priced: &Priced<'_>, shop: &Shop) -> Settled {
         let amount = priced.amount;
         if amount.currency() == priced.shop_currency(shop) {
-            return (amount, None);
+            return Settled { amount, converted: true, rate_from: None };
         }
         match self.convert(priced) {
-            Some(converted) => (converted, None),
-            None => (amount, Some(Exclusion::UnresolvedCurrency)),
+            Some(converted) => {
+                let rate_from = priced.order.map(|order| order.id.clone());
+                Settled { amount: converted, converted: true, rate_from }
+            }
+            None => Settled { amount, converted: false, rate_from: None },
         }
     }
 
@@ -106,28 +106,23 @@ fn single<'a>(exchanges: impl Iterator<Item = &'a Exchange>) -> Option<MinorAmou
     amounts.all(|amount| amount == first).then_some(first)
 }
 
-/// `None` for what moved no money: authorisations, voids, failures, tests, kinds to come.
-fn exchange(transaction: &Transaction) -> Option<Result<Exchange, RefusedReason>> {
-    if transaction.test || transaction.status != "SUCCESS" {
+/// `None` for what moved no money (authorisations, voids, failures, tests, kinds to come), and for what cannot be read.
+fn exchange(transaction: &Value) -> Option<Exchange> {
+    if transaction["test"] != false || transaction["status"] != "SUCCESS" {
         return None;
     }
-    let incoming = match transaction.kind.as_str() {
+    let incoming = match transaction["kind"].as_str()? {
         "SALE" | "CAPTURE" => true,
         "REFUND" | "CHANGE" => false,
         _ => return None,
     };
-    let MoneyBag { presentment_money, shop_money } = &transaction.amount_set;
-    let unsigned = |money: &Money| {
-        let amount = money.parse()?;
-        if amount.minor() < 0 {
-            amount.checked_neg().map_err(|_| RefusedReason::InvalidAnswer("amount"))
-        } else {
-            Ok(amount)
-        }
+    let unsigned = |money: &Value| {
+        let amount = Money(money).parse()?;
+        if amount.minor() < 0 { amount.checked_neg().ok() } else { Some(amount) }
     };
-    Some(unsigned(presentment_money).and_then(|buyer| {
-        Ok(Exchange { incoming, at: transaction.processed_at, buyer, shop: unsigned(shop_money)? })
-    }))
+    let amounts = &transaction["amountSet"];
+    let (buyer, shop) = (unsigned(&amounts["presentmentMoney"])?, unsigned(&amounts["shopMoney"])?);
+    Some(Exchange { incoming, at: instant(&transaction["processedAt"]), buyer, shop })
 }
 
 /// The distinct orders that must be asked, in a stable order.
@@ -169,21 +164,19 @@ mod tests {
 
     /// A tender in dollars, settled: euro cents, or `None` when excluded.
     fn settle(orders: &Orders, minor: i64, at: &str) -> Option<i64> {
-        let order = Order { id: "gid://shopify/Order/1".into(), currency_code: Currency::EUR };
+        let order = Order { id: "gid://shopify/Order/1".into(), currency_code: Some(Currency::EUR) };
         let priced = Priced {
             amount: MinorAmount::new(minor, "USD".parse().unwrap()),
             order: Some(&order),
             at: at.parse().ok(),
         };
-        match orders.settle(&priced, &Shop { currency_code: Currency::EUR }) {
-            (amount, None) => {
-                assert_eq!(amount.currency(), Currency::EUR);
-                Some(amount.minor())
-            }
-            (amount, Some(reason)) => {
-                assert_eq!((amount, reason), (priced.amount, Exclusion::UnresolvedCurrency));
-                None
-            }
+        let settled = orders.settle(&priced, &Shop { currency_code: Currency::EUR });
+        if settled.converted {
+            assert_eq!(settled.amount.currency(), Currency::EUR);
+            Some(settled.amount.minor())
+        } else {
+            assert_eq!(settled.amount, priced.amount);
+            None
         }
     }
 
@@ -263,26 +256,27 @@ mod tests {
             let mut orders = Orders::default();
             if orders.add(data.clone(), 25).is_ok() {
                 for minor in [10_800, -10_800] {
-                    match orders.settle(&priced_at(minor, &order()), &Shop { currency_code: Currency::EUR }) {
-                        (amount, Some(_)) => prop_assert_eq!(amount.minor(), minor),
-                        (amount, None) => {
-                            let told = amount.to_decimal().abs();
-                            let names = |entry: &Value| {
-                                let text = entry["amountSet"]["shopMoney"]["amount"].as_str();
-                                text.and_then(|text| text.parse::<rust_decimal::Decimal>().ok()).is_some_and(|d| d.abs() == told)
-                            };
-                            let mut nodes = data["nodes"].as_array().into_iter().flatten();
-                            prop_assert!(nodes.any(|node| node["transactions"].as_array().is_some_and(|all| all.iter().any(names))));
-                            prop_assert!(amount.minor() == 0 || (amount.minor() < 0) == (minor < 0));
-                        }
+                    let settled = orders.settle(&priced_at(minor, &order()), &Shop { currency_code: Currency::EUR });
+                    let amount = settled.amount;
+                    if !settled.converted {
+                        prop_assert_eq!(amount.minor(), minor);
+                        continue;
                     }
+                    let told = amount.to_decimal().abs();
+                    let names = |entry: &Value| {
+                        let text = entry["amountSet"]["shopMoney"]["amount"].as_str();
+                        text.and_then(|text| text.parse::<rust_decimal::Decimal>().ok()).is_some_and(|d| d.abs() == told)
+                    };
+                    let mut nodes = data["nodes"].as_array().into_iter().flatten();
+                    prop_assert!(nodes.any(|node| node["transactions"].as_array().is_some_and(|all| all.iter().any(names))));
+                    prop_assert!(amount.minor() == 0 || (amount.minor() < 0) == (minor < 0));
                 }
             }
         }
     }
 
     fn order() -> Order {
-        Order { id: "gid://shopify/Order/1".into(), currency_code: Currency::EUR }
+        Order { id: "gid://shopify/Order/1".into(), currency_code: Some(Currency::EUR) }
     }
 
     fn priced_at(minor: i64, order: &Order) -> Priced<'_> {
@@ -296,7 +290,6 @@ mod tests {
     #[rstest]
     #[case(json!({}))]
     #[case(json!({"nodes": null}))]
-    #[case(json!({"nodes": [{"id": "gid://shopify/Order/1", "transactions": [{"kind": null}]}]}))]
     fn another_shape_is_an_error(#[case] data: Value) {
         assert!(matches!(Orders::default().add(data, 25), Err(RefusedReason::InvalidAnswer(_))));
     }

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::orders::{self, Orders};
-use super::wire::{Money, Order, PageInfo, Priced, Shop, gid, shape};
-use crate::providers::movement::is_payment_reference;
-use crate::providers::{Exclusion, Movement, MovementKind, Page, RefusedReason};
+use super::wire::{Money, Order, PageInfo, Priced, Shop, gid, instant, shape};
+use crate::providers::movement::{is_payment_reference, word};
+use crate::providers::{Movement, MovementKind, Page, RefusedReason};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -21,25 +21,66 @@ struct Data {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Connection {
-    nodes: Vec<Tender>,
+    nodes: Vec<Value>,
     page_info: PageInfo,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Tender {
+/// A row as it was read: what is missing or odd in it is missing here.
+struct Tender<'a> {
+    node: &'a Value,
     id: String,
     processed_at: Option<DateTime<Utc>>,
-    test: bool,
-    payment_method: Option<String>,
-    remote_reference: Option<String>,
-    amount: Money,
     order: Option<Order>,
 }
 
-impl Tender {
-    fn priced(&self) -> Result<Priced<'_>, RefusedReason> {
-        Ok(Priced { amount: self.amount.parse()?, order: self.order.as_ref(), at: self.processed_at })
+impl<'a> Tender<'a> {
+    /// `None` for a test of the shop's; an error for what has no id, and so is no row.
+    fn read(node: &'a Value) -> Option<Result<Self, RefusedReason>> {
+        if node["test"] == true {
+            return None;
+        }
+        let (processed_at, order) = (instant(&node["processedAt"]), Order::read(&node["order"]));
+        Some(gid(&node["id"]).map(|id| Self { node, id, processed_at, order }))
+    }
+
+    fn priced(&self) -> Option<Priced<'_>> {
+        let amount = Money(&self.node["amount"]).parse()?;
+        Some(Priced { amount, order: self.order.as_ref(), at: self.processed_at })
+    }
+
+    fn movement(&self, orders: &Orders, shop: &Shop) -> Movement {
+        let as_read = Money(&self.node["amount"]).as_read();
+        let settled = self.priced().map(|priced| orders.settle(&priced, shop));
+        let is_back = as_read.amount.as_deref().is_some_and(|amount| amount.trim_start().starts_with('-'));
+        let kind = match self.node["test"].as_bool() {
+            // Whether it is money at all is not told.
+            None => MovementKind::Unknown,
+            Some(_) if is_back => MovementKind::Refund,
+            Some(_) => MovementKind::Payment,
+        };
+        let references = self.node["remoteReference"].as_str().filter(|text| is_payment_reference(text));
+        Movement {
+            external_id: self.id.clone(),
+            kind,
+            source_kind: if kind == MovementKind::Unknown { "tender_without_test" } else { "tender" }
+                .to_owned(),
+            state: None,
+            method: self.node["paymentMethod"].as_str().map(word),
+            occurred_at: self.processed_at,
+            listed_at: self.processed_at,
+            amount_minor: settled.as_ref().map(|settled| settled.amount.minor()),
+            currency: match &settled {
+                Some(settled) => Some(settled.amount.currency().to_string()),
+                None => as_read.currency.clone(),
+            },
+            converted: settled.as_ref().is_none_or(|settled| settled.converted),
+            original: settled.as_ref().map_or(Some(as_read.clone()), |settled| settled.original(as_read)),
+            references: references
+                .map(str::to_owned)
+                .into_iter()
+                .chain(self.order.as_ref().map(|order| order.id.clone()))
+                .collect(),
+        }
     }
 }
 
@@ -51,57 +92,28 @@ impl Tenders {
         shape(data, "tender transactions").map(Self)
     }
 
+    fn rows(&self) -> Result<Vec<Tender<'_>>, RefusedReason> {
+        self.0.tender_transactions.nodes.iter().filter_map(Tender::read).collect()
+    }
+
     /// The orders needed to settle foreign currencies.
     pub(super) fn orders_to_ask(&self) -> Result<Vec<String>, RefusedReason> {
-        let tenders = self.0.tender_transactions.nodes.iter().filter(|tender| !tender.test);
-        let priced = tenders.map(Tender::priced).collect::<Result<Vec<_>, _>>()?;
-        Ok(orders::to_ask(priced.into_iter(), &self.0.shop))
+        let rows = self.rows()?;
+        Ok(orders::to_ask(rows.iter().filter_map(Tender::priced), &self.0.shop))
     }
 
-    /// The page, asked for behind `after`. A row that cannot be read makes it invalid; a row without an instant,
-    /// which the schema allows, is noted as ignored.
+    /// The page, asked for behind `after`. A row that cannot be understood is kept as it was read.
     pub(super) fn settle(self, after: Option<&str>, orders: &Orders) -> Result<Page, RefusedReason> {
-        let Data { shop, tender_transactions: Connection { nodes, page_info } } = self.0;
         let (mut page, mut seen) = (Page::default(), HashMap::new());
-        for tender in nodes.into_iter().filter(|tender| !tender.test) {
-            let Some(occurred_at) = tender.processed_at else {
-                page.ignore("tender_without_date");
-                continue;
-            };
-            let (amount, unresolved) = orders.settle(&tender.priced()?, &shop);
-            let method = tender.payment_method.as_deref().and_then(no_cash);
-            let kind = if amount.minor() < 0 { MovementKind::Refund } else { MovementKind::Payment };
-            let movement = Movement {
-                external_id: gid(tender.id)?,
-                kind,
-                occurred_at,
-                amount_minor: amount.minor(),
-                currency: amount.currency(),
-                references: tender
-                    .remote_reference
-                    .filter(|text| is_payment_reference(text))
-                    .into_iter()
-                    .chain(tender.order.map(|order| order.id))
-                    .collect(),
-                excluded: method.or(unresolved),
-            };
+        for tender in self.rows()? {
+            let movement = tender.movement(orders, &self.0.shop);
+            if movement.kind == MovementKind::Unknown {
+                page.note_unknown(&movement.source_kind);
+            }
             page.add(&mut seen, movement)?;
         }
-        page.next = page_info.next(after)?;
+        page.next = self.0.tender_transactions.page_info.next(after)?;
         Ok(page)
-    }
-}
-
-/// Payment methods that move no money. How they are spelt is not documented, hence the tolerance; the card was
-/// turnover when it was sold, the credit when it was first paid.
-fn no_cash(method: &str) -> Option<Exclusion> {
-    let plain: String = method.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
-    if plain.contains("giftcard") {
-        Some(Exclusion::GiftCard)
-    } else if plain.contains("storecredit") {
-        Some(Exclusion::StoreCredit)
-    } else {
-        None
     }
 }
 
@@ -146,23 +158,16 @@ mod tests {
         let page = read(&[tender(1, "12.00", "EUR"), tender(2, "-2.50", "EUR")]).unwrap();
         let [payment, refund] = &page.movements[..] else { panic!("two movements") };
         assert_eq!(payment.external_id, "gid://shopify/TenderTransaction/1");
-        assert_eq!((payment.kind, payment.amount_minor), (MovementKind::Payment, 1200));
-        assert_eq!((refund.kind, refund.amount_minor), (MovementKind::Refund, -250));
+        assert_eq!((payment.kind, payment.amount_minor), (MovementKind::Payment, Some(1200)));
+        assert_eq!((refund.kind, refund.amount_minor), (MovementKind::Refund, Some(-250)));
         assert_eq!(payment.references, ["ch_1", "gid://shopify/Order/1"]);
-        assert_eq!(payment.excluded, None);
+        assert_eq!((payment.converted, &payment.original), (true, &None));
     }
 
-    #[rstest]
-    #[case("gift_card", Some(Exclusion::GiftCard))]
-    #[case("Gift Card", Some(Exclusion::GiftCard))]
-    #[case("shopify_gift-card", Some(Exclusion::GiftCard))]
-    #[case("store_credit", Some(Exclusion::StoreCredit))]
-    #[case("STORE CREDIT", Some(Exclusion::StoreCredit))]
-    #[case("credit_card", None)]
-    #[case("cash", None)]
-    #[case("brand_new", None)]
-    fn payment_methods(#[case] method: &str, #[case] expected: Option<Exclusion>) {
-        assert_eq!(read(&[with("paymentMethod", method.into())]).unwrap().movements[0].excluded, expected);
+    #[test]
+    fn the_payment_method_is_kept() {
+        let kept = read(&[with("paymentMethod", "gift_card".into())]).unwrap().movements.remove(0);
+        assert_eq!(kept.method.as_deref(), Some("gift_card"));
     }
 
     #[test]
@@ -176,18 +181,21 @@ mod tests {
             Tenders::read(data(&[tender(1, "1", "USD"), tender(2, "2", "USD"), tender(3, "3", "EUR")]));
         assert_eq!(tenders.unwrap().orders_to_ask().unwrap(), ["gid://shopify/Order/1"]);
         let page = read(&[tender(1, "12.00", "USD")]).unwrap();
-        assert_eq!(page.movements[0].excluded, Some(Exclusion::UnresolvedCurrency));
-        assert_eq!((page.movements[0].amount_minor, page.movements[0].currency.as_str()), (1200, "USD"));
+        let kept = &page.movements[0];
+        assert_eq!(
+            (kept.amount_minor, kept.currency.as_deref(), kept.converted),
+            (Some(1200), Some("USD"), false)
+        );
     }
 
     #[test]
     fn a_deleted_order_falls_back_on_the_shops_currency() {
         let euros = with("order", Value::Null);
-        assert_eq!(read(&[euros]).unwrap().movements[0].excluded, None);
+        assert!(read(&[euros]).unwrap().movements[0].converted);
         let mut dollars = tender(1, "12.00", "USD");
         dollars["order"] = Value::Null;
         let page = read(&[dollars]).unwrap();
-        assert_eq!(page.movements[0].excluded, Some(Exclusion::UnresolvedCurrency));
+        assert!(!page.movements[0].converted);
     }
 
     #[rstest]
@@ -198,25 +206,39 @@ mod tests {
         assert_eq!(read(&[with(field, value)]).unwrap().movements.len(), 1);
     }
 
-    #[test]
-    fn a_row_without_an_instant_is_noted() {
-        let page = read(&[with("processedAt", Value::Null), tender(2, "1", "EUR")]).unwrap();
-        assert_eq!((page.movements.len(), page.ignored["tender_without_date"]), (1, 1));
+    #[rstest]
+    #[case(Value::Null)]
+    #[case(json!("1"))]
+    fn a_row_without_an_id_stops_the_page(#[case] id: Value) {
+        let result = read(&[tender(7, "1", "EUR"), with("id", id)]);
+        assert!(matches!(result, Err(RefusedReason::InvalidAnswer(_))), "{result:?}");
     }
 
     #[rstest]
-    #[case("id", Value::Null)]
-    #[case("id", json!("1"))]
+    #[case("processedAt", Value::Null)]
     #[case("processedAt", json!("yesterday"))]
     #[case("test", Value::Null)]
     #[case("amount", Value::Null)]
     #[case("amount", json!({"amount": "1e9", "currencyCode": "EUR"}))]
     #[case("amount", json!({"amount": "99999999999999999999", "currencyCode": "EUR"}))]
-    #[case("amount", json!({"amount": "1.00", "currencyCode": "?"}))]
-    #[case("order", json!({"id": "gid://shopify/Order/1"}))]
-    fn a_row_that_cannot_be_read_stops_the_page(#[case] field: &str, #[case] value: Value) {
-        let result = read(&[tender(7, "1", "EUR"), with(field, value)]);
-        assert!(matches!(result, Err(RefusedReason::InvalidAnswer(_))), "{result:?}");
+    #[case("amount", json!({"amount": "45.455", "currencyCode": "EUR"}))]
+    #[case("amount", json!({"amount": "1.00", "currencyCode": "USDC"}))]
+    #[case("amount", json!({"amount": "1.00"}))]
+    fn a_row_that_cannot_be_understood_is_kept_as_read(#[case] field: &str, #[case] value: Value) {
+        let page = read(&[tender(7, "1", "EUR"), with(field, value)]).unwrap();
+        let kept = &page.movements[1];
+        let understood =
+            kept.amount_minor.is_some() && kept.occurred_at.is_some() && kept.kind != MovementKind::Unknown;
+        assert!(!understood, "{kept:?}");
+        assert_eq!(kept.external_id, "gid://shopify/TenderTransaction/1");
+    }
+
+    #[test]
+    fn what_was_read_stays_beside_what_it_is_worth() {
+        let page = read(&[with("amount", json!({"amount": "-45.455", "currencyCode": "EUR"}))]).unwrap();
+        let kept = &page.movements[0];
+        assert_eq!((kept.kind, kept.currency.as_deref()), (MovementKind::Refund, Some("EUR")));
+        assert_eq!(kept.original.as_ref().unwrap().amount.as_deref(), Some("-45.455"));
     }
 
     #[rstest]
@@ -230,7 +252,7 @@ mod tests {
 
     proptest! {
         /// Whatever is wrong with a page: it is refused as a whole, or every tender of it is there once, with its
-        /// amount, or noted as without a date.
+        /// amount where that can be read.
         #[test]
         fn a_damaged_page_is_refused_or_whole(
             data in damaged({
@@ -250,14 +272,14 @@ mod tests {
                 prop_assert!(page.movements.is_empty());
                 return Ok(());
             };
-            let real = nodes.iter().filter(|node| node["test"] == false);
-            let (dated, undated): (Vec<_>, Vec<_>) = real.partition(|node| node["processedAt"].is_string());
-            let ids: std::collections::BTreeSet<_> = dated.iter().map(|node| node["id"].as_str().unwrap()).collect();
+            let real = nodes.iter().filter(|node| node["test"] != true);
+            let ids: std::collections::BTreeSet<_> = real.map(|node| node["id"].as_str().unwrap()).collect();
             prop_assert_eq!(page.movements.len(), ids.len());
-            prop_assert_eq!(page.ignored.values().sum::<u32>() as usize, undated.len());
             for movement in &page.movements {
-                let node = dated.iter().find(|node| node["id"] == movement.external_id.as_str()).unwrap();
-                let amount = rust_decimal::Decimal::new(movement.amount_minor, movement.currency.exponent());
+                let node = nodes.iter().find(|node| node["id"] == movement.external_id.as_str()).unwrap();
+                let Some(minor) = movement.amount_minor else { continue };
+                let currency: crate::money::Currency = movement.currency.as_deref().unwrap().parse().unwrap();
+                let amount = rust_decimal::Decimal::new(minor, currency.exponent());
                 prop_assert_eq!(amount, node["amount"]["amount"].as_str().unwrap().parse().unwrap());
             }
             prop_assert_eq!(page.next.is_some(), data["tenderTransactions"]["pageInfo"]["hasNextPage"] == true);
@@ -271,7 +293,7 @@ mod tests {
                 tender(number, &amount, "EUR")
             }).collect();
             let page = read(&nodes).unwrap();
-            prop_assert_eq!(page.movements.iter().map(|m| m.amount_minor).collect::<Vec<_>>(), cents);
+            prop_assert_eq!(page.movements.iter().filter_map(|m| m.amount_minor).collect::<Vec<_>>(), cents);
         }
     }
 }

@@ -1,5 +1,7 @@
-//! Pieces that several answers share, as Shopify writes them. Shape mistakes become
-//! [`RefusedReason::InvalidAnswer`]; nothing is defaulted.
+//! Pieces that several answers share, as Shopify writes them.
+//!
+//! What holds an answer together (its lists, their pages, the shop) must be there, or the answer is a
+//! [`RefusedReason::InvalidAnswer`]. What belongs to one row is read loosely: what is wrong there costs that row.
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -7,20 +9,31 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::money::{Currency, MinorAmount};
-use crate::providers::RefusedReason;
+use crate::providers::{Original, RefusedReason};
 
 /// `MoneyV2`: the amount is a decimal string; a JSON number would have been a float.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Money {
-    amount: String,
-    currency_code: Currency,
-}
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Money<'a>(pub(super) &'a Value);
 
-impl Money {
-    pub(super) fn parse(&self) -> Result<MinorAmount, RefusedReason> {
-        MinorAmount::from_decimal_str(&self.amount, self.currency_code)
-            .map_err(|_| RefusedReason::InvalidAnswer("amount"))
+impl Money<'_> {
+    /// The amount, where it can be read to the last digit: [`CurrencyCode`] has codes that are no currency, and
+    /// amounts come with more decimals than their currency has.
+    ///
+    /// [`CurrencyCode`]: https://shopify.dev/docs/api/admin-graphql/latest/enums/CurrencyCode
+    pub(super) fn parse(self) -> Option<MinorAmount> {
+        let currency: Currency = self.0["currencyCode"].as_str()?.parse().ok()?;
+        MinorAmount::from_decimal_str(self.0["amount"].as_str()?, currency).ok()
+    }
+
+    /// What stands there.
+    pub(super) fn as_read(self) -> Original {
+        let text = |value: &Value| match value {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        };
+        let (amount, currency) = (text(&self.0["amount"]), text(&self.0["currencyCode"]));
+        Original::of(amount.as_deref(), currency.as_deref())
     }
 }
 
@@ -31,13 +44,19 @@ pub(super) struct Shop {
     pub(super) currency_code: Currency,
 }
 
-/// `Order`, as far as a movement needs it; null once the order is deleted.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// `Order`, as far as a movement needs it; null once the order is deleted or out of reach.
+#[derive(Clone, Debug)]
 pub(super) struct Order {
     pub(super) id: String,
-    /// The shop's currency when the order was placed.
-    pub(super) currency_code: Currency,
+    /// The shop's currency when the order was placed, where it can be read.
+    pub(super) currency_code: Option<Currency>,
+}
+
+impl Order {
+    pub(super) fn read(order: &Value) -> Option<Self> {
+        let id = gid(&order["id"]).ok()?;
+        Some(Self { id, currency_code: order["currencyCode"].as_str().and_then(|code| code.parse().ok()) })
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -66,9 +85,17 @@ pub(super) fn shape<T: DeserializeOwned>(data: Value, part: &'static str) -> Res
 }
 
 /// A global id such as `gid://shopify/TenderTransaction/1`: stable, and of one type for ever.
-pub(super) fn gid(id: String) -> Result<String, RefusedReason> {
-    let known = id.starts_with("gid://shopify/") && id.len() <= 255;
-    if known { Ok(id) } else { Err(RefusedReason::InvalidAnswer("id")) }
+pub(super) fn gid(id: &Value) -> Result<String, RefusedReason> {
+    let known = id.as_str().filter(|id| id.starts_with("gid://shopify/") && id.len() <= 255);
+    known.map(str::to_owned).ok_or(RefusedReason::InvalidAnswer("id"))
+}
+
+/// An instant as Shopify writes it.
+pub(super) fn instant(text: &Value) -> Option<DateTime<Utc>> {
+    text.as_str()?.parse().ok().filter(|at: &DateTime<Utc>| {
+        // What the database can store.
+        at.timestamp() > -62_000_000_000 && at.timestamp() < 250_000_000_000
+    })
 }
 
 /// Something to be settled in the shop's currency.
@@ -88,7 +115,7 @@ impl Priced<'_> {
 
     /// The order remembers what the shop's currency was on its day.
     pub(super) fn shop_currency(&self, shop: &Shop) -> Currency {
-        self.order.map_or(shop.currency_code, |order| order.currency_code)
+        self.order.and_then(|order| order.currency_code).unwrap_or(shop.currency_code)
     }
 }
 
@@ -121,7 +148,6 @@ mod tests {
     #[case(json!({"amount": "0.001", "currencyCode": "EUR"}), None)]
     #[case(json!({"amount": "99999999999999999999", "currencyCode": "EUR"}), None)]
     fn amounts(#[case] money: Value, #[case] minor: Option<i64>) {
-        let read = shape::<Money>(money, "amount").and_then(|money| money.parse());
-        assert_eq!(read.ok().map(MinorAmount::minor), minor);
+        assert_eq!(Money(&money).parse().map(MinorAmount::minor), minor);
     }
 }

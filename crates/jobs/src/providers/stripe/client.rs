@@ -11,7 +11,7 @@ use super::refusals::{Asked, Reason};
 use super::{API_VERSION, Pacer, StripeAccountId, balance};
 use crate::deadline::Deadline;
 use crate::http::{self, Answer};
-use crate::providers::{ErrorKind, Page, Provider, ProviderError, RefusedReason};
+use crate::providers::{ErrorKind, Movement, Page, Provider, ProviderError, RefusedReason};
 use crate::retry::RetryPolicy;
 use crate::schedule::Window;
 
@@ -89,6 +89,27 @@ impl StripeClient {
             })
             .await?;
         balance::page(&answer.body, cursor).map_err(|reason| refused(reason, &answer))
+    }
+
+    /// One movement by its id ("Retrieve a balance transaction"); `None` where the account does not know it.
+    pub async fn balance_transaction(
+        &self,
+        account: &StripeAccountId,
+        id: &str,
+        deadline: &Deadline,
+    ) -> Result<Option<Movement>, ProviderError> {
+        if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            return Ok(None);
+        }
+        let path = format!("/v1/balance_transactions/{id}");
+        let asked = self.get(&path, &self.secret_key, Key::Platform, deadline, |request| {
+            request.header("Stripe-Account", account.as_str()).query(&[("expand[]", "source")])
+        });
+        match asked.await {
+            Ok(answer) => balance::single(&answer.body).map(Some).map_err(|reason| refused(reason, &answer)),
+            Err(error) if error.kind == ErrorKind::Refused(RefusedReason::Unknown) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether the platform's key may read movements: the request of every sync, once, of `account` where one is known.

@@ -13,6 +13,7 @@ mod pacer;
 mod refusals;
 
 pub use account::{NotAnAccount, StripeAccountId};
+pub use balance::kinds;
 pub use client::StripeClient;
 pub use pacer::Pacer;
 

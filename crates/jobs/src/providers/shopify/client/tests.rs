@@ -5,7 +5,7 @@ use std::future::Future;
 use tokio::time::Instant;
 
 use super::*;
-use crate::providers::{Exclusion, MovementKind};
+use crate::providers::MovementKind;
 use crate::test_server::{Asked, Reply, TestServer};
 
 const SHOP: &str = "ma-boutique.myshopify.com";
@@ -84,7 +84,7 @@ fn variables(asked: &Asked) -> Value {
 async fn asks_the_shop_as_documented() {
     let server = TestServer::start([ok(&tender_data(&[tender(1, "12.00", "EUR", 1)], Some("c1")))]).await;
     let page = tenders(&server).await.unwrap();
-    assert_eq!((page.movements[0].amount_minor, page.next.as_deref()), (1200, Some("c1")));
+    assert_eq!((page.movements[0].amount_minor, page.next.as_deref()), (Some(1200), Some("c1")));
 
     let asked = &server.requests()[0];
     assert_eq!(asked.method, "POST");
@@ -111,9 +111,10 @@ async fn foreign_currencies_are_asked_in_one_request() {
     let orders = order_data(&[(1, vec![sale("108.00", "100.00")]), (2, vec![sale("54.00", "49.90")])]);
     let server = TestServer::start([ok(&tender_data(&nodes, None)), ok(&orders)]).await;
     let page = tenders(&server).await.unwrap();
-    let amounts: Vec<_> = page.movements.iter().map(|m| (m.amount_minor, m.currency.as_str())).collect();
+    let amounts: Vec<_> =
+        page.movements.iter().map(|m| (m.amount_minor.unwrap(), m.currency.as_deref().unwrap())).collect();
     assert_eq!(amounts, [(10_000, "EUR"), (4_990, "EUR"), (900, "EUR")]);
-    assert!(page.movements.iter().all(|movement| movement.excluded.is_none()));
+    assert!(page.movements.iter().all(|movement| movement.converted));
 
     let asked = server.requests();
     assert_eq!(asked.len(), 2);
@@ -133,12 +134,12 @@ async fn an_order_with_many_transactions_is_asked_alone_and_to_its_end() {
         ok(&order_data(&[(1, all)])),
     ])
     .await;
-    assert_eq!(tenders(&server).await.unwrap().movements[0].amount_minor, 10_000);
+    assert_eq!(tenders(&server).await.unwrap().movements[0].amount_minor, Some(10_000));
     assert_eq!(variables(&server.requests()[2])["first"], 240);
 }
 
 #[tokio::test]
-async fn an_order_beyond_every_limit_is_kept_and_excluded() {
+async fn an_order_beyond_every_limit_is_kept_and_not_converted() {
     let server = TestServer::start([
         ok(&tender_data(&[tender(1, "1.00", "USD", 1)], None)),
         ok(&order_data(&[(1, vec![sale("1.00", "0.90"); 25])])),
@@ -146,7 +147,7 @@ async fn an_order_beyond_every_limit_is_kept_and_excluded() {
     ])
     .await;
     let page = tenders(&server).await.unwrap();
-    assert_eq!(page.movements[0].excluded, Some(Exclusion::UnresolvedCurrency));
+    assert!(!page.movements[0].converted);
 }
 
 #[tokio::test]
@@ -176,7 +177,7 @@ async fn too_expensive_orders_are_split() {
     ])
     .await;
     let page = tenders(&server).await.unwrap();
-    assert_eq!(page.movements.iter().map(|m| m.amount_minor).collect::<Vec<_>>(), [10_000, 4_990]);
+    assert_eq!(page.movements.iter().filter_map(|m| m.amount_minor).collect::<Vec<_>>(), [10_000, 4_990]);
 }
 
 #[tokio::test]
@@ -232,7 +233,7 @@ async fn a_lost_chargeback_in_another_currency_takes_its_sales_rate() {
     let server = TestServer::start([ok(&data), ok(&orders)]).await;
     let Disputes::Page(page) = disputes(&server).await.unwrap() else { panic!("a page") };
     assert_eq!(page.movements[0].kind, MovementKind::Dispute);
-    assert_eq!((page.movements[0].amount_minor, page.movements[0].excluded), (-10_000, None));
+    assert_eq!((page.movements[0].amount_minor, page.movements[0].converted), (Some(-10_000), true));
     let query = variables(&server.requests()[0])["query"].as_str().unwrap().to_owned();
     assert_eq!(query, "initiated_at:>='2025-05-09T23:00:00Z' AND initiated_at:<'2026-11-30T23:00:00Z'");
 }

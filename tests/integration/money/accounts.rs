@@ -1,0 +1,126 @@
+//! The books of an account belong to that account.
+
+use anyhow::Result;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{books, said, sync_at, world_at, worth};
+use crate::{
+    clock::at,
+    world::{World, encrypt},
+};
+
+async fn connect(world: &World, user: Uuid, account: &str, since: &str) -> Result<()> {
+    let token = format!("sk_{account}");
+    world.stripe.add_account(account, &token);
+    sqlx::query(
+        "update public.integration_tokens set stripe_account_id = $2, access_token = $3, connected_at = $4 where user_id = $1",
+    )
+    .bind(user)
+    .bind(account)
+    .bind(encrypt(&token))
+    .bind(at(since))
+    .execute(world.pool())
+    .await?;
+    Ok(())
+}
+
+/// Connected in October, our own key refused until November: October is in the books, whichever read comes first.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_books_begin_with_the_connection() -> Result<()> {
+    for month_first in [false, true] {
+        let mut world = world_at("2026-10-15T12:00:00Z").await?;
+        let user = world.stripe_user("acct_begins").await?;
+        world.run("update public.integration_tokens set connected_at = '2026-10-15T08:00:00Z'").await?;
+        world.stripe.payment("acct_begins", at("2026-09-30T09:00:00Z"), 100, "eur");
+        world.stripe.payment("acct_begins", at("2026-10-20T09:00:00Z"), 4_200, "eur");
+        let key = world.var("STRIPE_SECRET_KEY").to_owned();
+        world.set("STRIPE_SECRET_KEY", "sk_test_refused");
+        sync_at(&mut world, "2026-10-15T12:10:00Z").await?;
+        world.set("STRIPE_SECRET_KEY", &key);
+        if month_first {
+            world.set_now(at("2026-11-01T05:00:00Z"));
+            world.post("monthly-sync", "month=2026-11").await?;
+        }
+        sync_at(&mut world, "2026-11-01T06:10:00Z").await?;
+        assert_eq!(books(&world, user).await?, said(&[("2026-10", "42.00")]), "{month_first}");
+    }
+    Ok(())
+}
+
+/// Connected in the evening of a month's last day, first read in the next month.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_evening_of_a_month_is_not_lost() -> Result<()> {
+    let mut world = world_at("2026-11-30T19:00:00Z").await?;
+    let user = world.stripe_user("acct_evening").await?;
+    world.run("update public.integration_tokens set connected_at = '2026-11-30T19:00:00Z'").await?;
+    world.stripe.payment("acct_evening", at("2026-11-30T20:30:00Z"), 1_500, "eur");
+    sync_at(&mut world, "2026-12-01T00:05:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "15.00")]));
+    Ok(())
+}
+
+/// The user may write the day of the connection: a day that lies far back is not believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_day_of_connection_reaches_no_month_of_the_users_own() -> Result<()> {
+    let mut world = world_at("2026-11-18T12:00:00Z").await?;
+    let user = world.stripe_user("acct_old").await?;
+    world.stripe.payment("acct_old", at("2026-10-20T09:00:00Z"), 100, "eur");
+    world.stripe.payment("acct_old", at("2026-11-02T09:00:00Z"), 200, "eur");
+    sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "2.00")]));
+    Ok(())
+}
+
+/// Account A since September, B since 10 November, and A again: each counts in the months in which it was connected.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_accounts_one_after_the_other() -> Result<()> {
+    let mut world = world_at("2026-09-02T12:00:00Z").await?;
+    let user = world.stripe_user("acct_a").await?;
+    connect(&world, user, "acct_a", "2026-09-02T08:00:00Z").await?;
+    world.stripe.add_account("acct_b", "sk_acct_b");
+    for (account, day, amount) in [
+        ("acct_a", "2026-09-10T09:00:00Z", 1_000),
+        ("acct_a", "2026-10-10T09:00:00Z", 2_000),
+        ("acct_a", "2026-11-05T09:00:00Z", 4_000),
+        ("acct_b", "2026-10-20T09:00:00Z", 50_000),
+        ("acct_b", "2026-11-12T09:00:00Z", 8_000),
+    ] {
+        world.stripe.payment(account, at(day), amount, "eur");
+    }
+    for now in
+        ["2026-09-02T12:10:00Z", "2026-10-01T06:10:00Z", "2026-11-01T06:10:00Z", "2026-11-09T18:10:00Z"]
+    {
+        sync_at(&mut world, now).await?;
+    }
+    sqlx::query(
+        "update public.integration_tokens set stripe_account_id = 'acct_b', access_token = $1, connected_at = '2026-11-10T08:00:00Z'",
+    )
+    .bind(encrypt("sk_acct_b"))
+    .execute(world.pool())
+    .await?;
+    sync_at(&mut world, "2026-11-13T12:10:00Z").await?;
+    let both = said(&[("2026-09", "10.00"), ("2026-10", "20.00"), ("2026-11", "120.00")]);
+    assert_eq!(books(&world, user).await?, both, "October of B is not mixed into October of A");
+    assert_eq!(worth(&world, user, 10).await?, json!({"status": "complete"}));
+    assert_eq!(worth(&world, user, 11).await?, json!({"status": "partial"}), "A was not read up to its end");
+
+    // B was connected by mistake.
+    let told: serde_json::Value =
+        sqlx::query_scalar("select jobs.leave_account_out($1, 'stripe', 'acct_b', '2026-11-13T13:00:00Z')")
+            .bind(user)
+            .fetch_one(world.pool())
+            .await?;
+    assert_eq!(told["months"], json!(["2026-10", "2026-11"]));
+    let of_a = said(&[("2026-09", "10.00"), ("2026-10", "20.00"), ("2026-11", "40.00")]);
+    assert_eq!(books(&world, user).await?, of_a);
+    sync_at(&mut world, "2026-11-13T18:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, of_a, "and stays out");
+
+    connect(&world, user, "acct_a", "2026-11-14T08:00:00Z").await?;
+    for (day, amount) in [("2026-11-05T09:00:00Z", 4_000), ("2026-11-14T09:00:00Z", 500)] {
+        world.stripe.payment("acct_a", at(day), amount, "eur");
+    }
+    sync_at(&mut world, "2026-11-14T12:10:00Z").await?;
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! What changes at the source changes here, whenever it changes; an answer that says less changes nothing.
+
+use anyhow::Result;
+use serde_json::json;
+use stand_ins::shopify::{Dispute, Tender};
+
+use super::{books, excluded, said, sync_at, world_at, worth};
+use crate::clock::at;
+
+const SHOP: &str = "changes.myshopify.com";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversion_outlives_its_order() -> Result<()> {
+    let mut world = world_at("2026-11-18T12:00:00Z").await?;
+    let user = world.shopify_user(SHOP).await?;
+    world.shopify.tender(SHOP, Tender::new(at("2026-11-16T09:00:00Z"), "100.0", "USD").shop_money("92.0"));
+    sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "92.00")]));
+    // Deleted, or out of reach: both look alike.
+    world.shopify.hide_orders_before(SHOP, at("2026-11-17T00:00:00Z"));
+    sync_at(&mut world, "2026-11-18T18:10:00Z").await?;
+    sync_at(&mut world, "2026-11-19T06:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "92.00")]));
+    assert_eq!(worth(&world, user, 11).await?, json!({"status": "provisional"}));
+    Ok(())
+}
+
+/// Lost five days ago and visible today; then won after all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispute_is_a_state() -> Result<()> {
+    let mut world = world_at("2026-11-10T12:00:00Z").await?;
+    let user = world.shopify_user(SHOP).await?;
+    let sale = world.shopify.tender(SHOP, Tender::new(at("2026-11-02T09:00:00Z"), "42.0", "EUR"));
+    let dispute =
+        world.shopify.dispute(SHOP, Dispute::new(at("2026-11-05T09:00:00Z"), "42.0", "EUR").about(&sale));
+    sync_at(&mut world, "2026-11-10T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "42.00")]));
+    world.shopify.finalize_dispute(SHOP, &dispute, "LOST", at("2026-11-11T09:00:00Z"));
+    sync_at(&mut world, "2026-11-16T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "0.00")]), "its date lies before the window");
+    world.shopify.finalize_dispute(SHOP, &dispute, "WON", at("2026-11-17T09:00:00Z"));
+    sync_at(&mut world, "2026-11-17T18:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "42.00")]));
+    Ok(())
+}
+
+/// Prevented: paid back or not, which nobody here knows. It is said; a refund of the same order settles it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prevented_dispute_is_never_silent() -> Result<()> {
+    let mut world = world_at("2026-11-10T12:00:00Z").await?;
+    let user = world.shopify_user(SHOP).await?;
+    let sale = world.shopify.tender(SHOP, Tender::new(at("2026-11-02T09:00:00Z"), "42.0", "EUR"));
+    let dispute = Dispute::new(at("2026-11-05T09:00:00Z"), "42.0", "EUR").about(&sale);
+    let dispute = world.shopify.dispute(SHOP, dispute.finalized("PREVENTED", at("2026-11-06T09:00:00Z")));
+    sync_at(&mut world, "2026-11-10T12:10:00Z").await?;
+    assert_eq!(excluded(&world, &dispute).await?.as_deref(), Some("prevented"));
+    assert_eq!(worth(&world, user, 11).await?, json!({"status": "partial", "flaws": {"prevented": 1}}));
+    world.shopify.refund(SHOP, &sale, at("2026-11-07T09:00:00Z"), "42.0");
+    sync_at(&mut world, "2026-11-10T18:10:00Z").await?;
+    assert_eq!(worth(&world, user, 11).await?, json!({"status": "provisional"}));
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "0.00")]));
+    Ok(())
+}
+
+/// A sale made offline shows days after its date, also across the end of a month.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sale_that_shows_late_is_found_by_the_crons() -> Result<()> {
+    let mut world = world_at("2026-11-20T12:00:00Z").await?;
+    let user = world.shopify_user(SHOP).await?;
+    sync_at(&mut world, "2026-11-20T12:10:00Z").await?;
+    let sale = world.shopify.tender(SHOP, Tender::new(at("2026-11-28T09:00:00Z"), "80.0", "EUR").late());
+    for now in ["2026-11-29T12:10:00Z", "2026-11-30T18:10:00Z", "2026-12-02T18:10:00Z"] {
+        sync_at(&mut world, now).await?;
+    }
+    world.shopify.reveal(SHOP, &sale);
+    sync_at(&mut world, "2026-12-03T06:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "80.00")]));
+    Ok(())
+}
+
+/// Once a day, not with every read.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_one_read_a_day_reaches_far_back() -> Result<()> {
+    let mut world = world_at("2026-11-20T12:00:00Z").await?;
+    world.stripe_user("acct_deep").await?;
+    let mut windows = Vec::new();
+    for now in
+        ["2026-11-20T06:10:00Z", "2026-11-20T12:10:00Z", "2026-11-20T18:10:00Z", "2026-11-21T06:10:00Z"]
+    {
+        sync_at(&mut world, now).await?;
+        let days: i64 = world
+            .value(
+                "select extract(day from (metadata -> 'window' ->> 'to')::timestamptz - (metadata -> 'window' ->> 'from')::timestamptz)::bigint \
+                 from public.sync_logs where provider = 'stripe' order by synced_at desc limit 1",
+            )
+            .await?;
+        windows.push(days);
+    }
+    assert_eq!(windows, [30, 3, 3, 30]);
+    Ok(())
+}
+
+/// A platform takes its fee back by reversing a part of its transfer: gross stays gross.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platforms_fee_is_no_refund() -> Result<()> {
+    let mut world = world_at("2026-11-18T12:00:00Z").await?;
+    let user = world.stripe_user("acct_seller").await?;
+    let paid = world.stripe.payment("acct_seller", at("2026-11-03T09:00:00Z"), 10_000, "eur");
+    world.stripe.transfer_reversal("acct_seller", &paid.charge, at("2026-11-04T09:00:00Z"), 1_000);
+    sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "100.00")]));
+    assert_eq!(worth(&world, user, 11).await?, json!({"status": "provisional"}));
+    world.stripe.transfer_reversal("acct_seller", &paid.charge, at("2026-11-18T16:00:00Z"), 10_000);
+    sync_at(&mut world, "2026-11-18T18:10:00Z").await?;
+    assert_eq!(
+        worth(&world, user, 11).await?,
+        json!({"status": "partial", "flaws": {"platform_reversal": 1}}),
+        "all of it: the fee, or the sale"
+    );
+    Ok(())
+}

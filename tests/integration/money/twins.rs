@@ -1,0 +1,113 @@
+//! One payment that two providers report: each movement at Stripe explains one in the shop, by amount and currency.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use stand_ins::shopify::Tender;
+use uuid::Uuid;
+
+use super::{sync_at, world_at};
+use crate::{clock::at, world::World};
+
+const SHOP: &str = "twins.myshopify.com";
+const DAY: &str = "2026-11-10T09:00:00Z";
+
+async fn both() -> Result<(World, Uuid)> {
+    let world = world_at("2026-11-18T12:00:00Z").await?;
+    let user = world.stripe_user("acct_twins").await?;
+    world.shopify.add_shop(SHOP, "EUR", "shpat_twins");
+    world.connect_shopify(user, SHOP, "shpat_twins", None).await?;
+    Ok((world, user))
+}
+
+/// The sum of what was imported, in cents.
+async fn cents(world: &mut World, user: Uuid) -> Result<i64> {
+    sync_at(world, "2026-11-18T12:10:00Z").await?;
+    let sql = "select (coalesce(sum(amount_eur), 0) * 100)::bigint from public.ca_records where user_id = $1 and source = 'auto_sync'";
+    Ok(sqlx::query_scalar(sql).bind(user).fetch_one(world.pool()).await?)
+}
+
+async fn flaws(world: &World, user: Uuid) -> Result<Value> {
+    let sql = "select jobs.month_flaws($1, '2026-11-01', '2026-11-18T12:10:00Z')";
+    Ok(sqlx::query_scalar(sql).bind(user).fetch_one(world.pool()).await?)
+}
+
+/// 100 € through Stripe, 20 € of them paid back there, 30 € by bank transfer: 50 €.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_by_bank_transfer_is_money_of_its_own() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let paid = world.stripe.payment("acct_twins", at(DAY), 10_000, "eur");
+    let sold = world.shopify.tender(SHOP, Tender::new(at(DAY), "100.0", "EUR").reference(&paid.charge));
+    world.stripe.refund("acct_twins", &paid.charge, at("2026-11-12T09:00:00Z"), 2_000);
+    world.shopify.refund(SHOP, &sold, at("2026-11-12T09:00:00Z"), "20.0");
+    let manual =
+        Tender::new(at("2026-11-13T09:00:00Z"), "-30.0", "EUR").method("bank_deposit").same_order(&sold);
+    world.shopify.tender(SHOP, manual);
+    assert_eq!(cents(&mut world, user).await?, 5_000);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_beside_a_chargeback_is_money_of_its_own() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let paid = world.stripe.payment("acct_twins", at(DAY), 10_000, "eur");
+    let sold = world.shopify.tender(SHOP, Tender::new(at(DAY), "100.0", "EUR").reference(&paid.charge));
+    world.stripe.dispute("acct_twins", &paid.charge, at("2026-11-12T09:00:00Z"), 1_500);
+    world.shopify.refund(SHOP, &sold, at("2026-11-13T09:00:00Z"), "15.0");
+    assert_eq!(cents(&mut world, user).await?, 7_000);
+    Ok(())
+}
+
+/// Captured in two pieces, which the shop tells as two, under one charge.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_charge_in_two_pieces() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let paid = world.stripe.payment("acct_twins", at(DAY), 10_000, "eur");
+    let first = world.shopify.tender(SHOP, Tender::new(at(DAY), "60.0", "EUR").reference(&paid.charge));
+    let second = Tender::new(at(DAY), "40.0", "EUR").reference(&paid.charge).same_order(&first);
+    world.shopify.tender(SHOP, second);
+    assert_eq!(cents(&mut world, user).await?, 10_000);
+    Ok(())
+}
+
+/// Two refunds of one amount, of which Stripe knows one.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_movement_explains_one() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let paid = world.stripe.payment("acct_twins", at(DAY), 10_000, "eur");
+    let sold = world.shopify.tender(SHOP, Tender::new(at(DAY), "100.0", "EUR").reference(&paid.charge));
+    world.stripe.refund("acct_twins", &paid.charge, at("2026-11-12T09:00:00Z"), 2_000);
+    for _ in 0..2 {
+        world.shopify.refund(SHOP, &sold, at("2026-11-12T09:00:00Z"), "20.0");
+    }
+    assert_eq!(cents(&mut world, user).await?, 6_000);
+    Ok(())
+}
+
+/// Another rate here and there: a dollar refund is recognised by its dollars.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_rate_is_no_other_money() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let paid = world.stripe.converted_payment("acct_twins", at(DAY), (10_000, "usd"), (9_200, "eur"));
+    let tender = Tender::new(at(DAY), "100.0", "USD").shop_money("91.5").reference(&paid.charge);
+    world.shopify.tender(SHOP, tender);
+    assert_eq!(cents(&mut world, user).await?, 9_200);
+    Ok(())
+}
+
+/// A payment that names no charge, and one at Stripe of the same amount and day: perhaps the same, and that is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_counted_twice_is_said() -> Result<()> {
+    let (mut world, user) = both().await?;
+    world.stripe.payment("acct_twins", at(DAY), 10_000, "eur");
+    world.shopify.tender(SHOP, Tender::new(at("2026-11-10T15:00:00Z"), "100.0", "EUR"));
+    assert_eq!(cents(&mut world, user).await?, 20_000);
+    assert_eq!(flaws(&world, user).await?, json!({"maybe_twice": 1}));
+    // Cash is no charge, and another day is another sale.
+    let (mut world, user) = both().await?;
+    world.stripe.payment("acct_twins", at(DAY), 10_000, "eur");
+    world.shopify.tender(SHOP, Tender::new(at(DAY), "100.0", "EUR").method("cash"));
+    world.shopify.tender(SHOP, Tender::new(at("2026-11-11T09:00:00Z"), "100.0", "EUR"));
+    assert_eq!(cents(&mut world, user).await?, 30_000);
+    assert_eq!(flaws(&world, user).await?, json!({}));
+    Ok(())
+}
