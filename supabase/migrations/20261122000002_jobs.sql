@@ -627,6 +627,15 @@ language sql immutable as $$
     select case when octet_length(p_text) <= 2048 and octet_length(to_json(p_text)::text) <= 2560 then p_text end;
 $$;
 
+-- How these users say that they are taxed. A name of ours or null; without a row nothing is known.
+create function jobs.tax_profiles(p_users uuid[])
+returns table (user_id uuid, created date, has_acre boolean, income_tax text)
+language sql stable set search_path = '' as $$
+    select o.user_id, jobs.readable_date(o.company_creation_date), o.has_acre,
+        case when o.ir_mode in ('versement_liberatoire', 'bareme', 'non_soumis') then o.ir_mode end
+    from public.user_onboarding_data o where o.user_id = any (p_users);
+$$;
+
 -- What is wrong with the accounts of these users: metadata that is no object, is very large, or has something else than
 -- a text or yes and no where a plan is said; a name that is no name. No mail depends on either: they are ignored, and
 -- named.
@@ -880,7 +889,18 @@ create table jobs.auto_sync_totals (
     computed_eur numeric(12, 2) not null,        -- what the movements say
     locked_at timestamptz,                       -- since when the row is the user's
     updated_at timestamptz not null default clock_timestamp(),
+    -- What the row's other columns hold from us (see write_estimates); null: nothing yet.
+    written_contrib_eur numeric(12, 2),
+    written_net_eur numeric(12, 2),
+    written_ir_mode text,
+    written_ir_eur numeric(12, 2),
     primary key (user_id, month, activity)
+);
+
+-- The rates by which imported rows were last estimated, as the code has them: one row. See write_estimates.
+create table jobs.rates_in_use (
+    is_only boolean primary key default true check (is_only),
+    rates jsonb not null      -- [{activity, from: YYYY-MM, full, acre_half, acre_three_quarters, flat_tax}]: 1230 is 12.3 %
 );
 
 -- Whether a movement is money that its month's figure lacks, or may lack: not readable, of an unknown kind, not known in
@@ -1616,6 +1636,8 @@ begin
     from missing m left join inserted i on i.external_id = m.key
     left join public.ca_records r on r.user_id = p_user_id and r.source = 'auto_sync' and r.external_id = m.key;
 
+    perform jobs.write_estimates(p_user_id);
+
     select jsonb_agg(jsonb_build_object('month', to_char(l.month, 'YYYY-MM'), 'activity', l.activity,
         'computed', l.computed_eur, 'recorded', r.amount_eur) order by l.month, l.activity)
     into differing
@@ -1624,6 +1646,71 @@ begin
         and l.computed_eur is distinct from r.amount_eur;
     return coalesce(differing, '[]');
 end $$;
+
+-- What imported rows carry beside their amount: contributions, income tax and what is left, as the application sums them.
+
+-- Keeps the rates that the code sent. An older version sends none: then the last ones stay.
+-- Looks first: an insert that conflicts would lock the one row until its settlement ends.
+create function jobs.take_rates(p_rates jsonb) returns void
+language sql set search_path = '' as $$
+    insert into jobs.rates_in_use as u (rates)
+    select p_rates
+    where jsonb_typeof(p_rates) = 'array' and not exists (select from jobs.rates_in_use k where k.rates = p_rates)
+    on conflict (is_only) do update set rates = excluded.rates;
+$$;
+
+-- Writes the estimates of a user's imported rows, of all months: rates and profile may have changed since. By the rates
+-- of each row's month, to the cent. Without rates (before 2023, or none sent yet) what stands there stays.
+-- Rows that already say so are not touched. Where one of the four columns is not as we left it, all four are the
+-- user's; the amount stays ours.
+-- The rule is urssaf::row_amounts, against which a test compares this. Call only under the user's lock.
+create function jobs.write_estimates(p_user_id uuid) returns void
+language sql set search_path = '' as $$
+    with rates as materialized (
+        select x.* from jobs.rates_in_use u cross join jsonb_to_recordset(u.rates) as x (
+            activity text, "from" text, "full" numeric, acre_half numeric, acre_three_quarters numeric, flat_tax numeric)
+    ), ours as materialized (
+        select l.month, l.activity, l.record_id, r.amount_eur as amount,
+            l.written_contrib_eur, l.written_net_eur, l.written_ir_mode, l.written_ir_eur
+        from jobs.auto_sync_totals l join public.ca_records r on r.id = l.record_id and r.user_id = l.user_id
+        where l.user_id = p_user_id and l.locked_at is null and r.source = 'auto_sync' and r.amount_eur = l.written_eur
+            and (r.computed_contrib_eur, r.computed_net_eur, r.ir_mode, r.ir_amount_eur) is not distinct from
+                (l.written_contrib_eur, l.written_net_eur, l.written_ir_mode, l.written_ir_eur)
+    ), profile as materialized (
+        select p.* from (select) one left join jobs.tax_profiles(array[p_user_id]) p on true
+    ), shares as (
+        select o.*,
+            case when p.income_tax = 'versement_liberatoire' then 'vl' when p.income_tax = 'bareme' then 'bareme' end as mode,
+            round(o.amount * 0.0001 * case
+                -- ACRE: until the end of the third quarter after the one of the creation.
+                when p.has_acre and date_trunc('month', p.created) <= o.month
+                    and o.month < date_trunc('quarter', p.created) + interval '1 year'
+                then case when p.created < '2026-07-01' then x.acre_half else x.acre_three_quarters end
+                else x."full" end, 2) as contrib,
+            case when p.income_tax = 'versement_liberatoire' then round(o.amount * 0.0001 * x.flat_tax, 2) end as tax
+        from ours o cross join profile p
+        cross join lateral (
+            select t.* from rates t where t.activity = o.activity and t."from" <= to_char(o.month, 'YYYY-MM')
+            order by t."from" desc limit 1) x
+    ), wanted as materialized (
+        select s.*, s.amount - s.contrib - coalesce(s.tax, 0) as net from shares s
+        where (s.contrib, s.amount - s.contrib - coalesce(s.tax, 0), s.mode, s.tax) is distinct from
+            (s.written_contrib_eur, s.written_net_eur, s.written_ir_mode, s.written_ir_eur)
+    ), written as (
+        update public.ca_records r
+        set computed_contrib_eur = w.contrib, computed_net_eur = w.net, ir_mode = w.mode, ir_amount_eur = w.tax
+        from wanted w
+        where r.id = w.record_id and r.user_id = p_user_id and r.source = 'auto_sync'
+            and r.amount_eur = w.amount                                          -- not edited in this very moment
+            and (r.computed_contrib_eur, r.computed_net_eur, r.ir_mode, r.ir_amount_eur) is not distinct from
+                (w.written_contrib_eur, w.written_net_eur, w.written_ir_mode, w.written_ir_eur)
+        returning r.id
+    )
+    update jobs.auto_sync_totals l
+    set written_contrib_eur = w.contrib, written_net_eur = w.net, written_ir_mode = w.mode, written_ir_eur = w.tax
+    from wanted w join written n on n.id = w.record_id
+    where l.user_id = p_user_id and l.month = w.month and l.activity = w.activity;
+$$;
 
 -- Mails: the outbox, which is the permanent ledger, too.
 --
@@ -2740,7 +2827,7 @@ $$;
 --
 -- p_parts: one object for each integration read:
 --   {integration_id, provider, account, window: {from, to}, movements: […], error: {code, message} | null,
---    notes: {…}, count_month: bool, kinds: {the provider's name of a kind: ours}}
+--    notes: {…}, count_month: bool, kinds: {the provider's name of a kind: ours}, rates: see rates_in_use}
 -- p_chunk numbers the calls of one lease, from 1. p_cursor comes back with the next claim, should this one be lost.
 -- p_month (a Paris month) asks for that month's figures in the result.
 --   {state: settled | stored | lost, result, repeated: an earlier call settled it}
@@ -2881,6 +2968,7 @@ begin
     end if;
 
     months := array(select distinct m from unnest(months || jobs.months_reported_twice(p_user_id, months)) m);
+    perform jobs.take_rates(e -> 'rates') from jsonb_array_elements(p_parts) e limit 1;
     left_alone := jobs.recompute_totals(p_user_id, months, p_as_of);
 
     -- What the figures lack, from the ledger: it is said for as long as it is so, whatever this run has read.

@@ -20,6 +20,15 @@ language sql immutable as $$
     select case when octet_length(p_text) <= 2048 and octet_length(to_json(p_text)::text) <= 2560 then p_text end;
 $$;
 
+-- How these users say that they are taxed. A name of ours or null; without a row nothing is known.
+create function jobs.tax_profiles(p_users uuid[])
+returns table (user_id uuid, created date, has_acre boolean, income_tax text)
+language sql stable set search_path = '' as $$
+    select o.user_id, jobs.readable_date(o.company_creation_date), o.has_acre,
+        case when o.ir_mode in ('versement_liberatoire', 'bareme', 'non_soumis') then o.ir_mode end
+    from public.user_onboarding_data o where o.user_id = any (p_users);
+$$;
+
 -- What is wrong with the accounts of these users: metadata that is no object, is very large, or has something else than
 -- a text or yes and no where a plan is said; a name that is no name. No mail depends on either: they are ignored, and
 -- named.

@@ -123,7 +123,18 @@ create table jobs.auto_sync_totals (
     computed_eur numeric(12, 2) not null,        -- what the movements say
     locked_at timestamptz,                       -- since when the row is the user's
     updated_at timestamptz not null default clock_timestamp(),
+    -- What the row's other columns hold from us (see write_estimates); null: nothing yet.
+    written_contrib_eur numeric(12, 2),
+    written_net_eur numeric(12, 2),
+    written_ir_mode text,
+    written_ir_eur numeric(12, 2),
     primary key (user_id, month, activity)
+);
+
+-- The rates by which imported rows were last estimated, as the code has them: one row. See write_estimates.
+create table jobs.rates_in_use (
+    is_only boolean primary key default true check (is_only),
+    rates jsonb not null      -- [{activity, from: YYYY-MM, full, acre_half, acre_three_quarters, flat_tax}]: 1230 is 12.3 %
 );
 
 -- Whether a movement is money that its month's figure lacks, or may lack: not readable, of an unknown kind, not known in

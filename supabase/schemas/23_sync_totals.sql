@@ -327,6 +327,8 @@ begin
     from missing m left join inserted i on i.external_id = m.key
     left join public.ca_records r on r.user_id = p_user_id and r.source = 'auto_sync' and r.external_id = m.key;
 
+    perform jobs.write_estimates(p_user_id);
+
     select jsonb_agg(jsonb_build_object('month', to_char(l.month, 'YYYY-MM'), 'activity', l.activity,
         'computed', l.computed_eur, 'recorded', r.amount_eur) order by l.month, l.activity)
     into differing

@@ -107,7 +107,7 @@ $$;
 --
 -- p_parts: one object for each integration read:
 --   {integration_id, provider, account, window: {from, to}, movements: […], error: {code, message} | null,
---    notes: {…}, count_month: bool, kinds: {the provider's name of a kind: ours}}
+--    notes: {…}, count_month: bool, kinds: {the provider's name of a kind: ours}, rates: see rates_in_use}
 -- p_chunk numbers the calls of one lease, from 1. p_cursor comes back with the next claim, should this one be lost.
 -- p_month (a Paris month) asks for that month's figures in the result.
 --   {state: settled | stored | lost, result, repeated: an earlier call settled it}
@@ -248,6 +248,7 @@ begin
     end if;
 
     months := array(select distinct m from unnest(months || jobs.months_reported_twice(p_user_id, months)) m);
+    perform jobs.take_rates(e -> 'rates') from jsonb_array_elements(p_parts) e limit 1;
     left_alone := jobs.recompute_totals(p_user_id, months, p_as_of);
 
     -- What the figures lack, from the ledger: it is said for as long as it is so, whatever this run has read.

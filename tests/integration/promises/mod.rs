@@ -3,6 +3,7 @@
 
 mod catalogue;
 mod catalogue_time;
+mod estimates;
 mod fairness;
 mod kills;
 mod long_lists;

@@ -13,6 +13,7 @@ use crate::{
     queue::{Claimed, Progress},
     schedule::Window,
     supabase::{Supabase, SupabaseError},
+    urssaf::{RowRate, row_rates},
 };
 
 /// One integration's share of an item, as `integration_settle` takes it.
@@ -29,6 +30,8 @@ pub(super) struct Part {
     pub(super) count_month: bool,
     /// The provider's names of kinds and ours, from which rows that were kept as unknown are learned.
     kinds: Map<String, Value>,
+    /// The rates by which the rows of `ca_records` are estimated.
+    rates: Vec<RowRate>,
     /// Whether the window reaches far back for rows that show late.
     deep: bool,
 }
@@ -48,6 +51,7 @@ impl Part {
                 Provider::Stripe => stripe::kinds(),
                 Provider::Shopify => Map::new(),
             },
+            rates: row_rates(),
             deep: window.is_deep(),
         }
     }
