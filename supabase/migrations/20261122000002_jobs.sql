@@ -764,6 +764,31 @@ language sql stable set search_path = '' as $$
     from judged j;
 $$;
 
+-- What a user's books hold for a month, and for its quarter up to its end, by activity, in cents: what there is to
+-- declare. Null where it cannot be read (see month_books), or has more than 20 activities.
+--   [{activity, typed, imported, quarter}]
+create function jobs.books_to_declare(p_user_id uuid, p_month date) returns jsonb
+language sql stable set search_path = '' as $$
+    with found as materialized (
+        select * from public.ca_records a
+        where a.user_id = p_user_id and a.year = extract(year from p_month)
+            and a.month between extract(month from date_trunc('quarter', p_month)) and extract(month from p_month)
+        limit 50001
+    ), sums as (
+        select left(r.activity_type, 80) as activity, coalesce(sum(r.amount_eur), 0) * 100 as quarter,
+            coalesce(sum(r.amount_eur) filter (where r.month = extract(month from p_month) and r.source <> 'auto_sync'), 0)
+                * 100 as typed,
+            coalesce(sum(r.amount_eur) filter (where r.month = extract(month from p_month) and r.source = 'auto_sync'), 0)
+                * 100 as imported
+        from found r group by 1
+    )
+    select case when count(*) <= 20 and (select count(*) from found) <= 50000
+            and not coalesce(bool_or('NaN' in (s.quarter, s.typed, s.imported)), false)
+        then coalesce(jsonb_agg(jsonb_build_object('activity', s.activity, 'typed', trunc(s.typed),
+            'imported', trunc(s.imported), 'quarter', trunc(s.quarter)) order by s.activity), '[]') end
+    from sums s;
+$$;
+
 -- Imported turnover: the movements read from Stripe and Shopify, what is known of each integration, and the
 -- monthly totals written into ca_records from them.
 --
@@ -2140,7 +2165,10 @@ begin
             'facts', case d.status when 'sealed' then d.facts else d.facts
                 || jsonb_build_object('kind', d.kind, 'first_name', p.first_name)
                 || case d.kind when 'monthly_reminder' then
-                    jsonb_build_object('recorded', m.recorded, 'entries', m.entries) else '{}' end end,
+                    jsonb_build_object('recorded', m.recorded, 'entries', m.entries,
+                        'books', jobs.books_to_declare(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')),
+                        'profile', jsonb_build_object('created', t.created, 'has_acre', t.has_acre,
+                            'income_tax', t.income_tax)) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
                 then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,
                     case when d.kind = 'integration_trouble'
@@ -2160,7 +2188,8 @@ begin
         -- A fence (offset 0): of all people only these.
         left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true
         left join lateral jobs.month_books(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')) m
-            on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'));
+            on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'
+        left join lateral jobs.tax_profiles(array[d.user_id]) t on d.kind = 'monthly_reminder' and d.status = 'planned'));
 end $$;
 
 -- Keeps mails invisible for another p_seconds; whether this claim still has all of them.

@@ -156,3 +156,28 @@ language sql stable set search_path = '' as $$
         j.entries::integer, j.flaw
     from judged j;
 $$;
+
+-- What a user's books hold for a month, and for its quarter up to its end, by activity, in cents: what there is to
+-- declare. Null where it cannot be read (see month_books), or has more than 20 activities.
+--   [{activity, typed, imported, quarter}]
+create function jobs.books_to_declare(p_user_id uuid, p_month date) returns jsonb
+language sql stable set search_path = '' as $$
+    with found as materialized (
+        select * from public.ca_records a
+        where a.user_id = p_user_id and a.year = extract(year from p_month)
+            and a.month between extract(month from date_trunc('quarter', p_month)) and extract(month from p_month)
+        limit 50001
+    ), sums as (
+        select left(r.activity_type, 80) as activity, coalesce(sum(r.amount_eur), 0) * 100 as quarter,
+            coalesce(sum(r.amount_eur) filter (where r.month = extract(month from p_month) and r.source <> 'auto_sync'), 0)
+                * 100 as typed,
+            coalesce(sum(r.amount_eur) filter (where r.month = extract(month from p_month) and r.source = 'auto_sync'), 0)
+                * 100 as imported
+        from found r group by 1
+    )
+    select case when count(*) <= 20 and (select count(*) from found) <= 50000
+            and not coalesce(bool_or('NaN' in (s.quarter, s.typed, s.imported)), false)
+        then coalesce(jsonb_agg(jsonb_build_object('activity', s.activity, 'typed', trunc(s.typed),
+            'imported', trunc(s.imported), 'quarter', trunc(s.quarter)) order by s.activity), '[]') end
+    from sums s;
+$$;

@@ -123,7 +123,10 @@ begin
             'facts', case d.status when 'sealed' then d.facts else d.facts
                 || jsonb_build_object('kind', d.kind, 'first_name', p.first_name)
                 || case d.kind when 'monthly_reminder' then
-                    jsonb_build_object('recorded', m.recorded, 'entries', m.entries) else '{}' end end,
+                    jsonb_build_object('recorded', m.recorded, 'entries', m.entries,
+                        'books', jobs.books_to_declare(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')),
+                        'profile', jsonb_build_object('created', t.created, 'has_acre', t.has_acre,
+                            'income_tax', t.income_tax)) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
                 then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,
                     case when d.kind = 'integration_trouble'
@@ -143,7 +146,8 @@ begin
         -- A fence (offset 0): of all people only these.
         left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true
         left join lateral jobs.month_books(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')) m
-            on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'));
+            on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'
+        left join lateral jobs.tax_profiles(array[d.user_id]) t on d.kind = 'monthly_reminder' and d.status = 'planned'));
 end $$;
 
 -- Keeps mails invisible for another p_seconds; whether this claim still has all of them.

@@ -137,6 +137,56 @@ async fn it_says_what_is_recorded_and_until_when_to_declare() -> Result<()> {
     Ok(())
 }
 
+/// What to declare of the month and of the quarter so far, and what to put aside by the profile, from typed and imported
+/// rows. Books that cannot be read that far are not guessed at.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_what_to_declare_and_what_to_put_aside() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, _) = second_of_next_month(&mut world);
+    let key = month.to_string();
+    let known = premium(&world, "known", Some(true)).await?;
+    turnover(&world, known, &key, "Vente de marchandises", "2400.40", "manual").await?;
+    turnover(&world, known, &key, "Prestation de services", "599.50", "auto_sync").await?;
+    about(
+        &world,
+        known,
+        "insert into public.user_onboarding_data (user_id, ir_mode, has_acre) \
+         values ($1, 'versement_liberatoire', false)",
+    )
+    .await?;
+    premium(&world, "nothing", Some(true)).await?;
+    let many = premium(&world, "many", Some(true)).await?;
+    for number in 0..21 {
+        turnover(&world, many, &key, &format!("Vente {number}"), "1", "manual").await?;
+    }
+    let answer = world.cron("send-reminders", "").await?;
+    assert_eq!((&answer["sent"], &answer["errors"]), (&json!(3), &json!(0)), "{answer}");
+
+    let mail = mail_to(&world, "known@example.test");
+    let french = text(&mail);
+    says(
+        &french,
+        &[
+            "Ventes de marchandises : 2 400 €",
+            "Prestations de services : 600 €",
+            "Cotisations, ventes (12,3 %) : 295 €",
+            "Cotisations, prestations (21,2 %) : 127 €",
+            "Contribution à la formation : 3 €",
+            "Versement libératoire de l’impôt : 34 €",
+            "Total estimé : 459 €",
+            "vous avez saisi 2 400,40 € et Comptalyze a importé 599,50 €",
+            "avant midi",
+        ],
+    );
+    says_not(&french, &["Nous ne savons pas"]);
+    says(&plain(mail.html.as_deref().unwrap_or_default()), &["Total estimé", "459 €"]);
+    for name in ["nothing", "many"] {
+        let french = text(&mail_to(&world, &format!("{name}@example.test")));
+        says_not(&french, &["À déclarer", "À mettre de côté"]);
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_on_the_second_and_replayed_within_its_month() -> Result<()> {
     let mut world = World::new().await?;

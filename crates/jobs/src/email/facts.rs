@@ -3,7 +3,11 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::{mail_kind::MailKind, schedule::Month, urssaf::Crossing};
+use crate::{
+    mail_kind::MailKind,
+    schedule::Month,
+    urssaf::{Crossing, TaxProfile},
+};
 
 /// Holds what one mail says, besides what all of its kind say. Amounts are cents.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -22,6 +26,12 @@ pub enum Facts {
         recorded: i64,
         /// In how many rows.
         entries: u32,
+        /// What there is to declare, by activity; `None`: the books cannot be read that far.
+        #[serde(default)]
+        books: Option<Vec<ActivityTurnover>>,
+        /// How the user says to be taxed.
+        #[serde(default)]
+        profile: TaxProfile,
     },
     /// What was imported for a month.
     MonthlyRecap {
@@ -77,6 +87,19 @@ pub struct DigestPoint {
     /// How often, where that says something.
     #[serde(default)]
     pub count: u64,
+}
+
+/// Represents the turnover of one activity, in cents.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ActivityTurnover {
+    /// As it is spelled in the rows: never trusted to be an activity.
+    pub activity: String,
+    /// What the user typed for the month.
+    pub typed: i64,
+    /// What was imported for the month.
+    pub imported: i64,
+    /// The month's quarter up to the end of the month.
+    pub quarter: i64,
 }
 
 /// Represents one source's part of a month, in cents.

@@ -18,7 +18,7 @@ mod settings;
 
 pub use self::{
     domain::Domain,
-    facts::{DigestPoint, Facts, SourceTotal},
+    facts::{ActivityTurnover, DigestPoint, Facts, SourceTotal},
     mailer::{MailLimits, MailReport, Mailer},
     render::{Branding, Promo, Rendered, render},
     settings::{MailConfig, Prices},

@@ -6,6 +6,7 @@
 mod alert;
 mod branding;
 mod consequence;
+mod declaration;
 mod digest;
 mod frame;
 mod french;
@@ -42,8 +43,10 @@ pub fn render(
 ) -> Result<Rendered, askama::Error> {
     let (first_name, mail): (_, Box<dyn Mail>) = match facts {
         Facts::MarketingDay3 { first_name } => (first_name, Box::new(marketing::View::new(branding))),
-        Facts::MonthlyReminder { first_name, month, recorded, entries } => {
-            (first_name, Box::new(reminder::View::new(*month, *recorded, *entries)))
+        Facts::MonthlyReminder { first_name, month, recorded, entries, books, profile } => {
+            let view = reminder::View::new(*month, *recorded, *entries)
+                .declaring(books.as_deref().unwrap_or_default(), *profile);
+            (first_name, Box::new(view))
         }
         Facts::MonthlyRecap {
             first_name,

@@ -4,11 +4,11 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 
-use super::{Branding, DigestPoint, Facts, Promo, Rendered, SourceTotal, render};
+use super::{ActivityTurnover, Branding, DigestPoint, Facts, Promo, Rendered, SourceTotal, render};
 use crate::{
     mail_kind::MailKind,
     schedule::Month,
-    urssaf::{Consequence, Crossing, Doubt, Threshold},
+    urssaf::{Consequence, Crossing, Doubt, IncomeTax, TaxProfile, Threshold},
 };
 
 /// Returns the branding of a deployment; with `promo`, it offers a code.
@@ -114,13 +114,60 @@ fn reminders() -> Vec<(&'static str, Facts)> {
         month,
         recorded,
         entries,
+        books: None,
+        profile: TaxProfile::default(),
     };
+    let known = TaxProfile {
+        created: NaiveDate::from_ymd_opt(2026, 2, 9),
+        has_acre: Some(true),
+        income_tax: Some(IncomeTax::Flat),
+        ..TaxProfile::default()
+    };
+    let (sales, services) = ("Vente de marchandises", "Prestation de services");
+    let liberal = vec![turnover("Activité libérale", 90_000, 0, 215_000), turnover("autre", 4_000, 0, 4_000)];
     vec![
-        ("reminder", reminder(month(2026, 11), 412_350, 12)),
+        (
+            "reminder",
+            declaring(
+                reminder(month(2026, 11), 300_000, 12),
+                vec![turnover(sales, 240_000, 0, 390_000), turnover(services, 60_000, 0, 60_000)],
+                TaxProfile { has_acre: Some(false), ..known },
+            ),
+        ),
+        (
+            "reminder-typed-and-imported",
+            declaring(
+                reminder(month(2026, 12), 412_350, 12),
+                vec![turnover(services, 98_750, 313_600, 1_204_120)],
+                known,
+            ),
+        ),
+        (
+            "reminder-unknown-profile",
+            declaring(reminder(month(2026, 8), 94_000, 2), liberal, TaxProfile::default()),
+        ),
         ("reminder-one-entry", reminder(month(2026, 8), 90_000, 1)),
         ("reminder-nothing", reminder(month(2026, 10), 0, 0)),
-        ("reminder-negative", reminder(month(2026, 4), -12_050, 3)),
+        (
+            "reminder-negative",
+            declaring(
+                reminder(month(2026, 4), -12_050, 3),
+                vec![turnover(services, 0, -12_050, -12_050)],
+                TaxProfile { income_tax: Some(IncomeTax::Scale), ..known },
+            ),
+        ),
     ]
+}
+
+fn declaring(mut facts: Facts, rows: Vec<ActivityTurnover>, taxed: TaxProfile) -> Facts {
+    if let Facts::MonthlyReminder { books, profile, .. } = &mut facts {
+        (*books, *profile) = (Some(rows), taxed);
+    }
+    facts
+}
+
+fn turnover(activity: &str, typed: i64, imported: i64, quarter: i64) -> ActivityTurnover {
+    ActivityTurnover { activity: activity.to_owned(), typed, imported, quarter }
 }
 
 fn recaps() -> Vec<(&'static str, Facts)> {

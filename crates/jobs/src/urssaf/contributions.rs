@@ -94,7 +94,8 @@ pub enum Trade {
 }
 
 /// What is known of a user. `None`: it is not known. A rate that the user has typed is not among it: the law's wins.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
 pub struct TaxProfile {
     /// `user_onboarding_data.company_creation_date`.
     pub created: Option<NaiveDate>,

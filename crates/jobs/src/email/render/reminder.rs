@@ -3,15 +3,18 @@
 use askama::Template;
 
 use super::{
+    declaration::Declaration,
     frame::{Frame, Headline, Mail},
     french::{self, date, euros, grouped, of_month, quarter},
 };
 use crate::{
+    email::ActivityTurnover,
     schedule::Month,
-    urssaf::{monthly_due, quarterly_due},
+    urssaf::{TaxProfile, monthly_due, quarterly_due},
 };
 
 pub(super) struct View {
+    of: Month,
     /// "novembre 2026".
     month: String,
     /// "de novembre 2026".
@@ -24,11 +27,13 @@ pub(super) struct View {
     negative: bool,
     monthly_due: String,
     quarterly_due: String,
+    declaration: Declaration,
 }
 
 impl View {
     pub(super) fn new(month: Month, recorded: i64, entries: u32) -> Self {
         Self {
+            of: month,
             month: french::month(month),
             of_month: of_month(month),
             quarter: quarter(month),
@@ -41,7 +46,14 @@ impl View {
             negative: recorded < 0,
             monthly_due: date(monthly_due(month)),
             quarterly_due: date(quarterly_due(month)),
+            declaration: Declaration::default(),
         }
+    }
+
+    /// Says what to declare and what to put aside, too.
+    pub(super) fn declaring(mut self, books: &[ActivityTurnover], profile: TaxProfile) -> Self {
+        self.declaration = Declaration::new(self.of, books, profile);
+        self
     }
 }
 

@@ -1,0 +1,288 @@
+//! Says what to declare for a month and for its quarter, and what to put aside for the month.
+
+use super::french::{self, date, euros, of_month, round_euros};
+use crate::{
+    email::ActivityTurnover,
+    schedule::Month,
+    urssaf::{
+        Category, Caveat, DeclaredTurnover, Euros, IncomeTaxAside, PutAside, RATES_KNOWN_UNTIL, Rate,
+        Receipts, TaxProfile, put_aside,
+    },
+};
+
+/// What a reminder says of a declaration. Empty where there is nothing to declare, or nothing is known.
+#[derive(Default)]
+pub(super) struct Declaration {
+    /// Each category's turnover of the month.
+    pub(super) month: Vec<Figure>,
+    /// Each category's turnover of the quarter so far.
+    pub(super) quarter: Vec<Figure>,
+    /// "d’octobre à novembre 2026", "octobre 2026".
+    pub(super) quarter_until_now: String,
+    /// The month is the last one of its quarter.
+    pub(super) quarter_is_over: bool,
+    /// What the month's turnover costs, without the total.
+    pub(super) aside: Vec<Figure>,
+    pub(super) total: String,
+    /// What the figures assume or leave out.
+    pub(super) caveats: Vec<String>,
+    /// Typed and imported of the month, where there is both.
+    pub(super) twice: Option<Twice>,
+}
+
+/// What it is, how much.
+pub(super) struct Figure {
+    pub(super) label: String,
+    pub(super) amount: String,
+}
+
+pub(super) struct Twice {
+    pub(super) typed: String,
+    pub(super) imported: String,
+}
+
+impl Declaration {
+    pub(super) fn new(month: Month, books: &[ActivityTurnover], profile: TaxProfile) -> Self {
+        let (mut of_the_month, mut of_the_quarter) = (Receipts::default(), Receipts::default());
+        for row in books {
+            of_the_month.add(&row.activity, row.typed.saturating_add(row.imported));
+            of_the_quarter.add(&row.activity, row.quarter);
+        }
+        let aside = put_aside(&of_the_month, month, profile);
+        let quarter = put_aside(&of_the_quarter, month, profile);
+        Self {
+            quarter: quarter.map_or_else(Vec::new, |quarter| turnover(&quarter.lines)),
+            quarter_until_now: quarter_until(month),
+            quarter_is_over: month.month().is_multiple_of(3),
+            twice: twice(books),
+            ..aside.map_or_else(Self::default, |aside| Self::of(month, &aside))
+        }
+    }
+
+    fn of(month: Month, aside: &PutAside) -> Self {
+        Self {
+            month: turnover(&aside.lines),
+            aside: if aside.lines.is_empty() { Vec::new() } else { costs(aside) },
+            total: whole(aside.total),
+            caveats: caveats(month, aside),
+            ..Self::default()
+        }
+    }
+}
+
+fn twice(books: &[ActivityTurnover]) -> Option<Twice> {
+    let typed: i64 = books.iter().map(|row| row.typed).fold(0, i64::saturating_add);
+    let imported: i64 = books.iter().map(|row| row.imported).fold(0, i64::saturating_add);
+    (typed != 0 && imported != 0).then(|| Twice { typed: euros(typed), imported: euros(imported) })
+}
+
+fn turnover(lines: &[DeclaredTurnover]) -> Vec<Figure> {
+    let figure = |line: &DeclaredTurnover| Figure {
+        label: name(line.category).to_owned(),
+        amount: whole(line.declared),
+    };
+    lines.iter().map(figure).collect()
+}
+
+fn costs(aside: &PutAside) -> Vec<Figure> {
+    let contributions = aside.lines.iter().map(|line| Figure {
+        label: format!("Cotisations, {} ({})", short_name(line.category), percent(line.rate)),
+        amount: whole(line.contributions),
+    });
+    let training = Figure { label: "Contribution à la formation".to_owned(), amount: whole(aside.training) };
+    let income_tax = match aside.income_tax {
+        IncomeTaxAside::Flat(euros) => {
+            Some(Figure { label: "Versement libératoire de l’impôt".to_owned(), amount: whole(euros) })
+        }
+        IncomeTaxAside::Scale | IncomeTaxAside::NotSubject | IncomeTaxAside::Unknown => None,
+    };
+    contributions.chain([training]).chain(income_tax).collect()
+}
+
+fn caveats(month: Month, aside: &PutAside) -> Vec<String> {
+    let scale = (aside.income_tax == IncomeTaxAside::Scale && !aside.lines.is_empty()).then(|| {
+        "L’impôt sur le revenu n’est pas compté : vous le payez au barème, avec les autres revenus de votre foyer."
+            .to_owned()
+    });
+    aside.caveats.iter().map(|caveat| sentence(month, *caveat)).chain(scale).collect()
+}
+
+fn sentence(month: Month, caveat: Caveat) -> String {
+    match caveat {
+        Caveat::UnknownActivity { cents } => format!(
+            "Un montant de {} n’est pas compté, car son activité n’est pas reconnue : corrigez-la dans vos \
+             enregistrements.",
+            euros(cents)
+        ),
+        Caveat::AcreUnknown => {
+            "Nous ne savons pas si vous bénéficiez de l’Acre : les cotisations sont comptées au taux plein."
+                .to_owned()
+        }
+        Caveat::AcreUndated => {
+            "Votre profil indique l’Acre, mais pas la date de création de votre entreprise : les \
+                                cotisations sont comptées au taux plein."
+                .to_owned()
+        }
+        Caveat::AcreEnded { on } => format!(
+            "Votre profil indique encore l’Acre. Elle a pris fin : depuis le {}, les cotisations sont dues au taux \
+             plein.",
+            date(on)
+        ),
+        Caveat::AcreContradicted { created } => format!(
+            "Votre profil indique une création le {}, après ces encaissements : les cotisations sont comptées au \
+             taux plein, sans l’Acre.",
+            date(created)
+        ),
+        Caveat::TradeAssumed => {
+            "La contribution à la formation est comptée à 0,1 %, le taux des commerçants ; celui \
+                                 des artisans est de 0,3 %."
+                .to_owned()
+        }
+        Caveat::SchemeAssumed => {
+            "Vos activités libérales sont comptées au régime général ; les taux de la Cipav sont \
+                                  différents."
+                .to_owned()
+        }
+        Caveat::IncomeTaxUnknown => {
+            "Nous ne savons pas comment vous payez l’impôt sur le revenu : il n’est pas compté.".to_owned()
+        }
+        Caveat::ChamberTax => {
+            "La taxe pour frais de chambre, qui dépend du métier et du département, n’est pas comptée."
+                .to_owned()
+        }
+        Caveat::RatesAssumed => format!(
+            "Les taux de {} ne nous sont pas connus : ceux de {RATES_KNOWN_UNTIL} sont repris.",
+            month.year()
+        ),
+    }
+}
+
+const fn name(category: Category) -> &'static str {
+    match category {
+        Category::Sales => "Ventes de marchandises",
+        Category::Services => "Prestations de services",
+        Category::Liberal => "Activités libérales",
+        Category::Cipav => "Activités libérales (Cipav)",
+    }
+}
+
+const fn short_name(category: Category) -> &'static str {
+    match category {
+        Category::Sales => "ventes",
+        Category::Services => "prestations",
+        Category::Liberal => "activités libérales",
+        Category::Cipav => "Cipav",
+    }
+}
+
+/// Writes "12,3 %".
+fn percent(rate: Rate) -> String {
+    let hundredths = rate.as_hundredths_of_percent();
+    let (whole, part) = (hundredths / 100, hundredths % 100);
+    match part {
+        0 => format!("{whole}\u{a0}%"),
+        tenths if tenths % 10 == 0 => format!("{whole},{}\u{a0}%", tenths / 10),
+        part => format!("{whole},{part:02}\u{a0}%"),
+    }
+}
+
+/// Writes "2 400 €".
+fn whole(amount: Euros) -> String {
+    round_euros(amount.0.saturating_mul(100))
+}
+
+/// Writes "d’octobre à novembre 2026", or "octobre 2026" in the quarter's first month.
+fn quarter_until(month: Month) -> String {
+    let mut first = month;
+    while first.month() % 3 != 1 {
+        first = first.previous();
+    }
+    if first == month {
+        return french::month(month);
+    }
+    let from = of_month(first);
+    let from = from.split('\u{a0}').next().unwrap_or_default();
+    format!("{from} à {}", french::month(month))
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::NaiveDate;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::urssaf::IncomeTax;
+
+    fn row(activity: &str, typed: i64, imported: i64, quarter: i64) -> ActivityTurnover {
+        ActivityTurnover { activity: activity.to_owned(), typed, imported, quarter }
+    }
+
+    fn plain(figures: &[Figure]) -> Vec<(&str, String)> {
+        let spaces = ['\u{a0}', '\u{202f}'];
+        figures.iter().map(|figure| (figure.label.as_str(), figure.amount.replace(spaces, " "))).collect()
+    }
+
+    /// Goods of 1 500 in October, 2 400 in November, and services of 600 in November.
+    #[test]
+    fn the_month_the_quarter_so_far_and_what_they_cost() {
+        let books = [
+            row("Vente de marchandises", 240_000, 0, 390_000),
+            row("Prestation de services", 0, 60_000, 60_000),
+        ];
+        let november = Month::new(2026, 11).unwrap();
+        let said = Declaration::new(november, &books, TaxProfile::default());
+        let figures = |sales: &str, services: &str| {
+            vec![
+                ("Ventes de marchandises", sales.to_owned()),
+                ("Prestations de services", services.to_owned()),
+            ]
+        };
+        assert_eq!(plain(&said.month), figures("2 400 €", "600 €"));
+        assert_eq!(plain(&said.quarter), figures("3 900 €", "600 €"));
+        assert_eq!(said.quarter_until_now, "d’octobre à novembre\u{a0}2026");
+        let costs = plain(&said.aside);
+        let amounts: Vec<&str> = costs.iter().map(|(_, amount)| amount.as_str()).collect();
+        assert_eq!(amounts, ["295 €", "127 €", "3 €"]);
+        assert_eq!(said.total, "425\u{a0}€");
+        assert!(said.twice.is_some(), "typed and imported of one month");
+        let flat = TaxProfile { income_tax: Some(IncomeTax::Flat), ..TaxProfile::default() };
+        assert_eq!(Declaration::new(november, &books, flat).total, "459\u{a0}€", "24 and 10,20 more");
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_is_not_known() {
+        let said = Declaration::new(Month::new(2026, 11).unwrap(), &[], TaxProfile::default());
+        assert!(said.month.is_empty() && said.quarter.is_empty() && said.aside.is_empty());
+        assert!(said.caveats.is_empty() && said.twice.is_none());
+        let before_the_table = Month::new(2022, 11).unwrap();
+        let said = Declaration::new(before_the_table, &[row("Vente", 1, 0, 1)], TaxProfile::default());
+        assert!(said.month.is_empty() && said.aside.is_empty());
+    }
+
+    #[test]
+    fn an_acre_that_ended_is_said() {
+        let profile = TaxProfile {
+            has_acre: Some(true),
+            created: NaiveDate::from_ymd_opt(2025, 5, 2),
+            ..TaxProfile::default()
+        };
+        let said = Declaration::new(Month::new(2026, 11).unwrap(), &[row("BNC", 5_000, 0, 5_000)], profile);
+        assert!(said.caveats[0].contains("1er\u{a0}avril 2026"), "{:?}", said.caveats);
+    }
+
+    #[rstest]
+    #[case(1230, "12,3\u{a0}%")]
+    #[case(1205, "12,05\u{a0}%")]
+    #[case(1700, "17\u{a0}%")]
+    fn rates(#[case] hundredths: u32, #[case] expected: &str) {
+        assert_eq!(percent(Rate::hundredths_of_percent(hundredths)), expected);
+    }
+
+    #[rstest]
+    #[case(2026, 10, "octobre\u{a0}2026")]
+    #[case(2026, 12, "d’octobre à décembre\u{a0}2026")]
+    #[case(2026, 2, "de janvier à février\u{a0}2026")]
+    fn quarters(#[case] year: i32, #[case] month: u32, #[case] expected: &str) {
+        assert_eq!(quarter_until(Month::new(year, month).unwrap()), expected);
+    }
+}
