@@ -2751,7 +2751,8 @@ end $$;
 
 -- Stores movements in bulk. {records: how many were new or changed, months: the Paris months they touch}
 --
--- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again; an amount
+-- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again, one that
+-- has failed (another row may have said so) is nothing else again; an amount
 -- that was known in the account's currency stays, as long as the amount that was told is the same; so do the state, the
 -- references, a debit's date.
 create function jobs.store_movements(
@@ -2784,7 +2785,8 @@ create function jobs.store_movements(
             case when t.refs @> n.refs then t.refs
                 else array(select distinct r from unnest(t.refs || n.refs) r order by r) end as refs,
             coalesce(n.source_kind, t.source_kind) as source_kind,
-            case when n.state in ('pending', 'unknown') and t.state in ('succeeded', 'failed') then t.state
+            case when n.kind = 'payment' and t.state = 'failed' then t.state
+                when n.state in ('pending', 'unknown') and t.state = 'succeeded' then t.state
                 when n.state = 'unknown' then coalesce(t.state, n.state)
                 else coalesce(n.state, t.state) end as state,
             coalesce(n.method, t.method) as method,

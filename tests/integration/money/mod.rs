@@ -3,6 +3,8 @@
 mod accounts;
 mod changes;
 mod debits;
+mod histories;
+mod source;
 mod strange;
 mod twins;
 

@@ -211,6 +211,14 @@ impl StandIn {
         self.state().shop(domain).orders_from = Some(at);
     }
 
+    /// The merchant deletes a sale's order; the money's own row stays, without it
+    /// (<https://shopify.dev/docs/api/admin-graphql/latest/objects/TenderTransaction>).
+    pub fn delete_order(&self, domain: &str, sale: &Sold) {
+        if let Some(order) = sale.order.as_deref() {
+            self.state().shop(domain).orders.remove(&number(order));
+        }
+    }
+
     /// Puts a dispute in and returns its `gid://shopify/ShopifyPaymentsDispute/…`.
     pub fn dispute(&self, domain: &str, dispute: Dispute) -> String {
         let mut state = self.state();

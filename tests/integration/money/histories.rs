@@ -1,0 +1,149 @@
+//! Random histories of a source, read by random windows with answers lost on the way: in the end the books equal the
+//! source's truth, and a source that does not change is read without a write.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::Value;
+use stand_ins::faults::{Fault, Rule};
+use uuid::Uuid;
+
+use super::{
+    source::{ACCOUNT, Dice, Place, SHOP, Source},
+    world_at,
+};
+use crate::{clock::at, world::World};
+
+const BEGIN: &str = "2026-09-21T00:10:00Z";
+const DAYS: u64 = 60;
+/// Written into the failure, so that a history can be played again.
+const SEEDS: [u64; 3] = [1, 20, 300];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_books_equal_the_source() -> Result<()> {
+    let played = SEEDS.map(|seed| async move { play(seed).await.with_context(|| format!("seed {seed}")) });
+    futures_util::future::try_join_all(played).await?;
+    Ok(())
+}
+
+async fn play(seed: u64) -> Result<()> {
+    let (mut dice, mut source) = (Dice(seed), Source::default());
+    let mut world = world_at(BEGIN).await?;
+    let user = world.stripe_user(ACCOUNT).await?;
+    world.shopify.add_shop(SHOP, "EUR", "shpat_history");
+    world.connect_shopify(user, SHOP, "shpat_history", None).await?;
+    world.run("update public.integration_tokens set connected_at = $now").await?;
+    world.cron("daily-orchestrator", "").await?;
+
+    let (mut day, mut reads) = (0, 0_u32);
+    while day < DAYS {
+        let morning = at(BEGIN) + TimeDelta::days(i64::try_from(day)?);
+        for hour in 1..=3 + dice.below(4) {
+            let now = morning + TimeDelta::hours(i64::try_from(hour)?);
+            world.set_now(now);
+            source.moves(&world, &mut dice, now);
+        }
+        // 12 or 18 o'clock of this day, after what has happened, or 0 o'clock of the next one.
+        world.set_now(morning + TimeDelta::hours(12 + 6 * i64::try_from(dice.below(3))?));
+        let is_lost = loses_an_answer(&world, &mut dice);
+        read(&world, &mut dice).await?;
+        clear(&world);
+        if !is_lost {
+            world.cron("daily-orchestrator", "").await?;
+        }
+        if reads_are_good(&world).await? {
+            source.was_read();
+        }
+        reads += 1;
+        day += 1 + dice.below(4);
+    }
+
+    world.set_now(at(BEGIN) + TimeDelta::days(i64::try_from(DAYS + 4)?) + TimeDelta::hours(12));
+    deep(&world).await?;
+    ensure!(
+        books(&world, user).await? == source.books(),
+        "{reads} reads: {:#?} is not {:#?}",
+        books(&world, user).await?,
+        source.books()
+    );
+
+    let before = versions(&world).await?;
+    world.set_now(world.now() + TimeDelta::hours(6));
+    deep(&world).await?;
+    let written: Vec<_> = versions(&world).await?.into_iter().filter(|row| !before.contains(row)).collect();
+    ensure!(written.is_empty(), "a source that did not change was written again: {written:#?}");
+    Ok(())
+}
+
+/// Reads all that there is, to its end.
+async fn deep(world: &World) -> Result<()> {
+    let told = world.post("sync-integrations", "days=90").await?;
+    ensure!(told["errors"] == 0 && told["resultsTotal"] == 2, "{told}");
+    world.cron("daily-orchestrator", "").await?;
+    Ok(())
+}
+
+/// One read of some window by some road; whether it succeeds is not its matter.
+async fn read(world: &World, dice: &mut Dice) -> Result<Value> {
+    let (name, query) = match dice.below(5) {
+        0 => ("sync-integrations", format!("days={}", 1 + dice.below(60))),
+        1 => ("monthly-sync", format!("month={}", world.month())),
+        2 => ("monthly-sync", format!("month={}", world.months_ago(1))),
+        _ => return world.cron("daily-orchestrator", "").await,
+    };
+    // Nobody had connected anything before.
+    let query = if query == "month=2026-08" { "month=2026-09".to_owned() } else { query };
+    world.post(name, &query).await
+}
+
+/// Sometimes an answer is lost, at the source or at the settlement, or is no answer.
+fn loses_an_answer(world: &World, dice: &mut Dice) -> bool {
+    let garbled = || Fault::Answer { status: 200, headers: Vec::new(), body: "<html>".to_owned() };
+    let settlement = world.environment.gateway.faults();
+    let (faults, on, fault) = match dice.below(10) {
+        0 | 1 => (settlement, "integration_settle", Fault::CutAfter),
+        2 => (settlement, "integration_settle", Fault::CutBefore),
+        3 => (world.stripe.faults(), "balance_transactions", Fault::CutAfter),
+        4 => (world.stripe.faults(), "balance_transactions", garbled()),
+        5 => (world.shopify.faults(), "graphql", garbled()),
+        _ => return false,
+    };
+    faults.add(Rule::on(on, fault).times(1));
+    true
+}
+
+fn clear(world: &World) {
+    for faults in [world.environment.gateway.faults(), world.stripe.faults(), world.shopify.faults()] {
+        faults.clear();
+    }
+}
+
+/// Whether the shop was read to its end up to now.
+async fn reads_are_good(world: &World) -> Result<bool> {
+    let to: Option<DateTime<Utc>> =
+        world.value("select last_success_to from jobs.integration_state where provider = 'shopify'").await?;
+    Ok(to.is_some_and(|to| to >= world.now()))
+}
+
+async fn books(world: &World, user: Uuid) -> Result<BTreeMap<Place, i64>> {
+    let mut books = BTreeMap::new();
+    for (month, activity, euros) in world.imported(user).await? {
+        let activity =
+            ["Vente de marchandises", "Prestation de services"].into_iter().find(|a| **a == activity);
+        let cents: i64 = euros.replace('.', "").parse()?;
+        *books.entry((month, activity.context("another activity")?)).or_default() += cents;
+    }
+    books.retain(|_, cents| *cents != 0);
+    Ok(books)
+}
+
+/// The versions of all rows of the books and of the ledger.
+async fn versions(world: &World) -> Result<Vec<String>> {
+    let sql = "select array_agg(v order by v) from (\
+        select format('%s/%s %s %s %s', year, month, amount_eur, metadata, xmin) as v from public.ca_records \
+        union all \
+        select format('%s %s %s %s %s %s', external_id, source_kind, state, refs, original, xmin) \
+        from jobs.integration_transactions) v";
+    world.value(sql).await
+}
