@@ -100,6 +100,8 @@ begin
                     'partial', count(*) filter (where data and status = 'partial'),
                     'failed', count(*) filter (where data and status = 'failed'),
                     'superseded', count(*) filter (where data and status = 'superseded'),
+                    -- Queued, and a part of it is stored already.
+                    'begun', count(*) filter (where data and status = 'queued' and progress ? 'lease'),
                     -- Failed altogether or in part, or waiting for another attempt: what `errors` counts.
                     'erred', count(*) filter (where data and (status = 'failed'
                         or (status in ('partial', 'queued') and error is not null))))

@@ -1,5 +1,7 @@
 //! A run that could do nothing is no success: it says why, to the caller, the log and the monitor.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use reqwest::Method;
 use serde_json::json;
@@ -43,6 +45,12 @@ async fn a_run_that_could_do_nothing_says_why() -> Result<()> {
             "rate_limited",
             world.stripe.faults(),
             Rule::on("balance_transactions", stripe::rate_limited("endpoint-rate")),
+        ),
+        // Slow, and nothing else: each answer takes longer than the whole call may.
+        (
+            "no_time",
+            world.stripe.faults(),
+            Rule::on("balance_transactions", Fault::Delay(Duration::from_secs(30))),
         ),
     ] {
         monitor.faults().forget();

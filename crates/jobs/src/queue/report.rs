@@ -56,6 +56,9 @@ pub struct Counts {
     pub partial: u64,
     pub failed: u64,
     pub superseded: u64,
+    /// Queued, with a part of it stored.
+    #[serde(default, skip_serializing)]
+    pub begun: u64,
     /// Failed, failed in part, or waiting for another attempt.
     pub erred: u64,
 }

@@ -9,6 +9,10 @@ use crate::{
     queue::{LaneReport, RunReport},
 };
 
+/// Tells why a run left everything where it was although nothing stood in its way.
+const NO_TIME: &str = "Le temps de l’appel s’est écoulé avant qu’une seule lecture soit terminée\u{a0}: vérifier \
+                       JOB_BUDGET_SECONDS et la lenteur des services.";
+
 /// Counts what one round, or several, worked on, and names what stood in the way.
 #[derive(Debug, Default)]
 pub struct Round {
@@ -115,6 +119,10 @@ impl RunSummary {
         if counts.queued > 0 {
             summary.blocked = round.blocked;
             let moved = counts.done + counts.partial + counts.failed > 0;
+            let stood_still = !moved && counts.begun == 0 && round.out_of_time;
+            if stood_still && summary.blocked.is_empty() && round.setbacks.is_empty() {
+                summary.blocked.push(Failure::new("no_time", NO_TIME));
+            }
             if moved { &mut summary.notices } else { &mut summary.blocked }.extend(round.setbacks);
         }
         if report.mails.values().any(|mails| mails.queued > 0) {
