@@ -882,6 +882,7 @@ create table jobs.integration_state (
     refusals integer not null default 0,         -- how often in a row the connection itself was refused
     trouble_mails integer not null default 0,    -- how often the user was told since it was good
     trouble_mailed_at timestamptz,
+    all_orders boolean,                          -- false: the scope reaches 60 days back only; null: not told
     token_expires_at timestamptz,
     refresh_token_expires_at timestamptz,
     refresh_lease uuid,                          -- one token refresh at a time
@@ -1213,8 +1214,11 @@ language sql stable security definer set search_path = '' set statement_timeout 
 $$;
 
 -- Notes that the stored token opens exactly p_account. Where another account was connected before, its books are put
--- aside, and those of this one taken up again, should it have been connected once.
-create function public.integration_prove(p_integration_id uuid, p_access_token text, p_account text) returns jsonb
+-- aside, and those of this one taken up again, should it have been connected once. p_all_orders: whether the token reads
+-- orders of any age; null where the provider did not tell.
+create function public.integration_prove(
+    p_integration_id uuid, p_access_token text, p_account text, p_all_orders boolean
+) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
     t public.integration_tokens;
@@ -1247,12 +1251,13 @@ begin
         where k.user_id = t.user_id and k.provider = t.provider and k.account = p_account returning * into f;
         update jobs.integration_state k set
             account = p_account, first_month = null, counted = coalesce(f.counted, '{}'),
-            covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null,
+            covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null, all_orders = null,
             token_expires_at = null, refresh_token_expires_at = null
         where k.user_id = t.user_id and k.provider = t.provider;
     end if;
     update jobs.integration_state k set
-        proof = jobs.token_fingerprint(t), proven_at = clock_timestamp(), updated_at = clock_timestamp()
+        proof = jobs.token_fingerprint(t), all_orders = coalesce(p_all_orders, k.all_orders),
+        proven_at = clock_timestamp(), updated_at = clock_timestamp()
     where k.user_id = t.user_id and k.provider = t.provider;
     return jsonb_build_object('proven', true);
 end $$;
@@ -1482,6 +1487,7 @@ $$;
 --   platform_reversal: a whole payment that a platform took back, as a refund or as a fee
 --   refund_of_unknown_sale: a refund of an order whose payment was never read: Stripe may report it, too
 --   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount and day
+--   beyond_scope: days that lay more than 60 days back when the shop was read, with a scope that reaches no further: 1
 create function jobs.month_flaws(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
 language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
     with found as materialized (
@@ -1537,6 +1543,12 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
         union all
         select 'maybe_twice', count(*) from nameless d
         where exists (select from unexplained p where (p.amount_minor, p.day) = (d.amount_minor, d.day))
+        union all
+        select 'beyond_scope', count(*) from jobs.integration_state s
+        cross join lateral (select tstzrange(p_month::timestamp at time zone 'Europe/Paris', least(
+            (p_month + interval '1 month') at time zone 'Europe/Paris',
+            greatest(p_as_of - interval '60 days', p_month::timestamp at time zone 'Europe/Paris'))) as days) old
+        where s.user_id = p_user_id and s.all_orders is false and s.counted @> p_month and not s.covered @> old.days
     )
     select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') from flaws f;
 $$;
@@ -2973,8 +2985,10 @@ begin
             where k.id = part.integration_id;
             update jobs.integration_state k
             -- Where the user has connected another account meanwhile, nothing of that one was read.
-            set covered = case when k.account = part.account then k.covered + tstzmultirange(
+            -- What the scope does not reach was not read either, whatever the list said.
+            set covered = case when k.account = part.account then k.covered + (tstzmultirange(
                     tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz))
+                    * tstzmultirange(tstzrange(case when k.all_orders is false then p_now - interval '60 days' end, null)))
                     else k.covered end,
                 last_success_at = p_now,
                 -- Only these windows follow one another without a hole; a month read on request does not.

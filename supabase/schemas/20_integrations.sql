@@ -89,6 +89,7 @@ create table jobs.integration_state (
     refusals integer not null default 0,         -- how often in a row the connection itself was refused
     trouble_mails integer not null default 0,    -- how often the user was told since it was good
     trouble_mailed_at timestamptz,
+    all_orders boolean,                          -- false: the scope reaches 60 days back only; null: not told
     token_expires_at timestamptz,
     refresh_token_expires_at timestamptz,
     refresh_lease uuid,                          -- one token refresh at a time

@@ -38,8 +38,11 @@ language sql stable security definer set search_path = '' set statement_timeout 
 $$;
 
 -- Notes that the stored token opens exactly p_account. Where another account was connected before, its books are put
--- aside, and those of this one taken up again, should it have been connected once.
-create function public.integration_prove(p_integration_id uuid, p_access_token text, p_account text) returns jsonb
+-- aside, and those of this one taken up again, should it have been connected once. p_all_orders: whether the token reads
+-- orders of any age; null where the provider did not tell.
+create function public.integration_prove(
+    p_integration_id uuid, p_access_token text, p_account text, p_all_orders boolean
+) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
     t public.integration_tokens;
@@ -72,12 +75,13 @@ begin
         where k.user_id = t.user_id and k.provider = t.provider and k.account = p_account returning * into f;
         update jobs.integration_state k set
             account = p_account, first_month = null, counted = coalesce(f.counted, '{}'),
-            covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null,
+            covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null, all_orders = null,
             token_expires_at = null, refresh_token_expires_at = null
         where k.user_id = t.user_id and k.provider = t.provider;
     end if;
     update jobs.integration_state k set
-        proof = jobs.token_fingerprint(t), proven_at = clock_timestamp(), updated_at = clock_timestamp()
+        proof = jobs.token_fingerprint(t), all_orders = coalesce(p_all_orders, k.all_orders),
+        proven_at = clock_timestamp(), updated_at = clock_timestamp()
     where k.user_id = t.user_id and k.provider = t.provider;
     return jsonb_build_object('proven', true);
 end $$;

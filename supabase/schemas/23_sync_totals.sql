@@ -146,6 +146,7 @@ $$;
 --   platform_reversal: a whole payment that a platform took back, as a refund or as a fee
 --   refund_of_unknown_sale: a refund of an order whose payment was never read: Stripe may report it, too
 --   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount and day
+--   beyond_scope: days that lay more than 60 days back when the shop was read, with a scope that reaches no further: 1
 create function jobs.month_flaws(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
 language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
     with found as materialized (
@@ -201,6 +202,12 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
         union all
         select 'maybe_twice', count(*) from nameless d
         where exists (select from unexplained p where (p.amount_minor, p.day) = (d.amount_minor, d.day))
+        union all
+        select 'beyond_scope', count(*) from jobs.integration_state s
+        cross join lateral (select tstzrange(p_month::timestamp at time zone 'Europe/Paris', least(
+            (p_month + interval '1 month') at time zone 'Europe/Paris',
+            greatest(p_as_of - interval '60 days', p_month::timestamp at time zone 'Europe/Paris'))) as days) old
+        where s.user_id = p_user_id and s.all_orders is false and s.counted @> p_month and not s.covered @> old.days
     )
     select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') from flaws f;
 $$;

@@ -222,8 +222,10 @@ begin
             where k.id = part.integration_id;
             update jobs.integration_state k
             -- Where the user has connected another account meanwhile, nothing of that one was read.
-            set covered = case when k.account = part.account then k.covered + tstzmultirange(
+            -- What the scope does not reach was not read either, whatever the list said.
+            set covered = case when k.account = part.account then k.covered + (tstzmultirange(
                     tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz))
+                    * tstzmultirange(tstzrange(case when k.all_orders is false then p_now - interval '60 days' end, null)))
                     else k.covered end,
                 last_success_at = p_now,
                 -- Only these windows follow one another without a hole; a month read on request does not.

@@ -113,7 +113,7 @@ pub fn waits_too_long(stored_lane: &str) -> String {
 }
 
 /// Says why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 47] = [
+const REASONS: [(&str, &str); 48] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -157,6 +157,7 @@ const REASONS: [(&str, &str); 47] = [
     ("no_turnover", "sans chiffre d’affaires"),
     ("platform_reversal", "repris par une plateforme"),
     ("maybe_twice", "compté deux fois peut-être"),
+    ("beyond_scope", "plus de 60 jours avant la lecture, hors de portée de l’autorisation Shopify"),
     ("refund_of_unknown_sale", "remboursement d’une vente jamais lue"),
     // The state of a mail, where nothing says more.
     ("planned", "prévu"),

@@ -4,6 +4,7 @@ mod accounts;
 mod changes;
 mod debits;
 mod histories;
+mod reach;
 mod source;
 mod strange;
 mod twins;

@@ -77,7 +77,7 @@ async fn open_stripe(
                 "Le compte Stripe indiqué n’est pas celui de la connexion : rien n’a été lu, la connexion doit être refaite.",
             ));
         }
-        proof = Some(Proof::of(integration, account.as_str()));
+        proof = Some(Proof::of(integration, account.as_str(), None));
     }
     Ok((Access::Stripe { account }, proof))
 }
@@ -113,7 +113,7 @@ async fn open_shopify(
     let mut proof = None;
     if !proven {
         // A shop's token works at that shop only: being let in there is the proof.
-        match clients.shopify.shop(&shop, &token, deadline).await {
+        let (_, all_orders) = match clients.shopify.shop(&shop, &token, deadline).await {
             // The token's expiry was unknown, and it has expired.
             Err(error) if is_rejected_token(&error) && integration.refresh_token.is_some() => {
                 refresh(clients, integration, &shop, now, deadline).await?;
@@ -122,7 +122,7 @@ async fn open_shopify(
             }
             answer => answer,
         }?;
-        proof = Some(Proof::of(integration, shop.as_str()));
+        proof = Some(Proof::of(integration, shop.as_str(), all_orders));
     }
     Ok((Access::Shopify { shop, token }, proof))
 }
@@ -133,11 +133,12 @@ pub(super) fn is_rejected_token(error: &ProviderError) -> bool {
 }
 
 impl Proof {
-    fn of(integration: &Integration, account: &str) -> Self {
+    fn of(integration: &Integration, account: &str, all_orders: Option<bool>) -> Self {
         Self(json!({
             "p_integration_id": integration.id,
             "p_access_token": integration.access_token,
             "p_account": account,
+            "p_all_orders": all_orders,
         }))
     }
 

@@ -139,6 +139,11 @@ impl Reader<'_> {
             }
         }
         self.follow(&integration.open, &access, window).await?;
+        if let (Access::Shopify { .. }, Some(version)) = (&access, self.clients.shopify.other_version()) {
+            let told =
+                format!("Shopify a répondu avec la version {version} de son interface, pas celle demandée");
+            self.parts[part].notes.insert("version".into(), told.into());
+        }
         Ok(End::Read)
     }
 

@@ -211,6 +211,17 @@ impl StandIn {
         self.state().shop(domain).orders_from = Some(at);
     }
 
+    /// Takes the scope `read_all_orders` away: what is older than 60 days is listed no more and looks deleted, without
+    /// an error (<https://github.com/Shopify/shopify_app/issues/767>,
+    /// <https://github.com/Shopify/shopify_python_api/issues/370>).
+    pub fn cut_at_sixty_days(&self, domain: &str) {
+        let mut state = self.state();
+        let from = state.now() - TimeDelta::days(60);
+        let shop = state.shop(domain);
+        (shop.orders_from, shop.tenders_from) = (Some(from), Some(from));
+        shop.scopes.retain(|scope| *scope != "read_all_orders");
+    }
+
     /// The merchant deletes a sale's order; the money's own row stays, without it
     /// (<https://shopify.dev/docs/api/admin-graphql/latest/objects/TenderTransaction>).
     pub fn delete_order(&self, domain: &str, sale: &Sold) {

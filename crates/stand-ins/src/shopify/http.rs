@@ -30,15 +30,15 @@ pub(super) fn router(state: Shared) -> Router {
 
 /// Every answer carries a request id and the version that gave it.
 async fn stamp(Extract(state): Extract<Shared>, request: Request, next: Next) -> Response {
-    let number = {
+    let (number, version) = {
         let mut state = lock(&state);
         state.requests += 1;
-        state.requests
+        (state.requests, state.answering_version)
     };
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert("x-request-id", format!("stand-in-{number:08}").parse().expect("ASCII"));
-    headers.insert("x-shopify-api-version", API_VERSION.parse().expect("ASCII"));
+    headers.insert("x-shopify-api-version", version.parse().expect("ASCII"));
     response
 }
 

@@ -172,6 +172,12 @@ impl StandIn {
         self.state().shop(domain).status = status;
     }
 
+    /// From now on this version answers, whichever is asked for, as where that one is retired
+    /// (<https://community.shopify.com/t/is-the-older-version-of-shopify-api-2021-10-still-working/164634/2>).
+    pub fn answer_with_version(&self, version: &'static str) {
+        self.state().answering_version = version;
+    }
+
     /// Whether the application may read the shop's payments account and disputes.
     pub fn set_payments_access(&self, domain: &str, access: PaymentsAccess) {
         self.state().shop(domain).payments_access = access;

@@ -38,9 +38,17 @@ pub(super) fn field(
             "myshopifyDomain": shop.domain,
             "currencyCode": shop.currency,
         }),
+        ("QueryRoot", "currentAppInstallation") => json!({
+            "__typename": "AppInstallation",
+            "id": format!("gid://shopify/AppInstallation/{}", shop.id),
+            "accessScopes": shop.scopes.iter().map(|handle| json!({
+                "__typename": "AccessScope", "handle": handle, "description": handle,
+            })).collect::<Vec<_>>(),
+        }),
         ("QueryRoot", "tenderTransactions") => {
             let search = searched(arguments, TENDER_FILTERS, path, searches)?;
-            let found = |id, row: &_| finds_tender(&search, id, row);
+            let listed = |row: &TenderRow| shop.tenders_from.is_none_or(|from| row.at >= from);
+            let found = |id, row: &_| listed(row) && finds_tender(&search, id, row);
             let request = Request::read(arguments)?;
             request.page("TenderTransactionConnection", &shop.tenders, found, shop.misbehaviour, tender)
         }

@@ -54,6 +54,8 @@ pub(super) struct State {
     /// How much further than the clock the stand-in is.
     pub(super) advanced: Duration,
     pub(super) requests: u64,
+    /// The version that answers, whichever is asked for.
+    pub(super) answering_version: &'static str,
     next_id: u64,
 }
 
@@ -67,6 +69,7 @@ impl Default for State {
             clock: Clock::default(),
             advanced: Duration::ZERO,
             requests: 0,
+            answering_version: super::API_VERSION,
             next_id: 6_000_000_000_000,
         }
     }
@@ -105,6 +108,9 @@ pub(super) struct Shop {
     pub(super) payments_access: PaymentsAccess,
     pub(super) misbehaviour: Option<Misbehaviour>,
     pub(super) orders_from: Option<DateTime<Utc>>,
+    /// Tenders from before are not listed.
+    pub(super) tenders_from: Option<DateTime<Utc>>,
+    pub(super) scopes: Vec<&'static str>,
     /// By id, which is the order in which lists show them.
     pub(super) tenders: BTreeMap<u64, TenderRow>,
     pub(super) orders: BTreeMap<u64, OrderRow>,
@@ -124,6 +130,8 @@ impl Shop {
             payments_access: PaymentsAccess::default(),
             misbehaviour: None,
             orders_from: None,
+            tenders_from: None,
+            scopes: vec!["read_all_orders", "read_orders", "read_shopify_payments_disputes"],
             tenders: BTreeMap::new(),
             orders: BTreeMap::new(),
             disputes: BTreeMap::new(),

@@ -1,6 +1,6 @@
 //! The requests we make of a shop.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder};
@@ -16,6 +16,7 @@ use super::{API_VERSION, ApiBase, ShopDomain, TokenPair, answer, documents, refr
 use crate::deadline::Deadline;
 use crate::http::{self, Answer};
 use crate::money::Currency;
+use crate::providers::movement::word;
 use crate::providers::{ErrorKind, Page, Provider, ProviderError, RefusedReason};
 use crate::retry::RetryPolicy;
 use crate::schedule::Window;
@@ -46,6 +47,8 @@ pub struct ShopifyClient {
     client_id: Arc<str>,
     client_secret: SecretString,
     buckets: Buckets,
+    /// The version that answered instead of ours.
+    other_version: Arc<OnceLock<String>>,
     policy: RetryPolicy,
 }
 
@@ -66,6 +69,7 @@ impl ShopifyClient {
             base: Arc::new(base),
             client_id: client_id.into(),
             client_secret,
+            other_version: Arc::default(),
             buckets: Buckets::default(),
             policy: RetryPolicy::PROVIDER,
         }
@@ -133,16 +137,17 @@ impl ShopifyClient {
             .await
     }
 
-    /// The shop's currency: the cheapest proof that a token works.
+    /// The shop's currency, the cheapest proof that a token works, and whether orders of any age are within the token's
+    /// reach (`None`: not told).
     pub async fn shop(
         &self,
         shop: &ShopDomain,
         token: &SecretString,
         deadline: &Deadline,
-    ) -> Result<Currency, ProviderError> {
-        let mut data = self.graphql(Access { shop, token, deadline }, documents::SHOP, &json!({}), 1).await?;
+    ) -> Result<(Currency, Option<bool>), ProviderError> {
+        let mut data = self.graphql(Access { shop, token, deadline }, documents::SHOP, &json!({}), 3).await?;
         let shop: Shop = wire::shape(data["shop"].take(), "shop").map_err(refused)?;
-        Ok(shop.currency_code)
+        Ok((shop.currency_code, wire::reads_all_orders(&data["currentAppInstallation"])))
     }
 
     /// One page of the money that moved within `window`, refunds negative. `cursor` is the `next` of the page
@@ -234,6 +239,21 @@ impl ShopifyClient {
         Ok(orders)
     }
 
+    /// The version of Shopify's interface that answered instead of the one that was asked for: ours was retired, and the
+    /// oldest that is left answers in its place, without an error.
+    pub fn other_version(&self) -> Option<&str> {
+        self.other_version.get().map(String::as_str)
+    }
+
+    fn note_version(&self, answer: &Answer) {
+        if let Some(version) = other_version(answer)
+            && self.other_version.set(version).is_ok()
+        {
+            let version = self.other_version().unwrap_or_default();
+            tracing::warn!(asked = API_VERSION, answered = version, "Shopify answered with another version");
+        }
+    }
+
     async fn graphql(
         &self,
         access: Access<'_>,
@@ -250,7 +270,9 @@ impl ShopifyClient {
                 turn.map_err(|_| ProviderError::out_of_time(Provider::Shopify))?;
                 let request =
                     self.http.post(&url).header("X-Shopify-Access-Token", token.expose_secret()).json(&body);
-                let (result, cost) = answer::read(&send(request, deadline).await?);
+                let answer = send(request, deadline).await?;
+                self.note_version(&answer);
+                let (result, cost) = answer::read(&answer);
                 if let Some(cost) = cost {
                     self.buckets.observe(shop, cost);
                 }
@@ -258,6 +280,13 @@ impl ShopifyClient {
             })
             .await
     }
+}
+
+/// The version that an answer says it is of, where that is not ours.
+fn other_version(answer: &Answer) -> Option<String> {
+    let version = answer.headers.get("x-shopify-api-version")?.to_str().ok()?;
+    let told = word(version);
+    (answer.status.is_success() && !told.is_empty() && told != API_VERSION).then_some(told)
 }
 
 async fn send(request: RequestBuilder, deadline: &Deadline) -> Result<Answer, ProviderError> {

@@ -1,6 +1,6 @@
 //! The GraphQL documents, as files of their own so that they can be validated against Shopify's schema.
 
-/// The shop's currency.
+/// The shop's currency, and what our application may read of it.
 pub const SHOP: &str = include_str!("documents/shop.graphql");
 /// One page of money movements.
 pub const TENDER_TRANSACTIONS: &str = include_str!("documents/tender_transactions.graphql");

@@ -44,6 +44,14 @@ pub(super) struct Shop {
     pub(super) currency_code: Currency,
 }
 
+/// Returns whether orders of any age are within reach: without the scope `read_all_orders` nothing older than 60 days
+/// is. `None` where the answer does not tell.
+pub(super) fn reads_all_orders(installation: &Value) -> Option<bool> {
+    let scopes = installation["accessScopes"].as_array()?;
+    let handles: Vec<&str> = scopes.iter().filter_map(|scope| scope["handle"].as_str()).collect();
+    (!handles.is_empty()).then(|| handles.contains(&"read_all_orders"))
+}
+
 /// `Order`, as far as a movement needs it; null once the order is deleted or out of reach.
 #[derive(Clone, Debug)]
 pub(super) struct Order {
@@ -136,6 +144,17 @@ mod tests {
     #[case(json!({"hasNextPage": true}), Err(RefusedReason::EndlessPages))]
     fn next_pages(#[case] info: Value, #[case] expected: Result<Option<String>, RefusedReason>) {
         assert_eq!(shape::<PageInfo>(info, "pageInfo").unwrap().next(Some("a")), expected);
+    }
+
+    #[rstest]
+    #[case(json!({"accessScopes": [{"handle": "read_orders"}, {"handle": "read_all_orders"}]}), Some(true))]
+    #[case(json!({"accessScopes": [{"handle": "read_orders"}]}), Some(false))]
+    #[case(json!({"accessScopes": []}), None)]
+    #[case(json!({"accessScopes": [null, {"handle": 7}]}), None)]
+    #[case(json!({"accessScopes": "read_orders"}), None)]
+    #[case(Value::Null, None)]
+    fn scopes(#[case] installation: Value, #[case] expected: Option<bool>) {
+        assert_eq!(reads_all_orders(&installation), expected);
     }
 
     #[rstest]

@@ -258,11 +258,15 @@ async fn a_refresh_sends_the_form_and_no_access_token() {
 }
 
 #[tokio::test]
-async fn the_shop_says_its_currency() {
-    let server = TestServer::start([ok(&json!({"shop": {"currencyCode": "CHF"}}))]).await;
+async fn the_shop_says_its_currency_and_what_is_within_reach() {
+    let server = TestServer::start([ok(&json!({
+        "shop": {"currencyCode": "CHF"},
+        "currentAppInstallation": {"accessScopes": [{"handle": "read_orders"}]},
+    }))])
+    .await;
     let shop = SHOP.parse().unwrap();
-    let currency = client(&server).shop(&shop, &"shpat_1".into(), &deadline()).await.unwrap();
-    assert_eq!(currency.as_str(), "CHF");
+    let (currency, all_orders) = client(&server).shop(&shop, &"shpat_1".into(), &deadline()).await.unwrap();
+    assert_eq!((currency.as_str(), all_orders), ("CHF", Some(false)));
 }
 
 #[tokio::test]
