@@ -253,11 +253,11 @@ fn vat_alerts() -> Vec<(&'static str, Facts)> {
                 Crossing {
                     full_year_ceiling: Some(4_125_000),
                     ..crossing(
-                        Threshold::VatIncreasedServicesProrated,
+                        Threshold::VatIncreasedServices,
                         100,
                         3_200_000,
                         3_107_876,
-                        Consequence::VatAtOnceOpen,
+                        Consequence::VatAtOnce,
                     )
                 },
             ]),

@@ -240,12 +240,11 @@ fn micro_year_before(books: &[YearBooks], created: Option<NaiveDate>, year: i32)
 fn gravity(consequence: Consequence) -> u8 {
     match consequence {
         Consequence::VatAtOnce => 0,
-        Consequence::VatAtOnceOpen => 1,
-        Consequence::MicroOut { .. } => 2,
-        Consequence::MicroPreviousUnknown => 3,
-        Consequence::VatFrom { .. } => 4,
-        Consequence::MicroOnce => 5,
+        Consequence::MicroOut { .. } => 1,
+        Consequence::MicroPreviousUnknown => 2,
+        Consequence::VatFrom { .. } => 3,
+        Consequence::MicroOnce => 4,
         // One of the other's rank: 90 % for certain weighs more than 80 % perhaps, and less than 100 %.
-        Consequence::ToVerify | Consequence::Approaching => 6,
+        Consequence::ToVerify | Consequence::Approaching => 5,
     }
 }

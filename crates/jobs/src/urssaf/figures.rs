@@ -87,30 +87,15 @@ impl Threshold {
         match self {
             Self::MicroTotal | Self::MicroServices => Regime::Micro,
             Self::VatBaseTotal | Self::VatBaseServices => Regime::VatBase,
-            Self::VatIncreasedTotal
-            | Self::VatIncreasedServices
-            | Self::VatIncreasedTotalProrated
-            | Self::VatIncreasedServicesProrated => Regime::VatIncreased,
+            Self::VatIncreasedTotal | Self::VatIncreasedServices => Regime::VatIncreased,
         }
     }
 
     pub(super) const fn bucket(self) -> Bucket {
         match self {
-            Self::MicroTotal
-            | Self::VatBaseTotal
-            | Self::VatIncreasedTotal
-            | Self::VatIncreasedTotalProrated => Bucket::Total,
-            Self::MicroServices
-            | Self::VatBaseServices
-            | Self::VatIncreasedServices
-            | Self::VatIncreasedServicesProrated => Bucket::Services,
+            Self::MicroTotal | Self::VatBaseTotal | Self::VatIncreasedTotal => Bucket::Total,
+            Self::MicroServices | Self::VatBaseServices | Self::VatIncreasedServices => Bucket::Services,
         }
-    }
-
-    /// Names that are stored and no longer held against turnover: the increased threshold of a creation year stood
-    /// beside the whole one under a name of its own.
-    const fn is_retired(self) -> bool {
-        matches!(self, Self::VatIncreasedTotalProrated | Self::VatIncreasedServicesProrated)
     }
 
     /// Returns the ceiling of `year` for a company created on `created`. `None`: the threshold does not exist then.
@@ -123,9 +108,6 @@ impl Threshold {
     }
 
     fn whole_year(self, year: i32) -> Option<i64> {
-        if self.is_retired() {
-            return None;
-        }
         TABLE.iter().find(|figures| figures.regime == self.regime() && figures.years.contains(&year)).map(
             |figures| match self.bucket() {
                 Bucket::Total => figures.total,
@@ -211,9 +193,6 @@ mod tests {
             assert_eq!(ceiling.map(Ceiling::value), euros.map(|euros| euros * 100), "{threshold:?}");
             assert_eq!(ceiling.and_then(Ceiling::full_year), None);
         }
-        for threshold in Threshold::ALL.into_iter().filter(|threshold| threshold.is_retired()) {
-            assert_eq!(threshold.ceiling(year, NaiveDate::from_ymd_opt(year, 4, 1)), None, "{threshold:?}");
-        }
     }
 
     #[test]
@@ -221,7 +200,7 @@ mod tests {
         const LAST_KNOWN: i32 = 2026;
         for threshold in Threshold::ALL.into_iter().filter(|threshold| threshold.regime() != Regime::Micro) {
             let known = threshold.whole_year(LAST_KNOWN);
-            assert_eq!(known.is_none(), threshold.is_retired());
+            assert!(known.is_some(), "{threshold:?}");
             assert_eq!(threshold.whole_year(LAST_KNOWN + 10), known);
         }
     }

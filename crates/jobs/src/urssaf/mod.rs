@@ -39,10 +39,6 @@ listed! {
         VatIncreasedTotal,
         /// VAT franchise, increased threshold for services.
         VatIncreasedServices,
-        /// Not held against turnover any more: `VatIncreasedTotal` itself is in proportion in a creation year.
-        VatIncreasedTotalProrated,
-        /// Not held against turnover any more: `VatIncreasedServices` itself is in proportion in a creation year.
-        VatIncreasedServicesProrated,
     }
 }
 
@@ -88,6 +84,4 @@ pub enum Consequence {
     VatFrom { from: NaiveDate },
     /// Above the increased threshold: VAT from the very date of crossing it.
     VatAtOnce,
-    /// Does not follow any more: the increased threshold is in proportion to a creation year's days.
-    VatAtOnceOpen,
 }

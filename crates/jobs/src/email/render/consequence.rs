@@ -1,6 +1,6 @@
 //! Says what a crossing means, from when, and what to do about it.
 
-use super::french::{date, round_euros};
+use super::french::date;
 use crate::urssaf::{Consequence, Crossing, Threshold};
 
 /// Says how much a crossing matters to its reader.
@@ -39,8 +39,7 @@ pub(super) fn urgency(crossing: &Crossing) -> u8 {
     match (Level::of(crossing), crossing.consequence) {
         (Level::Check, _) => 0,
         (Level::Near, _) => 1,
-        (Level::Over, Consequence::VatAtOnce) => 7,
-        (Level::Over, Consequence::VatAtOnceOpen) => 6,
+        (Level::Over, Consequence::VatAtOnce) => 6,
         (Level::Over, Consequence::MicroOut { .. }) => 5,
         (Level::Over, Consequence::VatFrom { .. }) => 4,
         (Level::Over, Consequence::MicroPreviousUnknown) => 3,
@@ -70,16 +69,10 @@ impl Limit {
             Threshold::VatIncreasedTotal | Threshold::VatIncreasedServices => {
                 ("seuil majoré de TVA", true, true)
             }
-            Threshold::VatIncreasedTotalProrated | Threshold::VatIncreasedServicesProrated => {
-                ("seuil majoré de TVA au prorata", true, true)
-            }
         };
         let services = matches!(
             threshold,
-            Threshold::MicroServices
-                | Threshold::VatBaseServices
-                | Threshold::VatIncreasedServices
-                | Threshold::VatIncreasedServicesProrated
+            Threshold::MicroServices | Threshold::VatBaseServices | Threshold::VatIncreasedServices
         );
         Self { name, vat, increased, services }
     }
@@ -140,7 +133,6 @@ pub(super) fn words(crossing: &Crossing, year: i32, at_once: bool) -> Words {
              votre service des impôts des entreprises."
                 .to_owned(),
         ),
-        Consequence::VatAtOnceOpen => vat_open(crossing),
     };
     Words { means, advice }
 }
@@ -199,20 +191,5 @@ fn vat_from(from: &str, at_once: bool) -> (String, String) {
             "préparez la facturation de la TVA à partir du {from} avec votre service des impôts des entreprises ou \
              un expert-comptable."
         ),
-    )
-}
-
-fn vat_open(crossing: &Crossing) -> (String, String) {
-    let whole = crossing
-        .full_year_ceiling
-        .map_or_else(String::new, |ceiling| format!(", de {},", round_euros(ceiling)));
-    (
-        format!(
-            "Les textes ne disent pas clairement si le seuil majoré se réduit au prorata l’année de la création. Si \
-             oui, vous êtes redevable de la TVA dès la date du dépassement. Sinon, c’est le seuil d’une année \
-             entière{whole} qui s’applique. {REGIME_GOES_ON}"
-        ),
-        "demandez sans attendre à votre service des impôts des entreprises lequel des deux s’applique à vous."
-            .to_owned(),
     )
 }
