@@ -2134,7 +2134,7 @@ begin
         end if;
         exit when claimed <> '[]'::jsonb;
     end loop;
-    if lane = 'alerts' and jobs.hold_trouble_mails(p_claim, p_outage, 5, p_now)
+    if lane = 'alerts' and jobs.hold_trouble_mails(p_claim, p_outage, p_now)
         and not exists (select from jobs.job_items i where i.lease_id = p_claim and i.status = 'queued') then
         return 'null'::jsonb;
     end if;
@@ -3678,8 +3678,8 @@ end $$;
 -- Failures that are no single user's: many fail alike, or a code proves that it is us whom a provider refuses.
 
 -- The outages of this moment. p_rule: {least: so many integrations at least, percent: more than so many of a provider's
--- active ones, codes: [what proves that we are refused], hours: for so long after a call that told it, days: whose
--- user was asked to connect again longer ago does not count}
+-- active ones, codes: [what proves that we are refused], hours: they prove it for so long, days: whoever was
+-- asked to connect again longer ago does not count, wait_seconds: see hold_trouble_mails}
 create function jobs.provider_outages(p_rule jsonb, p_now timestamptz)
 returns table (provider text, code text, message text, failing bigint, active bigint)
 language sql stable set search_path = '' as $$
@@ -3703,7 +3703,7 @@ language sql stable set search_path = '' as $$
             jobs.mask_text(min(left(p.problem ->> 'message', 2000))) as message
         from public.sync_logs l
         cross join lateral jsonb_path_query(l.metadata, '$.answer.**.problems[*]') as p (problem)
-        where l.synced_at > p_now - make_interval(hours => (p_rule ->> 'hours')::integer) and l.synced_at <= p_now
+        where l.synced_at > p_now - make_interval(hours => (p_rule ->> 'hours')::integer)
             and l.provider = 'jobs' and l.status <> 'success' and (p_rule -> 'codes') ? (p.problem ->> 'code')
         group by 1, 2
     )
@@ -3723,13 +3723,14 @@ language sql stable security definer set search_path = '' set statement_timeout 
 $$;
 
 -- Keeps back what this claim and the lane hold of mails that ask users to connect again, as long as their provider has
--- an outage: nobody is asked to mend what is not theirs. They wait, become visible after p_seconds, and expire unsent
--- should it last. Answers whether any was kept back.
+-- an outage: nobody is asked to mend what is not theirs. They wait, are looked at again after the rule's wait_seconds,
+-- and expire unsent should it last. Answers whether any was kept back.
 create function jobs.hold_trouble_mails(
-    p_claim uuid, p_rule jsonb, p_seconds integer, p_now timestamptz
+    p_claim uuid, p_rule jsonb, p_now timestamptz
 ) returns boolean
 language plpgsql set search_path = '' as $$
 declare
+    wait constant integer := (p_rule ->> 'wait_seconds')::integer;
     mine bigint[];
     providers text[];
 begin
@@ -3751,9 +3752,9 @@ begin
     if cardinality(mine) = 0 then
         return false;
     end if;
-    perform public.jobs_release('alerts', mine, array_fill(p_claim, array[cardinality(mine)]), p_seconds);
+    perform public.jobs_release('alerts', mine, array_fill(p_claim, array[cardinality(mine)]), wait);
     -- All others of the lane, too: else each hundred of them would be claimed and given back.
-    update pgmq.q_jobs_alerts q set vt = clock_timestamp() + make_interval(secs => p_seconds)
+    update pgmq.q_jobs_alerts q set vt = clock_timestamp() + make_interval(secs => wait)
     where q.vt <= clock_timestamp() and (q.message ->> 'item_id')::bigint = any (array(
         select i.item_id from jobs.job_items i
         join jobs.email_deliveries d on d.delivery_id = (i.payload ->> 'delivery_id')::bigint

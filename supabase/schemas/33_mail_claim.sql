@@ -78,7 +78,7 @@ begin
         end if;
         exit when claimed <> '[]'::jsonb;
     end loop;
-    if lane = 'alerts' and jobs.hold_trouble_mails(p_claim, p_outage, 5, p_now)
+    if lane = 'alerts' and jobs.hold_trouble_mails(p_claim, p_outage, p_now)
         and not exists (select from jobs.job_items i where i.lease_id = p_claim and i.status = 'queued') then
         return 'null'::jsonb;
     end if;

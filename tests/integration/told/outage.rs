@@ -1,7 +1,9 @@
 //! When most integrations of a provider fail alike, the operator is told and the users' mails wait.
 
 use anyhow::Result;
+use chrono::TimeDelta;
 use serde_json::Value;
+use stand_ins::{faults::Rule, stripe};
 
 use crate::{
     mails::received,
@@ -79,6 +81,28 @@ async fn a_few_are_no_outage() -> Result<()> {
         sync(&world).await?;
     }
     assert_eq!(asked(&world), 9);
+    Ok(())
+}
+
+/// As long as our own key lacks something, a refusal of its accounts proves nothing against their users.
+#[tokio::test(flavor = "multi_thread")]
+async fn mails_wait_while_we_are_refused() -> Result<()> {
+    let mut world = World::new().await?;
+    world.stripe_user("acct_doubted").await?;
+    sync(&world).await?;
+    world.stripe.revoke("acct_doubted");
+    for _ in 0..2 {
+        sync(&world).await?;
+    }
+    world.stripe.faults().add(Rule::on("/v1/balance_transactions", stripe::restricted("rak_charge_read")));
+    sync(&world).await?;
+    world.stripe.faults().clear();
+    sync(&world).await?;
+    assert_eq!(asked(&world), 0, "the third refusal, just after ours");
+    assert_eq!(status(&world).await?["state"], "à corriger");
+    world.set_now(world.now() + TimeDelta::hours(8));
+    sync(&world).await?;
+    assert_eq!(asked(&world), 1, "it is still true");
     Ok(())
 }
 

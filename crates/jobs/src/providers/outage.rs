@@ -17,6 +17,8 @@ pub struct OutageRule {
     pub hours: u32,
     /// A user who was asked to connect again longer ago does not count: theirs is no news of the provider.
     pub days: u32,
+    /// A mail that waits is looked at again after so many seconds: within a call not at every claim, and with the next call.
+    pub wait_seconds: u32,
 }
 
 /// The one rule.
@@ -26,6 +28,7 @@ pub const OUTAGE: OutageRule = OutageRule {
     codes: ["own_credentials", "own_permission", "app_not_approved"],
     hours: 7,
     days: 7,
+    wait_seconds: 5,
 };
 
 /// What the database found by the rule.
