@@ -96,7 +96,7 @@ async fn a_single_items_work_reads_no_whole_table() -> Result<()> {
         ("integration_context", json!({"p_items": ids})),
         (
             "integration_prove",
-            json!({"p_integration_id": integration, "p_access_token": token, "p_account": "x"}),
+            json!({"p_integration_id": integration, "p_access_token": token, "p_account": "x", "p_all_orders": null}),
         ),
         ("jobs_heartbeat", held),
         ("integration_settle", settle(&world, first, lease, integration, &[("txn_1", 100), ("txn_2", 200)])),
