@@ -126,7 +126,8 @@ begin
                     jsonb_build_object('recorded', m.recorded, 'entries', m.entries,
                         'books', jobs.books_to_declare(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')),
                         'profile', jsonb_build_object('created', t.created, 'has_acre', t.has_acre,
-                            'income_tax', t.income_tax)) else '{}' end end,
+                            'income_tax', t.income_tax))
+                    when 'monthly_recap' then jsonb_build_object('year', y.sums, 'created', y.created) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
                 then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,
                     case when d.kind = 'integration_trouble'
@@ -147,7 +148,12 @@ begin
         left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true
         left join lateral jobs.month_books(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')) m
             on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'
-        left join lateral jobs.tax_profiles(array[d.user_id]) t on d.kind = 'monthly_reminder' and d.status = 'planned'));
+        left join lateral jobs.tax_profiles(array[d.user_id]) t on d.kind = 'monthly_reminder' and d.status = 'planned'
+        left join lateral (
+            select b.created, b.years -> 0 -> 'sums' as sums
+            from jobs.books(array[d.user_id], left(d.facts ->> 'month', 4)::integer, left(d.facts ->> 'month', 4)::integer) b
+            where jsonb_array_length(b.years -> 0 -> 'sums') <= 20   -- no mail is long
+        ) y on d.kind = 'monthly_recap' and d.status = 'planned'));
 end $$;
 
 -- Keeps mails invisible for another p_seconds; whether this claim still has all of them.

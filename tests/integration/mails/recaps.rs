@@ -106,6 +106,13 @@ async fn by_source_with_refunds_and_twins_counted_once() -> Result<()> {
     world.set_now(month.end() + TimeDelta::hours(30));
     let user = world.stripe_user("acct_twins").await?;
     with_shop(&world, user).await?;
+    let other = if month.month() == 1 { 2 } else { 1 };
+    let typed = format!(
+        "insert into public.ca_records (user_id, year, month, activity_type, amount_eur) \
+         values ($1, {}, {other}, 'services', 500)",
+        month.year()
+    );
+    about(&world, user, &typed).await?;
     // Once through both, once by each alone; two refunds.
     let both = world.stripe.payment("acct_twins", day(month, 2), 10_000, "eur");
     world.shopify.tender(SHOP, Tender::new(day(month, 2), "100.0", "EUR").reference(&both.charge));
@@ -129,6 +136,9 @@ async fn by_source_with_refunds_and_twins_counted_once() -> Result<()> {
                 "Total importé : 325,00 €",
                 "Stripe - encaissé : 300,00 € - remboursé : -15,50 € - net : 284,50 €",
                 "Shopify - encaissé : 50,50 € - remboursé : -10,00 € - net : 40,50 €",
+                &format!("Votre année {}", month.year()),
+                "Prestations de services : 500,00 €",
+                "chiffre d’affaires total : 500,00 € sur",
             ],
         );
         says_not(&text, &["rovisoire", "incomplet", "double compte"]);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     mail_kind::MailKind,
     schedule::Month,
-    urssaf::{Crossing, TaxProfile},
+    urssaf::{ActivitySum, Crossing, TaxProfile},
 };
 
 /// Holds what one mail says, besides what all of its kind say. Amounts are cents.
@@ -49,6 +49,12 @@ pub enum Facts {
         unread: Vec<String>,
         /// Something else keeps the figure from being whole.
         partial: bool,
+        /// The month's year as it is recorded, by activity; `None`: the books cannot be read that far.
+        #[serde(default)]
+        year: Option<Vec<ActivitySum>>,
+        /// When the user says that the activity began.
+        #[serde(default)]
+        created: Option<NaiveDate>,
     },
     /// Steps newly crossed.
     ThresholdAlert {

@@ -58,11 +58,14 @@ pub fn render(
             uncounted,
             unread,
             partial,
+            year,
+            created,
         } => {
             let view = recap::View::new(*month, *total, sources)
                 .provisional(*provisional_at)
                 .typed(*typed)
-                .missing(uncounted, unread, *partial);
+                .missing(uncounted, unread, *partial)
+                .year(month.year(), year.as_deref().unwrap_or_default(), *created);
             (first_name, Box::new(view))
         }
         Facts::ThresholdAlert { first_name, year, crossings, unknown_activities } => {

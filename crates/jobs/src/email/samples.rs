@@ -8,7 +8,7 @@ use super::{ActivityTurnover, Branding, DigestPoint, Facts, Promo, Rendered, Sou
 use crate::{
     mail_kind::MailKind,
     schedule::Month,
-    urssaf::{Consequence, Crossing, Doubt, IncomeTax, TaxProfile, Threshold},
+    urssaf::{ActivitySum, Consequence, Crossing, Doubt, IncomeTax, TaxProfile, Threshold},
 };
 
 /// Returns the branding of a deployment; with `promo`, it offers a code.
@@ -194,6 +194,12 @@ fn recaps() -> Vec<(&'static str, Facts)> {
                 uncounted: vec!["USD".to_owned(), "GBP".to_owned(), "CHF".to_owned()],
                 unread: vec!["shopify".to_owned(), "stripe".to_owned()],
                 partial: true,
+                year: Some(vec![
+                    sum("Vente de marchandises", 98_765_400, 1_240_000_000),
+                    sum("Prestation de services", 0, 3_223_445),
+                    sum("autre", 1_250, 0),
+                ]),
+                created: NaiveDate::from_ymd_opt(2026, 2, 9),
             },
         ),
     ]
@@ -298,7 +304,16 @@ fn recap(total: i64, sources: Vec<SourceTotal>) -> Facts {
         uncounted: Vec::new(),
         unread: Vec::new(),
         partial: false,
+        year: Some(vec![
+            sum("Vente de marchandises", 90_000, 2_815_400),
+            sum("services", 640_000, 2_412_350),
+        ]),
+        created: None,
     }
+}
+
+fn sum(activity: &str, typed: i64, imported: i64) -> ActivitySum {
+    ActivitySum { activity: activity.to_owned(), typed, imported }
 }
 
 fn provisional(mut facts: Facts) -> Facts {

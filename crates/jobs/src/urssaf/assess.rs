@@ -143,7 +143,7 @@ fn unknown_activities(books: &YearBooks) -> Vec<String> {
 }
 
 /// Says what a year counts in one bucket.
-struct Count {
+pub(super) struct Count {
     typed: i128,
     imported: i128,
     /// Without what may be there twice. Never above [`full`](Self::full).
@@ -151,7 +151,7 @@ struct Count {
 }
 
 impl Count {
-    fn of(books: &YearBooks, bucket: Bucket) -> Self {
+    pub(super) fn of(books: &YearBooks, bucket: Bucket) -> Self {
         let counts = |activity: &str| match bucket {
             Bucket::Total => true,
             Bucket::Services => Activity::parse(activity).is_some_and(Activity::is_services),
@@ -173,7 +173,7 @@ impl Count {
         Self { typed, imported, certain: typed + imported - twice }
     }
 
-    fn full(&self) -> i128 {
+    pub(super) fn full(&self) -> i128 {
         self.typed + self.imported
     }
 

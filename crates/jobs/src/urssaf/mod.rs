@@ -6,6 +6,7 @@ mod assess;
 mod contributions;
 mod declarations;
 mod figures;
+mod progress;
 mod rates;
 
 use chrono::NaiveDate;
@@ -19,6 +20,7 @@ pub use self::contributions::{
 };
 pub use self::declarations::{monthly_due, quarterly_due};
 pub use self::figures::floor;
+pub use self::progress::{Progress, by_category, progress};
 pub use self::rates::{Category, RATES_KNOWN_UNTIL, Rate, RowRate, acre_end, row_rates};
 
 listed! {

@@ -1,13 +1,19 @@
 //! Tells what was imported for a month.
 
 use askama::Template;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 
 use super::{
+    alert::capitalised,
+    consequence::Limit,
     frame::{Frame, Headline, Mail},
-    french::{self, date_and_time, euros, list, of_month, one_line},
+    french::{self, date_and_time, euros, list, of_month, one_line, per_mille, percent, round_euros},
 };
-use crate::{email::SourceTotal, schedule::Month};
+use crate::{
+    email::SourceTotal,
+    schedule::Month,
+    urssaf::{ActivitySum, Category, Progress, by_category, progress},
+};
 
 pub(super) struct View {
     /// "novembre 2026".
@@ -27,6 +33,21 @@ pub(super) struct View {
     unread: Option<String>,
     several_unread: bool,
     partial: bool,
+    year: i32,
+    /// The year's turnover by category: what it is, how much.
+    categories: Vec<(&'static str, String)>,
+    ceilings: Vec<Ceiling>,
+}
+
+/// Represents a year's turnover against one ceiling.
+struct Ceiling {
+    /// "Plafond de la micro-entreprise, services".
+    name: String,
+    /// "17 500,00 € sur 203 100 €, soit 8,6 %".
+    reached: String,
+    /// Width of the bar's filled part, 1 to 100.
+    filled: i64,
+    near: bool,
 }
 
 struct Source {
@@ -50,7 +71,18 @@ impl View {
             unread: None,
             several_unread: false,
             partial: false,
+            year: month.year(),
+            categories: Vec::new(),
+            ceilings: Vec::new(),
         }
+    }
+
+    /// Shows the whole year, too.
+    pub(super) fn year(mut self, year: i32, sums: &[ActivitySum], created: Option<NaiveDate>) -> Self {
+        self.categories =
+            by_category(sums).into_iter().map(|(category, cents)| (name(category), euros(cents))).collect();
+        self.ceilings = progress(sums, created, year).iter().map(Ceiling::new).collect();
+        self
     }
 
     pub(super) fn provisional(mut self, at: Option<DateTime<Utc>>) -> Self {
@@ -96,6 +128,37 @@ impl View {
             (false, true) => "Total importé, incomplet",
             (true, true) => "Total importé, provisoire et incomplet",
         }
+    }
+}
+
+impl Ceiling {
+    fn new(progress: &Progress) -> Self {
+        let limit = Limit::of(progress.threshold);
+        let scope = if limit.services { "services" } else { "chiffre d’affaires total" };
+        let reached = per_mille(progress.turnover, progress.ceiling);
+        let part = progress.full_year_ceiling.map_or_else(String::new, |whole| {
+            format!(" (au prorata de {} pour une année)", round_euros(whole))
+        });
+        Self {
+            name: format!("{}, {scope}", capitalised(limit.name)),
+            reached: format!(
+                "{} sur {}{part}, soit {}",
+                euros(progress.turnover),
+                round_euros(progress.ceiling),
+                percent(reached)
+            ),
+            filled: (reached / 10).clamp(1, 100),
+            near: reached >= 800,
+        }
+    }
+}
+
+const fn name(category: Option<Category>) -> &'static str {
+    match category {
+        Some(Category::Sales) => "Ventes de marchandises",
+        Some(Category::Services) => "Prestations de services",
+        Some(Category::Liberal | Category::Cipav) => "Activités libérales",
+        None => "Activité non reconnue",
     }
 }
 

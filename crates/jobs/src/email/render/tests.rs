@@ -8,7 +8,7 @@ use crate::{
     },
     mail_kind::MailKind,
     schedule::Month,
-    urssaf::{Consequence, Crossing, Doubt, TaxProfile, Threshold},
+    urssaf::{ActivitySum, Consequence, Crossing, Doubt, TaxProfile, Threshold},
 };
 
 const UNSUBSCRIBE: &str = "https://jobs.example/api/unsubscribe?a=1&b=2";
@@ -48,6 +48,8 @@ fn facts_with(text: &str) -> Vec<Facts> {
             uncounted: vec![text.clone()],
             unread: vec![text.clone()],
             partial: false,
+            year: Some(vec![ActivitySum { activity: text.clone(), typed: 1, imported: 1 }]),
+            created: None,
         },
         Facts::ThresholdAlert {
             first_name,
@@ -328,6 +330,8 @@ fn a_recap_need_not_have_sources() {
         uncounted: Vec::new(),
         unread: vec!["shopify".to_owned()],
         partial: false,
+        year: None,
+        created: None,
     };
     let mail = rendered(&facts);
     assert!(!mail.text.contains("Par source"));

@@ -1,0 +1,97 @@
+//! Says how far a year's turnover has come towards its ceilings, and what it is made of. Pure.
+
+use chrono::NaiveDate;
+
+use super::assess::{ActivitySum, Count, YearBooks};
+use super::{Category, Threshold};
+
+/// Holds a year's turnover against one ceiling. Cents.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Progress {
+    pub threshold: Threshold,
+    /// What counts against it, typed and imported together.
+    pub turnover: i64,
+    /// In proportion to the days of a creation year.
+    pub ceiling: i64,
+    /// The ceiling of a whole year, where `ceiling` is a part of it.
+    pub full_year_ceiling: Option<i64>,
+}
+
+/// Holds a year against the regime's ceilings and the base thresholds of VAT: those of all turnover, and those of
+/// services where there are any. Empty where nothing is recorded or no ceilings are known.
+pub fn progress(sums: &[ActivitySum], created: Option<NaiveDate>, year: i32) -> Vec<Progress> {
+    let books = YearBooks { year, sums: sums.to_vec(), mixed: Vec::new() };
+    let of = |threshold: Threshold| {
+        let ceiling = threshold.ceiling(year, created)?;
+        let turnover = i64::try_from(Count::of(&books, threshold.bucket()).full()).unwrap_or(i64::MAX);
+        Some(Progress {
+            threshold,
+            turnover,
+            ceiling: ceiling.value(),
+            full_year_ceiling: ceiling.full_year(),
+        })
+    };
+    let total = [Threshold::MicroTotal, Threshold::VatBaseTotal].into_iter().filter_map(of);
+    let services = [Threshold::MicroServices, Threshold::VatBaseServices]
+        .into_iter()
+        .filter_map(of)
+        .filter(|progress| progress.turnover != 0);
+    if sums.is_empty() { Vec::new() } else { total.chain(services).collect() }
+}
+
+/// Adds up a year's turnover by category, in the order of the categories; `None` is what is not known. Cents.
+pub fn by_category(sums: &[ActivitySum]) -> Vec<(Option<Category>, i64)> {
+    let sum = |category: Option<Category>| {
+        sums.iter()
+            .filter(|sum| Category::parse(&sum.activity) == category)
+            .fold(0_i64, |total, sum| total.saturating_add(sum.typed).saturating_add(sum.imported))
+    };
+    let categories = Category::ALL.into_iter().map(Some).chain([None]);
+    categories.map(|category| (category, sum(category))).filter(|(_, total)| *total != 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(activity: &str, typed: i64, imported: i64) -> ActivitySum {
+        ActivitySum { activity: activity.to_owned(), typed, imported }
+    }
+
+    #[test]
+    fn services_count_against_both_and_sales_against_all() {
+        let sums = [sum("Vente de marchandises", 1_000_000, 0), sum("services", 500_000, 250_000)];
+        let found: Vec<_> = progress(&sums, None, 2026)
+            .iter()
+            .map(|progress| (progress.threshold, progress.turnover, progress.ceiling))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (Threshold::MicroTotal, 1_750_000, 20_310_000),
+                (Threshold::VatBaseTotal, 1_750_000, 8_500_000),
+                (Threshold::MicroServices, 750_000, 8_360_000),
+                (Threshold::VatBaseServices, 750_000, 3_750_000),
+            ]
+        );
+        assert_eq!(progress(&sums[..1], None, 2026).len(), 2, "no services, no ceiling of services");
+        assert!(progress(&[], None, 2026).is_empty() && progress(&sums, None, 2022).is_empty());
+    }
+
+    #[test]
+    fn a_creation_year_has_a_part_of_each_ceiling() {
+        let created = NaiveDate::from_ymd_opt(2026, 4, 1);
+        let found = progress(&[sum("services", 1, 0)], created, 2026);
+        assert!(
+            found.iter().all(|progress| progress.full_year_ceiling > Some(progress.ceiling)),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn turnover_by_category() {
+        let sums = [sum("services", 500, 0), sum("Vente", 0, 200), sum("Ventes", 100, 0), sum("autre", 7, 0)];
+        let expected = [(Some(Category::Sales), 300), (Some(Category::Services), 500), (None, 7)];
+        assert_eq!(by_category(&sums), expected);
+    }
+}
