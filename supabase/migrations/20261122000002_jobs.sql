@@ -475,8 +475,6 @@ begin
                     'partial', count(*) filter (where data and status = 'partial'),
                     'failed', count(*) filter (where data and status = 'failed'),
                     'superseded', count(*) filter (where data and status = 'superseded'),
-                    -- Queued, and a part of it is stored already.
-                    'begun', count(*) filter (where data and status = 'queued' and progress ? 'lease'),
                     -- Failed altogether or in part, or waiting for another attempt: what `errors` counts.
                     'erred', count(*) filter (where data and (status = 'failed'
                         or (status in ('partial', 'queued') and error is not null))))
@@ -547,56 +545,24 @@ end $$;
 
 create table jobs.job_paces (
     name text primary key,                       -- stripe, resend
-    next_at timestamptz not null,                -- the first turn that nobody has
-    version bigint not null default 0,           -- of what is learned: what was decided from an older one is not stored
-    learned jsonb,                               -- the pace that instances have found out; null: none yet
-    since timestamptz,                           -- when it was stored, or last looked at
-    answered integer not null default 0          -- requests of this version that were answered since
+    next_at timestamptz not null                 -- the first turn that nobody has
 );
 
--- Leases p_count turns, p_interval_us apart, to who knows p_version of what is learned; to nobody else. Answers in how
--- many microseconds the first one comes, and what is known. A repeated call leases others and counts p_answered again:
--- nobody takes the first ones, and nothing is asked too fast.
-create function public.jobs_lease_turns(
-    p_name text, p_count integer, p_interval_us integer, p_version bigint, p_answered integer
-) returns jsonb
+-- Leases p_count turns, p_interval_ms apart. Answers in how many milliseconds the first one comes. A repeated call
+-- leases others: nobody takes the first ones, and nothing is asked too fast.
+create function public.jobs_lease_turns(p_name text, p_count integer, p_interval_ms integer) returns bigint
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
-    span interval := make_interval(secs => p_count::double precision * p_interval_us / 1000000);
-    pace jobs.job_paces;
-    now_at timestamptz;
     first_turn timestamptz;
 begin
-    insert into jobs.job_paces as p (name, next_at, since)
-    values (p_name, clock_timestamp(), clock_timestamp())
+    insert into jobs.job_paces as p (name, next_at)
+    values (p_name, clock_timestamp() + make_interval(secs => p_count * p_interval_ms / 1000.0))
     on conflict (name) do update
-        set answered = p.answered + case when p.version = p_version then p_answered else 0 end
-    returning * into pace;
-    now_at := clock_timestamp();
-    if pace.version = p_version then
         -- What an earlier lease left far ahead (a changed clock) is not waited for.
-        first_turn := least(greatest(pace.next_at, now_at), now_at + interval '2 minutes');
-        update jobs.job_paces set next_at = first_turn + span where name = p_name;
-    end if;
-    return jsonb_build_object(
-        'wait_us', ceil(extract(epoch from first_turn - now_at) * 1000000)::bigint,
-        'version', pace.version,
-        'learned', pace.learned,
-        'window_us', greatest(0, ceil(extract(epoch from now_at - coalesce(pace.since, now_at)) * 1000000))::bigint,
-        'answered', pace.answered);
-end $$;
-
--- Stores what was decided from p_version, unless another one is known by now; answers what is known then. The same pace
--- again begins to count anew. A repeated call finds its own and answers it.
-create function public.jobs_learn_pace(p_name text, p_version bigint, p_learned jsonb) returns jsonb
-language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
-begin
-    update jobs.job_paces
-    set version = version + case when learned is distinct from p_learned then 1 else 0 end,
-        learned = p_learned, since = clock_timestamp(), answered = 0
-    where name = p_name and version = p_version;
-    return (select jsonb_build_object('version', version, 'learned', learned)
-        from jobs.job_paces where name = p_name);
+        set next_at = least(greatest(p.next_at, clock_timestamp()), clock_timestamp() + interval '2 minutes')
+            + make_interval(secs => p_count * p_interval_ms / 1000.0)
+    returning p.next_at - make_interval(secs => p_count * p_interval_ms / 1000.0) into first_turn;
+    return greatest(0, ceil(extract(epoch from first_turn - clock_timestamp()) * 1000))::bigint;
 end $$;
 
 -- The provider has said that it is asked too fast: no turn comes before this is over.
@@ -627,15 +593,6 @@ $$;
 create function jobs.readable_identifier(p_text text) returns text
 language sql immutable as $$
     select case when octet_length(p_text) <= 2048 and octet_length(to_json(p_text)::text) <= 2560 then p_text end;
-$$;
-
--- How these users say that they are taxed. A name of ours or null; without a row nothing is known.
-create function jobs.tax_profiles(p_users uuid[])
-returns table (user_id uuid, created date, has_acre boolean, income_tax text)
-language sql stable set search_path = '' as $$
-    select o.user_id, jobs.readable_date(o.company_creation_date), o.has_acre,
-        case when o.ir_mode in ('versement_liberatoire', 'bareme', 'non_soumis') then o.ir_mode end
-    from public.user_onboarding_data o where o.user_id = any (p_users);
 $$;
 
 -- What is wrong with the accounts of these users: metadata that is no object, is very large, or has something else than
@@ -766,31 +723,6 @@ language sql stable set search_path = '' as $$
     from judged j;
 $$;
 
--- What a user's books hold for a month, and for its quarter up to its end, by activity, in cents: what there is to
--- declare. Null where it cannot be read (see month_books), or has more than 20 activities.
---   [{activity, typed, imported, quarter}]
-create function jobs.books_to_declare(p_user_id uuid, p_month date) returns jsonb
-language sql stable set search_path = '' as $$
-    with found as materialized (
-        select * from public.ca_records a
-        where a.user_id = p_user_id and a.year = extract(year from p_month)
-            and a.month between extract(month from date_trunc('quarter', p_month)) and extract(month from p_month)
-        limit 50001
-    ), sums as (
-        select left(r.activity_type, 80) as activity, coalesce(sum(r.amount_eur), 0) * 100 as quarter,
-            coalesce(sum(r.amount_eur) filter (where r.month = extract(month from p_month) and r.source <> 'auto_sync'), 0)
-                * 100 as typed,
-            coalesce(sum(r.amount_eur) filter (where r.month = extract(month from p_month) and r.source = 'auto_sync'), 0)
-                * 100 as imported
-        from found r group by 1
-    )
-    select case when count(*) <= 20 and (select count(*) from found) <= 50000
-            and not coalesce(bool_or('NaN' in (s.quarter, s.typed, s.imported)), false)
-        then coalesce(jsonb_agg(jsonb_build_object('activity', s.activity, 'typed', trunc(s.typed),
-            'imported', trunc(s.imported), 'quarter', trunc(s.quarter)) order by s.activity), '[]') end
-    from sums s;
-$$;
-
 -- Imported turnover: the movements read from Stripe and Shopify, what is known of each integration, and the
 -- monthly totals written into ca_records from them.
 --
@@ -799,66 +731,26 @@ $$;
 --
 -- Months and days are Europe/Paris. Amounts are minor units (cents), signed. Only EUR is counted.
 
--- Why a movement does not count, from what its row says alone; null: it counts. This is the one place that decides it
--- (but for money that two providers report: see movements_reported_twice). The row's column `excluded` is this answer.
---
--- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts when
--- it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for debit
--- payment methods"). A payment that failed was never received, so the row that takes it back does not count either.
-create function jobs.why_excluded(
-    p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
-    p_converted boolean
-) returns text language sql immutable as $$
-    select case
-        when p_kind = 'unknown' then 'unknown_kind'
-        when p_kind in ('no_turnover', 'platform_reversal') then p_kind
-        when p_occurred_at is null then 'no_date'
-        when p_currency is null then 'no_currency'
-        when p_amount_minor is null then 'amount_not_read'
-        when p_kind = 'payment' and p_state in ('pending', 'unknown') then 'pending'
-        when p_kind = 'payment' and p_state in ('failed', 'canceled') or p_kind = 'charge_failure' then 'failed'
-        when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
-        when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
-        when p_kind = 'dispute' and p_state not in ('lost', 'accepted') then 'unknown_kind'
-        when lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%giftcard%' then 'gift_card'
-        when lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%storecredit%' then 'store_credit'
-        when not p_converted then 'unresolved_currency'
-        when p_currency <> 'EUR' then 'currency'
-    end;
-$$;
-
--- The ledger: one row for each money movement that a provider told of, as it told it last, with what is known beyond
--- that (a conversion, the order, the payment). A refund or a lost dispute is its own negative row on its own date. What
--- cannot be understood or does not count is kept, too, and says why (excluded).
+-- One money movement. A refund or a lost dispute is its own negative row on its own date.
 create table jobs.integration_transactions (
     user_id uuid not null references auth.users (id) on delete cascade,
     provider text not null check (provider in ('shopify', 'stripe')),
     external_id text not null,                   -- txn_… (Stripe), the number of the tender or dispute (Shopify)
     account text not null,                       -- acct_… or name.myshopify.com, as proven
-    kind text not null,                          -- payment, refund, …; unknown: this version does not know source_kind
-    occurred_at timestamptz,                     -- when it counts; null where the provider says no date
-    amount_minor bigint,                         -- null: not readable
-    currency text,                               -- as amount_minor; null: not told
+    kind text not null,
+    occurred_at timestamptz not null,
+    paris_month date not null generated always as
+        (date_trunc('month', occurred_at at time zone 'Europe/Paris')::date) stored,
+    amount_minor bigint not null,
+    currency text not null check (currency = upper(currency)),
     refs text[] not null default '{}',           -- ch_…, pi_…, re_…: the payment behind it, as both providers name
                                                  -- it; gid://shopify/Order/…: the order it belongs to
+    excluded text,                               -- why it is kept but never counted (gift_card, …)
     first_seen_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
-    source_kind text,                            -- the provider's own name of the kind
-    state text,                                  -- of the payment or dispute behind it; null: not told, or has none
-    method text,                                 -- how it was paid, in the provider's words
-    listed_at timestamptz,                       -- the date under which the provider lists it
-    converted boolean not null default true,     -- false: amount and currency are the buyer's, the account's are not known
-    original jsonb,                              -- as read, where that differs: {amount, currency, rate_from}
-    paris_month date not null generated always as
-        (date_trunc('month', coalesce(occurred_at, first_seen_at) at time zone 'Europe/Paris')::date) stored,
-    excluded text generated always as
-        (jobs.why_excluded(kind, state, method, occurred_at, amount_minor, currency, converted)) stored,
     primary key (user_id, provider, external_id)
 );
 create index integration_transactions_month on jobs.integration_transactions (user_id, paris_month);
--- What is looked at again at every sync: payments on their way, rows that a later version may understand, failures.
-create index integration_transactions_open on jobs.integration_transactions (user_id, provider)
-    where excluded in ('pending', 'failed', 'unknown_kind', 'platform_reversal');
 
 -- What is known of a user's integration. Outlives a reconnection, so that its history and activity do too.
 create table jobs.integration_state (
@@ -868,43 +760,23 @@ create table jobs.integration_state (
     proof text,                                  -- fingerprint of what was proven; another token is another proof
     proven_at timestamptz,
     activity text,                               -- frozen at the first sync unless integration_tokens says otherwise
-    claimed text,                                -- the account that the row named when a run first planned it …
-    claimed_at timestamptz,                      -- … and when that was
-    first_month date,                            -- Paris month of the connection: earlier months are the user's own
+    first_month date,                            -- Paris month of the first sync: earlier months are the user's own
     counted datemultirange not null default '{}',-- days whose movements are written into ca_records
     covered tstzmultirange not null default '{}',-- what was read from the provider to its end
     last_success_at timestamptz,
     last_success_to timestamptz,                 -- end of the last window that was read to its end
-    deep_read_to timestamptz,                    -- end of the last one that reached far back for rows that show late
     failures integer not null default 0,         -- runs in a row that ended in an error
     failed_at timestamptz,
     failure jsonb,                               -- {code, message} of the last one
     refusals integer not null default 0,         -- how often in a row the connection itself was refused
     trouble_mails integer not null default 0,    -- how often the user was told since it was good
     trouble_mailed_at timestamptz,
-    all_orders boolean,                          -- false: the scope reaches 60 days back only; null: not told
     token_expires_at timestamptz,
     refresh_token_expires_at timestamptz,
     refresh_lease uuid,                          -- one token refresh at a time
     refresh_lease_until timestamptz,
     updated_at timestamptz not null default clock_timestamp(),
     primary key (user_id, provider)
-);
-
--- The books of accounts that a user had connected before the present one. Their movements go on counting in the months in
--- which they were connected; connected again, an account finds its books here. A movement whose account has no row here
--- belongs to the present books (integration_state).
-create table jobs.former_accounts (
-    user_id uuid not null references auth.users (id) on delete cascade,
-    provider text not null check (provider in ('shopify', 'stripe')),
-    account text not null,
-    activity text,
-    first_month date,
-    counted datemultirange not null,
-    covered tstzmultirange not null,
-    last_success_to timestamptz,
-    replaced_at timestamptz not null,            -- when another account was proven in its place
-    primary key (user_id, provider, account)
 );
 
 -- What we wrote into ca_records, and what we would write: a row the user has edited since is theirs (locked).
@@ -917,34 +789,14 @@ create table jobs.auto_sync_totals (
     computed_eur numeric(12, 2) not null,        -- what the movements say
     locked_at timestamptz,                       -- since when the row is the user's
     updated_at timestamptz not null default clock_timestamp(),
-    -- What the row's other columns hold from us (see write_estimates); null: nothing yet.
-    written_contrib_eur numeric(12, 2),
-    written_net_eur numeric(12, 2),
-    written_ir_mode text,
-    written_ir_eur numeric(12, 2),
     primary key (user_id, month, activity)
 );
 
--- The rates by which imported rows were last estimated, as the code has them: one row. See write_estimates.
-create table jobs.rates_in_use (
-    is_only boolean primary key default true check (is_only),
-    rates jsonb not null      -- [{activity, from: YYYY-MM, full, acre_half, acre_three_quarters, flat_tax}]: 1230 is 12.3 %
-);
-
--- Whether a movement is money that its month's figure lacks, or may lack: not readable, of an unknown kind, not known in
--- euros. Without a setting of its own, so that it becomes part of the query that uses it. It names no table.
+-- Whether a movement is money that its month's figure lacks, because it is not known in euros. Without a setting of its
+-- own, so that it becomes part of the query that uses it. It names no table and no function.
 create function jobs.is_uncounted(t jobs.integration_transactions) returns boolean
 language sql immutable as $$
-    select t.excluded is not null and t.excluded in ('unknown_kind', 'no_date', 'no_currency', 'amount_not_read', 'prevented',
-        'unresolved_currency', 'currency');
-$$;
-
--- The first month of an account's books: the Paris month of the connection. The user may write connected_at: it is
--- believed where it lies at most 31 days before a run first saw the account there, and not after that.
-create function jobs.first_month(p_connected_at timestamptz, p_seen_at timestamptz) returns date
-language sql immutable as $$
-    select date_trunc('month', case when p_connected_at between p_seen_at - interval '31 days' and p_seen_at
-        then p_connected_at else p_seen_at end at time zone 'Europe/Paris')::date;
+    select t.excluded = 'unresolved_currency' or (t.excluded is null and t.currency <> 'EUR');
 $$;
 
 -- The account or shop that the user says it is.
@@ -1069,18 +921,6 @@ begin
         return opened;
     end if;
 
-    -- When an account was first seen at an integration, whenever it can be read: its books begin there.
-    with seen as (
-        select t.user_id, t.provider, jobs.readable_identifier(jobs.claimed_account(t)) as account
-        from jobs.sync_candidates(p_user_id, p_as_of) c join public.integration_tokens t on t.id = c.integration_id
-        where c.reason is null
-    )
-    insert into jobs.integration_state as s (user_id, provider, claimed, claimed_at)
-    select n.user_id, n.provider, n.account, p_as_of
-    from seen n left join jobs.integration_state k using (user_id, provider)
-    where n.account is not null and n.account is distinct from coalesce(k.claimed, k.account)
-    on conflict (user_id, provider) do update set claimed = excluded.claimed, claimed_at = excluded.claimed_at;
-
     -- What is likely to be superseded. Not locked yet: claims of it would wait until the new items are written.
     with older as materialized (          -- by their ids: every question about a single user is a run, too
         select r.run_id from jobs.job_runs r
@@ -1179,8 +1019,7 @@ end $$;
 -- What a worker needs to know of the integrations behind claimed items, one object each. Tokens are as stored
 -- (encrypted); what is too long to be one comes as an empty one, which opens nothing.
 --   [{item_id, integration_id, user_id, provider, access_token, refresh_token, stripe_account_id, shop_domain,
---     proven_account, token_expires_at, last_success_to, deep_read_to, books_from: the first month's first instant,
---     open: [{id, listed_at}]: payments on their way, the oldest hundred}]
+--     proven_account, token_expires_at, last_success_to}]
 create function public.integration_context(p_items bigint[]) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
     select coalesce(jsonb_agg(jsonb_build_object(
@@ -1192,17 +1031,8 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'proven_account', case when s.proof = jobs.token_fingerprint(t) then s.account end,
         'token_expires_at', case when s.proof = jobs.token_fingerprint(t) then s.token_expires_at end,
         -- Another account than the one read before has a history of its own: nothing of it was read yet.
-        'last_success_to', case when s.account = jobs.claimed_account(t) then s.last_success_to end,
-        'deep_read_to', case when s.account = jobs.claimed_account(t) then s.deep_read_to end,
-        'books_from', coalesce(case when s.account = jobs.claimed_account(t) then s.first_month end,
-            jobs.first_month(t.connected_at, least(s.claimed_at, r.as_of)))::timestamp at time zone 'Europe/Paris',
-        'open', (select coalesce(jsonb_agg(jsonb_build_object('id', o.external_id, 'listed_at', o.listed_at)), '[]') from (
-            select x.external_id, coalesce(x.listed_at, x.occurred_at) as listed_at
-            from jobs.integration_transactions x
-            where x.user_id = t.user_id and x.provider = t.provider and x.excluded = 'pending' and x.account = s.account
-            order by 2, 1 limit 100) o)) order by i.item_id, t.provider), '[]')
+        'last_success_to', case when s.account = jobs.claimed_account(t) then s.last_success_to end) order by i.item_id, t.provider), '[]')
     from jobs.job_items i
-    join jobs.job_runs r on r.run_id = i.run_id
     -- Not by `or`: the subject is a key of its own in each case.
     cross join lateral (
         select * from public.integration_tokens k where i.kind = 'sync_integration' and k.id = i.subject
@@ -1213,52 +1043,28 @@ language sql stable security definer set search_path = '' set statement_timeout 
     where i.item_id = any (p_items) and t.is_active;
 $$;
 
--- Notes that the stored token opens exactly p_account. Where another account was connected before, its books are put
--- aside, and those of this one taken up again, should it have been connected once. p_all_orders: whether the token reads
--- orders of any age; null where the provider did not tell.
-create function public.integration_prove(
-    p_integration_id uuid, p_access_token text, p_account text, p_all_orders boolean
-) returns jsonb
+-- Notes that the stored token opens exactly p_account.
+create function public.integration_prove(p_integration_id uuid, p_access_token text, p_account text) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
     t public.integration_tokens;
-    s jobs.integration_state;
-    f jobs.former_accounts;
 begin
     select * into t from public.integration_tokens where id = p_integration_id;
     if t.id is null or t.access_token <> p_access_token
         or p_account is distinct from jobs.claimed_account(t) then
         return jsonb_build_object('proven', false);  -- the row was changed while we were proving it
     end if;
-    insert into jobs.integration_state (user_id, provider) values (t.user_id, t.provider)
-    on conflict (user_id, provider) do nothing;
-    select * into s from jobs.integration_state k where k.user_id = t.user_id and k.provider = t.provider for update;
-    if s.account is distinct from p_account then
-        s.claimed_at := case when s.claimed = p_account then s.claimed_at end;
-        if s.account is not null and s.first_month is not null then
-            insert into jobs.former_accounts as k (user_id, provider, account, activity, first_month, counted, covered,
-                last_success_to, replaced_at)
-            -- Until the month in which the other account was seen.
-            select t.user_id, t.provider, s.account, s.activity, s.first_month,
-                s.counted * datemultirange(daterange(null, (date_trunc('month', r.at at time zone 'Europe/Paris')
-                    + interval '1 month')::date)), s.covered, s.last_success_to, r.at
-            from (select coalesce(s.claimed_at, s.last_success_to, s.first_month::timestamp at time zone 'Europe/Paris') as at) r
-            on conflict (user_id, provider, account) do update set
-                activity = excluded.activity, first_month = excluded.first_month, counted = excluded.counted,
-                covered = excluded.covered, last_success_to = excluded.last_success_to, replaced_at = excluded.replaced_at;
-        end if;
-        delete from jobs.former_accounts k
-        where k.user_id = t.user_id and k.provider = t.provider and k.account = p_account returning * into f;
-        update jobs.integration_state k set
-            account = p_account, first_month = null, counted = coalesce(f.counted, '{}'),
-            covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null, all_orders = null,
-            token_expires_at = null, refresh_token_expires_at = null
-        where k.user_id = t.user_id and k.provider = t.provider;
-    end if;
-    update jobs.integration_state k set
-        proof = jobs.token_fingerprint(t), all_orders = coalesce(p_all_orders, k.all_orders),
-        proven_at = clock_timestamp(), updated_at = clock_timestamp()
-    where k.user_id = t.user_id and k.provider = t.provider;
+    insert into jobs.integration_state as s (user_id, provider, account, proof, proven_at)
+    values (t.user_id, t.provider, p_account, jobs.token_fingerprint(t), clock_timestamp())
+    on conflict (user_id, provider) do update set
+        account = excluded.account, proof = excluded.proof, proven_at = excluded.proven_at,
+        -- Another account: nothing of it has been read.
+        covered = case when s.account is distinct from excluded.account then '{}' else s.covered end,
+        last_success_to = case when s.account is distinct from excluded.account then null else s.last_success_to end,
+        token_expires_at = case when s.account is not distinct from excluded.account then s.token_expires_at end,
+        refresh_token_expires_at =
+            case when s.account is not distinct from excluded.account then s.refresh_token_expires_at end,
+        updated_at = clock_timestamp();
     return jsonb_build_object('proven', true);
 end $$;
 
@@ -1341,100 +1147,54 @@ $$;
 
 -- Which movements count, what a month's figure is worth, and the totals in ca_records that follow from them.
 
--- A user's Shopify movements of some months that Stripe reports, too. Each Stripe movement explains one of them.
---
--- Both belong to one order, which the payments' names tell (a refund that names no payment: those of its order). Then
--- amount and currency decide, in euros or in the buyer's currency. A payment that names its charge is that charge,
--- whatever it is worth there (another rate, a part captured); a refund is not: what was paid back in another way, or
--- beside a chargeback, is money of its own. p_written: only among days that go into ca_records.
+-- A user's Shopify movements of some months that Stripe reports, too. A movement's payment is known by its own
+-- references, or for a refund that names none by those of its order's payments. Where such an order was also paid
+-- in another way (cash), a refund is Stripe's only where Stripe has one of the same amount, each of them once.
+-- p_written: only among days that go into ca_records.
 --
 -- Never by loops: a merchant may have a thousand times as many rows as the average that the planner reckons with.
 create function jobs.movements_reported_twice(p_user_id uuid, p_months date[], p_written boolean)
 returns table (external_id text)
-language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
+language sql stable set search_path = '' set enable_nestloop = off as $$
     with shop as materialized (
-        select t.external_id, t.kind, t.paris_month, t.occurred_at, t.amount_minor > 0 as is_in, t.amount_minor, t.currency,
-            t.original, t.excluded,
-            array(select r from unnest(t.refs) r where r !~ '^gid:' order by r) as names,
-            (select r from unnest(t.refs) r where r ~ '^gid:' limit 1) as shop_order
+        select t.external_id, t.paris_month, t.amount_minor, t.currency, t.occurred_at, t.refs, t.excluded,
+            exists (select from unnest(t.refs) r where r !~ '^gid:') as named
         from jobs.integration_transactions t
         where t.user_id = p_user_id and t.provider = 'shopify' and t.refs <> '{}'
-    ), sales as materialized (     -- which order, or payment without one, each name belongs to
-        select distinct on (n) n as name, coalesce(s.shop_order, s.names[1]) as sale
-        from shop s, unnest(s.names) n order by n, s.shop_order
     ), doubted as materialized (
-        select s.external_id, s.paris_month, s.is_in, s.amount_minor, s.names, s.names <> '{}' as named,
-            coalesce(s.shop_order, s.names[1]) as sale, s.currency || s.amount_minor as euros,
-            (s.original ->> 'currency') || (s.original ->> 'amount_minor') as foreign_money, s.occurred_at
-        from shop s where s.excluded is null and s.kind in ('payment', 'refund') and (not s.is_in or s.names <> '{}')
-    ), named as materialized (     -- one row for each name: joined in one go
-        select d.external_id, d.is_in, d.amount_minor, d.occurred_at, n as name from doubted d cross join unnest(d.names) n
-    ), told as materialized (
-        select t.external_id, t.kind, t.amount_minor > 0 as is_in, t.amount_minor, t.currency || t.amount_minor as euros,
-            (t.original ->> 'currency') || (t.original ->> 'amount_minor') as foreign_money, t.occurred_at, r as name
-        from jobs.integration_transactions t
-        join jobs.integration_state k on k.user_id = t.user_id and k.provider = t.provider
-        left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
-        cross join unnest(t.refs) r
-        where t.user_id = p_user_id and t.provider = 'stripe' and t.currency = 'EUR'
-            and (t.excluded is null or t.excluded = 'pending') and t.kind in ('payment', 'partial_capture', 'refund')
-            and (not p_written or coalesce(f.counted, k.counted) @> t.paris_month)
-    ), whole as materialized (     -- a charge that the shop tells in several pieces, or Stripe does
-        select s.name from (
-            select n.name, sum(n.amount_minor) as amount from named n where n.is_in group by 1) s
-        join (select t.name, sum(t.amount_minor) as amount from told t
-            where t.kind in ('payment', 'partial_capture') group by 1) p using (name, amount)
-    ), by_name as materialized (
-        select distinct n.external_id from named n join whole w using (name) where n.is_in
-    ), whole_paid as materialized (
-        select distinct t.external_id from told t join whole w using (name) where t.is_in
+        select * from shop where paris_month = any (p_months) and currency = 'EUR' and excluded is null
     ), paid as materialized (
-        select distinct on (t.external_id) t.*, s.sale from told t join sales s using (name)
-        where t.kind in ('payment', 'refund') order by t.external_id, s.sale
-    ), d1 as materialized (
-        select d.*, row_number() over (partition by d.sale, d.is_in, d.euros
-            order by d.named desc, d.occurred_at, d.external_id) as nth
-        from doubted d where not exists (select from by_name n where n.external_id = d.external_id)
-    ), p1 as materialized (
-        select p.*, row_number() over (partition by p.sale, p.is_in, p.euros order by p.occurred_at, p.external_id) as nth
-        from paid p
-        where not exists (select from whole_paid w where w.external_id = p.external_id)
-    ), by_euros as materialized (
-        select d1.external_id as shop_id, p1.external_id as stripe_id
-        from d1 join p1 using (sale, is_in, euros, nth)
-    ), d2 as materialized (
-        select d.sale, d.is_in, d.foreign_money, d.external_id, row_number() over (
-            partition by d.sale, d.is_in, d.foreign_money order by d.named desc, d.occurred_at, d.external_id) as nth
-        from d1 d where not exists (select from by_euros e where e.shop_id = d.external_id)
-    ), p2 as materialized (
-        select p.sale, p.is_in, p.foreign_money, p.external_id, row_number() over (
-            partition by p.sale, p.is_in, p.foreign_money order by p.occurred_at, p.external_id) as nth
-        from p1 p where not exists (select from by_euros e where e.stripe_id = p.external_id)
-    ), by_foreign_money as materialized (
-        select d2.external_id as shop_id, p2.external_id as stripe_id
-        from d2 join p2 using (sale, is_in, foreign_money, nth)
-    ), d3 as (                     -- by name alone: a payment by its charge, a refund by its own id
-        select n.name, n.is_in, n.external_id,
-            row_number() over (partition by n.name, n.is_in order by n.occurred_at, n.external_id) as nth
-        from named n join d2 using (external_id)
-        where (n.is_in or n.name ~ '^(re|pyr)_')
-            and not exists (select from by_foreign_money f where f.shop_id = n.external_id)
-    ), p3 as (
-        select t.name, t.is_in,
-            row_number() over (partition by t.name, t.is_in order by t.occurred_at, t.external_id) as nth
-        from told t join p2 using (external_id)
-        where not exists (select from by_foreign_money f where f.stripe_id = t.external_id)
-    ), explained as (
-        select external_id from by_name
-        union select shop_id from by_euros
-        union select shop_id from by_foreign_money
-        union select d3.external_id from d3 join p3 using (name, is_in, nth)
+        select t.external_id, t.amount_minor, r as ref
+        from jobs.integration_transactions t
+        join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = 'stripe' and t.currency = 'EUR' and t.excluded is null
+            and (not p_written or s.counted @> t.paris_month)
+            and exists (select from doubted)
+    ), orders as materialized (   -- the payments of each order, by the names that Stripe may know
+        select o as shop_order, array_agg(distinct n) filter (where n is not null) as names,
+            bool_or(not s.named and s.excluded is null) as mixed
+        from shop s cross join unnest(s.refs) o left join unnest(s.refs) n on n !~ '^gid:'
+        where o ~ '^gid:' and s.amount_minor > 0
+        group by o
+    ), nameless as materialized (
+        select d.external_id, d.amount_minor, o.shop_order, o.names, o.mixed,
+            row_number() over (partition by o.shop_order, d.amount_minor order by d.occurred_at, d.external_id) as nth
+        from doubted d cross join unnest(d.refs) g join orders o on o.shop_order = g
+        where not d.named and d.amount_minor < 0 and o.names is not null
     )
-    select e.external_id from explained e join doubted d using (external_id) where d.paris_month = any (p_months);
+    select d.external_id
+    from doubted d cross join unnest(d.refs) r join paid p on p.ref = r and sign(p.amount_minor) = sign(d.amount_minor)
+    where d.named
+    union
+    select n.external_id
+    from nameless n cross join unnest(n.names) r join paid p on p.ref = r and p.amount_minor < 0
+    where not n.mixed or p.amount_minor = n.amount_minor
+    group by n.external_id, n.mixed, n.nth
+    having not n.mixed or n.nth <= count(distinct p.external_id);
 $$;
 
--- A user's countable movements of some months, one row for each movement: what counts by its row (why_excluded), and a
--- payment that Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
+-- A user's countable movements of some months, one row for each movement: EUR, not excluded, and a payment that
+-- Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
 --
 -- What both report is only looked for where Stripe has reported something.
 create function jobs.countable_movements(p_user_id uuid, p_months date[], p_written boolean)
@@ -1443,10 +1203,9 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
     select t.provider, t.paris_month, s.activity, t.amount_minor
     from jobs.integration_transactions t
     join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-    left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
     where t.user_id = p_user_id and t.paris_month = any (p_months)
-        and t.excluded is null
-        and (not p_written or coalesce(f.counted, s.counted) @> t.paris_month)
+        and t.currency = 'EUR' and t.excluded is null
+        and (not p_written or s.counted @> t.paris_month)
         and not (t.provider = 'shopify'
             and exists (select from jobs.integration_transactions x
                 where x.user_id = p_user_id and x.provider = 'stripe')
@@ -1481,118 +1240,43 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
     where o.paris_month <> all (p_months);
 $$;
 
--- What a user's month lacks or may have twice, by its reason, with how many movements; {} for nothing. Besides the reasons
--- of is_uncounted:
---   pending: a payment that is still on its way, where the month is over
---   platform_reversal: a whole payment that a platform took back, as a refund or as a fee
---   refund_of_unknown_sale: a refund of an order whose payment was never read: Stripe may report it, too
---   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount and day
---   beyond_scope: days that lay more than 60 days back when the shop was read, with a scope that reaches no further: 1
-create function jobs.month_flaws(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
-language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
-    with found as materialized (
-        select t.* from jobs.integration_transactions t
-        left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
-        where t.user_id = p_user_id and t.paris_month = p_month and (f.account is null or f.counted @> p_month)
-    ), sides as materialized (
-        select exists (select from jobs.integration_state x
-            where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null) as have_stripe
-    ), nameless as materialized (  -- payments in the shop that may have gone through Stripe without saying so
-        select t.amount_minor, (t.occurred_at at time zone 'Europe/Paris')::date as day
-        from found t cross join sides b
-        where b.have_stripe and t.provider = 'shopify' and t.kind = 'payment' and t.excluded is null
-            and t.method is distinct from 'cash' and not exists (select from unnest(t.refs) r where r !~ '^gid:')
-    ), paid_names as materialized (
-        select p.external_id, r as name from found p cross join unnest(p.refs) r
-        where p.provider = 'stripe' and exists (select from nameless)
-    ), shop_names as materialized (
-        select n as name from jobs.integration_transactions s cross join unnest(s.refs) n
-        where s.user_id = p_user_id and s.provider = 'shopify' and s.kind = 'payment' and exists (select from nameless)
-    ), explained as materialized (
-        select distinct p.external_id from paid_names p join shop_names s using (name)
-    ), unexplained as materialized (  -- payments at Stripe that no payment in the shop names
-        select t.amount_minor, (t.occurred_at at time zone 'Europe/Paris')::date as day
-        from found t
-        where t.provider = 'stripe' and t.kind = 'payment' and t.excluded is null
-            and exists (select from nameless)
-            and not exists (select from explained e where e.external_id = t.external_id)
-    ), flaws as (
-        select t.excluded as reason, count(*) as n from found t
-        where t.excluded is not null and (
-            t.excluded = 'pending' and p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris'
-            -- What was prevented was paid back where a refund of the same order says so.
-            or t.excluded = 'prevented' and not exists (select from jobs.integration_transactions r
-                where r.user_id = p_user_id and r.provider = t.provider and r.kind = 'refund' and r.refs && t.refs
-                    and r.amount_minor = t.amount_minor)
-            or t.excluded <> 'prevented' and jobs.is_uncounted(t))
-        group by 1
-        union all
-        select 'platform_reversal', count(*) from found t
-        where t.excluded = 'platform_reversal' and not exists (
-            select from jobs.integration_transactions p
-            where p.user_id = p_user_id and p.provider = t.provider and p.kind = 'payment' and p.refs && t.refs
-                and p.amount_minor > -t.amount_minor)
-        union all
-        select 'refund_of_unknown_sale', count(*) from (
-            select o from found t cross join sides b, unnest(t.refs) o
-            where b.have_stripe and t.provider = 'shopify' and t.kind = 'refund' and t.excluded is null
-                and not exists (select from unnest(t.refs) r where r !~ '^gid:')
-            except   -- not by loops: see movements_reported_twice
-            select o from jobs.integration_transactions p cross join sides b, unnest(p.refs) o
-            where b.have_stripe and p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0) r
-        union all
-        select 'maybe_twice', count(*) from nameless d
-        where exists (select from unexplained p where (p.amount_minor, p.day) = (d.amount_minor, d.day))
-        union all
-        select 'beyond_scope', count(*) from jobs.integration_state s
-        cross join lateral (select tstzrange(p_month::timestamp at time zone 'Europe/Paris', least(
-            (p_month + interval '1 month') at time zone 'Europe/Paris',
-            greatest(p_as_of - interval '60 days', p_month::timestamp at time zone 'Europe/Paris'))) as days) old
-        where s.user_id = p_user_id and s.all_orders is false and s.counted @> p_month and not s.covered @> old.days
-    )
-    select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') from flaws f;
-$$;
-
 -- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up
--- to now), partial (something of it was never read, or it has flaws). It follows from the ledger and from what was read,
--- of each account whose books have the month; of every active integration where none has, or that was never read.
---   {status, flaws?: see month_flaws}
-create function jobs.month_worth(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
+-- to now), partial (something of it was never read, is not in euros, or may be reported twice).
+create function jobs.month_status(p_user_id uuid, p_month date, p_as_of timestamptz) returns text
 language sql stable set search_path = '' as $$
-    with flaws as materialized (
-        select jobs.month_flaws(p_user_id, p_month, p_as_of) as found
-    ), bounds as (
+    with bounds as (
         select p_month::timestamp at time zone 'Europe/Paris' as starts,
             (p_month + interval '1 month') at time zone 'Europe/Paris' as ends
-    ), former as materialized (
-        select f.covered from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month
-    ), sources as (
-        select coalesce(s.covered, '{}') as covered, false as is_former
+    ), sources as (   -- an active integration without a state was never read
+        select coalesce(s.covered, '{}') as covered
         from public.integration_tokens t
         left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
         where t.user_id = p_user_id and t.is_active
-            and (s.first_month is null or s.counted @> p_month or (not exists (select from former)
-                and not exists (select from jobs.integration_state o where o.user_id = p_user_id and o.counted @> p_month)))
-        union all
-        -- The month in which an account was replaced holds what was read of it until then, which may not be all.
-        select f.covered, true from former f
     )
-    select jsonb_strip_nulls(jsonb_build_object('flaws', nullif(f.found, '{}'), 'status', case
-        when f.found <> '{}' then 'partial'
+    select case
+        when exists (select from jobs.integration_transactions t
+            where t.user_id = p_user_id and t.paris_month = p_month and jobs.is_uncounted(t))
+            then 'partial'
+        -- A refund of an order whose payment was never read: Stripe may report it, too.
+        when exists (select from jobs.integration_state x
+                where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null)
+            and exists (
+                select o from jobs.integration_transactions t, unnest(t.refs) o
+                where t.user_id = p_user_id and t.provider = 'shopify' and t.paris_month = p_month
+                    and t.amount_minor < 0 and t.excluded is null
+                    and not exists (select from unnest(t.refs) r where r !~ '^gid:')
+                except   -- not by loops: see movements_reported_twice
+                select o from jobs.integration_transactions p, unnest(p.refs) o
+                where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0)
+            then 'partial'
         when coalesce(bool_and(s.covered @> tstzrange(b.starts, b.ends)), false) then 'complete'
-        when p_as_of < b.ends and coalesce(bool_and(not s.is_former and s.covered @> b.starts and (
+        when p_as_of < b.ends and coalesce(bool_and(s.covered @> b.starts and (
             -- One piece from the first instant on: no hole before what was read last.
             select count(*) = 1 from unnest(s.covered * tstzmultirange(tstzrange(b.starts, b.ends))) piece)), false)
             then 'provisional'
-        else 'partial' end))
-    from flaws f cross join bounds b left join sources s on true
-    group by f.found, b.starts, b.ends;
-$$;
-
--- The status alone.
-create function jobs.month_status(p_user_id uuid, p_month date, p_as_of timestamptz) returns text
-language sql stable set search_path = '' as $$
-    select jobs.month_worth(p_user_id, p_month, p_as_of) ->> 'status';
+        else 'partial' end
+    from bounds b left join sources s on true
+    group by b.starts, b.ends;
 $$;
 
 -- Writes a user's totals of some months into ca_records. Call only under the user's lock.
@@ -1614,8 +1298,9 @@ begin
                 and r.year = extract(year from l.month) and r.month = extract(month from l.month));
 
     select coalesce(jsonb_agg(w), '[]') into wanted from (
-        select month, activity, (sum(minor) / 100)::numeric(12, 2) as amount, jobs.month_worth(p_user_id, month, p_as_of) ||
-            jsonb_build_object('sources', jsonb_object_agg(provider, (minor / 100)::numeric(12, 2))) as metadata
+        select month, activity, (sum(minor) / 100)::numeric(12, 2) as amount, jsonb_build_object(
+            'status', jobs.month_status(p_user_id, month, p_as_of),
+            'sources', jsonb_object_agg(provider, (minor / 100)::numeric(12, 2))) as metadata
         from (select c.month, c.activity, c.provider, sum(c.amount_minor)::numeric as minor
               from jobs.countable_movements(p_user_id, p_months, true) c
               where c.activity is not null
@@ -1675,8 +1360,6 @@ begin
     from missing m left join inserted i on i.external_id = m.key
     left join public.ca_records r on r.user_id = p_user_id and r.source = 'auto_sync' and r.external_id = m.key;
 
-    perform jobs.write_estimates(p_user_id);
-
     select jsonb_agg(jsonb_build_object('month', to_char(l.month, 'YYYY-MM'), 'activity', l.activity,
         'computed', l.computed_eur, 'recorded', r.amount_eur) order by l.month, l.activity)
     into differing
@@ -1685,71 +1368,6 @@ begin
         and l.computed_eur is distinct from r.amount_eur;
     return coalesce(differing, '[]');
 end $$;
-
--- What imported rows carry beside their amount: contributions, income tax and what is left, as the application sums them.
-
--- Keeps the rates that the code sent. An older version sends none: then the last ones stay.
--- Looks first: an insert that conflicts would lock the one row until its settlement ends.
-create function jobs.take_rates(p_rates jsonb) returns void
-language sql set search_path = '' as $$
-    insert into jobs.rates_in_use as u (rates)
-    select p_rates
-    where jsonb_typeof(p_rates) = 'array' and not exists (select from jobs.rates_in_use k where k.rates = p_rates)
-    on conflict (is_only) do update set rates = excluded.rates;
-$$;
-
--- Writes the estimates of a user's imported rows, of all months: rates and profile may have changed since. By the rates
--- of each row's month, to the cent. Without rates (before 2023, or none sent yet) what stands there stays.
--- Rows that already say so are not touched. Where one of the four columns is not as we left it, all four are the
--- user's; the amount stays ours.
--- The rule is urssaf::row_amounts, against which a test compares this. Call only under the user's lock.
-create function jobs.write_estimates(p_user_id uuid) returns void
-language sql set search_path = '' as $$
-    with rates as materialized (
-        select x.* from jobs.rates_in_use u cross join jsonb_to_recordset(u.rates) as x (
-            activity text, "from" text, "full" numeric, acre_half numeric, acre_three_quarters numeric, flat_tax numeric)
-    ), ours as materialized (
-        select l.month, l.activity, l.record_id, r.amount_eur as amount,
-            l.written_contrib_eur, l.written_net_eur, l.written_ir_mode, l.written_ir_eur
-        from jobs.auto_sync_totals l join public.ca_records r on r.id = l.record_id and r.user_id = l.user_id
-        where l.user_id = p_user_id and l.locked_at is null and r.source = 'auto_sync' and r.amount_eur = l.written_eur
-            and (r.computed_contrib_eur, r.computed_net_eur, r.ir_mode, r.ir_amount_eur) is not distinct from
-                (l.written_contrib_eur, l.written_net_eur, l.written_ir_mode, l.written_ir_eur)
-    ), profile as materialized (
-        select p.* from (select) one left join jobs.tax_profiles(array[p_user_id]) p on true
-    ), shares as (
-        select o.*,
-            case when p.income_tax = 'versement_liberatoire' then 'vl' when p.income_tax = 'bareme' then 'bareme' end as mode,
-            round(o.amount * 0.0001 * case
-                -- ACRE: until the end of the third quarter after the one of the creation.
-                when p.has_acre and date_trunc('month', p.created) <= o.month
-                    and o.month < date_trunc('quarter', p.created) + interval '1 year'
-                then case when p.created < '2026-07-01' then x.acre_half else x.acre_three_quarters end
-                else x."full" end, 2) as contrib,
-            case when p.income_tax = 'versement_liberatoire' then round(o.amount * 0.0001 * x.flat_tax, 2) end as tax
-        from ours o cross join profile p
-        cross join lateral (
-            select t.* from rates t where t.activity = o.activity and t."from" <= to_char(o.month, 'YYYY-MM')
-            order by t."from" desc limit 1) x
-    ), wanted as materialized (
-        select s.*, s.amount - s.contrib - coalesce(s.tax, 0) as net from shares s
-        where (s.contrib, s.amount - s.contrib - coalesce(s.tax, 0), s.mode, s.tax) is distinct from
-            (s.written_contrib_eur, s.written_net_eur, s.written_ir_mode, s.written_ir_eur)
-    ), written as (
-        update public.ca_records r
-        set computed_contrib_eur = w.contrib, computed_net_eur = w.net, ir_mode = w.mode, ir_amount_eur = w.tax
-        from wanted w
-        where r.id = w.record_id and r.user_id = p_user_id and r.source = 'auto_sync'
-            and r.amount_eur = w.amount                                          -- not edited in this very moment
-            and (r.computed_contrib_eur, r.computed_net_eur, r.ir_mode, r.ir_amount_eur) is not distinct from
-                (w.written_contrib_eur, w.written_net_eur, w.written_ir_mode, w.written_ir_eur)
-        returning r.id
-    )
-    update jobs.auto_sync_totals l
-    set written_contrib_eur = w.contrib, written_net_eur = w.net, written_ir_mode = w.mode, written_ir_eur = w.tax
-    from wanted w join written n on n.id = w.record_id
-    where l.user_id = p_user_id and l.month = w.month and l.activity = w.activity;
-$$;
 
 -- Mails: the outbox, which is the permanent ledger, too.
 --
@@ -2112,12 +1730,11 @@ $$;
 
 -- Claims up to p_limit mails of the first lane that has any, and tells all that is needed to send them. Where one of
 -- them belongs to a sealed batch, the whole batch comes with it, and nothing else.
--- Null: only messages without an item, or mails that have to wait, were seen so far, ask again.
--- p_outage: see provider_outages; mails that ask users to connect again wait for its end.
+-- Null: only messages without an item were seen so far, ask again.
 --   {mails: [{delivery_id, kind, user_id, batch_id, digest, address, facts, attempts, reason, expired,
 --             age_seconds}], sealed batches in the order of their payload}
 create function public.mail_claim(
-    p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb, p_outage jsonb, p_now timestamptz
+    p_claim uuid, p_limit integer, p_seconds integer, p_prices jsonb, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     lane text;
@@ -2134,10 +1751,6 @@ begin
         end if;
         exit when claimed <> '[]'::jsonb;
     end loop;
-    if lane = 'alerts' and jobs.hold_trouble_mails(p_claim, p_outage, p_now)
-        and not exists (select from jobs.job_items i where i.lease_id = p_claim and i.status = 'queued') then
-        return 'null'::jsonb;
-    end if;
 
     -- By arrays: statistics know nothing yet of what was just planned.
     mine := array(select (i.payload ->> 'delivery_id')::bigint from jobs.job_items i
@@ -2179,15 +1792,9 @@ begin
             'facts', case d.status when 'sealed' then d.facts else d.facts
                 || jsonb_build_object('kind', d.kind, 'first_name', p.first_name)
                 || case d.kind when 'monthly_reminder' then
-                    jsonb_build_object('recorded', m.recorded, 'entries', m.entries,
-                        'books', jobs.books_to_declare(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')),
-                        'profile', jsonb_build_object('created', t.created, 'has_acre', t.has_acre,
-                            'income_tax', t.income_tax))
-                    when 'monthly_recap' then jsonb_build_object('year', y.sums, 'created', y.created) else '{}' end end,
+                    jsonb_build_object('recorded', m.recorded, 'entries', m.entries) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
-                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,
-                    case when d.kind = 'integration_trouble'
-                        then jobs.trouble_is_over(d.user_id, d.facts ->> 'provider') end) end,
+                then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw) end,
             'expired', coalesce(d.expires_at <= p_now, false),
             'age_seconds', greatest(0, extract(epoch from p_now - b.sealed_at))::bigint)
             order by d.position, d.delivery_id), '[]')
@@ -2203,13 +1810,7 @@ begin
         -- A fence (offset 0): of all people only these.
         left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true
         left join lateral jobs.month_books(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')) m
-            on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'
-        left join lateral jobs.tax_profiles(array[d.user_id]) t on d.kind = 'monthly_reminder' and d.status = 'planned'
-        left join lateral (
-            select b.created, b.years -> 0 -> 'sums' as sums
-            from jobs.books(array[d.user_id], left(d.facts ->> 'month', 4)::integer, left(d.facts ->> 'month', 4)::integer) b
-            where jsonb_array_length(b.years -> 0 -> 'sums') <= 20   -- no mail is long
-        ) y on d.kind = 'monthly_recap' and d.status = 'planned'));
+            on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'));
 end $$;
 
 -- Keeps mails invisible for another p_seconds; whether this claim still has all of them.
@@ -2462,9 +2063,6 @@ declare
     p jobs.mail_people;
     over boolean := p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris';
     facts jsonb;
-    -- What ca_records says, where the month is in the books at all; else what was read.
-    in_books boolean := exists (select from jobs.integration_state s where s.user_id = p_user_id and s.counted @> p_month)
-        or exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month);
 begin
     select * into i from jobs.job_items where item_id = p_item_id;
     if i.payload ->> 'recap' is distinct from 'true' or i.status not in ('done', 'partial') then
@@ -2494,7 +2092,7 @@ begin
     into facts
     from (select c.provider, coalesce(sum(c.amount_minor) filter (where c.amount_minor > 0), 0) as gross,
             coalesce(sum(c.amount_minor) filter (where c.amount_minor < 0), 0) as refunds
-          from jobs.countable_movements(p_user_id, array[p_month], in_books) c group by c.provider) s;
+          from jobs.countable_movements(p_user_id, array[p_month], false) c group by c.provider) s;
     insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
     values ('monthly_recap/' || p_user_id || '/' || to_char(p_month, 'YYYY-MM'), 'monthly_recap', p_user_id, p_user_id,
         i.run_id, facts)
@@ -2527,8 +2125,7 @@ begin
             where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
             continue;
         end if;
-        -- A month's item says once more what the sync of these hours says: it is no refusal of its own.
-        continue when i.kind = 'sync_month' or not (p_policy -> 'codes') ? part.code;
+        continue when not (p_policy -> 'codes') ? part.code;
         update jobs.integration_state k set refusals = k.refusals + 1
         where k.user_id = p_user_id and k.provider = part.provider returning * into s;
         select * into p from jobs.mail_people m where m.user_id = p_user_id;
@@ -2770,73 +2367,29 @@ end $$;
 -- Settling of a sync: movements, coverage, totals, log, result and the mails that follow, in one transaction.
 
 -- Stores movements in bulk. {records: how many were new or changed, months: the Paris months they touch}
---
--- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again, one that
--- has failed (another row may have said so) is nothing else again; an amount
--- that was known in the account's currency stays, as long as the amount that was told is the same; so do the state, the
--- references, a debit's date.
-create function jobs.store_movements(
-    p_user_id uuid, p_provider text, p_account text, p_movements jsonb, p_now timestamptz
-) returns jsonb language sql set search_path = '' as $$
+create function jobs.store_movements(p_user_id uuid, p_provider text, p_account text, p_movements jsonb)
+returns jsonb language sql set search_path = '' as $$
     with incoming as (
-        select distinct on (m.external_id) m.external_id, m.kind, m.occurred_at, m.amount_minor, left(m.currency, 20) as currency,
-            coalesce(m."references", '{}') as refs, m.source_kind, m.state, m.listed_at, m.original,
-            -- As the version before this one told it, as long as one of its calls is under way.
-            coalesce(m.method, nullif(m.excluded, 'unresolved_currency')) as method,
-            coalesce(m.converted, m.excluded is distinct from 'unresolved_currency') as converted
+        select distinct on (m.external_id) m.*
         from jsonb_to_recordset(p_movements) as m (
             external_id text, kind text, occurred_at timestamptz, amount_minor bigint, currency text,
-            "references" text[], source_kind text, state text, method text, listed_at timestamptz, converted boolean,
-            original jsonb, excluded text)
+            "references" text[], excluded text)
     ), before as (
         select t.external_id, t.paris_month from jobs.integration_transactions t join incoming using (external_id)
         where t.user_id = p_user_id and t.provider = p_provider
-    ), merged as (
-        select n.external_id,
-            case when n.kind = 'unknown' then coalesce(t.kind, n.kind) else n.kind end as kind,
-            case when n.kind = 'dispute' then n.occurred_at
-                when t.occurred_at <> t.listed_at and n.occurred_at = n.listed_at and n.listed_at = t.listed_at
-                then t.occurred_at else coalesce(n.occurred_at, t.occurred_at) end as occurred_at,
-            case when k.keep then t.amount_minor else n.amount_minor end as amount_minor,
-            case when k.keep then t.currency else n.currency end as currency,
-            case when k.keep then true else n.converted end as converted,
-            case when k.keep then coalesce(t.original, n.original) when t.amount_minor is null then n.original
-                else coalesce(n.original, t.original) end as original,
-            case when t.refs @> n.refs then t.refs
-                else array(select distinct r from unnest(t.refs || n.refs) r order by r) end as refs,
-            coalesce(n.source_kind, t.source_kind) as source_kind,
-            case when n.kind = 'payment' and t.state = 'failed' then t.state
-                when n.state in ('pending', 'unknown') and t.state = 'succeeded' then t.state
-                when n.state = 'unknown' then coalesce(t.state, n.state)
-                else coalesce(n.state, t.state) end as state,
-            coalesce(n.method, t.method) as method,
-            coalesce(n.listed_at, t.listed_at) as listed_at
-        from incoming n
-        left join jobs.integration_transactions t
-            on t.user_id = p_user_id and t.provider = p_provider and t.external_id = n.external_id
-        cross join lateral (
-            select coalesce(t.converted and t.amount_minor is not null and (not n.converted or n.amount_minor is null)
-                and (t.original is null or (t.original -> 'amount', t.original -> 'currency')
-                    is not distinct from (n.original -> 'amount', n.original -> 'currency')), false) as keep) k
     ), stored as (
         insert into jobs.integration_transactions as t
-            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, state,
-            method, listed_at, converted, original, first_seen_at)
-        select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs,
-            m.source_kind, m.state, m.method, m.listed_at, m.converted, m.original, p_now
-        from merged m order by m.external_id
+            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, excluded)
+        select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency,
+            coalesce(m."references", '{}'), m.excluded
+        from incoming m order by m.external_id
         on conflict (user_id, provider, external_id) do update set
             account = excluded.account, kind = excluded.kind, occurred_at = excluded.occurred_at,
             amount_minor = excluded.amount_minor, currency = excluded.currency, refs = excluded.refs,
-            source_kind = excluded.source_kind, state = excluded.state, method = excluded.method,
-            listed_at = excluded.listed_at, converted = excluded.converted, original = excluded.original,
-            updated_at = clock_timestamp()
-        where (t.account, t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.source_kind, t.state, t.method,
-                t.listed_at, t.converted, t.original)
+            excluded = excluded.excluded, updated_at = clock_timestamp()
+        where (t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.excluded)
             is distinct from
-            (excluded.account, excluded.kind, excluded.occurred_at, excluded.amount_minor, excluded.currency, excluded.refs,
-                excluded.source_kind, excluded.state, excluded.method, excluded.listed_at, excluded.converted,
-                excluded.original)
+            (excluded.kind, excluded.occurred_at, excluded.amount_minor, excluded.currency, excluded.refs, excluded.excluded)
         returning t.external_id, t.paris_month
     )
     -- A movement whose date was corrected touches the month it leaves, too.
@@ -2847,38 +2400,13 @@ create function jobs.store_movements(
     from stored s left join before b using (external_id);
 $$;
 
--- Brings the rows of a provider up to what is known since they were stored: a kind that this version has learned
--- (p_kinds: {the provider's name: our kind}), and payments of which another row says that they failed. The months that
--- this touches.
-create function jobs.follow_movements(p_user_id uuid, p_provider text, p_kinds jsonb, p_now timestamptz) returns date[]
-language sql set search_path = '' as $$
-    with learned as (
-        update jobs.integration_transactions t set kind = p_kinds ->> t.source_kind, updated_at = p_now
-        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'unknown_kind'
-            and p_kinds ->> t.source_kind is not null and t.kind = 'unknown'
-        returning t.paris_month
-    ), failures as materialized (
-        select r from jobs.integration_transactions t, unnest(t.refs) r
-        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'charge_failure'
-            and r !~ '^pi_'
-    ), failed as (
-        update jobs.integration_transactions t set state = 'failed', updated_at = p_now
-        where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'payment' and t.state is distinct from 'failed'
-            and exists (select from failures)
-            and exists (select from failures f where f.r = any (t.refs))
-        returning t.paris_month
-    )
-    select coalesce(array_agg(distinct m.paris_month), '{}')
-    from (select paris_month from learned union all select paris_month from failed) m;
-$$;
-
 -- Settles (p_final) or checkpoints a sync item under the user's lock and the item's lease. A checkpoint stores
 -- movements; settling stores the last ones and writes coverage, totals, log and result in the same transaction.
 -- A repeated call gives the first one's answer.
 --
 -- p_parts: one object for each integration read:
 --   {integration_id, provider, account, window: {from, to}, movements: […], error: {code, message} | null,
---    notes: {…}, count_month: bool, kinds: {the provider's name of a kind: ours}, rates: see rates_in_use}
+--    notes: {…}, count_month: bool}
 -- p_chunk numbers the calls of one lease, from 1. p_cursor comes back with the next claim, should this one be lost.
 -- p_month (a Paris month) asks for that month's figures in the result.
 --   {state: settled | stored | lost, result, repeated: an earlier call settled it}
@@ -2902,7 +2430,6 @@ declare
     first_error jsonb;
     not_euro jsonb;
     unknown jsonb;      -- kinds of movement that this version does not know, with how many
-    unreadable jsonb;   -- why movements could not be understood, with how many
     left_alone jsonb;
     flawed boolean;
     outcome text;
@@ -2931,7 +2458,7 @@ begin
     for part in
         select * from jsonb_to_recordset(p_parts) as x (
             integration_id uuid, provider text, account text, "window" jsonb, movements jsonb, error jsonb,
-            count_month boolean, kinds jsonb, deep boolean)
+            count_month boolean)
         order by x.provider
     loop
         parts := parts + 1;
@@ -2942,14 +2469,11 @@ begin
         where k.user_id = p_user_id and k.provider = part.provider for update;
 
         if part.account is not null then
-            stored := jobs.store_movements(p_user_id, part.provider, part.account, coalesce(part.movements, '[]'), p_now);
+            stored := jobs.store_movements(p_user_id, part.provider, part.account, coalesce(part.movements, '[]'));
             records := records + (stored ->> 'records')::bigint;
             by_provider := by_provider || jsonb_build_object(part.provider,
                 coalesce((by_provider ->> part.provider)::bigint, 0) + (stored ->> 'records')::bigint);
             months := months || array(select jsonb_array_elements_text(stored -> 'months')::date);
-            if p_final then
-                months := months || jobs.follow_movements(p_user_id, part.provider, coalesce(part.kinds, '{}'), p_now);
-            end if;
 
             -- The activity: what the integration says, else what was frozen, else inferred once.
             new_activity := case
@@ -2962,8 +2486,8 @@ begin
                     where x.user_id = p_user_id and x.provider = part.provider);
             end if;
             if s.first_month is null then
-                -- Months before the connection are the user's own, who has typed them.
-                s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of));
+                -- A replay must not reach into months before the connection: the user has typed those.
+                s.first_month := date_trunc('month', greatest(p_as_of, t.connected_at) at time zone 'Europe/Paris')::date;
                 s.counted := s.counted + datemultirange(daterange(s.first_month, null));
             end if;
             if part.count_month and p_month is not null then
@@ -2991,17 +2515,13 @@ begin
             where k.id = part.integration_id;
             update jobs.integration_state k
             -- Where the user has connected another account meanwhile, nothing of that one was read.
-            -- What the scope does not reach was not read either, whatever the list said.
-            set covered = case when k.account = part.account then k.covered + (tstzmultirange(
+            set covered = case when k.account = part.account then k.covered + tstzmultirange(
                     tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz))
-                    * tstzmultirange(tstzrange(case when k.all_orders is false then p_now - interval '60 days' end, null)))
                     else k.covered end,
                 last_success_at = p_now,
                 -- Only these windows follow one another without a hole; a month read on request does not.
                 last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
                     then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
-                deep_read_to = case when part.deep and k.account = part.account
-                    then greatest(k.deep_read_to, (part."window" ->> 'to')::timestamptz) else k.deep_read_to end,
                 failures = 0, failed_at = null, failure = null, updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider;
             -- The window's own months: what they are worth may change even where no movement did.
@@ -3021,28 +2541,18 @@ begin
     end if;
 
     months := array(select distinct m from unnest(months || jobs.months_reported_twice(p_user_id, months)) m);
-    perform jobs.take_rates(e -> 'rates') from jsonb_array_elements(p_parts) e limit 1;
     left_alone := jobs.recompute_totals(p_user_id, months, p_as_of);
 
-    -- What the figures lack, from the ledger: it is said for as long as it is so, whatever this run has read.
-    with missing as materialized (
-        select x.excluded as reason, x.currency, x.source_kind from jobs.integration_transactions x
-        where x.user_id = p_user_id and x.paris_month = any (case when p_month is null then months else array[p_month] end)
-            and x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
-            and jobs.is_uncounted(x)
-    )
-    select
-        (select coalesce(jsonb_agg(distinct m.currency), '[]') from missing m
-            where m.currency <> 'EUR' or m.reason = 'unresolved_currency'),
-        (select coalesce(jsonb_object_agg(k.kind, k.n), '{}') from (
-            select coalesce(m.source_kind, m.reason) as kind, count(*) as n from missing m
-            where m.reason = 'unknown_kind' group by 1) k),
-        (select coalesce(jsonb_object_agg(k.reason, k.n), '{}') from (
-            select m.reason, count(*) as n from missing m
-            where m.reason not in ('unknown_kind', 'currency', 'unresolved_currency') group by 1) k)
-    into not_euro, unknown, unreadable;
+    select coalesce(jsonb_agg(distinct x.currency::text), '[]') into not_euro
+    from jobs.integration_transactions x
+    where x.user_id = p_user_id and x.paris_month = any (case when p_month is null then months else array[p_month] end)
+        and x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
+        and jobs.is_uncounted(x);
 
-    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}' or unreadable <> '{}';
+    select coalesce(jsonb_object_agg(k.key, k.value), '{}') into unknown
+    from jsonb_array_elements(p_parts) e, jsonb_each(coalesce(e -> 'notes' -> 'unknown', '{}')) k;
+
+    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}';
     outcome := case
         when parts > 0 and failed = parts then 'failed'
         when failed > 0 or flawed then 'partial'
@@ -3053,7 +2563,7 @@ begin
         'records', records,
         'status', case outcome when 'failed' then 'error' when 'partial' then 'partial' else 'success' end,
         'error', first_error, 'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
-        'unknown_movements', nullif(unknown, '{}'), 'unreadable_movements', nullif(unreadable, '{}')));
+        'unknown_movements', nullif(unknown, '{}')));
     if p_month is not null then
         answer := answer || (
             -- Not read to its end: no figure rather than a wrong one.
@@ -3067,15 +2577,15 @@ begin
     end if;
 
     -- One row of the log for each integration, in the same transaction.
-    insert into public.sync_logs (user_id, provider, sync_type, status, records_synced, error_message, synced_at, metadata)
+    insert into public.sync_logs (user_id, provider, sync_type, status, records_synced, error_message, metadata)
     select p_user_id, e ->> 'provider',
         (select r.trigger from jobs.job_runs r where r.run_id = i.run_id),
         case when e -> 'error' ->> 'code' is not null then 'error'
              when flawed then 'partial' else 'success' end,
-        coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message', p_now,
+        coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message',
         jsonb_strip_nulls(jsonb_build_object('run_id', i.run_id, 'window', e -> 'window', 'code', e -> 'error' -> 'code',
             'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
-            'unreadable_movements', nullif(unreadable, '{}'), 'notes', nullif(e -> 'notes', '{}'),
+            'notes', nullif(e -> 'notes', '{}'),
             -- The same account or shop, claimed by others too: proven by its own token or refused. Theirs is
             -- written out, as the index integration_tokens_account has it.
             'also_claimed_by', nullif((
@@ -3088,31 +2598,6 @@ begin
 
     perform jobs.finish_item(p_item_id, outcome, answer, first_error, p_now);
     return jsonb_build_object('state', 'settled', 'result', answer);
-end $$;
-
--- Takes an account out of a user's books, for who connected a wrong one by mistake: its movements stay in the ledger and
--- count in no month any more, until the account is connected again or a month is read on request. Repeating it changes
--- nothing.
---   {months: [YYYY-MM] whose totals were added up again, left_alone: see recompute_totals}
-create function jobs.leave_account_out(p_user_id uuid, p_provider text, p_account text, p_as_of timestamptz) returns jsonb
-language plpgsql set search_path = '' as $$
-declare
-    touched date[];
-    left_alone jsonb;
-begin
-    perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || p_user_id::text, 0));
-    update jobs.integration_state s set counted = '{}', updated_at = p_as_of
-    where s.user_id = p_user_id and s.provider = p_provider and s.account = p_account;
-    update jobs.former_accounts f set counted = '{}'
-    where f.user_id = p_user_id and f.provider = p_provider and f.account = p_account;
-    touched := array(select distinct t.paris_month from jobs.integration_transactions t
-        where t.user_id = p_user_id and t.provider = p_provider and t.account = p_account);
-    touched := touched || jobs.months_reported_twice(p_user_id, touched);
-    left_alone := jobs.recompute_totals(p_user_id, touched, p_as_of);
-    insert into jobs.threshold_checks_due as d (user_id, since) values (p_user_id, p_as_of)
-    on conflict (user_id) do update set since = excluded.since;
-    return jsonb_build_object('left_alone', left_alone, 'months', (
-        select coalesce(jsonb_agg(to_char(m, 'YYYY-MM') order by m), '[]') from unnest(touched) m));
 end $$;
 
 -- Settles or checkpoints a sync item: see settle_figures, whose parameters and answer these are. In the same transaction
@@ -3300,7 +2785,7 @@ language sql stable set search_path = '' as $$
                     'status', t.status, 'message', jobs.mask_text(t.error ->> 'message'),
                     -- What was counted in part has no error, but a reason.
                     'code', coalesce(left(t.error ->> 'code', 80), (select min(k) from jsonb_object_keys(t.result) k
-                        where k in ('uncounted_currencies', 'left_alone', 'unknown_movements', 'unreadable_movements'))))
+                        where k in ('uncounted_currencies', 'left_alone', 'unknown_movements'))))
                     order by t.item_id), '[]')
                 from troubled t left join auth.users u on u.id = t.user_id
                 where t.run_id = r.run_id and t.n <= 10))
@@ -3382,9 +2867,6 @@ language sql stable set search_path = '' as $$
                 order by b.failures desc, b.id), '[]')
             from (select * from known k where k.state = 'failing' order by k.failures desc, k.id limit p_limit) b),
         -- Renewed by us, with our credentials, and still good.
-        -- They die on 1 January 2027, but for those of custom applications.
-        'shopify_permanent', (select count(*) from known k join public.integration_tokens t on t.id = k.id
-            where k.provider = 'shopify' and k.state <> 'inactive' and coalesce(btrim(t.refresh_token), '') = ''),
         'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
         'refused_credentials', (
@@ -3422,11 +2904,10 @@ $$;
 -- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since; for
 -- p_failed_since and p_late_before see status_queue and status_integrations.
 --   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations,
---    unreadable, owed_months: [{month, code, message, count}],
---    outages: see integration_outages}
+--    unreadable}
 create function public.jobs_status(
     p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz,
-    p_failed_since timestamptz, p_late_before timestamptz, p_outage jsonb, p_now timestamptz
+    p_failed_since timestamptz, p_late_before timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql stable security definer
 set search_path = '' set statement_timeout = '20s' set jit = off as $$    -- compiling takes longer than asking
 begin
@@ -3442,12 +2923,7 @@ begin
         'queue', jobs.status_queue(p_failed_since),
         'mails', jobs.status_mails(p_days, p_now),
         'integrations', jobs.status_integrations(p_broken, p_late_before, p_now),
-        'unreadable', jobs.status_unreadable(p_broken),
-        'outages', public.integration_outages(p_outage, p_now),
-        'owed_months', (select coalesce(jsonb_agg(o order by o.count desc, o.code), '[]') from (
-            select m.month, m.error ->> 'code' as code, jobs.mask_text(min(m.error ->> 'message')) as message,
-                count(*) as count
-            from jobs.owed_months(p_now) m group by 1, 2 order by 4 desc limit 10) o));
+        'unreadable', jobs.status_unreadable(p_broken));
 end $$;
 
 -- What an operator has done again.
@@ -3540,77 +3016,6 @@ begin
     return told;
 end $$;
 
--- Months of the last monthly slot that failed and that nothing has made up for since, of users who still have an
--- integration; with the last failure, and how often the crons have tried.
-create function jobs.owed_months(p_now timestamptz)
-returns table (item_id bigint, user_id uuid, month text, error jsonb, tries bigint)
-language sql stable set search_path = '' as $$
-    with latest as materialized (
-        select max(s.slot) as month from jobs.job_slots s
-        where s.task = 'monthly_sync' and s.slot ~ '^[0-9]{4}-[0-9]{2}$'
-    ), runs as materialized (   -- as an array, so that items are looked up and not all of them read
-        select array_agg(s.run_id) as ids from jobs.job_slots s, latest l
-        where s.task = 'monthly_sync' and (s.slot = l.month or s.slot like l.month || '/%')
-    ), failed as materialized (
-        select i.subject, max(i.item_id) as item_id, count(*) as tries
-        from jobs.job_items i
-        where i.run_id = any ((select r.ids from runs r)::uuid[]) and i.kind = 'sync_month' and i.status = 'failed'
-        group by 1
-    )
-    select f.item_id, i.user_id, l.month, i.error, f.tries
-    from failed f join jobs.job_items i using (item_id) cross join latest l
-    where not exists (select from jobs.job_items n
-            where n.user_id = i.user_id and n.kind = i.kind and n.subject = i.subject and n.item_id > f.item_id
-                and n.status not in ('failed', 'superseded') and n.payload ->> 'month' = l.month)
-        and exists (select from public.integration_tokens t join auth.users u on u.id = t.user_id
-            where t.user_id = i.user_id and t.is_active and u.deleted_at is null
-                and coalesce(u.banned_until <= p_now, true));
-$$;
-
--- Gives the months that failed on their last day their next chance, with the recap that they owe: in one run, once for
--- each p_occasion of a cron, until the p_last_day-th of the month after. What only its user can mend (p_users_codes) is
--- tried once more, since a refusal may pass, and again when the user's integrations are good.
---   {run_id, items}
-create function public.jobs_retake_months(
-    p_run_id uuid, p_occasion text, p_route text, p_last_day integer, p_users_codes text[], p_recap boolean,
-    p_as_of timestamptz, p_now timestamptz
-) returns jsonb language plpgsql security definer
-set search_path = '' set statement_timeout = '25s' set jit = off as $$
-declare
-    again bigint[];
-    month text;
-    opened jsonb;
-    planned integer;
-begin
-    select array_agg(o.item_id), min(o.month) into again, month
-    from jobs.owed_months(p_now) o
-    where (p_as_of at time zone 'Europe/Paris')::date
-            < (to_date(o.month, 'YYYY-MM') + interval '1 month')::date + p_last_day
-        and (coalesce(o.error ->> 'code', '') <> all (p_users_codes) or o.tries = 1
-            or not exists (select from public.integration_tokens t
-                join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-                where t.user_id = o.user_id and t.is_active and s.failures > 0));
-    -- A repeated call finds nothing any more: its run answers.
-    if again is null and not exists (select from jobs.job_runs r where r.run_id = p_run_id) then
-        return jsonb_build_object('run_id', null, 'items', 0);
-    end if;
-    opened := jobs.open_run(p_run_id, 'monthly_sync', month || '/' || p_occasion, 'cron', p_route, p_as_of,
-        jsonb_build_object('retaken', month), p_now);
-    if opened ->> 'state' = 'repeated' then
-        return jsonb_build_object('run_id', p_run_id, 'items', coalesce(opened -> 'plan' -> 'items', '0'));
-    elsif opened ->> 'state' <> 'planned' then
-        return jsonb_build_object('run_id', null, 'items', 0);
-    end if;
-    insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
-    select p_run_id, i.lane, i.kind, i.subject, i.user_id, i.payload || jsonb_build_object('recap', p_recap), p_now,
-        p_now
-    from jobs.job_items i where i.item_id = any (again) order by i.item_id;
-    get diagnostics planned = row_count;
-    perform jobs.send_items(p_run_id);
-    update jobs.job_runs set plan = jsonb_build_object('items', planned) where run_id = p_run_id;
-    return jsonb_build_object('run_id', p_run_id, 'items', planned);
-end $$;
-
 -- What went wrong since the operator was told last, and the one mail a day that tells it.
 
 -- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest
@@ -3618,11 +3023,10 @@ end $$;
 -- slots since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
---    routes: {route: last call}, outages: see integration_outages,
---    permanent_tokens: active Shopify integrations whose token cannot be renewed}
+--    routes: {route: last call}}
 create function public.jobs_troubles(
     p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
-    p_calls_since timestamptz, p_outage jsonb, p_now timestamptz
+    p_calls_since timestamptz
 ) returns jsonb language plpgsql stable security definer set search_path = '' set statement_timeout = '20s' as $$
 declare
     since constant timestamptz := greatest(p_first_since, least(p_latest_since, coalesce(
@@ -3651,9 +3055,6 @@ begin
             from public.sync_logs l
             where l.user_id is null and l.status = 'error' and l.sync_type <> 'dry_run' and l.synced_at > since
             group by 1 order by 3 desc limit 10) c),
-        'outages', public.integration_outages(p_outage, p_now),
-        'permanent_tokens', (select count(*) from public.integration_tokens t
-            where t.provider = 'shopify' and t.is_active and coalesce(btrim(t.refresh_token), '') = ''),
         'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
             select left(l.metadata ->> 'route', 200) as route, max(l.synced_at) as last
             from public.sync_logs l
@@ -3680,104 +3081,6 @@ begin
     perform jobs.queue_mails(p_run_id, null, p_now);
     return opened;
 end $$;
-
--- Failures that are no single user's: many fail alike, or a code proves that it is us whom a provider refuses.
-
--- The outages of this moment. p_rule: {least: so many integrations at least, percent: more than so many of a provider's
--- active ones, codes: [what proves that we are refused], hours: they prove it for so long, days: whoever was
--- asked to connect again longer ago does not count, wait_seconds: see hold_trouble_mails}
-create function jobs.provider_outages(p_rule jsonb, p_now timestamptz)
-returns table (provider text, code text, message text, failing bigint, active bigint)
-language sql stable set search_path = '' as $$
-    with known as materialized (
-        select t.provider, coalesce(s.failures, 0) as failures, s.failure
-        from public.integration_tokens t join auth.users u on u.id = t.user_id
-        left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-        where t.is_active and u.deleted_at is null and coalesce(u.banned_until <= p_now, true)
-            -- Whose user was asked long ago is that user's to mend: no news of a provider.
-            and coalesce(not (s.failures > 0 and s.trouble_mails > 0
-                and s.trouble_mailed_at < p_now - make_interval(days => (p_rule ->> 'days')::integer)), true)
-    ), alike as (
-        select k.provider, k.failure ->> 'code' as code,
-            jobs.mask_text(min(left(k.failure ->> 'message', 2000))) as message, count(*) as failing
-        from known k where k.failures > 0 group by 1, 2
-    ), active as (
-        select k.provider, count(*) as active from known k group by 1
-    ), refused as (   -- its items wait, so no integration has failed
-        select case when p.problem ->> 'message' like '%Shopify%' then 'shopify' else 'stripe' end as provider,
-            p.problem ->> 'code' as code,
-            jobs.mask_text(min(left(p.problem ->> 'message', 2000))) as message
-        from public.sync_logs l
-        cross join lateral jsonb_path_query(l.metadata, '$.answer.**.problems[*]') as p (problem)
-        where l.synced_at > p_now - make_interval(hours => (p_rule ->> 'hours')::integer)
-            and l.provider = 'jobs' and l.status <> 'success' and (p_rule -> 'codes') ? (p.problem ->> 'code')
-        group by 1, 2
-    )
-    select a.provider, a.code, a.message, a.failing, n.active
-    from alike a join active n using (provider)
-    where a.failing >= (p_rule ->> 'least')::integer and a.failing * 100 > n.active * (p_rule ->> 'percent')::integer
-    union all
-    select r.provider, r.code, r.message, null, coalesce(n.active, 0)
-    from refused r left join active n using (provider);
-$$;
-
--- The same for those who tell it.
---   [{provider, code, message, failing, active}]
-create function public.integration_outages(p_rule jsonb, p_now timestamptz) returns jsonb
-language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
-    select coalesce(jsonb_agg(o order by o.provider, o.code), '[]') from jobs.provider_outages(p_rule, p_now) o;
-$$;
-
--- Keeps back what this claim and the lane hold of mails that ask users to connect again, as long as their provider has
--- an outage: nobody is asked to mend what is not theirs. They wait, are looked at again after the rule's wait_seconds,
--- and expire unsent should it last. Answers whether any was kept back.
-create function jobs.hold_trouble_mails(
-    p_claim uuid, p_rule jsonb, p_now timestamptz
-) returns boolean
-language plpgsql set search_path = '' as $$
-declare
-    wait constant integer := (p_rule ->> 'wait_seconds')::integer;
-    mine bigint[];
-    providers text[];
-begin
-    mine := array(
-        select i.item_id from jobs.job_items i
-        join jobs.email_deliveries d on d.delivery_id = (i.payload ->> 'delivery_id')::bigint
-        where i.lease_id = p_claim and i.status = 'queued' and d.kind = 'integration_trouble' and d.status = 'planned'
-            and d.expires_at > p_now);
-    if cardinality(mine) = 0 then
-        return false;
-    end if;
-    providers := array(select distinct o.provider from jobs.provider_outages(p_rule, p_now) o);
-    mine := array(
-        select i.item_id from jobs.job_items i
-        join jobs.email_deliveries d on d.delivery_id = (i.payload ->> 'delivery_id')::bigint
-        where i.item_id = any (mine) and d.facts ->> 'provider' = any (providers)
-            -- What is no longer true is dropped at once.
-            and jobs.trouble_is_over(d.user_id, d.facts ->> 'provider') is null);
-    if cardinality(mine) = 0 then
-        return false;
-    end if;
-    perform public.jobs_release('alerts', mine, array_fill(p_claim, array[cardinality(mine)]), wait);
-    -- All others of the lane, too: else each hundred of them would be claimed and given back.
-    update pgmq.q_jobs_alerts q set vt = clock_timestamp() + make_interval(secs => wait)
-    where q.vt <= clock_timestamp() and (q.message ->> 'item_id')::bigint = any (array(
-        select i.item_id from jobs.job_items i
-        join jobs.email_deliveries d on d.delivery_id = (i.payload ->> 'delivery_id')::bigint
-        where i.lane = 'alerts' and i.status = 'queued' and d.kind = 'integration_trouble' and d.status = 'planned'
-            and d.expires_at > p_now and d.facts ->> 'provider' = any (providers)));
-    return true;
-end $$;
-
--- Why nobody has to be asked to connect again any more; null: it still is to be mended.
-create function jobs.trouble_is_over(p_user_id uuid, p_provider text) returns text
-language sql stable set search_path = '' as $$
-    select case
-        when not exists (select from public.integration_tokens t
-            where t.user_id = p_user_id and t.provider = p_provider and t.is_active) then 'inactive'
-        when not exists (select from jobs.integration_state s
-            where s.user_id = p_user_id and s.provider = p_provider and s.refusals > 0) then 'connection_good' end;
-$$;
 
 -- How long what is kept.
 
@@ -3884,26 +3187,24 @@ end $$;
 
 -- What the code calls: service_role only. By name alone, which fails where a function has an overload.
 revoke all on function
-    public.integration_context, public.integration_outages, public.integration_prove, public.integration_refresh_begin,
+    public.integration_context, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
-    public.jobs_hold_turns, public.jobs_lanes, public.jobs_learn_pace, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
+    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
     public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
-    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retake_months,
-    public.jobs_retry, public.jobs_run_waits,
+    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retry, public.jobs_run_waits,
     public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_status,
     public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books
 from public, anon, authenticated, service_role;
 grant execute on function
-    public.integration_context, public.integration_outages, public.integration_prove, public.integration_refresh_begin,
+    public.integration_context, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
-    public.jobs_hold_turns, public.jobs_lanes, public.jobs_learn_pace, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
+    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
     public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
-    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retake_months,
-    public.jobs_retry, public.jobs_run_waits,
+    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retry, public.jobs_run_waits,
     public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_status,
     public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,

@@ -75,26 +75,26 @@ create table jobs.integration_state (
     proof text,                                  -- fingerprint of what was proven; another token is another proof
     proven_at timestamptz,
     activity text,                               -- frozen at the first sync unless integration_tokens says otherwise
-    claimed text,                                -- the account that the row named when a run first planned it …
-    claimed_at timestamptz,                      -- … and when that was
     first_month date,                            -- Paris month of the connection: earlier months are the user's own
     counted datemultirange not null default '{}',-- days whose movements are written into ca_records
     covered tstzmultirange not null default '{}',-- what was read from the provider to its end
     last_success_at timestamptz,
     last_success_to timestamptz,                 -- end of the last window that was read to its end
-    deep_read_to timestamptz,                    -- end of the last one that reached far back for rows that show late
     failures integer not null default 0,         -- runs in a row that ended in an error
     failed_at timestamptz,
     failure jsonb,                               -- {code, message} of the last one
     refusals integer not null default 0,         -- how often in a row the connection itself was refused
     trouble_mails integer not null default 0,    -- how often the user was told since it was good
     trouble_mailed_at timestamptz,
-    all_orders boolean,                          -- false: the scope reaches 60 days back only; null: not told
     token_expires_at timestamptz,
     refresh_token_expires_at timestamptz,
     refresh_lease uuid,                          -- one token refresh at a time
     refresh_lease_until timestamptz,
     updated_at timestamptz not null default clock_timestamp(),
+    claimed text,                                -- the account that the row named when a run first planned it …
+    claimed_at timestamptz,                      -- … and when that was
+    deep_read_to timestamptz,                    -- end of the last one that reached far back for rows that show late
+    all_orders boolean,                          -- false: the scope reaches 60 days back only; null: not told
     primary key (user_id, provider)
 );
 

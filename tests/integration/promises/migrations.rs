@@ -19,7 +19,9 @@ const SCHEMA: &str = "
             relacl, case relkind when 'v' then pg_get_viewdef(c.oid) end)
         from pg_class c where relnamespace in (select oid from ours) and relkind in ('r', 'S', 'v', 'm', 'p')
         union all
-        select format('column %s.%s %s %s not null %s identity %s generated %s %s %s', c.oid::regclass, attname, attnum,
+        select format('column %s.%s %s %s not null %s identity %s generated %s %s %s', c.oid::regclass, attname,
+            -- Its place among those that are left.
+            row_number() over (partition by c.oid order by attnum),
             format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated, pg_get_expr(d.adbin, d.adrelid), attacl)
         from pg_attribute a join pg_class c on c.oid = a.attrelid
         left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum

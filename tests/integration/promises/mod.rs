@@ -17,6 +17,7 @@ mod repeats;
 mod scale;
 mod slots;
 mod supabase_cli;
+mod upgrade;
 mod vendors;
 mod whole_tables;
 

@@ -1,0 +1,80 @@
+//! An upgrade: what stood in the ledger before it mirrored its source keeps its meaning.
+
+use anyhow::Result;
+use processes::database::{Template, apply, migrations};
+
+use super::migrations::database;
+
+/// Rows as the first three migrations leave them: what counts, what did not and why, and an account that was replaced.
+const BEFORE: &str = "
+    insert into auth.users (id, email) values ('00000000-0000-0000-0000-000000000001', 'a@example.test');
+    insert into public.integration_tokens (user_id, provider, access_token, stripe_account_id, is_active)
+        values ('00000000-0000-0000-0000-000000000001', 'stripe', 'aa:bb', 'acct_new', true);
+    insert into jobs.integration_state (user_id, provider, account, activity, first_month, counted, last_success_to)
+        select '00000000-0000-0000-0000-000000000001', p, a, 'Prestation de services', '2026-09-01', '{[2026-09-01,)}',
+            '2026-11-18T10:00:00Z'
+        from (values ('stripe', 'acct_new'), ('shopify', 'one.myshopify.com')) s (p, a);
+    insert into jobs.integration_transactions
+        (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, excluded)
+        select '00000000-0000-0000-0000-000000000001', provider, id, account, kind, at::timestamptz, amount, currency,
+            refs, excluded
+        from (values
+            ('stripe', 'txn_1', 'acct_new', 'payment', '2026-11-02T09:00:00Z', 10000, 'EUR', array['ch_1'], null),
+            ('stripe', 'txn_2', 'acct_new', 'refund', '2026-11-03T09:00:00Z', -2000, 'EUR', array['ch_1'], null),
+            ('stripe', 'txn_3', 'acct_new', 'payment', '2026-11-04T09:00:00Z', 500, 'USD', array['ch_3'], null),
+            ('stripe', 'txn_4', 'acct_old', 'payment', '2026-09-20T09:00:00Z', 700, 'EUR', array['ch_4'], null),
+            ('stripe', 'txn_5', 'acct_new', 'partial_capture', '2026-11-05T09:00:00Z', -100, 'EUR', array['ch_1'], null),
+            ('shopify', 't_1', 'one.myshopify.com', 'payment', '2026-11-02T09:00:00Z', 10000, 'EUR', array['ch_1'], null),
+            ('shopify', 't_2', 'one.myshopify.com', 'payment', '2026-11-06T09:00:00Z', 300, 'EUR', array['gid://shopify/Order/2'], null),
+            ('shopify', 't_3', 'one.myshopify.com', 'payment', '2026-11-06T09:00:00Z', 900, 'EUR', '{}', 'gift_card'),
+            ('shopify', 't_4', 'one.myshopify.com', 'payment', '2026-11-06T09:00:00Z', 800, 'EUR', '{}', 'store_credit'),
+            ('shopify', 't_5', 'one.myshopify.com', 'payment', '2026-11-06T09:00:00Z', 600, 'EUR', '{}', 'unresolved_currency'),
+            ('shopify', 't_6', 'one.myshopify.com', 'dispute', '2026-11-07T09:00:00Z', -50, 'EUR', '{}', null)
+        ) r (provider, id, account, kind, at, amount, currency, refs, excluded);";
+
+const COUNTED: &str = "select coalesce(string_agg(format('%s %s %s', month, provider, amount), ', ' order by month, provider), '') from (
+    select month::text, provider, sum(amount_minor) as amount from jobs.countable_movements(
+        '00000000-0000-0000-0000-000000000001', '{2026-09-01,2026-10-01,2026-11-01}', true) group by 1, 2) s";
+
+#[tokio::test]
+async fn what_stood_in_the_ledger_keeps_its_meaning() -> Result<()> {
+    let database = database(Template::Application).await?;
+    let pool = database.pool();
+    let files = migrations()?;
+    let (first, later) = files.split_at(3);
+    for file in first {
+        apply(pool, &file.name, &file.sql).await?;
+    }
+    apply(pool, "rows", BEFORE).await?;
+    let before: String = sqlx::query_scalar(COUNTED).fetch_one(pool).await?;
+    assert_eq!(before, "2026-09-01 stripe 700, 2026-11-01 shopify 250, 2026-11-01 stripe 7900");
+    assert!(!later.is_empty(), "forward only, from the third on");
+    for file in later {
+        apply(pool, &file.name, &file.sql).await?;
+    }
+    let after: String = sqlx::query_scalar(COUNTED).fetch_one(pool).await?;
+    assert_eq!(after, before);
+    let excluded: Vec<(String, Option<String>)> = sqlx::query_as(
+        "select external_id, excluded from jobs.integration_transactions where excluded is not null order by 1",
+    )
+    .fetch_all(pool)
+    .await?;
+    let excluded: Vec<_> =
+        excluded.iter().map(|(id, why)| (id.as_str(), why.as_deref().unwrap_or_default())).collect();
+    assert_eq!(
+        excluded,
+        [
+            ("t_3", "gift_card"),
+            ("t_4", "store_credit"),
+            ("t_5", "unresolved_currency"),
+            ("txn_3", "currency")
+        ]
+    );
+    // The books of the account that was replaced stay in its months.
+    let former: String =
+        sqlx::query_scalar("select format('%s %s', account, counted) from jobs.former_accounts")
+            .fetch_one(pool)
+            .await?;
+    assert_eq!(former, "acct_old {[2026-09-01,2026-10-01)}");
+    Ok(())
+}
