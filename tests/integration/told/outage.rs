@@ -24,7 +24,7 @@ async fn status(world: &World) -> Result<Value> {
 
 /// Syncs, once what waits may be looked at again.
 async fn sync(world: &World) -> Result<Value> {
-    world.run("update pgmq.q_jobs_alerts set vt = clock_timestamp() where vt > clock_timestamp()").await?;
+    world.run("update pgmq.q_jobs_alerts set vt = '-infinity'").await?;
     world.post("sync-integrations", "").await
 }
 
