@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// A pace is tried so long before a faster one.
 const TRIAL: Duration = Duration::from_secs(2);
+/// As long as nothing was ever refused, a little less: a first run is short.
+const FIRST_TRIAL: Duration = Duration::from_millis(1_500);
 /// A refusal leaves so much of the pace: what the provider saves up meanwhile is its own again.
 const CUT: f64 = 0.7;
 /// The pace rests at so much of the one that was refused.
@@ -18,10 +20,10 @@ const BELOW: f64 = 0.9;
 /// Each step of a search is larger than the one before by so much of the pace.
 const STEP: f64 = 0.03;
 /// The pace rests until so many requests were answered, so that a search costs less than 1 % of them ...
-const ANSWERED_AT_REST: f64 = 250.0;
+const ANSWERED_AT_REST: f64 = 500.0;
 /// ... but not shorter than this, and not longer, so that a limit that was lifted is found within a minute.
 const SHORTEST_REST: f64 = 20.0;
-const LONGEST_REST: f64 = 40.0;
+const LONGEST_REST: f64 = 60.0;
 /// A pace was used if at least this part of its turns was answered: the last answers of a trial come after its end.
 const USED: f64 = 0.5;
 
@@ -114,7 +116,8 @@ impl Pace {
 
     fn trial(&self) -> Duration {
         match self.stage {
-            Stage::Doubling | Stage::Recovering { .. } | Stage::Searching { .. } => TRIAL,
+            Stage::Doubling => FIRST_TRIAL,
+            Stage::Recovering { .. } | Stage::Searching { .. } => TRIAL,
             Stage::Resting => {
                 let rest = (ANSWERED_AT_REST / self.per_second).clamp(SHORTEST_REST, LONGEST_REST);
                 Duration::from_secs_f64(rest)
@@ -167,7 +170,7 @@ mod tests {
     #[case::rests(pace(90.0, Stage::Resting), 19, 1_600, None)]
     #[case::looks(pace(100.0, Stage::Resting), 20, 1_900, Some(pace(103.0, Stage::Searching { steps: 1 })))]
     #[case::looks_further(pace(100.0, Stage::Searching { steps: 1 }), 2, 180, Some(pace(106.0, Stage::Searching { steps: 2 })))]
-    #[case::rests_longer_where_it_is_slow(pace(5.0, Stage::Resting), 39, 190, None)]
+    #[case::rests_longer_where_it_is_slow(pace(5.0, Stage::Resting), 59, 290, None)]
     fn a_pace(#[case] now: Pace, #[case] seconds: u64, #[case] answered: u32, #[case] then: Option<Pace>) {
         assert_eq!(now.after(&window(seconds, answered), &BOUNDS), then);
     }

@@ -24,6 +24,8 @@ use crate::{
 
 /// So much is leased at once: what others have leased keeps the pace that it had.
 const LEASED: Duration = Duration::from_millis(250);
+/// So long before it is needed a turn is leased.
+const AHEAD: Duration = Duration::from_millis(100);
 /// Others may learn something between our question and our answer, but not each time.
 const TRIES: u32 = 3;
 
@@ -90,6 +92,10 @@ impl LearnedPace {
                     block.turns.clear();
                 }
                 if block.turns.is_empty() {
+                    // Not earlier: turns that are taken long before their time keep a pace that is no more.
+                    let next = block.turns.next(Instant::now());
+                    let ahead = next.saturating_duration_since(Instant::now());
+                    deadline.sleep(ahead.saturating_sub(AHEAD)).await?;
                     self.lease(&mut block, deadline).await;
                 }
                 let now = Instant::now();

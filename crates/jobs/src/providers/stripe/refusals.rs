@@ -2,7 +2,7 @@
 //!
 //! Neither Stripe's documentation nor the refusal says whether requests with `Stripe-Account` count for the platform or
 //! for the connected account, whose owner may ask Stripe a lot with programs of their own. So it is told by who is
-//! refused: one account alone has reached its own limit, two at about the same time have reached everybody's.
+//! refused: one account alone has reached its own limit, two among a hundred requests have reached everybody's.
 
 use std::{
     collections::HashMap,
@@ -15,8 +15,10 @@ use tokio::time::Instant;
 
 use crate::http::Answer;
 
-/// Two accounts that are refused within this time are refused together.
-const TOGETHER: Duration = Duration::from_secs(2);
+/// Two accounts that are refused within so many requests and this time are refused together: whatever the pace, more
+/// than 1 % of the requests are.
+const TOGETHER: u64 = 100;
+const LATELY: Duration = Duration::from_mins(1);
 /// An account that is refused waits so long at first, twice as long each time after that: as its own retry does.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
@@ -92,7 +94,10 @@ struct Waiting {
 /// Holds which accounts were refused a moment ago.
 #[derive(Default)]
 pub(super) struct Refusals {
-    last: Option<(Asked, Instant)>,
+    /// How many requests have been answered or refused.
+    requests: u64,
+    /// Who was refused last, at which request and when.
+    last: Option<(Asked, u64, Instant)>,
     waiting: HashMap<Asked, Waiting>,
 }
 
@@ -106,11 +111,13 @@ impl Refusals {
 
     /// Notes that a request was answered, and not refused for its rate.
     pub(super) fn answered(&mut self, asked: Asked) {
+        self.requests += 1;
         self.waiting.remove(&asked);
     }
 
     /// Notes a refusal, and decides whose limit it was.
     pub(super) fn refused(&mut self, asked: Asked, reason: Reason, now: Instant) -> Scope {
+        self.requests += 1;
         self.waiting.retain(|_, waiting| now < waiting.until + FORGOTTEN);
         let pause = self
             .waiting
@@ -121,9 +128,11 @@ impl Refusals {
         if reason == Reason::Resource {
             return Scope::Account;
         }
-        let another = |(last, at): (Asked, Instant)| last != asked && now.duration_since(at) <= TOGETHER;
+        let another = |(last, request, at): (Asked, u64, Instant)| {
+            last != asked && self.requests - request <= TOGETHER && now.duration_since(at) <= LATELY
+        };
         let together = self.last.is_some_and(another);
-        self.last = Some((asked, now));
+        self.last = Some((asked, self.requests, now));
         if together { Scope::Everybody } else { Scope::Account }
     }
 }
@@ -139,7 +148,7 @@ mod tests {
     #[rstest]
     #[case::one_alone(&["a", "a", "a"], 100, Scope::Account)]
     #[case::two_together(&["a", "b"], 100, Scope::Everybody)]
-    #[case::two_far_apart(&["a", "b"], 2_100, Scope::Account)]
+    #[case::two_far_apart(&["a", "b"], 61_000, Scope::Account)]
     #[case::the_same_again(&["a", "b", "b"], 100, Scope::Account)]
     #[case::in_turns(&["a", "b", "a"], 1_900, Scope::Everybody)]
     fn whose_limit_it_was(#[case] refused: &[&str], #[case] apart: u32, #[case] expected: Scope) {

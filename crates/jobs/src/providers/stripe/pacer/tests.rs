@@ -97,7 +97,7 @@ proptest! {
     /// of what is allowed is used, by any number of instances together.
     #[test]
     fn any_limit_is_found_and_kept(
-        limit in 8.0..300.0_f64,
+        limit in 10.0..300.0_f64,
         bucket_seconds in 0.2..1.25_f64,
         instances in 1..6_usize,
     ) {
@@ -132,6 +132,16 @@ fn where_nothing_is_refused_only_the_network_bounds_the_pace() {
     let log = play(&[(0, 1e9)], 1.0, 1, 30);
     let (answered, _) = between(&log, 20, 30);
     assert!(answered > 190.0, "32 at once, 160 ms each, are 200 a second, not {answered}");
+}
+
+/// As many requests as 500 accounts of three pages make: the first run finds the limit on its way.
+#[test]
+fn a_first_run_is_within_a_quarter_of_what_stripe_allows() {
+    const REQUESTS: usize = 2_000;
+    let log = play(&[(0, 100.0)], 1.0, 1, 60);
+    let mut answered = log.iter().filter(|(_, answered)| *answered);
+    let took = answered.nth(REQUESTS - 1).map(|(at, _)| *at);
+    assert!(took.is_some_and(|took| took <= Duration::from_secs(25)), "{took:?}, and 20 s are the bound");
 }
 
 /// The owner's own programs leave nothing of an account's limit: the others go on as fast as ever.
