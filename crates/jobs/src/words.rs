@@ -290,13 +290,13 @@ mod tests {
         "vl",
     ];
 
-    /// Every name that the database's sources choose between (`case … then '…'`) or allow in a column that is shown
+    /// Every name that the database's one state chooses between (`case … then '…'`) or allow in a column that is shown
     /// (`check (status in (…))`) has words, or is listed as not shown. The kinds of mail are one list of the database,
     /// which `promises/catalogue.rs` compares with ours.
     #[test]
     fn every_stored_name_has_words() {
         let mut found = BTreeSet::new();
-        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../supabase")];
+        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../supabase/schemas")];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();

@@ -77,7 +77,9 @@ fn refusal(answer: &Answer) -> Option<ErrorKind> {
 }
 
 fn pair(body: &[u8]) -> Option<TokenPair> {
-    let body: Body = serde_json::from_slice(body).ok()?;
+    // As an object: a list would be read as one, field by field.
+    let body: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body).ok()?;
+    let body: Body = serde_json::from_value(body.into()).ok()?;
     let usable = [&body.access_token, &body.refresh_token].iter().all(|token| !token.trim().is_empty());
     usable.then(|| TokenPair {
         access_token: body.access_token.into(),
