@@ -104,7 +104,9 @@ proptest! {
         let log = play(&[(0, limit)], bucket_seconds, instances, 180);
         let (answered, refused) = between(&log, 60, 180);
         let network = f64::from(u32::try_from(instances * AT_ONCE).unwrap()) / ROUND_TRIP.as_secs_f64();
-        prop_assert!(refused <= 0.01, "{refused} refused");
+        // One request in a hundred; under 20 a second, where a search of a second weighs more, one and a half.
+        let most = if limit < 20.0 { 0.015 } else { 0.01 };
+        prop_assert!(refused <= most, "{refused} refused");
         prop_assert!(answered >= 0.6 * limit.min(network), "{answered} of {limit} a second");
     }
 
