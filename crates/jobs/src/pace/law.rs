@@ -15,8 +15,10 @@ const TRIAL: Duration = Duration::from_secs(2);
 const FIRST_TRIAL: Duration = Duration::from_millis(1_500);
 /// A refusal leaves so much of the pace: what the provider saves up meanwhile is its own again.
 const CUT: f64 = 0.7;
-/// The pace rests at so much of the one that was refused.
+/// The pace rests at so much of the one that was refused ...
 const BELOW: f64 = 0.9;
+/// ... and after a search at so much: a search goes on for a while beyond the limit, on what the provider has saved up.
+const BELOW_A_SEARCH: f64 = 0.8;
 /// Each step of a search is larger than the one before by so much of the pace.
 const STEP: f64 = 0.03;
 /// The pace rests until so many requests were answered, so that a search costs less than 1 % of them ...
@@ -63,12 +65,12 @@ pub(super) struct Pace {
 enum Stage {
     /// Nothing was ever refused.
     Doubling,
-    /// This pace was refused a moment ago.
-    Recovering { refused: f64 },
+    /// A pace was refused a moment ago; the next one is this.
+    Recovering { rest_at: f64 },
     /// The pace is a little below the one that was refused.
     Resting,
-    /// So many steps were answered.
-    Searching { steps: u32 },
+    /// So many steps were answered, from a pace that had rested without a refusal.
+    Searching { steps: u32, from: f64 },
 }
 
 impl Pace {
@@ -101,7 +103,11 @@ impl Pace {
     /// Returns the pace after a request of this one was refused.
     pub(super) fn refused(self, bounds: &Bounds) -> Self {
         let refused = self.per_second;
-        Self { per_second: refused * CUT, stage: Stage::Recovering { refused } }.within(bounds)
+        let rest_at = match self.stage {
+            Stage::Searching { from, .. } => from.max(refused * BELOW_A_SEARCH),
+            Stage::Doubling | Stage::Recovering { .. } | Stage::Resting => refused * BELOW,
+        };
+        Self { per_second: refused * CUT, stage: Stage::Recovering { rest_at } }.within(bounds)
     }
 
     /// Returns whether this pace is slower than `other`.
@@ -126,15 +132,15 @@ impl Pace {
     }
 
     fn faster(self, bounds: &Bounds) -> Self {
-        let step = |steps: u32| {
+        let step = |steps: u32, from: f64| {
             let factor = (STEP * f64::from(steps)).min(1.0);
-            Self { per_second: self.per_second * (1.0 + factor), stage: Stage::Searching { steps } }
+            Self { per_second: self.per_second * (1.0 + factor), stage: Stage::Searching { steps, from } }
         };
         let faster = match self.stage {
             Stage::Doubling => Self { per_second: self.per_second * 2.0, ..self },
-            Stage::Recovering { refused } => Self { per_second: refused * BELOW, stage: Stage::Resting },
-            Stage::Resting => step(1),
-            Stage::Searching { steps } => step(steps.saturating_add(1)),
+            Stage::Recovering { rest_at } => Self { per_second: rest_at, stage: Stage::Resting },
+            Stage::Resting => step(1, self.per_second),
+            Stage::Searching { steps, from } => step(steps.saturating_add(1), from),
         }
         .within(bounds);
         // At the upper bound only the window begins anew: nobody has to be told of another pace.
@@ -166,10 +172,10 @@ mod tests {
     #[case::was_not_used(pace(20.0, Stage::Doubling), 5, 40, Some(pace(20.0, Stage::Doubling)))]
     #[case::ends_at_the_bound(pace(300.0, Stage::Doubling), 2, 500, Some(pace(500.0, Stage::Doubling)))]
     #[case::stays_at_the_bound(pace(500.0, Stage::Doubling), 2, 900, Some(pace(500.0, Stage::Doubling)))]
-    #[case::comes_back(pace(70.0, Stage::Recovering { refused: 100.0 }), 2, 130, Some(pace(90.0, Stage::Resting)))]
+    #[case::comes_back(pace(70.0, Stage::Recovering { rest_at: 90.0 }), 2, 130, Some(pace(90.0, Stage::Resting)))]
     #[case::rests(pace(90.0, Stage::Resting), 19, 1_600, None)]
-    #[case::looks(pace(100.0, Stage::Resting), 20, 1_900, Some(pace(103.0, Stage::Searching { steps: 1 })))]
-    #[case::looks_further(pace(100.0, Stage::Searching { steps: 1 }), 2, 180, Some(pace(106.0, Stage::Searching { steps: 2 })))]
+    #[case::looks(pace(100.0, Stage::Resting), 20, 1_900, Some(pace(103.0, Stage::Searching { steps: 1, from: 100.0 })))]
+    #[case::looks_further(pace(100.0, Stage::Searching { steps: 1, from: 97.0 }), 2, 180, Some(pace(106.0, Stage::Searching { steps: 2, from: 97.0 })))]
     #[case::rests_longer_where_it_is_slow(pace(5.0, Stage::Resting), 59, 290, None)]
     fn a_pace(#[case] now: Pace, #[case] seconds: u64, #[case] answered: u32, #[case] then: Option<Pace>) {
         assert_eq!(now.after(&window(seconds, answered), &BOUNDS), then);
@@ -180,8 +186,16 @@ mod tests {
     #[case(6.0, 5.0)]
     #[case(5.0, 5.0)]
     fn a_refusal_cuts_down_to_the_least(#[case] before: f64, #[case] after: f64) {
-        let refused = Stage::Recovering { refused: before };
+        let refused = Stage::Recovering { rest_at: before * BELOW };
         assert_eq!(pace(before, Stage::Resting).refused(&BOUNDS), pace(after, refused));
+    }
+
+    #[rstest]
+    #[case::no_lower_than_where_it_began(100.0, 90.0)]
+    #[case::far_above_it(200.0, 160.0)]
+    fn after_a_search_it_rests_well_below(#[case] refused: f64, #[case] rests: f64) {
+        let search = pace(refused, Stage::Searching { steps: 4, from: 90.0 }).refused(&BOUNDS);
+        assert_eq!(search.stage, Stage::Recovering { rest_at: rests });
     }
 
     #[rstest]
@@ -198,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_step_never_more_than_doubles() {
-        let search = pace(10.0, Stage::Searching { steps: u32::MAX });
+        let search = pace(10.0, Stage::Searching { steps: u32::MAX, from: 9.0 });
         let next = search.after(&window(2, 20), &BOUNDS).unwrap();
         assert!((next.per_second() - 20.0).abs() < 1e-9);
     }
@@ -212,7 +226,9 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_read_again() {
-        for stage in [Stage::Doubling, Stage::Recovering { refused: 95.5 }, Stage::Searching { steps: 3 }] {
+        for stage in
+            [Stage::Doubling, Stage::Recovering { rest_at: 95.5 }, Stage::Searching { steps: 3, from: 61.0 }]
+        {
             let pace = pace(66.85, stage);
             assert_eq!(serde_json::from_value::<Pace>(serde_json::to_value(pace).unwrap()).unwrap(), pace);
         }
