@@ -350,11 +350,11 @@ async fn one_user_takes_few_requests() -> Result<()> {
         Ok((answer.json()["sent"].as_u64().unwrap_or(99), requests.seen().len()))
     };
     let (sent, count) = check().await?;
-    assert!(sent == 0 && count <= 6, "{sent} sent, {count} requests");
+    assert!(sent == 0 && count <= 5, "{sent} sent, {count} requests");
     turnover(&world, user, "2026-10", SERVICES, "1000", "manual").await?;
     assert_eq!(check().await?.0, 1);
     let (sent, count) = check().await?;
-    assert!(sent == 0 && count <= 6, "{sent} sent, {count} requests");
+    assert!(sent == 0 && count <= 5, "{sent} sent, {count} requests");
     assert_eq!(recipients(&world), ["one@example.test"], "nobody else is looked at");
     Ok(())
 }

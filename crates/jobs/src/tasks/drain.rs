@@ -91,7 +91,7 @@ pub(super) enum Scope<'a> {
     /// Data and mails, for a call of this route.
     Everything(&'a str),
     Mails,
-    /// Nothing: nothing was planned, and the caller must not wait for others' work.
+    /// Nothing: nothing was planned, so there is nothing to wait for, and others' work is not the caller's.
     Nothing,
 }
 
@@ -110,7 +110,8 @@ pub(super) async fn work_until_settled(
             Scope::Mails => send_mails(context).await?,
             Scope::Nothing => Round::default(),
         };
-        let may_wait = !round.stopped && context.deadline.may_start_work();
+        let may_wait =
+            !matches!(scope, Scope::Nothing) && !round.stopped && context.deadline.may_start_work();
         all.add(round);
         if !may_wait {
             break;
