@@ -284,3 +284,25 @@ async fn what_keeps_the_figure_from_being_whole_is_said() -> Result<()> {
     assert_eq!(world.resend.accepted_count(), 6);
     Ok(())
 }
+
+/// A sale that may be a payment at Stripe, too, is no missing one; a debit on its way alone is nothing to tell of.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_count_twice_is_said_and_what_has_not_come_is_not() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, _) = last_day(&mut world);
+    world.set_now(month.end() + TimeDelta::hours(30));
+    let both = world.stripe_user("acct_both").await?;
+    world.stripe.payment("acct_both", day(month, 3), 10_000, "eur");
+    with_shop(&world, both).await?;
+    world.shopify.tender(SHOP, Tender::new(day(month, 3), "100.0", "EUR"));
+    world.stripe_user("acct_waits").await?;
+    world.stripe.debit("acct_waits", day(month, 20), 5_000, day(month, 26));
+
+    let answer = world.post("monthly-sync", "force=true").await?;
+    assert_eq!(answer["recaps"], json!({"sent": 1, "errors": 0}), "{answer}");
+    assert!(mails_to(&world, &of("acct_waits")).is_empty());
+    let text = text(&mail_to(&world, &of("acct_both")));
+    says(&text, &["Des ventes sont peut-être comptées deux fois", "Une vente Shopify a le même montant"]);
+    says_not(&text, &["Des opérations manquent", "incomplet"]);
+    Ok(())
+}

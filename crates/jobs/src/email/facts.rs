@@ -49,6 +49,9 @@ pub enum Facts {
         unread: Vec<String>,
         /// Something else keeps the figure from being whole.
         partial: bool,
+        /// How many sales of a shop may be payments at Stripe, too.
+        #[serde(default)]
+        maybe_twice: u32,
         /// The month's year as it is recorded, by activity; `None`: the books cannot be read that far.
         #[serde(default)]
         year: Option<Vec<ActivitySum>>,

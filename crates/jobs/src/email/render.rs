@@ -58,6 +58,7 @@ pub fn render(
             uncounted,
             unread,
             partial,
+            maybe_twice,
             year,
             created,
         } => {
@@ -65,6 +66,7 @@ pub fn render(
                 .provisional(*provisional_at)
                 .typed(*typed)
                 .missing(uncounted, unread, *partial)
+                .maybe_twice(*maybe_twice)
                 .year(month.year(), year.as_deref().unwrap_or_default(), *created);
             (first_name, Box::new(view))
         }

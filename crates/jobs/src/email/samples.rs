@@ -194,6 +194,7 @@ fn recaps() -> Vec<(&'static str, Facts)> {
                 uncounted: vec!["USD".to_owned(), "GBP".to_owned(), "CHF".to_owned()],
                 unread: vec!["shopify".to_owned(), "stripe".to_owned()],
                 partial: true,
+                maybe_twice: 2,
                 year: Some(vec![
                     sum("Vente de marchandises", 98_765_400, 1_240_000_000),
                     sum("Prestation de services", 0, 3_223_445),
@@ -304,6 +305,7 @@ fn recap(total: i64, sources: Vec<SourceTotal>) -> Facts {
         uncounted: Vec::new(),
         unread: Vec::new(),
         partial: false,
+        maybe_twice: 0,
         year: Some(vec![
             sum("Vente de marchandises", 90_000, 2_815_400),
             sum("services", 640_000, 2_412_350),

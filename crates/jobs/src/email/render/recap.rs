@@ -13,6 +13,7 @@ use crate::{
     email::SourceTotal,
     schedule::Month,
     urssaf::{ActivitySum, Category, Progress, by_category, progress},
+    words::agreeing,
 };
 
 pub(super) struct View {
@@ -33,6 +34,8 @@ pub(super) struct View {
     unread: Option<String>,
     several_unread: bool,
     partial: bool,
+    /// Says that some sales may be counted twice.
+    maybe_twice: Option<&'static str>,
     year: i32,
     /// The year's turnover by category: what it is, how much.
     categories: Vec<(&'static str, String)>,
@@ -71,6 +74,7 @@ impl View {
             unread: None,
             several_unread: false,
             partial: false,
+            maybe_twice: None,
             year: month.year(),
             categories: Vec::new(),
             ceilings: Vec::new(),
@@ -102,6 +106,20 @@ impl View {
         self.unread = (!sources.is_empty()).then(|| list(&sources));
         self.several_unread = sources.len() > 1;
         self.partial = partial;
+        self
+    }
+
+    /// Says how many sales may be counted twice.
+    pub(super) fn maybe_twice(mut self, sales: u32) -> Self {
+        self.maybe_twice = (sales > 0).then(|| {
+            agreeing(
+                sales.into(),
+                "Une vente Shopify a le même montant et le même jour qu’un paiement Stripe. Si c’est le même \
+                 paiement, il est compté deux fois\u{a0}: vérifiez-le.",
+                "Des ventes Shopify ont le même montant et le même jour que des paiements Stripe. Si ce sont les mêmes \
+                 paiements, ils sont comptés deux fois\u{a0}: vérifiez-les.",
+            )
+        });
         self
     }
 

@@ -48,6 +48,7 @@ fn facts_with(text: &str) -> Vec<Facts> {
             uncounted: vec![text.clone()],
             unread: vec![text.clone()],
             partial: false,
+            maybe_twice: 1,
             year: Some(vec![ActivitySum { activity: text.clone(), typed: 1, imported: 1 }]),
             created: None,
         },
@@ -330,6 +331,7 @@ fn a_recap_need_not_have_sources() {
         uncounted: Vec::new(),
         unread: vec!["shopify".to_owned()],
         partial: false,
+        maybe_twice: 0,
         year: None,
         created: None,
     };
