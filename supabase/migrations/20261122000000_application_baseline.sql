@@ -154,8 +154,7 @@ begin
     foreach owned in array array['ca_records', 'email_preferences', 'user_onboarding_data', 'integration_tokens'] loop
             execute format('alter table public.%I enable row level security', owned);
             execute format('create policy own_rows_select on public.%I for select using (auth.uid() = user_id)', owned);
-            execute format('create policy own_rows_insert on public.%I for insert'
-                ' with check (auth.uid() = user_id)', owned);
+            execute format('create policy own_rows_insert on public.%I for insert with check (auth.uid() = user_id)', owned);
             execute format('create policy own_rows_update on public.%I for update using (auth.uid() = user_id)', owned);
         end loop;
 

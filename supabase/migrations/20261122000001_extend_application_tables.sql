@@ -52,7 +52,6 @@ alter table public.email_preferences
     add column if not exists threshold_alert_email boolean not null default true;
 
 comment on column public.email_preferences.marketing_email is 'News and offers; false since the user refused them';
-comment on column public.email_preferences.threshold_alert_email is
-    'Alerts about ceilings; false since the user refused them';
+comment on column public.email_preferences.threshold_alert_email is 'Alerts about ceilings; false since the user refused them';
 
 commit;

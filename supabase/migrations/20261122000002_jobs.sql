@@ -22,18 +22,9 @@ begin
     if exists (select from pg_catalog.pg_available_extensions where name = 'pgmq') then
         create extension if not exists pgmq;
     elsif to_regprocedure('pgmq.create(text)') is null then
-        raise exception 'pgmq is missing: enable Queues (extension pgmq) in the Supabase dashboard, '
-            'then run this file again';
+        raise exception 'pgmq is missing: enable Queues (extension pgmq) in the Supabase dashboard, then run this file again';
     end if;
 end $$;
-
--- A failure ({code, message}) as it is kept and told: cut, whatever a vendor's or a user's words have made of it.
-create function jobs.cut_failure(p_failure jsonb) returns jsonb
-language sql immutable set search_path = '' as $$
-    select jsonb_strip_nulls(jsonb_build_object(
-        'code', left(p_failure ->> 'code', 80), 'message', left(p_failure ->> 'message', 500)))
-    where jsonb_typeof(p_failure) = 'object';
-$$;
 
 -- Runs and slots: what was asked for, and which occasion of a cron it stands for.
 
@@ -49,8 +40,7 @@ create table jobs.job_runs (
     status text not null default 'running' check (status in ('running', 'success', 'partial', 'error')),
     counts jsonb not null default '{}',
     started_at timestamptz not null default clock_timestamp(),
-    finished_at timestamptz,                     -- by the function's clock: retention goes by it
-    took interval                                -- measured by the database, from started_at to the end
+    finished_at timestamptz
 );
 create index job_runs_open on jobs.job_runs (started_at) where finished_at is null;
 create index job_runs_task on jobs.job_runs (task, started_at desc);
@@ -64,7 +54,7 @@ create table jobs.job_slots (
     task text not null,
     slot text not null,
     run_id uuid not null,
-    claimed_at timestamptz not null,
+    claimed_at timestamptz not null default clock_timestamp(),
     primary key (task, slot)
 );
 
@@ -102,12 +92,6 @@ begin
     end if;
     return jsonb_build_object('state', 'planned', 'run_id', p_run_id, 'plan', '{}'::jsonb);
 end $$;
-
--- Whether there is such a user: who asks for one by id may have mistyped it.
-create function public.jobs_user_exists(p_user_id uuid) returns boolean
-language sql stable security definer set search_path = '' set statement_timeout = '5s' as $$
-    select exists (select from auth.users u where u.id = p_user_id);
-$$;
 
 -- Items of work, and one queue for each lane that carries them.
 
@@ -153,8 +137,6 @@ create table jobs.job_items (
     result jsonb not null default '{}',
     error jsonb,                                 -- {code, message} of the last failure
     created_at timestamptz not null default clock_timestamp(),
-    -- Since when its subject waits, however often it was planned anew.
-    waiting_since timestamptz not null default clock_timestamp(),
     settled_at timestamptz,
     unique (run_id, kind, subject)
 );
@@ -175,15 +157,14 @@ begin
     using clock_timestamp(), p_version, p_run_id, p_kind, p_items;
 end $$;
 
--- Sends one message for each queued item of a run, whoever has waited longest first: the end of every plan, in its
--- transaction.
+-- Sends one message for each queued item of a run: the end of every plan, in its transaction.
 create function jobs.send_items(p_run_id uuid) returns void
 language plpgsql set search_path = '' as $$
 declare
     batch record;
 begin
     for batch in
-        select lane, kind, version, array_agg(item_id order by waiting_since, item_id) as items
+        select lane, kind, version, array_agg(item_id order by item_id) as items
         from jobs.job_items where run_id = p_run_id and status = 'queued'
         group by lane, kind, version
     loop
@@ -221,7 +202,7 @@ declare
     i jobs.job_items;
 begin
     update jobs.job_items
-    set status = p_status, result = p_result, error = jobs.cut_failure(p_error), progress = '{}',
+    set status = p_status, result = p_result, error = p_error, progress = '{}',
         leased_until = null, settled_at = p_now
     where item_id = p_item_id returning * into i;
     perform pgmq.delete('jobs_' || i.lane, i.msg_id);
@@ -287,8 +268,8 @@ begin
 
     return coalesce((
         select jsonb_agg(jsonb_build_object(
-            'item_id', i.item_id, 'run_id', i.run_id, 'version', i.version, 'kind', i.kind, 'subject', i.subject,
-            'user_id', i.user_id, 'payload', i.payload, 'progress', i.progress, 'attempts', i.attempts,
+            'item_id', i.item_id, 'run_id', i.run_id, 'version', i.version, 'kind', i.kind, 'subject', i.subject, 'user_id', i.user_id,
+            'payload', i.payload, 'progress', i.progress, 'attempts', i.attempts,
             'as_of', r.as_of) order by i.item_id)
         from jobs.job_items i join jobs.job_runs r using (run_id)
         where i.lease_id = p_claim and i.status = 'queued'), '[]');
@@ -314,8 +295,8 @@ begin
     return to_jsonb(coalesce(held, '{}'));
 end $$;
 
--- Gives an item back. With an error it is an attempt, and attempt number p_max_attempts fails the item. Without one
--- (budget, quota, rate limit, our own key refused) it is none.
+-- Gives an item back. With an error it is an attempt, and attempt number p_max_attempts fails the item. Without one (budget, quota, rate
+-- limit, our own key refused) it is none.
 --   {state: queued | failed | lost, attempts}
 create function public.jobs_give_back(
     p_item_id bigint, p_lease_id uuid, p_delay_seconds integer, p_error jsonb, p_max_attempts integer,
@@ -330,20 +311,18 @@ begin
         if i.returned_lease = p_lease_id and i.status = 'queued' then
             return jsonb_build_object('state', 'queued', 'attempts', i.attempts);  -- a repeated call
         end if;
-        return jsonb_build_object(
-            'state', case when hold = 'lost' then 'lost' else i.status end, 'attempts', i.attempts);
+        return jsonb_build_object('state', case when hold = 'lost' then 'lost' else i.status end, 'attempts', i.attempts);
     end if;
     if p_error is not null then
-        update jobs.job_items set attempts = attempts + 1, error = jobs.cut_failure(p_error) where item_id = p_item_id;
+        update jobs.job_items set attempts = attempts + 1, error = p_error where item_id = p_item_id;
     end if;
     select * into i from jobs.job_items where item_id = p_item_id;
     if i.attempts >= p_max_attempts then
         perform jobs.finish_item(p_item_id, 'failed',
-            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error),
-            i.error, p_now);
-        insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata, synced_at)
+            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error), i.error, p_now);
+        insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata)
         select i.user_id, 'jobs', r.trigger, 'error', i.error ->> 'message',
-            jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code'), p_now
+            jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code')
         from jobs.job_runs r where r.run_id = i.run_id;
         return jsonb_build_object('state', 'failed', 'attempts', i.attempts);
     end if;
@@ -377,7 +356,7 @@ end $$;
 
 -- Closes the runs that have nothing queued any more: success, partial (some of it failed), error (all of it). A mail
 -- that was not wanted any more is no failure. Answers how many were closed.
-create function public.jobs_close_runs(p_now timestamptz) returns integer
+create function public.jobs_close_runs() returns integer
 language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
 declare
     closed integer;
@@ -396,7 +375,7 @@ begin
         group by r.run_id
     )
     update jobs.job_runs r
-    set finished_at = p_now, took = clock_timestamp() - r.started_at,
+    set finished_at = clock_timestamp(),
         counts = jsonb_build_object('done', e.done, 'partial', e.partial, 'failed', e.failed,
             'superseded', e.superseded, 'skipped', e.skipped),
         status = case
@@ -408,55 +387,39 @@ begin
     return closed;
 end $$;
 
--- An item's result as an answer lists it: whole, or where it is very large only what stands for it.
-create function jobs.told_result(p_result jsonb) returns jsonb
-language sql immutable set search_path = '' as $$
-    select case when octet_length(p_result::text) <= 16384 then p_result else jsonb_strip_nulls(jsonb_build_object(
-        'user_id', p_result -> 'user_id', 'userId', p_result -> 'userId', 'provider', left(p_result ->> 'provider', 80),
-        'status', left(p_result ->> 'status', 80), 'records', p_result -> 'records',
-        'month_status', left(p_result ->> 'month_status', 80), 'error', jobs.cut_failure(p_result -> 'error'),
-        'cut', true)) end;
-$$;
-
 -- What came of a run's items, whoever drained them: its data (integrations, months) and, by lane, its mails. Errors are
--- grouped by code and message. However much there is to tell, the answer is small: as many results come as p_limit and
--- p_bytes let pass. First closes the runs that have nothing queued any more.
+-- grouped by code and message. First closes the runs that have nothing queued any more.
 --   {run_id, status, slot, trigger, started_at, plan, counts: {…}, in_flight, records,
---    errors: [{code, message, count}], results: [first results], results_total,
+--    errors: [{code, message, count}], results: [first p_limit results], results_total,
 --    mails: {lane: {planned, queued, sent, skipped, failed, erred, unsent: {reason: n},
 --    errors: [{code, message, count}]}}}
-create function public.jobs_report(p_run_id uuid, p_limit integer, p_bytes integer, p_now timestamptz) returns jsonb
+create function public.jobs_report(p_run_id uuid, p_limit integer) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     mail_lanes constant text[] := array(select l.lane from jobs.known_lanes() l where l.is_mail);
 begin
-    perform public.jobs_close_runs(p_now);
+    perform public.jobs_close_runs();
     return (
         select jsonb_build_object(
             'run_id', r.run_id, 'status', r.status, 'slot', r.slot, 'trigger', r.trigger, 'started_at', r.started_at,
             'plan', r.plan, 'counts', s.counts, 'in_flight', s.in_flight, 'records', s.records,
             'errors', (select coalesce(jsonb_agg(e), '[]') from (
-                select left(error ->> 'code', 80) as code, left(error ->> 'message', 500) as message,
-                        count(*) as count
+                select error ->> 'code' as code, error ->> 'message' as message, count(*) as count
                 from jobs.job_items
                 where run_id = p_run_id and lane <> all (mail_lanes)
                     and error is not null and status in ('queued', 'partial', 'failed')
                 group by 1, 2 order by 3 desc, 1, 2 limit 20) e),
             'results', (select coalesce(jsonb_agg(t.result order by t.item_id), '[]') from (
-                select l.item_id, l.result, sum(octet_length(l.result::text)) over (order by l.item_id) as bytes
-                from (select item_id, jobs.told_result(result) as result from jobs.job_items
-                      where run_id = p_run_id and lane <> all (mail_lanes) and status in ('done', 'partial', 'failed')
-                      order by item_id limit p_limit) l) t
-                where t.bytes <= p_bytes),
+                select result, item_id from jobs.job_items
+                where run_id = p_run_id and lane <> all (mail_lanes) and status in ('done', 'partial', 'failed')
+                order by item_id limit p_limit) t),
             'results_total', s.results_total,
             'mails', (select coalesce(jsonb_object_agg(m.lane, to_jsonb(m) - 'lane' || jsonb_build_object(
                 'unsent', (select coalesce(jsonb_object_agg(u.reason, u.n), '{}') from (
-                    select left(coalesce(result ->> 'reason', result ->> 'mail'), 80) as reason, count(*) as n
-                    from jobs.job_items where run_id = p_run_id and lane = m.lane and status = 'skipped'
-                    group by 1 order by 2 desc, 1 limit 20) u),
+                    select coalesce(result ->> 'reason', result ->> 'mail') as reason, count(*) as n
+                    from jobs.job_items where run_id = p_run_id and lane = m.lane and status = 'skipped' group by 1) u),
                 'errors', (select coalesce(jsonb_agg(e), '[]') from (
-                    select left(error ->> 'code', 80) as code, left(error ->> 'message', 500) as message,
-                        count(*) as count
+                    select error ->> 'code' as code, error ->> 'message' as message, count(*) as count
                     from jobs.job_items
                     where run_id = p_run_id and lane = m.lane and error is not null and status in ('queued', 'failed')
                     group by 1, 2 order by 3 desc, 1, 2 limit 20) e))), '{}')
@@ -505,19 +468,16 @@ language sql stable security definer set search_path = '' set statement_timeout 
     select coalesce(jsonb_object_agg(lane, jsonb_build_object(
         'queued', queued, 'in_flight', in_flight, 'oldest', oldest)), '{}')
     from (select lane, count(*) as queued, count(*) filter (where leased_until > clock_timestamp()) as in_flight,
-            min(waiting_since) as oldest
+            min(created_at) as oldest
         from jobs.job_items where status = 'queued' group by lane) l;
 $$;
 
--- Writes one row of sync_logs for a whole call, whose answer is kept where it is no larger than 64 KiB. A repeated call
--- with the same p_id writes nothing.
+-- Writes one row of sync_logs for a whole call. A repeated call with the same p_id writes nothing.
 create function public.jobs_log(
-    p_id uuid, p_sync_type text, p_status text, p_records integer, p_error text, p_metadata jsonb, p_now timestamptz
+    p_id uuid, p_sync_type text, p_status text, p_records integer, p_error text, p_metadata jsonb
 ) returns void language sql security definer set search_path = '' set statement_timeout = '10s' as $$
-    insert into public.sync_logs
-        (id, user_id, provider, sync_type, status, records_synced, error_message, metadata, synced_at)
-    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, left(p_error, 1000),
-        case when octet_length(p_metadata::text) <= 65536 then p_metadata else p_metadata - 'answer' end, p_now)
+    insert into public.sync_logs (id, user_id, provider, sync_type, status, records_synced, error_message, metadata)
+    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, p_error, p_metadata)
     on conflict (id) do nothing;
 $$;
 
@@ -573,14 +533,12 @@ language sql security definer set search_path = '' set statement_timeout = '10s'
     on conflict (name) do update set next_at = greatest(p.next_at, excluded.next_at);
 $$;
 
--- What a signed-in user may write, made safe to read. Amounts, dates and texts of ca_records, user_onboarding_data,
--- integration_tokens and the account are read here and nowhere else: nothing outside of this file casts or parses them.
+-- What a signed-in user may write, made safe to read. Amounts, dates and texts of ca_records, user_onboarding_data and
+-- integration_tokens are read here and nowhere else: nothing outside of this file casts or parses them.
 --
 -- A value that nobody can work with is null here, and a *flaw* names it: unreadable_amount, too_many_rows,
--- too_many_activities, unreadable_creation_date; of the account unreadable_metadata, unreadable_name. Whoever has a
--- flaw is left out of what depends on it, by name; the others never notice. The bounds are far above what a business
--- writes: 50,000 rows in two years, 100 activities. What email_preferences holds that is read are booleans, of which
--- none is unreadable: null stands for the default.
+-- too_many_activities, unreadable_creation_date. Whoever has a flaw is left out of what depends on it, by name; the
+-- others never notice. The bounds are far above what a business writes: 50,000 rows in two years, 100 activities.
 
 -- A date of a life in business, or null: infinity, years before Christ and years of five digits are none.
 create function jobs.readable_date(p_date date) returns date
@@ -592,29 +550,7 @@ $$;
 -- Never cut: a part of an identifier is another identifier.
 create function jobs.readable_identifier(p_text text) returns text
 language sql immutable as $$
-    select case when octet_length(p_text) <= 2048 and octet_length(to_json(p_text)::text) <= 2560 then p_text end;
-$$;
-
--- What is wrong with the accounts of these users: metadata that is no object, is very large, or has something else than
--- a text or yes and no where a plan is said; a name that is no name. No mail depends on either: they are ignored, and
--- named.
-create function jobs.account_flaws(p_users uuid[]) returns table (user_id uuid, flaw text)
-language sql stable set search_path = '' as $$
-    select f.user_id, f.flaw from (
-        select u.id as user_id,
-            case
-                -- As stored: what is large is not looked into.
-                when pg_column_size(u.raw_user_meta_data) > 16384
-                    or jsonb_typeof(u.raw_user_meta_data) not in ('object', 'null')
-                    or exists (select from (values ('plan', 'string'), ('subscription_plan', 'string'),
-                            ('is_pro', 'boolean'), ('is_premium', 'boolean')) as k (name, kind)
-                        where jsonb_typeof(u.raw_user_meta_data -> k.name) not in (k.kind, 'null', 'string'))
-                    then 'unreadable_metadata'
-                when octet_length(p.full_name) > 400 or left(p.full_name, 400) ~ '[[:cntrl:]]' then 'unreadable_name'
-            end as flaw
-        from auth.users u left join public.user_profiles p on p.id = u.id
-        where u.id = any (p_users)) f
-    where f.flaw is not null;
+    select case when octet_length(p_text) <= 8192 then p_text end;
 $$;
 
 -- Those of these users whose typed and imported turnover above zero reaches a floor of a year: p_floors {year: cents},
@@ -653,8 +589,7 @@ end $$;
 --   years: [{year, sums: [{activity, typed, imported}], mixed: [{month, activity, typed, imported}]}]
 create function jobs.books(p_users uuid[], p_first_year integer, p_last_year integer)
 returns table (user_id uuid, created date, years jsonb, flaw text)
--- Never by loops: how many rows each step has is not known, and loops over thousands of users take minutes.
-language sql stable set search_path = '' set enable_nestloop = off as $$
+language sql stable set search_path = '' as $$
     with cells as materialized (
         select r.user_id, r.year, r.month, left(r.activity_type, 80) as activity, count(*) as entries,
             coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100 as typed,
@@ -672,10 +607,7 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
                 when o.company_creation_date is not null and jobs.readable_date(o.company_creation_date) is null
                     then 'unreadable_creation_date'
             end as flaw
-        from cells c left join (
-            -- By their ids: all of it would be read for one user.
-            select d.user_id, d.company_creation_date from public.user_onboarding_data d where d.user_id = any (p_users)
-        ) o on o.user_id = c.user_id
+        from cells c left join public.user_onboarding_data o on o.user_id = c.user_id
         group by c.user_id, o.company_creation_date
     ), sound as materialized (
         select c.user_id, c.year, c.month, c.activity, c.typed::bigint as typed, c.imported::bigint as imported,
@@ -689,14 +621,11 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
         select s.user_id, s.year, jsonb_agg(jsonb_build_object('month', s.month, 'activity', s.activity,
             'typed', s.typed, 'imported', s.imported) order by s.month, s.activity) as months
         from sound s where s.is_mixed group by 1, 2
-    ), summed as (
-        select s.user_id, s.year, jsonb_agg(jsonb_build_object('activity', s.activity, 'typed', s.typed,
-            'imported', s.imported) order by s.activity) as sums
-        from sums s group by 1, 2
     ), years as (
-        select s.user_id, s.year, jsonb_build_object('year', s.year, 'sums', s.sums,
-            'mixed', coalesce(m.months, '[]')) as year_books
-        from summed s left join mixed m on m.user_id = s.user_id and m.year = s.year
+        select a.user_id, a.year, jsonb_build_object('year', a.year, 'sums', jsonb_agg(jsonb_build_object(
+            'activity', a.activity, 'typed', a.typed, 'imported', a.imported) order by a.activity),
+            'mixed', coalesce((select m.months from mixed m where m.user_id = a.user_id and m.year = a.year), '[]')) as year_books
+        from sums a group by 1, 2
     ), books as (
         select y.user_id, jsonb_agg(y.year_books order by y.year) as years from years y group by 1
     )
@@ -711,8 +640,7 @@ language sql stable set search_path = '' as $$
         select coalesce(sum(r.amount_eur), 0) * 100 as recorded,
             sum(r.amount_eur) filter (where r.source <> 'auto_sync') * 100 as typed, count(*) as entries
         from (select * from public.ca_records a
-              where a.user_id = p_user_id and a.year = extract(year from p_month)
-                  and a.month = extract(month from p_month)
+              where a.user_id = p_user_id and a.year = extract(year from p_month) and a.month = extract(month from p_month)
               limit 50001) r
     ), judged as (
         select s.*, case when s.recorded = 'NaN' then 'unreadable_amount'
@@ -881,7 +809,7 @@ $$;
 
 -- Plans one item for each due integration (p_kind sync_integration) or for each user who has one (sync_month).
 -- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far
--- back, accounts for what they had stored, goes on counting their attempts, and has waited as long as they have.
+-- back, accounts for what they had stored, and goes on counting their attempts.
 -- (Their messages go with them, but for those that a claim is reading just now: it finds no item behind them.)
 -- With p_dry_run nothing is written.
 --
@@ -939,17 +867,14 @@ begin
     with c as materialized (
         select * from jobs.sync_candidates(p_user_id, p_as_of)
     ), planned as (
-        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress, created_at,
-            waiting_since)
+        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress, created_at)
         select p_run_id, d.lane, p_kind, d.subject, d.user_id, coalesce(t.payload, p_payload),
-            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}'), p_now, least(w.since, p_now)
+            coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}'), p_now
         from (select distinct c.user_id,
                   case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject,
                   case p_kind when 'sync_month' then 'months' else c.provider end as lane
               from c where c.reason is null) d
         left join jobs.inherited_progress(likely, p_payload, p_as_of) t using (subject)
-        left join (select i.subject, min(i.waiting_since) as since from jobs.job_items i
-            where i.item_id = any (likely) group by 1) w using (subject)
         order by d.user_id, d.subject     -- as the index of all users' items has them: its pages are met once
         returning 1
     )
@@ -1069,8 +994,7 @@ begin
 end $$;
 
 -- Lets one holder at a time refresh a shop's token. A repeated call by the holder keeps the lease.
---   {acquired, access_token, refresh_token, elsewhere}: the pair as stored now, which another holder may just have
---   renewed; elsewhere: another user has connected the same account since, and both proved it
+--   {acquired, access_token, refresh_token}: the pair as stored now, which another holder may just have renewed
 create function public.integration_refresh_begin(p_integration_id uuid, p_holder uuid, p_seconds integer) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 declare
@@ -1092,14 +1016,7 @@ begin
     where user_id = t.user_id and provider = t.provider;
     -- Read again under the lock: the last holder may have stored a new pair since.
     select * into t from public.integration_tokens where id = p_integration_id;
-    return jsonb_build_object('acquired', true, 'access_token', t.access_token, 'refresh_token', t.refresh_token,
-        'elsewhere', s.account is not distinct from jobs.claimed_account(t) and exists (
-            select from public.integration_tokens o
-            join jobs.integration_state k on k.user_id = o.user_id and k.provider = o.provider
-            where o.provider = t.provider and o.user_id <> t.user_id and o.is_active
-                -- As the index integration_tokens_account has it.
-                and case o.provider when 'stripe' then o.stripe_account_id else o.shop_domain end = s.account
-                and k.account = s.account and k.proof = jobs.token_fingerprint(o) and k.proven_at > s.proven_at));
+    return jsonb_build_object('acquired', true, 'access_token', t.access_token, 'refresh_token', t.refresh_token);
 end $$;
 
 -- Stores the renewed pair (encrypted) before anybody uses it. Only the holder may; p_old_access_token guards
@@ -1381,7 +1298,7 @@ create table jobs.email_batches (
     kind text not null,
     state text not null default 'sealed' check (state in ('sealed', 'released', 'split', 'settled')),
     parent_id uuid,                              -- split off that one, which was refused
-    sealed_at timestamptz not null,
+    sealed_at timestamptz not null default clock_timestamp(),
     ended_at timestamptz
 );
 
@@ -1429,7 +1346,7 @@ create table jobs.email_suppressions (
 create table jobs.email_events (
     event_id text primary key,
     kind text not null,
-    received_at timestamptz not null
+    received_at timestamptz not null default clock_timestamp()
 );
 create index email_events_received on jobs.email_events (received_at);
 
@@ -1441,9 +1358,9 @@ language sql stable as $$
     select sha256(convert_to(lower(btrim(p_address)), 'UTF8'));
 $$;
 
--- Everybody, with what keeps mail away (unreachable: null where nothing does, but for a ban) and what they wish. A
--- missing row of email_preferences means: no reminder, everything else. Metadata is the user's own: it only ever keeps
--- an offer away.
+-- Everybody, with what keeps mail away (unreachable: null where nothing does, but for a ban) and what they wish. A missing row of
+-- email_preferences means: no reminder, everything else. Metadata is the user's own: it only ever keeps an offer
+-- away.
 create view jobs.mail_people as
     select u.id as user_id, u.email::text as address, u.created_at, u.banned_until,
         nullif(left(split_part(btrim(p.full_name), ' ', 1), 40), '') as first_name,
@@ -1466,13 +1383,6 @@ create view jobs.mail_people as
     left join public.email_preferences e on e.user_id = u.id
     left join jobs.email_suppressions s on s.address_hash = jobs.address_hash(u.email::text);
 
--- An error for a kind of mail that nothing says how to refuse: a kind that is forgotten is sent to nobody.
-create function jobs.reject_unknown_kind(p_kind text) returns boolean
-language plpgsql stable set search_path = '' as $$
-begin
-    raise exception 'no preference is known for the kind %', p_kind using errcode = '22023';
-end $$;
-
 -- Whether somebody refuses a kind of mail, or cannot be reached at p_now; null: they want it.
 create function jobs.mail_refusal(p jobs.mail_people, p_kind text, p_now timestamptz) returns text
 language sql stable as $$
@@ -1482,8 +1392,7 @@ language sql stable as $$
         when 'integration_trouble' then true
         when 'monthly_reminder' then p.wants_reminder
         when 'monthly_recap' then p.wants_recap
-        when 'marketing_day3' then p.wants_marketing
-        else jobs.reject_unknown_kind(p_kind) end then 'refused_by_user' end);
+        when 'marketing_day3' then p.wants_marketing end then 'refused_by_user' end);
 $$;
 
 -- Each user's plan: free, pro or premium; null where a subscription has a price that p_prices
@@ -1568,9 +1477,9 @@ declare
 begin
     for batch in
         with items as (
-            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at)
             select d.run_id, jobs.lane_of_mail(d.kind), d.kind, md5(d.dedupe_key)::uuid, d.user_id,
-                jsonb_build_object('delivery_id', d.delivery_id), p_now, p_now
+                jsonb_build_object('delivery_id', d.delivery_id), p_now
             from jobs.email_deliveries d
             where d.run_id = p_run_id and d.status = 'planned' and (p_user_id is null or d.user_id = p_user_id)
             on conflict (run_id, kind, subject) do nothing
@@ -1592,8 +1501,7 @@ end $$;
 -- Plans the J+3 mails (p_first_day, p_last_day) or the reminders for a month (p_month, p_expires_at). With p_dry_run
 -- nothing is written.
 --   {state: planned | joined | repeated | dry_run, run_id,
---    plan: {items, skipped: {reason: n}, unknown_prices: […], unreadable?: n, candidates?: […]}}
--- unreadable: how many of those that were looked at have an account that cannot be read (see account_flaws); noted.
+--    plan: {items, skipped: {reason: n}, unknown_prices: […], candidates?: […]}}
 create function public.jobs_plan_mails(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
     p_parameters jsonb, p_user_id uuid, p_dry_run boolean, p_prices jsonb,
@@ -1603,9 +1511,6 @@ set search_path = '' set statement_timeout = '28s' set work_mem = '32MB' set jit
 declare
     opened jsonb;
     outline jsonb;
-    users uuid[];
-    flawed uuid[];
-    flaws text[];
 begin
     if p_kind not in ('marketing_day3', 'monthly_reminder') then
         raise exception 'unknown kind %', p_kind using errcode = '22023';
@@ -1623,16 +1528,12 @@ begin
             'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
                 select reason, count(*) as n from c where reason is not null group by reason) n),
             'unknown_prices', (select coalesce(jsonb_agg(n.unknown_price), '[]') from (
-                select distinct left(unknown_price, 80) as unknown_price
-                from c where unknown_price is not null order by 1 limit 10) n),
+                select distinct unknown_price from c where unknown_price is not null order by 1 limit 10) n),
             'candidates', (select coalesce(jsonb_agg(f), '[]') from (
                 select c.user_id, coalesce(c.reason, 'due') as outcome
-                from c order by c.reason nulls first, c.user_id limit 100) f)),
-            array_agg(c.user_id)
-        into outline, users from c;
-        return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline
-            || coalesce((select jsonb_build_object('unreadable', count(*))
-                from jobs.account_flaws(users) having count(*) > 0), '{}'));
+                from c order by c.reason nulls first, c.user_id limit 100) f))
+        into outline from c;
+        return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline);
     end if;
     opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
     if opened ->> 'state' <> 'planned' then
@@ -1657,16 +1558,8 @@ begin
         'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
             select reason, count(*) as n from c where reason is not null group by reason) n),
         'unknown_prices', (select coalesce(jsonb_agg(n.unknown_price), '[]') from (
-            select distinct left(unknown_price, 80) as unknown_price
-                from c where unknown_price is not null order by 1 limit 10) n)),
-        (select array_agg(c.user_id) from c)
-    into outline, users;
-    select array_agg(f.user_id order by f.user_id), array_agg(f.flaw order by f.user_id) into flawed, flaws
-    from jobs.account_flaws(users) f;
-    perform jobs.note_unreadable('account', users, flawed, flaws, p_now);
-    if flawed is not null then
-        outline := outline || jsonb_build_object('unreadable', cardinality(flawed));
-    end if;
+            select distinct unknown_price from c where unknown_price is not null order by 1 limit 10) n))
+    into outline;
     perform jobs.queue_mails(p_run_id, null, p_now);
     update jobs.job_runs set plan = outline where run_id = p_run_id;
     return opened || jsonb_build_object('plan', outline);
@@ -1777,8 +1670,7 @@ begin
         where d.batch_id = batches[1] and d.status = 'sealed' and i.status = 'queued'
         order by i.msg_id;
         update jobs.job_items i
-        set lease_id = p_claim, returned_lease = null,
-            leased_until = clock_timestamp() + make_interval(secs => p_seconds)
+        set lease_id = p_claim, returned_lease = null, leased_until = clock_timestamp() + make_interval(secs => p_seconds)
         from jobs.email_deliveries d
         where d.batch_id = batches[1] and d.status = 'sealed' and i.item_id = d.item_id and i.status = 'queued';
     end if;
@@ -1799,8 +1691,7 @@ begin
             'age_seconds', greatest(0, extract(epoch from p_now - b.sealed_at))::bigint)
             order by d.position, d.delivery_id), '[]')
         from (
-            select * from jobs.email_deliveries
-            where delivery_id = any (mine) and status = 'planned' and batches is null
+            select * from jobs.email_deliveries where delivery_id = any (mine) and status = 'planned' and batches is null
             union all
             -- From the ledger, not from the items: one may have gone with its user, and the payload must not change.
             select * from jobs.email_deliveries where batch_id = batches[1] and status = 'sealed'
@@ -1831,7 +1722,7 @@ declare
     batch record;
 begin
     update jobs.email_deliveries d
-    set status = o.status, reason = left(o.reason, 500), provider_id = o.provider_id, settled_at = p_now
+    set status = o.status, reason = o.reason, provider_id = o.provider_id, settled_at = p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, provider_id text)
     where d.delivery_id = o.delivery_id;
 
@@ -1846,10 +1737,9 @@ begin
     update jobs.job_items i
     set status = case o.status when 'sent' then 'done' when 'skipped' then 'skipped' when 'expired' then 'skipped'
             else 'failed' end,
-        result = jsonb_strip_nulls(jsonb_build_object(
-            'user_id', i.user_id, 'mail', o.status, 'reason', left(o.reason, 500))),
+        result = jsonb_strip_nulls(jsonb_build_object('user_id', i.user_id, 'mail', o.status, 'reason', o.reason)),
         error = case when o.status in ('refused', 'failed', 'unknown')
-            then jobs.cut_failure(jsonb_build_object('code', coalesce(o.code, o.status), 'message', o.reason)) end,
+            then jsonb_build_object('code', coalesce(o.code, o.status), 'message', o.reason) end,
         leased_until = null, settled_at = p_now
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, code text)
     join jobs.email_deliveries d on d.delivery_id = o.delivery_id
@@ -1923,8 +1813,7 @@ begin
     perform jobs.lock_mail_ledger();
     held := jobs.hold_mails(p_claim,
         array(select (o ->> 'delivery_id')::bigint from jsonb_array_elements(p_outcomes) o), 60);
-    perform jobs.write_mail_outcomes(p_claim, (
-        select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
+    perform jobs.write_mail_outcomes(p_claim, (select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
         where (o ->> 'delivery_id')::bigint = any (held)), p_now);
     return (select count(*)
         from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
@@ -1933,9 +1822,9 @@ begin
         where i.item_id is null or i.lease_id = p_claim);
 end $$;
 
--- Gives mails back. With an error it is an attempt, and attempt number p_max_attempts ends them: as unknown where they
--- were sealed, as failed otherwise. p_release_batch: the batch was definitely not accepted; its mails are free for
--- another one. A repeated call finds nothing that is held.
+-- Gives mails back. With an error it is an attempt, and attempt number p_max_attempts ends them: as unknown where they were sealed, as failed
+-- otherwise. p_release_batch: the batch was definitely not accepted; its mails are free for another one.
+-- A repeated call finds nothing that is held.
 create function public.mail_give_back(
     p_claim uuid, p_deliveries bigint[], p_delay_seconds integer, p_error jsonb, p_release_batch uuid,
     p_max_attempts integer, p_now timestamptz
@@ -1959,7 +1848,7 @@ begin
         end if;
     end if;
     if p_error is not null then
-        update jobs.job_items i set attempts = i.attempts + 1, error = jobs.cut_failure(p_error)
+        update jobs.job_items i set attempts = i.attempts + 1, error = p_error
         from jobs.email_deliveries d where d.delivery_id = any (held) and i.item_id = d.item_id;
         select jsonb_agg(jsonb_build_object('delivery_id', d.delivery_id,
             'status', case d.status when 'sealed' then 'unknown' else 'failed' end,
@@ -2010,13 +1899,12 @@ end $$;
 
 -- What comes back: refusals by the user, and what the mail service reports.
 
--- Stops one kind of mail for a user; an error for a kind that no preference stops. A missing row stands for "no
--- reminder": making it must not start one.
+-- Stops one kind of mail for a user. A missing row stands for "no reminder": making it must not start one.
 create function public.mail_unsubscribe(p_user_id uuid, p_kind text) returns boolean
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 begin
-    if p_kind not in ('monthly_reminder', 'monthly_recap', 'marketing_day3', 'threshold_alert') then
-        perform jobs.reject_unknown_kind(p_kind);
+    if jobs.lane_of_mail(p_kind) is null then
+        raise exception 'unknown kind %', p_kind using errcode = '22023';
     end if;
     insert into public.email_preferences as e
         (user_id, monthly_reminder, monthly_recap_email, marketing_email, threshold_alert_email)
@@ -2034,11 +1922,10 @@ end $$;
 -- What the mail service reports of a mail, once for each event id. p_suppress (bounced, complained): no mail goes to
 -- p_address any more. False: the event was known.
 create function public.mail_feedback(
-    p_event_id text, p_kind text, p_provider_id text, p_suppress text, p_address text, p_now timestamptz
+    p_event_id text, p_kind text, p_provider_id text, p_suppress text, p_address text
 ) returns boolean language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 begin
-    insert into jobs.email_events (event_id, kind, received_at) values (p_event_id, p_kind, p_now)
-    on conflict (event_id) do nothing;
+    insert into jobs.email_events (event_id, kind) values (p_event_id, p_kind) on conflict (event_id) do nothing;
     if not found then
         return false;
     end if;
@@ -2102,10 +1989,10 @@ begin
     end if;
 end $$;
 
--- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it
--- still is. Refused: what connecting again mends. Call in the settlement's transaction.
+-- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it still
+-- is. Refused: what connecting again mends. Call in the settlement's transaction.
 -- p_policy: {refusals: how many in a row, mails: how many until it is good again, pause_days: between two of them,
--- open_days: until such a mail expires, codes: [the refusals that connecting again mends]}
+-- open_days: until such a mail expires}
 create function jobs.plan_reconnect_mail(
     p_item_id bigint, p_user_id uuid, p_parts jsonb, p_policy jsonb, p_now timestamptz
 ) returns void language plpgsql set search_path = '' as $$
@@ -2125,7 +2012,10 @@ begin
             where k.user_id = p_user_id and k.provider = part.provider and (k.refusals, k.trouble_mails) <> (0, 0);
             continue;
         end if;
-        continue when not (p_policy -> 'codes') ? part.code;
+        continue when part.code not in ('token_rejected', 'access_revoked', 'refresh_rejected', 'token_expired',
+            'not_connected', 'account_mismatch', 'bad_shop_domain', 'unknown_account')
+            -- Stripe's would be our own key's.
+            and not (part.code = 'missing_scope' and part.provider = 'shopify');
         update jobs.integration_state k set refusals = k.refusals + 1
         where k.user_id = p_user_id and k.provider = part.provider returning * into s;
         select * into p from jobs.mail_people m where m.user_id = p_user_id;
@@ -2165,29 +2055,13 @@ create table jobs.threshold_checks_due (
     since timestamptz not null default clock_timestamp()
 );
 
--- Who has written something that could not be read when it was looked at last, and what: books (a check of thresholds;
--- no alert until they are mended) or the account (a plan of mails). Who can be read again has no row any more.
-create table jobs.unreadable_input (
-    user_id uuid not null references auth.users (id) on delete cascade,
-    part text not null,                              -- books, account
+-- Whose books the last check could not read, and why: no alert until they are mended. A check that can read them takes
+-- the row away.
+create table jobs.unreadable_books (
+    user_id uuid primary key references auth.users (id) on delete cascade,
     flaw text not null,
-    since timestamptz not null,                      -- the instant at which it was found first
-    primary key (user_id, part)
+    since timestamptz not null                       -- the instant of the check that found it first
 );
-create index unreadable_input_since on jobs.unreadable_input (since, user_id);
-
--- Notes which of these users cannot be read, in this part, and takes away the notes of those who can be read again.
--- p_flawed and p_flaws: the user and the flaw of each.
-create function jobs.note_unreadable(p_part text, p_users uuid[], p_flawed uuid[], p_flaws text[], p_now timestamptz)
-returns void language sql set search_path = '' as $$
-    insert into jobs.unreadable_input as k (user_id, part, flaw, since)
-    select f.user_id, p_part, f.flaw, p_now
-    from unnest(p_flawed, p_flaws) as f (user_id, flaw) join auth.users u on u.id = f.user_id
-    order by f.user_id
-    on conflict (user_id, part) do update set flaw = excluded.flaw where k.flaw <> excluded.flaw;
-    delete from jobs.unreadable_input k
-    where k.part = p_part and k.user_id = any (p_users) and k.user_id <> all (coalesce(p_flawed, '{}'));
-$$;
 
 -- Alerts that a check has found, until its run is planned: a check finds them page by page, and plans them at once.
 create table jobs.found_alerts (
@@ -2196,7 +2070,7 @@ create table jobs.found_alerts (
     year integer not null,
     facts jsonb not null,
     used_up jsonb not null,
-    found_at timestamptz not null,
+    found_at timestamptz not null default clock_timestamp(),
     primary key (run_id, user_id, year)
 );
 create index found_alerts_age on jobs.found_alerts (found_at);
@@ -2219,22 +2093,16 @@ declare
     first_year constant integer := (select min(y::integer) - 1 from jsonb_object_keys(p_floors) y);
     last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
     users uuid[];
-    due jsonb;
     above uuid[];
     last_user uuid;
     more boolean;
     flawed uuid[];
-    flaws text[];
     is_cut boolean;
     people jsonb;
 begin
     if p_due then
-        -- Before the books: a mark that is set again while they are read is not taken for this one.
-        select array_agg(d.user_id order by d.user_id),
-            jsonb_agg(jsonb_build_object('user_id', d.user_id, 'since', d.since))
-        into users, due
-        from (select * from jobs.threshold_checks_due q
-              where p_after is null or q.user_id > p_after order by q.user_id limit p_limit) d;
+        users := array(select q.user_id from jobs.threshold_checks_due q
+            where p_after is null or q.user_id > p_after order by q.user_id limit p_limit);
     elsif p_user_id is not null then
         users := array(select u.id from auth.users u where u.id = p_user_id);
     else
@@ -2251,14 +2119,12 @@ begin
     end if;
 
     with held as (
-        select t.user_id,
-            jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
+        select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
         from jobs.threshold_alerts t
         where t.user_id = any (above) and t.year between first_year and last_year group by 1
     ), people_found as (
         select b.user_id, jsonb_build_object(
-            'user_id', b.user_id, 'created', b.created,
-            'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
+            'user_id', b.user_id, 'created', b.created, 'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
             'held', coalesce(h.held, '[]'), 'years', coalesce(b.years, '[]')) as person
         from jobs.books(above, first_year, last_year) b
         -- A fence (offset 0): of all people only these.
@@ -2271,10 +2137,8 @@ begin
         select * from measured m where m.n = 1 or m.bytes <= p_bytes
     )
     select jsonb_agg(g.person order by g.user_id), array_agg(g.user_id order by g.user_id),
-        array_agg(g.user_id order by g.user_id) filter (where g.person ->> 'flaw' is not null),
-        array_agg(g.person ->> 'flaw' order by g.user_id) filter (where g.person ->> 'flaw' is not null),
-        (select count(*) from measured) > count(*)
-    into people, above, flawed, flaws, is_cut
+        array_agg(g.user_id) filter (where g.person ->> 'flaw' is not null), (select count(*) from measured) > count(*)
+    into people, above, flawed, is_cut
     from page g;
     if is_cut then
         last_user := above[cardinality(above)];
@@ -2282,13 +2146,17 @@ begin
     end if;
 
     if p_noted_at is not null then
-        perform jobs.note_unreadable('books', array(select u from unnest(users) u where u <= last_user), flawed, flaws,
-            p_noted_at);
+        insert into jobs.unreadable_books as k (user_id, flaw, since)
+        select (p ->> 'user_id')::uuid, p ->> 'flaw', p_noted_at
+        from jsonb_array_elements(people) p where p ->> 'flaw' is not null
+        on conflict (user_id) do update set flaw = excluded.flaw where k.flaw <> excluded.flaw;
+        delete from jobs.unreadable_books k
+        where k.user_id = any (users) and k.user_id <= last_user and k.user_id <> all (coalesce(flawed, '{}'));
     end if;
     return jsonb_build_object(
         'people', coalesce(people, '[]'),
-        'due', (select coalesce(jsonb_agg(d), '[]') from jsonb_array_elements(due) d
-            where (d ->> 'user_id')::uuid <= last_user),
+        'due', (select coalesce(jsonb_agg(jsonb_build_object('user_id', q.user_id, 'since', q.since) order by q.user_id), '[]')
+            from jobs.threshold_checks_due q where p_due and q.user_id = any (users) and q.user_id <= last_user),
         'scanned', (select count(*) from unnest(users) u where u <= last_user),
         'next', case when more then last_user end);
 end $$;
@@ -2296,11 +2164,11 @@ end $$;
 -- Notes what one page of a check has found, for the plan of its run. A repeated call notes nothing twice. What a check
 -- noted that came to no plan goes a day later.
 -- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step}]}]
-create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb, p_now timestamptz) returns void
+create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb) returns void
 language sql security definer set search_path = '' set statement_timeout = '10s' as $$
-    delete from jobs.found_alerts where found_at < p_now - interval '1 day';
-    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up, found_at)
-    select p_run_id, a.user_id, a.year, a.facts, a.used_up, p_now
+    delete from jobs.found_alerts where found_at < clock_timestamp() - interval '1 day';
+    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up)
+    select p_run_id, a.user_id, a.year, a.facts, a.used_up
     from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb)
     join auth.users u on u.id = a.user_id    -- gone since: nobody to tell
     order by a.user_id, a.year
@@ -2347,8 +2215,8 @@ begin
         group by a.user_id, a.year, a.facts
     )
     insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
-    select 'threshold_alert/' || f.user_id || '/' || f.year || '/' || f.steps, 'threshold_alert', f.user_id, f.user_id,
-        p_run_id, f.facts || jsonb_build_object('crossings', f.crossings)
+    select 'threshold_alert/' || f.user_id || '/' || f.year || '/' || f.steps, 'threshold_alert', f.user_id, f.user_id, p_run_id,
+        f.facts || jsonb_build_object('crossings', f.crossings)
     from fresh f
     on conflict (dedupe_key) do nothing;
 
@@ -2630,69 +2498,42 @@ begin
     return settled - 'repeated';
 end $$;
 
--- Signing in to the status page, and out.
+-- Tries to sign in to the status page.
 
 -- Tries to sign in with the secret that did not succeed (or not yet).
 create table jobs.job_sign_ins (
     try_id uuid primary key,
-    address text not null,                           -- a keyed hash of it: nobody can read an address back
-    tried_at timestamptz not null
+    tried_at timestamptz not null default clock_timestamp()
 );
 
--- How often somebody has signed out. A session carries the number of its beginning and is worth nothing under another.
-create table jobs.job_sign_outs (
-    single boolean primary key default true check (single),
-    epoch bigint not null
-);
-insert into jobs.job_sign_outs (epoch) values (0);
-
--- Counts a try before the secret is looked at, so that no number of them at once passes the limits: p_most of an
--- address and p_most_together of all, in p_seconds. A repeated call counts once. Tries that are older are deleted. One
--- that another instance's clock puts later than p_now counts.
---   {allowed, retry_after: seconds, epoch}
-create function public.jobs_sign_in(
-    p_try uuid, p_address text, p_most integer, p_most_together integer, p_seconds integer, p_now timestamptz
-) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '5s' as $$
+-- Counts a try before the secret is looked at, so that no number of them at once passes the limit: p_most in
+-- p_seconds, for everybody together. A repeated call counts once.
+--   {allowed, retry_after: seconds}
+create function public.jobs_sign_in(p_try uuid, p_most integer, p_seconds integer) returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '5s' as $$
 declare
     span constant interval := make_interval(secs => p_seconds);
-    epoch constant bigint := (select s.epoch from jobs.job_sign_outs s);
-    free_at timestamptz;
+    tries integer;
+    oldest timestamptz;
 begin
     perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.sign_ins', 0));
-    delete from jobs.job_sign_ins where tried_at <= p_now - span;
+    delete from jobs.job_sign_ins where tried_at < clock_timestamp() - span;
     if exists (select from jobs.job_sign_ins where try_id = p_try) then
-        return jsonb_build_object('allowed', true, 'epoch', epoch);
+        return jsonb_build_object('allowed', true);
     end if;
-    -- Of so many tries as are allowed the oldest: when it is over, there is room.
-    free_at := greatest(
-        (select t.tried_at from jobs.job_sign_ins t where t.address = p_address
-         order by t.tried_at desc offset p_most - 1 limit 1),
-        (select t.tried_at from jobs.job_sign_ins t
-            order by t.tried_at desc offset p_most_together - 1 limit 1)) + span;
-    if free_at is not null then
+    select count(*), min(tried_at) into tries, oldest from jobs.job_sign_ins;
+    if tries >= p_most then
         return jsonb_build_object('allowed', false,
-            'retry_after', greatest(1, ceil(extract(epoch from free_at - p_now)))::integer);
+            'retry_after', greatest(1, ceil(extract(epoch from oldest + span - clock_timestamp())))::integer);
     end if;
-    insert into jobs.job_sign_ins (try_id, address, tried_at) values (p_try, p_address, p_now);
-    return jsonb_build_object('allowed', true, 'epoch', epoch);
+    insert into jobs.job_sign_ins (try_id) values (p_try);
+    return jsonb_build_object('allowed', true);
 end $$;
 
 -- The secret was right: this try does not count.
 create function public.jobs_signed_in(p_try uuid) returns void
 language sql security definer set search_path = '' set statement_timeout = '5s' as $$
     delete from jobs.job_sign_ins where try_id = p_try;
-$$;
-
--- The number that a session must carry now.
-create function public.jobs_session_epoch() returns bigint
-language sql stable security definer set search_path = '' set statement_timeout = '5s' as $$
-    select s.epoch from jobs.job_sign_outs s;
-$$;
-
--- Ends every session that carries p_epoch or less. A repeated call ends nothing that began since.
-create function public.jobs_sign_out(p_epoch bigint) returns void
-language sql security definer set search_path = '' set statement_timeout = '5s' as $$
-    update jobs.job_sign_outs set epoch = p_epoch + 1 where epoch <= p_epoch;
 $$;
 
 -- The status page: everything it shows in one call.
@@ -2705,12 +2546,10 @@ language sql immutable set search_path = '' as $$
     select left(btrim(p_address), 1) || '…@' || left(split_part(btrim(p_address), '@', -1), 1) || '…';
 $$;
 
--- A message in which every address is cut as mask_address does. Of a long one, which may have been cut before, only the
--- beginning is looked at, without its last word: a part of an address is not known as one.
+-- A message in which every address is cut as mask_address does.
 create function jobs.mask_text(p_text text) returns text
 language sql immutable set search_path = '' as $$
-    select left(regexp_replace(case when length(p_text) < 500 then p_text
-            else regexp_replace(left(p_text, 2000), '[^\s@<>()",;:]*$', '') end,
+    select left(regexp_replace(p_text,
         '([^\s@<>()",;:]?)[^\s@<>()",;:]*@([^\s@<>()",;:]?)[^\s@<>()",;:]*', '\1…@\2…', 'g'), 500);
 $$;
 
@@ -2774,7 +2613,7 @@ language sql stable set search_path = '' as $$
         'runs', (select coalesce(jsonb_agg(jsonb_build_object(
             'run_id', r.run_id, 'task', r.task, 'slot', r.slot, 'trigger', r.trigger, 'as_of', r.as_of,
             'status', r.status, 'started_at', r.started_at,
-            'duration_ms', case when r.finished_at is not null then (extract(epoch from r.took) * 1000)::bigint end,
+            'duration_ms', (extract(epoch from r.finished_at - r.started_at) * 1000)::bigint,
             'parameters', r.parameters, 'skipped', coalesce(r.plan -> 'skipped', '{}'),
             'records', (select coalesce(sum(l.records), 0) from lanes l where l.run_id = r.run_id),
             'lanes', (select coalesce(jsonb_agg(to_jsonb(l) - 'run_id' - 'records' order by l.lane), '[]')
@@ -2784,7 +2623,7 @@ language sql stable set search_path = '' as $$
                     'user_id', t.user_id, 'address', jobs.mask_address(u.email), 'lane', t.lane,
                     'status', t.status, 'message', jobs.mask_text(t.error ->> 'message'),
                     -- What was counted in part has no error, but a reason.
-                    'code', coalesce(left(t.error ->> 'code', 80), (select min(k) from jsonb_object_keys(t.result) k
+                    'code', coalesce(t.error ->> 'code', (select min(k) from jsonb_object_keys(t.result) k
                         where k in ('uncounted_currencies', 'left_alone', 'unknown_movements'))))
                     order by t.item_id), '[]')
                 from troubled t left join auth.users u on u.id = t.user_id
@@ -2797,13 +2636,13 @@ language sql stable set search_path = '' as $$
             group by 1 order by 1) s));
 $$;
 
--- Each lane that has something: waiting, of these in flight and put off after a failure; failed since p_failed_since
--- and not made up for; of mails also how many ended without anybody knowing.
+-- Each lane that has something: waiting, of these in flight and put off after a failure; failed since p_failed_since and
+-- not made up for; of mails also how many ended without anybody knowing.
 create function jobs.status_queue(p_failed_since timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     with waiting as (
         select i.lane, count(*) as waiting, count(*) filter (where i.leased_until > clock_timestamp()) as in_flight,
-            count(*) filter (where i.error is not null) as put_off, min(i.waiting_since) as oldest
+            count(*) filter (where i.error is not null) as put_off, min(i.created_at) as oldest
         from jobs.job_items i where i.status = 'queued' group by 1
     ), failed as (
         select f.lane, count(*) filter (where f.mail is distinct from 'unknown') as failed,
@@ -2830,8 +2669,7 @@ language sql stable set search_path = '' as $$
             select s.kind, s.day, count(*) filter (where s.status = 'sent') as sent,
                 count(*) filter (where s.status in ('failed', 'refused')) as failed,
                 count(*) filter (where s.status = 'unknown') as unknown,
-                count(*) filter (where s.status in ('skipped', 'expired')
-                    and s.reason is distinct from 'suppressed') as skipped,
+                count(*) filter (where s.status in ('skipped', 'expired') and s.reason is distinct from 'suppressed') as skipped,
                 count(*) filter (where s.status = 'skipped' and s.reason = 'suppressed') as suppressed,
                 count(*) filter (where s.feedback is not null) as returned
             from settled s group by 1, 2) m),
@@ -2863,48 +2701,24 @@ language sql stable set search_path = '' as $$
         'broken', (select coalesce(jsonb_agg(jsonb_build_object(
                 'user_id', b.user_id, 'address', jobs.mask_address(b.address), 'provider', b.provider,
                 'failures', b.failures, 'failed_at', b.failed_at, 'last_success_at', b.last_success_at,
-                'code', left(b.failure ->> 'code', 80), 'message', jobs.mask_text(b.failure ->> 'message'))
+                'code', b.failure ->> 'code', 'message', jobs.mask_text(b.failure ->> 'message'))
                 order by b.failures desc, b.id), '[]')
             from (select * from known k where k.state = 'failing' order by k.failures desc, k.id limit p_limit) b),
         -- Renewed by us, with our credentials, and still good.
         'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
-        'refused_credentials', (
-            select coalesce(jsonb_agg(jsonb_build_object(
-                'at', r.at, 'code', r.code, 'message', r.message)), '[]') from (
-            select max(l.synced_at) as at, p.problem ->> 'code' as code,
-                jobs.mask_text(p.problem ->> 'message') as message
+        'refused_credentials', (select coalesce(jsonb_agg(jsonb_build_object('at', r.at, 'message', r.message)), '[]') from (
+            select max(l.synced_at) as at, jobs.mask_text(p.problem ->> 'message') as message
             from public.sync_logs l
-            cross join lateral jsonb_path_query(l.metadata,
-                '$.answer.**.problems[*] ? (@.code == "own_credentials" || @.code == "own_permission"
-                    || @.code == "app_not_approved")') as p (problem)
+            cross join lateral jsonb_path_query(l.metadata, '$.answer.**.problems[*] ? (@.code == "own_credentials")') as p (problem)
             where l.synced_at >= p_now - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
-            group by 2, 3 order by 1 desc limit 5) r),
-        -- Read last, by its own proof: what our key is checked with.
-        'stripe_account', (select k.account from known n
-            join jobs.integration_state k on k.user_id = n.user_id and k.provider = n.provider
-            where n.provider = 'stripe' and n.state = 'good' and k.account is not null
-            order by n.last_success_at desc limit 1));
-$$;
-
--- Who has written something that cannot be read, the first p_limit by name.
---   {total, users: [{user_id, address, flaw, since}]}
-create function jobs.status_unreadable(p_limit integer) returns jsonb
-language sql stable set search_path = '' as $$
-    select jsonb_build_object(
-        'total', (select count(*) from jobs.unreadable_input),
-        'users', (select coalesce(jsonb_agg(jsonb_build_object('user_id', b.user_id,
-                'address', jobs.mask_address(u.email), 'flaw', b.flaw, 'since', b.since)
-                order by b.since, b.user_id, b.part), '[]')
-            from (select * from jobs.unreadable_input order by since, user_id, part limit p_limit) b
-            join auth.users u on u.id = b.user_id));
+            group by 2) r));
 $$;
 
 -- Everything that the status page shows. Changes nothing.
 -- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since; for
 -- p_failed_since and p_late_before see status_queue and status_integrations.
---   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations,
---    unreadable}
+--   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations}
 create function public.jobs_status(
     p_functions text[], p_tasks text[], p_runs integer, p_days integer, p_broken integer, p_since timestamptz,
     p_failed_since timestamptz, p_late_before timestamptz, p_now timestamptz
@@ -2922,8 +2736,7 @@ begin
         'runs', jobs.status_runs(p_tasks, p_runs, p_now),
         'queue', jobs.status_queue(p_failed_since),
         'mails', jobs.status_mails(p_days, p_now),
-        'integrations', jobs.status_integrations(p_broken, p_late_before, p_now),
-        'unreadable', jobs.status_unreadable(p_broken));
+        'integrations', jobs.status_integrations(p_broken, p_late_before, p_now));
 end $$;
 
 -- What an operator has done again.
@@ -2932,7 +2745,7 @@ end $$;
 create table jobs.job_answers (
     call_id uuid primary key,
     answer jsonb not null,
-    answered_at timestamptz not null
+    answered_at timestamptz not null default clock_timestamp()
 );
 
 -- Has a lane's work done again: what waits is visible at once; a mail that the mail service definitely did not take
@@ -2951,10 +2764,9 @@ declare
     again bigint[];
     told jsonb;
 begin
-    delete from jobs.job_answers where answered_at < p_now - interval '1 day';
+    delete from jobs.job_answers where answered_at < clock_timestamp() - interval '1 day';
     -- A repeated call waits here for the first one, which may still be at it.
-    insert into jobs.job_answers (call_id, answer, answered_at) values (p_run_id, '{}', p_now)
-    on conflict (call_id) do nothing;
+    insert into jobs.job_answers (call_id, answer) values (p_run_id, '{}') on conflict (call_id) do nothing;
     if not found then
         select a.answer into told from jobs.job_answers a where a.call_id = p_run_id;
         return told;
@@ -2966,8 +2778,8 @@ begin
         again := array(
             select f.item_id from jobs.open_failures(p_failed_since) f
             join jobs.email_deliveries d on d.item_id = f.item_id
-            where f.lane = p_lane and d.status in ('failed', 'refused')
-                and d.provider_id is null and d.user_id is not null and (d.expires_at is null or d.expires_at > p_now));
+            where f.lane = p_lane and d.status in ('failed', 'refused') and d.provider_id is null and d.user_id is not null
+                and (d.expires_at is null or d.expires_at > p_now));
         update jobs.email_deliveries d
         set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
             sealed_at = null, settled_at = null
@@ -2991,11 +2803,10 @@ begin
         if cardinality(again) > 0 and jobs.open_run(p_run_id,
                 case p_lane when 'months' then 'monthly_sync' else 'sync_integrations' end, null, 'manual', p_route,
                 p_now, jsonb_build_object('retry', p_lane), p_now) ->> 'state' = 'planned' then
-            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at)
             select distinct on (i.kind, i.subject) p_run_id, i.lane, i.kind, i.subject, i.user_id,
                 -- An old month's recap is no news any more.
-                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end,
-                p_now, p_now
+                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end, p_now
             from jobs.job_items i where i.item_id = any (again)
             order by i.kind, i.subject, i.item_id desc;
             get diagnostics planned = row_count;
@@ -3018,12 +2829,11 @@ end $$;
 
 -- What went wrong since the operator was told last, and the one mail a day that tells it.
 
--- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest
--- does not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons:
--- slots since p_slots_since, the routes' last calls since p_calls_since.
+-- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest does
+-- not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons: slots
+-- since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
---    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
---    routes: {route: last call}}
+--    calls: [{route, message, count}], routes: {route: last call}}
 create function public.jobs_troubles(
     p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
     p_calls_since timestamptz
@@ -3037,33 +2847,26 @@ begin
         'slots', (select coalesce(jsonb_agg(jsonb_build_object('task', s.task, 'slot', s.slot)), '[]')
             from jobs.job_slots s where s.claimed_at > p_slots_since),
         'failed', (select coalesce(jsonb_agg(f order by f.count desc, f.lane, f.code), '[]') from (
-            select i.lane, left(i.error ->> 'code', 80) as code,
-                jobs.mask_text(min(left(i.error ->> 'message', 2000))) as message,
-                count(*) as count
+            select i.lane, i.error ->> 'code' as code, min(i.error ->> 'message') as message, count(*) as count
             from jobs.job_items i where i.status = 'failed' and i.settled_at > since
             group by 1, 2 order by 4 desc limit 20) f),
         'stuck', (select coalesce(jsonb_agg(q order by q.oldest), '[]') from (
-            select i.lane, count(*) as count, min(i.waiting_since) as oldest
-            from jobs.job_items i where i.status = 'queued' and i.waiting_since < p_stuck_before
+            select i.lane, count(*) as count, min(i.created_at) as oldest
+            from jobs.job_items i where i.status = 'queued' and i.created_at < p_stuck_before
             group by 1) q),
-        'unreadable', (select count(distinct b.user_id) from jobs.unreadable_input b (user_id, part, flaw, found_at)
-            where b.found_at > since),
         'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
-            select left(l.metadata ->> 'route', 200) as route,
-                jobs.mask_text(min(left(l.error_message, 2000))) as message,
-                count(*) as count
+            select l.metadata ->> 'route' as route, min(l.error_message) as message, count(*) as count
             from public.sync_logs l
             where l.user_id is null and l.status = 'error' and l.sync_type <> 'dry_run' and l.synced_at > since
             group by 1 order by 3 desc limit 10) c),
         'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
-            select left(l.metadata ->> 'route', 200) as route, max(l.synced_at) as last
+            select l.metadata ->> 'route' as route, max(l.synced_at) as last
             from public.sync_logs l
             where l.user_id is null and l.sync_type = 'cron' and l.synced_at > p_calls_since
-            group by 1 order by 2 desc limit 50) l where l.route is not null));
+            group by 1) l where l.route is not null));
 end $$;
 
--- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on.
--- p_facts: {to, day, points, status_url}.
+-- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on. p_facts: {to, day, points, status_url}.
 --   {state: planned | joined | repeated, run_id}
 create function public.jobs_plan_digest(
     p_run_id uuid, p_route text, p_facts jsonb, p_expires_at timestamptz, p_now timestamptz
@@ -3086,15 +2889,15 @@ end $$;
 
 -- Deletes what is older than p_before: logs, events, finished runs and their items. Ledgers stay, without what is
 -- personal of those settled before p_personal_before. What is personal of users who are gone goes at once, but for a
--- batch that was sealed later than p_sealed_until: it may be sent again as sealed.
+-- batch that was sealed since p_sealed_since: it may be sent again as sealed.
 --
--- The oldest first, at most 20,000 rows per table a call, so that it never takes long; left says that there is more:
--- call again. Waits for nobody: what is locked just now has time.
+-- The oldest first, at most 20,000 rows per table a call, so that it never takes long; left says that there is more: call
+-- again. Waits for nobody: what is locked just now has time.
 --
 -- Rows go by where they were found (ctid): looking them up again would read the index of all logs, at random.
 --   {logs, items, runs, events, blanked, left}
 create function public.jobs_prune(
-    p_before timestamptz, p_personal_before timestamptz, p_sealed_until timestamptz, p_now timestamptz
+    p_before timestamptz, p_personal_before timestamptz, p_sealed_since timestamptz, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
 declare
     max_rows_per_table constant integer := 20000;
@@ -3111,8 +2914,7 @@ begin
     get diagnostics logs = row_count;
     delete from jobs.job_items where ctid = any (array(
         select i.ctid
-        from (select run_id from jobs.job_runs
-            where finished_at < p_before order by finished_at limit max_rows_per_table) r
+        from (select run_id from jobs.job_runs where finished_at < p_before order by finished_at limit max_rows_per_table) r
         -- In the order of an index (here and below): else the whole table may seem quicker.
         cross join lateral (select ctid from jobs.job_items where run_id = r.run_id order by kind, subject
             limit max_rows_per_table for update skip locked) i
@@ -3120,18 +2922,16 @@ begin
     get diagnostics items = row_count;
     delete from jobs.job_runs where ctid = any (array(
         select r.ctid
-        from (select ctid, run_id from jobs.job_runs
-            where finished_at < p_before order by finished_at limit max_rows_per_table for update skip locked) r
+        from (select ctid, run_id from jobs.job_runs where finished_at < p_before order by finished_at limit max_rows_per_table
+            for update skip locked) r
         left join lateral (select true as one from jobs.job_items where run_id = r.run_id order by kind, subject
             limit 1) i on true
         where i.one is null));
     get diagnostics runs = row_count;
     delete from jobs.email_events where ctid = any (array(
-        select e.ctid from jobs.email_events e
-        where e.received_at < p_before order by e.received_at limit max_rows_per_table for update skip locked));
+        select e.ctid from jobs.email_events e where e.received_at < p_before order by e.received_at limit max_rows_per_table
+        for update skip locked));
     get diagnostics events = row_count;
-    -- Few, and of no use after some minutes; nobody may have tried since.
-    delete from jobs.job_sign_ins where tried_at < p_now - interval '1 day';
     -- What is personal of those who are gone: at once, but for a batch that may be sent again as sealed. Their items
     -- went with them, so nobody else ends what was still open. (The operator's digest never had a user.)
     with ended as (
@@ -3142,10 +2942,9 @@ begin
             settled_at = coalesce(d.settled_at, p_now)
         where d.delivery_id = any (array(
             select g.delivery_id from jobs.email_deliveries g
-            where g.user_id is null and g.kind <> 'operator_digest'
-                and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
+            where g.user_id is null and g.kind <> 'operator_digest' and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
                 and (g.status <> 'sealed' or exists (select from jobs.email_batches b
-                    where b.batch_id = g.batch_id and b.sealed_at <= p_sealed_until))
+                    where b.batch_id = g.batch_id and b.sealed_at < p_sealed_since))
             limit max_rows_per_table for update of g skip locked))
         returning d.delivery_id, d.batch_id
     ), batches as (
@@ -3166,8 +2965,7 @@ begin
 end $$;
 
 -- Who may do what; the last file, and the only one about rights. Supabase's default privileges open every new table and
--- function of `public` to everybody, and PostgreSQL grants EXECUTE on every new function to PUBLIC: both are taken
--- back.
+-- function of `public` to everybody, and PostgreSQL grants EXECUTE on every new function to PUBLIC: both are taken back.
 
 -- Ours: nobody but the owner, not even service_role. Row-level security without a policy, should somebody ever get in.
 revoke all on schema jobs from public, anon, authenticated, service_role;
@@ -3190,11 +2988,10 @@ revoke all on function
     public.integration_context, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
-    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
-    public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
-    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retry, public.jobs_run_waits,
-    public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_status,
-    public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
+    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts, public.jobs_plan_alerts,
+    public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync, public.jobs_prune, public.jobs_release,
+    public.jobs_report, public.jobs_retry, public.jobs_run_waits, public.jobs_sign_in, public.jobs_signed_in,
+    public.jobs_status, public.jobs_troubles, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books
 from public, anon, authenticated, service_role;
@@ -3202,11 +2999,10 @@ grant execute on function
     public.integration_context, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
     public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
-    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
-    public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
-    public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retry, public.jobs_run_waits,
-    public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_status,
-    public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
+    public.jobs_hold_turns, public.jobs_lanes, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts, public.jobs_plan_alerts,
+    public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync, public.jobs_prune, public.jobs_release,
+    public.jobs_report, public.jobs_retry, public.jobs_run_waits, public.jobs_sign_in, public.jobs_signed_in,
+    public.jobs_status, public.jobs_troubles, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books
 to service_role;

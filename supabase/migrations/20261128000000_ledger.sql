@@ -1,6 +1,7 @@
 -- The ledger mirrors the source: what a provider said last, what is known beyond that, and why a row does not count.
 -- What stands in it keeps its meaning; of accounts that were replaced before, the books are put aside. Then: the learned
--- pace, contributions of imported rows, a month's further chances, outages of a provider.
+-- pace, contributions of imported rows, a month's further chances, outages of a provider, sessions that end, tries by
+-- address, and the function's clock in what decides.
 --
 -- Locks: integration_transactions is rewritten (a fill and two generated columns), which keeps settlements of syncs waiting:
 -- 13 seconds for a million rows on two cores. Everything else is a change of the catalogue. One transaction, lock_timeout 5 s.
@@ -35,6 +36,40 @@ create function jobs.why_excluded(
         when p_currency <> 'EUR' then 'currency'
     end;
 $$;
+
+alter table jobs.job_runs add column took interval;          -- measured by the database, from started_at to the end
+-- What decides is dated by the function's clock.
+alter table jobs.job_slots alter column claimed_at drop default;
+alter table jobs.email_batches alter column sealed_at drop default;
+alter table jobs.email_events alter column received_at drop default;
+alter table jobs.found_alerts alter column found_at drop default;
+alter table jobs.job_answers alter column answered_at drop default;
+
+-- Since when an item's subject waits, however often it was planned anew.
+alter table jobs.job_items add column waiting_since timestamptz not null default clock_timestamp();
+update jobs.job_items set waiting_since = created_at where status = 'queued';
+
+-- Who cannot be read, by what of theirs.
+create table jobs.unreadable_input (
+    user_id uuid not null references auth.users (id) on delete cascade,
+    part text not null,                              -- books, account
+    flaw text not null,
+    since timestamptz not null,                      -- the instant at which it was found first
+    primary key (user_id, part)
+);
+create index unreadable_input_since on jobs.unreadable_input (since, user_id);
+insert into jobs.unreadable_input (user_id, part, flaw, since) select user_id, 'books', flaw, since from jobs.unreadable_books;
+drop table jobs.unreadable_books;
+
+-- Tries to sign in are counted by address; those of before are forgotten.
+delete from jobs.job_sign_ins;
+alter table jobs.job_sign_ins alter column tried_at drop default, add column address text not null;
+-- How often somebody has signed out. A session carries the number of its beginning and is worth nothing under another.
+create table jobs.job_sign_outs (
+    single boolean primary key default true check (single),
+    epoch bigint not null
+);
+insert into jobs.job_sign_outs (epoch) values (0);
 
 alter table jobs.job_paces
     add column version bigint not null default 0,           -- of what is learned: what was decided from an older one is not stored
@@ -75,7 +110,10 @@ alter table jobs.integration_state
     add column claimed text,                     -- the account that the row named when a run first planned it …
     add column claimed_at timestamptz,           -- … and when that was
     add column deep_read_to timestamptz,         -- end of the last one that reached far back for rows that show late
-    add column all_orders boolean;               -- false: the scope reaches 60 days back only; null: not told
+    add column all_orders boolean,               -- false: the scope reaches 60 days back only; null: not told
+    add column left_out boolean not null default false;     -- taken out of the books: see leave_account_out
+-- What a token reaches is told when it is proven: each shop's is proven once more.
+update jobs.integration_state set proof = null where provider = 'shopify' and proof is not null;
 
 create table jobs.former_accounts (
     user_id uuid not null references auth.users (id) on delete cascade,
@@ -87,6 +125,7 @@ create table jobs.former_accounts (
     covered tstzmultirange not null,
     last_success_to timestamptz,
     replaced_at timestamptz not null,            -- when another account was proven in its place
+    left_out boolean not null default false,     -- taken out of the books: see leave_account_out
     primary key (user_id, provider, account)
 );
 -- Until the month of its last movement.
@@ -109,6 +148,202 @@ create table jobs.rates_in_use (
     rates jsonb not null      -- [{activity, from: YYYY-MM, full, acre_half, acre_three_quarters, flat_tax}]: 1230 is 12.3 %
 );
 
+-- A failure ({code, message}) as it is kept and told: cut, whatever a vendor's or a user's words have made of it.
+create function jobs.cut_failure(p_failure jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+    select jsonb_strip_nulls(jsonb_build_object(
+        'code', left(p_failure ->> 'code', 80), 'message', left(p_failure ->> 'message', 500)))
+    where jsonb_typeof(p_failure) = 'object';
+$$;
+
+-- Whether there is such a user: who asks for one by id may have mistyped it.
+create function public.jobs_user_exists(p_user_id uuid) returns boolean
+language sql stable security definer set search_path = '' set statement_timeout = '5s' as $$
+    select exists (select from auth.users u where u.id = p_user_id);
+$$;
+
+-- Sends one message for each queued item of a run, whoever has waited longest first: the end of every plan, in its
+-- transaction.
+create or replace function jobs.send_items(p_run_id uuid) returns void
+language plpgsql set search_path = '' as $$
+declare
+    batch record;
+begin
+    for batch in
+        select lane, kind, version, array_agg(item_id order by waiting_since, item_id) as items
+        from jobs.job_items where run_id = p_run_id and status = 'queued'
+        group by lane, kind, version
+    loop
+        perform jobs.send_messages(p_run_id, batch.lane, batch.kind, batch.version, batch.items);
+    end loop;
+end $$;
+
+-- Writes an item's result and takes its message away. Call only on a held item.
+create or replace function jobs.finish_item(
+    p_item_id bigint, p_status text, p_result jsonb, p_error jsonb, p_now timestamptz
+) returns void language plpgsql set search_path = '' as $$
+declare
+    i jobs.job_items;
+begin
+    update jobs.job_items
+    set status = p_status, result = p_result, error = jobs.cut_failure(p_error), progress = '{}',
+        leased_until = null, settled_at = p_now
+    where item_id = p_item_id returning * into i;
+    perform pgmq.delete('jobs_' || i.lane, i.msg_id);
+end $$;
+
+-- Claims up to p_limit visible messages of a lane for p_seconds; fewer only where no more are visible. A repeated claim
+-- gives the same items again. Null: only messages without an item were seen so far, ask again.
+--   [{item_id, run_id, version, kind, subject, user_id, payload, progress, attempts, as_of}]
+create or replace function public.jobs_claim(p_claim uuid, p_lane text, p_limit integer, p_seconds integer)
+returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
+declare
+    begun constant timestamptz := clock_timestamp();
+    wanted integer := p_limit;
+    emptied boolean := false;
+    message record;
+    read_ids bigint[];
+    read_items bigint[];
+    alive bigint[];
+    orphans bigint[];
+begin
+    if exists (select from jobs.job_items where lease_id = p_claim and status = 'queued') then
+        wanted := 0;
+    end if;
+    while wanted > 0 and clock_timestamp() < begun + interval '10 s' loop
+        -- After a round with orphans there are probably more of them: look at many at once.
+        select array_agg(m.msg_id order by m.msg_id), array_agg((m.message ->> 'item_id')::bigint order by m.msg_id)
+        into read_ids, read_items
+        from pgmq.read('jobs_' || p_lane, p_seconds, case when orphans is null then wanted else 1000 end) m;
+        emptied := read_ids is null;
+        exit when emptied;
+
+        -- Without a condition on the status, which statistics may not know of yet: by the primary key.
+        select array_agg(l.item_id) filter (where l.status = 'queued') into alive from (
+            select i.item_id, i.status from jobs.job_items i
+            where i.item_id = any (read_items) order by i.item_id for update) l;
+        update jobs.job_items i
+        set lease_id = p_claim, msg_id = p.msg_id, returned_lease = null,
+            leased_until = clock_timestamp() + make_interval(secs => p_seconds)
+        from (select * from unnest(read_ids, read_items) as t (msg_id, item_id)
+              where item_id = any (alive) order by msg_id limit wanted) p
+        where i.item_id = p.item_id;
+
+        -- Seen while looking for orphans, and more than wanted: visible again.
+        for message in
+            select t.msg_id from unnest(read_ids, read_items) as t (msg_id, item_id)
+            where t.item_id = any (alive) order by t.msg_id offset wanted
+        loop
+            perform pgmq.set_vt('jobs_' || p_lane, message.msg_id, 0);
+        end loop;
+        wanted := wanted - coalesce(cardinality(alive), 0);
+
+        -- Their item is settled, superseded, or gone with its user.
+        select array_agg(t.msg_id) into orphans from unnest(read_ids, read_items) as t (msg_id, item_id)
+        where alive is null or t.item_id <> all (alive);
+        exit when orphans is null;
+        perform pgmq.delete('jobs_' || p_lane, orphans);
+    end loop;
+    if not emptied and wanted = p_limit and p_limit > 0 then
+        return 'null'::jsonb;
+    end if;
+
+    return coalesce((
+        select jsonb_agg(jsonb_build_object(
+            'item_id', i.item_id, 'run_id', i.run_id, 'version', i.version, 'kind', i.kind, 'subject', i.subject,
+            'user_id', i.user_id, 'payload', i.payload, 'progress', i.progress, 'attempts', i.attempts,
+            'as_of', r.as_of) order by i.item_id)
+        from jobs.job_items i join jobs.job_runs r using (run_id)
+        where i.lease_id = p_claim and i.status = 'queued'), '[]');
+end $$;
+
+-- Gives an item back. With an error it is an attempt, and attempt number p_max_attempts fails the item. Without one
+-- (budget, quota, rate limit, our own key refused) it is none.
+--   {state: queued | failed | lost, attempts}
+create or replace function public.jobs_give_back(
+    p_item_id bigint, p_lease_id uuid, p_delay_seconds integer, p_error jsonb, p_max_attempts integer,
+    p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
+declare
+    hold text := jobs.hold_item(p_item_id, p_lease_id);
+    i jobs.job_items;
+begin
+    if hold <> 'held' then
+        select * into i from jobs.job_items where item_id = p_item_id;
+        if i.returned_lease = p_lease_id and i.status = 'queued' then
+            return jsonb_build_object('state', 'queued', 'attempts', i.attempts);  -- a repeated call
+        end if;
+        return jsonb_build_object(
+            'state', case when hold = 'lost' then 'lost' else i.status end, 'attempts', i.attempts);
+    end if;
+    if p_error is not null then
+        update jobs.job_items set attempts = attempts + 1, error = jobs.cut_failure(p_error) where item_id = p_item_id;
+    end if;
+    select * into i from jobs.job_items where item_id = p_item_id;
+    if i.attempts >= p_max_attempts then
+        perform jobs.finish_item(p_item_id, 'failed',
+            jsonb_build_object('user_id', i.user_id, 'status', 'error', 'records', 0, 'error', i.error),
+            i.error, p_now);
+        insert into public.sync_logs (user_id, provider, sync_type, status, error_message, metadata, synced_at)
+        select i.user_id, 'jobs', r.trigger, 'error', i.error ->> 'message',
+            jsonb_build_object('run_id', i.run_id, 'kind', i.kind, 'code', i.error -> 'code'), p_now
+        from jobs.job_runs r where r.run_id = i.run_id;
+        return jsonb_build_object('state', 'failed', 'attempts', i.attempts);
+    end if;
+    -- Without a lease the old holder is fenced off, and a repeated call does not count twice.
+    update jobs.job_items set lease_id = null, leased_until = null, returned_lease = p_lease_id
+    where item_id = p_item_id;
+    perform pgmq.set_vt('jobs_' || i.lane, i.msg_id, p_delay_seconds);
+    return jsonb_build_object('state', 'queued', 'attempts', i.attempts);
+end $$;
+
+drop function public.jobs_close_runs;
+
+-- Closes the runs that have nothing queued any more: success, partial (some of it failed), error (all of it). A mail
+-- that was not wanted any more is no failure. Answers how many were closed.
+create function public.jobs_close_runs(p_now timestamptz) returns integer
+language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+declare
+    closed integer;
+begin
+    with ended as (
+        select r.run_id,
+            count(*) filter (where i.status = 'done') as done,
+            count(*) filter (where i.status = 'partial') as partial,
+            count(*) filter (where i.status = 'failed') as failed,
+            count(*) filter (where i.status = 'superseded') as superseded,
+            count(*) filter (where i.status = 'skipped') as skipped
+        from jobs.job_runs r left join jobs.job_items i using (run_id)
+        where r.finished_at is null
+            -- Asked first and by an index of its own: a run with work left is not added up each time.
+            and not exists (select from jobs.job_items q where q.run_id = r.run_id and q.status = 'queued')
+        group by r.run_id
+    )
+    update jobs.job_runs r
+    set finished_at = p_now, took = clock_timestamp() - r.started_at,
+        counts = jsonb_build_object('done', e.done, 'partial', e.partial, 'failed', e.failed,
+            'superseded', e.superseded, 'skipped', e.skipped),
+        status = case
+            when e.failed + e.partial + e.superseded = 0 then 'success'
+            when e.done + e.partial + e.superseded + e.skipped = 0 then 'error'
+            else 'partial' end
+    from ended e where r.run_id = e.run_id and r.finished_at is null;
+    get diagnostics closed = row_count;
+    return closed;
+end $$;
+
+-- An item's result as an answer lists it: whole, or where it is very large only what stands for it.
+create function jobs.told_result(p_result jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+    select case when octet_length(p_result::text) <= 16384 then p_result else jsonb_strip_nulls(jsonb_build_object(
+        'user_id', p_result -> 'user_id', 'userId', p_result -> 'userId', 'provider', left(p_result ->> 'provider', 80),
+        'status', left(p_result ->> 'status', 80), 'records', p_result -> 'records',
+        'month_status', left(p_result ->> 'month_status', 80), 'error', jobs.cut_failure(p_result -> 'error'),
+        'cut', true)) end;
+$$;
+
+drop function public.jobs_report;
+
 -- What came of a run's items, whoever drained them: its data (integrations, months) and, by lane, its mails. Errors are
 -- grouped by code and message. However much there is to tell, the answer is small: as many results come as p_limit and
 -- p_bytes let pass. First closes the runs that have nothing queued any more.
@@ -116,7 +351,7 @@ create table jobs.rates_in_use (
 --    errors: [{code, message, count}], results: [first results], results_total,
 --    mails: {lane: {planned, queued, sent, skipped, failed, erred, unsent: {reason: n},
 --    errors: [{code, message, count}]}}}
-create or replace function public.jobs_report(p_run_id uuid, p_limit integer, p_bytes integer, p_now timestamptz) returns jsonb
+create function public.jobs_report(p_run_id uuid, p_limit integer, p_bytes integer, p_now timestamptz) returns jsonb
 language plpgsql volatile security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
     mail_lanes constant text[] := array(select l.lane from jobs.known_lanes() l where l.is_mail);
@@ -179,6 +414,31 @@ begin
         where r.run_id = p_run_id);
 end $$;
 
+-- How much waits in each lane that has anything queued, for drain-queue and the operator.
+--   {lane: {queued, in_flight, oldest}}
+create or replace function public.jobs_lanes() returns jsonb
+language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
+    select coalesce(jsonb_object_agg(lane, jsonb_build_object(
+        'queued', queued, 'in_flight', in_flight, 'oldest', oldest)), '{}')
+    from (select lane, count(*) as queued, count(*) filter (where leased_until > clock_timestamp()) as in_flight,
+            min(waiting_since) as oldest
+        from jobs.job_items where status = 'queued' group by lane) l;
+$$;
+
+drop function public.jobs_log;
+
+-- Writes one row of sync_logs for a whole call, whose answer is kept where it is no larger than 64 KiB. A repeated call
+-- with the same p_id writes nothing.
+create function public.jobs_log(
+    p_id uuid, p_sync_type text, p_status text, p_records integer, p_error text, p_metadata jsonb, p_now timestamptz
+) returns void language sql security definer set search_path = '' set statement_timeout = '10s' as $$
+    insert into public.sync_logs
+        (id, user_id, provider, sync_type, status, records_synced, error_message, metadata, synced_at)
+    values (p_id, null, 'jobs', p_sync_type, p_status, p_records, left(p_error, 1000),
+        case when octet_length(p_metadata::text) <= 65536 then p_metadata else p_metadata - 'answer' end, p_now)
+    on conflict (id) do nothing;
+$$;
+
 drop function public.jobs_lease_turns;
 
 -- Leases p_count turns, p_interval_us apart, to who knows p_version of what is learned; to nobody else. Answers in how
@@ -226,6 +486,13 @@ begin
         from jobs.job_paces where name = p_name);
 end $$;
 
+-- A text that is stored for us to use as it is (a token, an account, a domain), or null where it is too long to be one.
+-- Never cut: a part of an identifier is another identifier.
+create or replace function jobs.readable_identifier(p_text text) returns text
+language sql immutable as $$
+    select case when octet_length(p_text) <= 2048 and octet_length(to_json(p_text)::text) <= 2560 then p_text end;
+$$;
+
 -- How these users say that they are taxed. A name of ours or null; without a row nothing is known.
 create function jobs.tax_profiles(p_users uuid[])
 returns table (user_id uuid, created date, has_acre boolean, income_tax text)
@@ -233,6 +500,103 @@ language sql stable set search_path = '' as $$
     select o.user_id, jobs.readable_date(o.company_creation_date), o.has_acre,
         case when o.ir_mode in ('versement_liberatoire', 'bareme', 'non_soumis') then o.ir_mode end
     from public.user_onboarding_data o where o.user_id = any (p_users);
+$$;
+
+-- What is wrong with the accounts of these users: metadata that is no object, is very large, or has something else than
+-- a text or yes and no where a plan is said; a name that is no name. No mail depends on either: they are ignored, and
+-- named.
+create function jobs.account_flaws(p_users uuid[]) returns table (user_id uuid, flaw text)
+language sql stable set search_path = '' as $$
+    select f.user_id, f.flaw from (
+        select u.id as user_id,
+            case
+                -- As stored: what is large is not looked into.
+                when pg_column_size(u.raw_user_meta_data) > 16384
+                    or jsonb_typeof(u.raw_user_meta_data) not in ('object', 'null')
+                    or exists (select from (values ('plan', 'string'), ('subscription_plan', 'string'),
+                            ('is_pro', 'boolean'), ('is_premium', 'boolean')) as k (name, kind)
+                        where jsonb_typeof(u.raw_user_meta_data -> k.name) not in (k.kind, 'null', 'string'))
+                    then 'unreadable_metadata'
+                when octet_length(p.full_name) > 400 or left(p.full_name, 400) ~ '[[:cntrl:]]' then 'unreadable_name'
+            end as flaw
+        from auth.users u left join public.user_profiles p on p.id = u.id
+        where u.id = any (p_users)) f
+    where f.flaw is not null;
+$$;
+
+-- The books of these users in some years, in cents: added up by year and activity, typed and imported apart, and months
+-- that have both once more by month. One row for each user who has any; with a flaw there are no years.
+--   years: [{year, sums: [{activity, typed, imported}], mixed: [{month, activity, typed, imported}]}]
+create or replace function jobs.books(p_users uuid[], p_first_year integer, p_last_year integer)
+returns table (user_id uuid, created date, years jsonb, flaw text)
+-- Never by loops: how many rows each step has is not known, and loops over thousands of users take minutes.
+language sql stable set search_path = '' set enable_nestloop = off as $$
+    with cells as materialized (
+        select r.user_id, r.year, r.month, left(r.activity_type, 80) as activity, count(*) as entries,
+            coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100 as typed,
+            coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100 as imported,
+            bool_or(r.source <> 'auto_sync') as is_typed, bool_or(r.source = 'auto_sync') as is_imported
+        from public.ca_records r
+        where r.user_id = any (p_users) and r.year between p_first_year and p_last_year
+        group by 1, 2, 3, 4
+    ), owners as materialized (
+        select c.user_id, jobs.readable_date(o.company_creation_date) as created,
+            case
+                when bool_or('NaN' in (c.typed, c.imported)) then 'unreadable_amount'
+                when sum(c.entries) > 50000 then 'too_many_rows'
+                when count(distinct c.activity) > 100 then 'too_many_activities'
+                when o.company_creation_date is not null and jobs.readable_date(o.company_creation_date) is null
+                    then 'unreadable_creation_date'
+            end as flaw
+        from cells c left join (
+            -- By their ids: all of it would be read for one user.
+            select d.user_id, d.company_creation_date from public.user_onboarding_data d where d.user_id = any (p_users)
+        ) o on o.user_id = c.user_id
+        group by c.user_id, o.company_creation_date
+    ), sound as materialized (
+        select c.user_id, c.year, c.month, c.activity, c.typed::bigint as typed, c.imported::bigint as imported,
+            bool_or(c.is_typed) over w and bool_or(c.is_imported) over w as is_mixed
+        from cells c join owners n on n.user_id = c.user_id and n.flaw is null
+        window w as (partition by c.user_id, c.year, c.month)
+    ), sums as (
+        select s.user_id, s.year, s.activity, sum(s.typed)::bigint as typed, sum(s.imported)::bigint as imported
+        from sound s group by 1, 2, 3
+    ), mixed as (
+        select s.user_id, s.year, jsonb_agg(jsonb_build_object('month', s.month, 'activity', s.activity,
+            'typed', s.typed, 'imported', s.imported) order by s.month, s.activity) as months
+        from sound s where s.is_mixed group by 1, 2
+    ), summed as (
+        select s.user_id, s.year, jsonb_agg(jsonb_build_object('activity', s.activity, 'typed', s.typed,
+            'imported', s.imported) order by s.activity) as sums
+        from sums s group by 1, 2
+    ), years as (
+        select s.user_id, s.year, jsonb_build_object('year', s.year, 'sums', s.sums,
+            'mixed', coalesce(m.months, '[]')) as year_books
+        from summed s left join mixed m on m.user_id = s.user_id and m.year = s.year
+    ), books as (
+        select y.user_id, jsonb_agg(y.year_books order by y.year) as years from years y group by 1
+    )
+    select n.user_id, n.created, b.years, n.flaw from owners n left join books b using (user_id);
+$$;
+
+-- What stands in a user's books for a month, in cents; amounts are null with a flaw.
+create or replace function jobs.month_books(p_user_id uuid, p_month date)
+returns table (recorded bigint, typed bigint, entries integer, flaw text)
+language sql stable set search_path = '' as $$
+    with sums as (
+        select coalesce(sum(r.amount_eur), 0) * 100 as recorded,
+            sum(r.amount_eur) filter (where r.source <> 'auto_sync') * 100 as typed, count(*) as entries
+        from (select * from public.ca_records a
+              where a.user_id = p_user_id and a.year = extract(year from p_month)
+                  and a.month = extract(month from p_month)
+              limit 50001) r
+    ), judged as (
+        select s.*, case when s.recorded = 'NaN' then 'unreadable_amount'
+            when s.entries > 50000 then 'too_many_rows' end as flaw from sums s
+    )
+    select case when j.flaw is null then j.recorded::bigint end, case when j.flaw is null then j.typed::bigint end,
+        j.entries::integer, j.flaw
+    from judged j;
 $$;
 
 -- What a user's books hold for a month, and for its quarter up to its end, by activity, in cents: what there is to
@@ -269,10 +633,11 @@ language sql immutable as $$
 $$;
 
 -- The first month of an account's books: the Paris month of the connection. The user may write connected_at: it is
--- believed where it lies at most 31 days before a run first saw the account there, and not after that.
-create function jobs.first_month(p_connected_at timestamptz, p_seen_at timestamptz) returns date
+-- believed where it lies at most 31 days before a run first saw the account there, and not after p_latest. A replay sees
+-- an account at an instant that may lie before its connection: it reaches no month before that.
+create function jobs.first_month(p_connected_at timestamptz, p_seen_at timestamptz, p_latest timestamptz) returns date
 language sql immutable as $$
-    select date_trunc('month', case when p_connected_at between p_seen_at - interval '31 days' and p_seen_at
+    select date_trunc('month', case when p_connected_at between p_seen_at - interval '31 days' and p_latest
         then p_connected_at else p_seen_at end at time zone 'Europe/Paris')::date;
 $$;
 
@@ -328,6 +693,7 @@ begin
     select n.user_id, n.provider, n.account, p_as_of
     from seen n left join jobs.integration_state k using (user_id, provider)
     where n.account is not null and n.account is distinct from coalesce(k.claimed, k.account)
+    order by n.user_id, n.provider     -- as every plan locks them
     on conflict (user_id, provider) do update set claimed = excluded.claimed, claimed_at = excluded.claimed_at;
 
     -- What is likely to be superseded. Not locked yet: claims of it would wait until the new items are written.
@@ -442,7 +808,7 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'last_success_to', case when s.account = jobs.claimed_account(t) then s.last_success_to end,
         'deep_read_to', case when s.account = jobs.claimed_account(t) then s.deep_read_to end,
         'books_from', coalesce(case when s.account = jobs.claimed_account(t) then s.first_month end,
-            jobs.first_month(t.connected_at, least(s.claimed_at, r.as_of)))::timestamp at time zone 'Europe/Paris',
+            jobs.first_month(t.connected_at, least(s.claimed_at, r.as_of), r.as_of))::timestamp at time zone 'Europe/Paris',
         'open', (select coalesce(jsonb_agg(jsonb_build_object('id', o.external_id, 'listed_at', o.listed_at)), '[]') from (
             select x.external_id, coalesce(x.listed_at, x.occurred_at) as listed_at
             from jobs.integration_transactions x
@@ -486,20 +852,21 @@ begin
         s.claimed_at := case when s.claimed = p_account then s.claimed_at end;
         if s.account is not null and s.first_month is not null then
             insert into jobs.former_accounts as k (user_id, provider, account, activity, first_month, counted, covered,
-                last_success_to, replaced_at)
+                last_success_to, replaced_at, left_out)
             -- Until the month in which the other account was seen.
             select t.user_id, t.provider, s.account, s.activity, s.first_month,
                 s.counted * datemultirange(daterange(null, (date_trunc('month', r.at at time zone 'Europe/Paris')
-                    + interval '1 month')::date)), s.covered, s.last_success_to, r.at
+                    + interval '1 month')::date)), s.covered, s.last_success_to, r.at, s.left_out
             from (select coalesce(s.claimed_at, s.last_success_to, s.first_month::timestamp at time zone 'Europe/Paris') as at) r
             on conflict (user_id, provider, account) do update set
                 activity = excluded.activity, first_month = excluded.first_month, counted = excluded.counted,
-                covered = excluded.covered, last_success_to = excluded.last_success_to, replaced_at = excluded.replaced_at;
+                covered = excluded.covered, last_success_to = excluded.last_success_to, replaced_at = excluded.replaced_at,
+                left_out = excluded.left_out;
         end if;
         delete from jobs.former_accounts k
         where k.user_id = t.user_id and k.provider = t.provider and k.account = p_account returning * into f;
         update jobs.integration_state k set
-            account = p_account, first_month = null, counted = coalesce(f.counted, '{}'),
+            account = p_account, activity = f.activity, left_out = false, first_month = null, counted = coalesce(f.counted, '{}'),
             covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null, all_orders = null,
             token_expires_at = null, refresh_token_expires_at = null
         where k.user_id = t.user_id and k.provider = t.provider;
@@ -509,6 +876,40 @@ begin
         proven_at = clock_timestamp(), updated_at = clock_timestamp()
     where k.user_id = t.user_id and k.provider = t.provider;
     return jsonb_build_object('proven', true);
+end $$;
+
+-- Lets one holder at a time refresh a shop's token. A repeated call by the holder keeps the lease.
+--   {acquired, access_token, refresh_token, elsewhere}: the pair as stored now, which another holder may just have
+--   renewed; elsewhere: another user has connected the same account since, and both proved it
+create or replace function public.integration_refresh_begin(p_integration_id uuid, p_holder uuid, p_seconds integer) returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
+declare
+    t public.integration_tokens;
+    s jobs.integration_state;
+begin
+    select * into t from public.integration_tokens where id = p_integration_id;
+    if t.id is null then
+        return jsonb_build_object('acquired', false, 'gone', true);
+    end if;
+    insert into jobs.integration_state (user_id, provider) values (t.user_id, t.provider)
+    on conflict (user_id, provider) do nothing;
+    select * into s from jobs.integration_state where user_id = t.user_id and provider = t.provider for update;
+    if s.refresh_lease is distinct from p_holder and s.refresh_lease_until > clock_timestamp() then
+        return jsonb_build_object('acquired', false);
+    end if;
+    update jobs.integration_state
+    set refresh_lease = p_holder, refresh_lease_until = clock_timestamp() + make_interval(secs => p_seconds)
+    where user_id = t.user_id and provider = t.provider;
+    -- Read again under the lock: the last holder may have stored a new pair since.
+    select * into t from public.integration_tokens where id = p_integration_id;
+    return jsonb_build_object('acquired', true, 'access_token', t.access_token, 'refresh_token', t.refresh_token,
+        'elsewhere', s.account is not distinct from jobs.claimed_account(t) and exists (
+            select from public.integration_tokens o
+            join jobs.integration_state k on k.user_id = o.user_id and k.provider = o.provider
+            where o.provider = t.provider and o.user_id <> t.user_id and o.is_active
+                -- As the index integration_tokens_account has it.
+                and case o.provider when 'stripe' then o.stripe_account_id else o.shop_domain end = s.account
+                and k.account = s.account and k.proof = jobs.token_fingerprint(o) and k.proven_at > s.proven_at));
 end $$;
 
 -- A user's Shopify movements of some months that Stripe reports, too. Each Stripe movement explains one of them.
@@ -547,7 +948,9 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
         left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
         cross join unnest(t.refs) r
         where t.user_id = p_user_id and t.provider = 'stripe' and t.currency = 'EUR'
-            and (t.excluded is null or t.excluded = 'pending') and t.kind in ('payment', 'partial_capture', 'refund')
+            -- A debit on its way, or one that failed, is the same payment in the shop: it was not received there either.
+            and (t.excluded is null or t.excluded in ('pending', 'failed'))
+            and t.kind in ('payment', 'partial_capture', 'refund') and not coalesce(f.left_out, k.left_out)
             and (not p_written or coalesce(f.counted, k.counted) @> t.paris_month)
     ), whole as materialized (     -- a charge that the shop tells in several pieces, or Stripe does
         select s.name from (
@@ -610,12 +1013,12 @@ $$;
 create or replace function jobs.countable_movements(p_user_id uuid, p_months date[], p_written boolean)
 returns table (provider text, month date, activity text, amount_minor bigint)
 language sql stable set search_path = '' set enable_nestloop = off as $$
-    select t.provider, t.paris_month, s.activity, t.amount_minor
+    select t.provider, t.paris_month, case when f.account is null then s.activity else f.activity end, t.amount_minor
     from jobs.integration_transactions t
     join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
     left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
     where t.user_id = p_user_id and t.paris_month = any (p_months)
-        and t.excluded is null
+        and t.excluded is null and not coalesce(f.left_out, s.left_out)
         and (not p_written or coalesce(f.counted, s.counted) @> t.paris_month)
         and not (t.provider = 'shopify'
             and exists (select from jobs.integration_transactions x
@@ -635,8 +1038,10 @@ create function jobs.month_flaws(p_user_id uuid, p_month date, p_as_of timestamp
 language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
     with found as materialized (
         select t.* from jobs.integration_transactions t
+        left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
         left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
         where t.user_id = p_user_id and t.paris_month = p_month and (f.account is null or f.counted @> p_month)
+            and not coalesce(f.left_out, s.left_out, false)
     ), sides as materialized (
         select exists (select from jobs.integration_state x
             where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null) as have_stripe
@@ -713,7 +1118,7 @@ language sql stable set search_path = '' as $$
         select coalesce(s.covered, '{}') as covered, false as is_former
         from public.integration_tokens t
         left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-        where t.user_id = p_user_id and t.is_active
+        where t.user_id = p_user_id and t.is_active and s.left_out is not true
             and (s.first_month is null or s.counted @> p_month or (not exists (select from former)
                 and not exists (select from jobs.integration_state o where o.user_id = p_user_id and o.counted @> p_month)))
         union all
@@ -892,6 +1297,140 @@ language sql set search_path = '' as $$
     where l.user_id = p_user_id and l.month = w.month and l.activity = w.activity;
 $$;
 
+-- An error for a kind of mail that nothing says how to refuse: a kind that is forgotten is sent to nobody.
+create function jobs.reject_unknown_kind(p_kind text) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    raise exception 'no preference is known for the kind %', p_kind using errcode = '22023';
+end $$;
+
+-- Whether somebody refuses a kind of mail, or cannot be reached at p_now; null: they want it.
+create or replace function jobs.mail_refusal(p jobs.mail_people, p_kind text, p_now timestamptz) returns text
+language sql stable as $$
+    select coalesce(case when p.banned_until > p_now and p.unreachable is distinct from 'user_deleted'
+        then 'user_banned' else p.unreachable end, case when not case p_kind
+        when 'threshold_alert' then p.wants_alerts
+        when 'integration_trouble' then true
+        when 'monthly_reminder' then p.wants_reminder
+        when 'monthly_recap' then p.wants_recap
+        when 'marketing_day3' then p.wants_marketing
+        else jobs.reject_unknown_kind(p_kind) end then 'refused_by_user' end);
+$$;
+
+-- Gives each planned delivery of a run its item and its message: the end of every plan of mails, in its transaction. A
+-- run that was closed is open again. p_user_id: only this user's. Answers how many were queued.
+create or replace function jobs.queue_mails(p_run_id uuid, p_user_id uuid, p_now timestamptz) returns integer
+language plpgsql set search_path = '' as $$
+declare
+    queued integer := 0;
+    batch record;
+begin
+    for batch in
+        with items as (
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
+            select d.run_id, jobs.lane_of_mail(d.kind), d.kind, md5(d.dedupe_key)::uuid, d.user_id,
+                jsonb_build_object('delivery_id', d.delivery_id), p_now, p_now
+            from jobs.email_deliveries d
+            where d.run_id = p_run_id and d.status = 'planned' and (p_user_id is null or d.user_id = p_user_id)
+            on conflict (run_id, kind, subject) do nothing
+            returning item_id, lane, kind, version
+        )
+        select lane, kind, version, array_agg(item_id order by item_id) as items
+        from items group by lane, kind, version
+    loop
+        perform jobs.send_messages(p_run_id, batch.lane, batch.kind, batch.version, batch.items);
+        queued := queued + cardinality(batch.items);
+    end loop;
+    if queued > 0 then
+        update jobs.job_runs set status = 'running', finished_at = null
+        where run_id = p_run_id and finished_at is not null;
+    end if;
+    return queued;
+end $$;
+
+-- Plans the J+3 mails (p_first_day, p_last_day) or the reminders for a month (p_month, p_expires_at). With p_dry_run
+-- nothing is written.
+--   {state: planned | joined | repeated | dry_run, run_id,
+--    plan: {items, skipped: {reason: n}, unknown_prices: […], unreadable?: n, candidates?: […]}}
+-- unreadable: how many of those that were looked at have an account that cannot be read (see account_flaws); noted.
+create or replace function public.jobs_plan_mails(
+    p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
+    p_parameters jsonb, p_user_id uuid, p_dry_run boolean, p_prices jsonb,
+    p_first_day integer, p_last_day integer, p_month date, p_expires_at timestamptz, p_now timestamptz
+) returns jsonb language plpgsql security definer
+set search_path = '' set statement_timeout = '28s' set work_mem = '32MB' set jit = off as $$
+declare
+    opened jsonb;
+    outline jsonb;
+    users uuid[];
+    flawed uuid[];
+    flaws text[];
+begin
+    if p_kind not in ('marketing_day3', 'monthly_reminder') then
+        raise exception 'unknown kind %', p_kind using errcode = '22023';
+    end if;
+    if p_dry_run then
+        with c as materialized (
+            select * from jobs.marketing_candidates(p_user_id, p_prices, p_first_day, p_last_day, p_now)
+            where p_kind = 'marketing_day3'
+            union all
+            select * from jobs.reminder_candidates(p_user_id, p_prices, p_month, p_expires_at, p_now)
+            where p_kind = 'monthly_reminder'
+        )
+        select jsonb_build_object(
+            'items', count(*) filter (where c.reason is null),
+            'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
+                select reason, count(*) as n from c where reason is not null group by reason) n),
+            'unknown_prices', (select coalesce(jsonb_agg(n.unknown_price), '[]') from (
+                select distinct left(unknown_price, 80) as unknown_price
+                from c where unknown_price is not null order by 1 limit 10) n),
+            'candidates', (select coalesce(jsonb_agg(f), '[]') from (
+                select c.user_id, coalesce(c.reason, 'due') as outcome
+                from c order by c.reason nulls first, c.user_id limit 100) f)),
+            array_agg(c.user_id)
+        into outline, users from c;
+        return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline
+            || coalesce((select jsonb_build_object('unreadable', count(*))
+                from jobs.account_flaws(users) having count(*) > 0), '{}'));
+    end if;
+    opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
+    if opened ->> 'state' <> 'planned' then
+        return opened;
+    end if;
+    with c as materialized (
+        select * from jobs.marketing_candidates(p_user_id, p_prices, p_first_day, p_last_day, p_now)
+        where p_kind = 'marketing_day3'
+        union all
+        select * from jobs.reminder_candidates(p_user_id, p_prices, p_month, p_expires_at, p_now)
+        where p_kind = 'monthly_reminder'
+    ), planned as (
+        insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
+        select c.dedupe_key, p_kind, c.user_id, c.user_id, p_run_id, c.facts, c.expires_at
+        from c where c.reason is null
+        order by c.user_id                    -- two plans at once wait for each other in one order
+        on conflict (dedupe_key) do nothing   -- another run was faster
+        returning 1
+    )
+    select jsonb_build_object(
+        'items', (select count(*) from planned),
+        'skipped', (select coalesce(jsonb_object_agg(n.reason, n.n), '{}') from (
+            select reason, count(*) as n from c where reason is not null group by reason) n),
+        'unknown_prices', (select coalesce(jsonb_agg(n.unknown_price), '[]') from (
+            select distinct left(unknown_price, 80) as unknown_price
+                from c where unknown_price is not null order by 1 limit 10) n)),
+        (select array_agg(c.user_id) from c)
+    into outline, users;
+    select array_agg(f.user_id order by f.user_id), array_agg(f.flaw order by f.user_id) into flawed, flaws
+    from jobs.account_flaws(users) f;
+    perform jobs.note_unreadable('account', users, flawed, flaws, p_now);
+    if flawed is not null then
+        outline := outline || jsonb_build_object('unreadable', cardinality(flawed));
+    end if;
+    perform jobs.queue_mails(p_run_id, null, p_now);
+    update jobs.job_runs set plan = outline where run_id = p_run_id;
+    return opened || jsonb_build_object('plan', outline);
+end $$;
+
 drop function public.mail_claim;
 
 -- Claims up to p_limit mails of the first lane that has any, and tells all that is needed to send them. Where one of
@@ -996,6 +1535,167 @@ begin
         ) y on d.kind = 'monthly_recap' and d.status = 'planned'));
 end $$;
 
+-- Writes outcomes down: deliveries, items, messages, and what others read (marketing_emails). Call only under the
+-- ledger's lock, with deliveries that hold_mails let pass.
+create or replace function jobs.write_mail_outcomes(p_claim uuid, p_outcomes jsonb, p_now timestamptz) returns void
+language plpgsql set search_path = '' as $$
+declare
+    batch record;
+begin
+    update jobs.email_deliveries d
+    set status = o.status, reason = left(o.reason, 500), provider_id = o.provider_id, settled_at = p_now
+    from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, provider_id text)
+    where d.delivery_id = o.delivery_id;
+
+    insert into public.marketing_emails (user_id, email_type, sent_at)
+    select d.user_id, 'upgrade_day3', p_now
+    from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
+    join jobs.email_deliveries d on d.delivery_id = o.delivery_id
+    where d.kind = 'marketing_day3' and d.user_id is not null and o.status in ('sent', 'unknown')
+    order by d.user_id
+    on conflict (user_id, email_type) do nothing;
+
+    update jobs.job_items i
+    set status = case o.status when 'sent' then 'done' when 'skipped' then 'skipped' when 'expired' then 'skipped'
+            else 'failed' end,
+        result = jsonb_strip_nulls(jsonb_build_object(
+            'user_id', i.user_id, 'mail', o.status, 'reason', left(o.reason, 500))),
+        error = case when o.status in ('refused', 'failed', 'unknown')
+            then jobs.cut_failure(jsonb_build_object('code', coalesce(o.code, o.status), 'message', o.reason)) end,
+        leased_until = null, settled_at = p_now
+    from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, code text)
+    join jobs.email_deliveries d on d.delivery_id = o.delivery_id
+    where i.item_id = d.item_id and i.lease_id = p_claim and i.status = 'queued';
+    for batch in
+        select i.lane, array_agg(i.msg_id) as messages
+        from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint)
+        join jobs.email_deliveries d on d.delivery_id = o.delivery_id
+        join jobs.job_items i on i.item_id = d.item_id
+        where i.lease_id = p_claim group by i.lane
+    loop
+        perform pgmq.delete('jobs_' || batch.lane, batch.messages);
+    end loop;
+
+    update jobs.email_batches b set state = 'settled', ended_at = clock_timestamp()
+    where b.state = 'sealed'
+        and b.batch_id in (select d.batch_id from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint)
+            join jobs.email_deliveries d on d.delivery_id = o.delivery_id)
+        and not exists (select from jobs.email_deliveries d where d.batch_id = b.batch_id and d.status = 'sealed');
+end $$;
+
+-- Settles mails: sent, skipped, expired, refused (the address), failed, unknown. What another claim holds by now is
+-- left to it. p_outcomes: [{delivery_id, status, reason, code, provider_id}]. Answers how many were written, by this
+-- call or by an earlier one that it repeats.
+create or replace function public.mail_settle(p_claim uuid, p_outcomes jsonb, p_now timestamptz) returns integer
+language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
+declare
+    held bigint[];
+begin
+    perform jobs.lock_mail_ledger();
+    held := jobs.hold_mails(p_claim,
+        array(select (o ->> 'delivery_id')::bigint from jsonb_array_elements(p_outcomes) o), 60);
+    perform jobs.write_mail_outcomes(p_claim, (
+        select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
+        where (o ->> 'delivery_id')::bigint = any (held)), p_now);
+    return (select count(*)
+        from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
+        join jobs.email_deliveries d on d.delivery_id = o.delivery_id and d.status = o.status
+        left join jobs.job_items i on i.item_id = d.item_id
+        where i.item_id is null or i.lease_id = p_claim);
+end $$;
+
+-- Gives mails back. With an error it is an attempt, and attempt number p_max_attempts ends them: as unknown where they
+-- were sealed, as failed otherwise. p_release_batch: the batch was definitely not accepted; its mails are free for
+-- another one. A repeated call finds nothing that is held.
+create or replace function public.mail_give_back(
+    p_claim uuid, p_deliveries bigint[], p_delay_seconds integer, p_error jsonb, p_release_batch uuid,
+    p_max_attempts integer, p_now timestamptz
+) returns void language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
+declare
+    held bigint[];
+    ended jsonb;
+    batch record;
+begin
+    perform jobs.lock_mail_ledger();
+    held := jobs.hold_mails(p_claim, p_deliveries, 60);
+    if p_release_batch is not null then
+        update jobs.email_batches set state = 'released', ended_at = clock_timestamp()
+        where batch_id = p_release_batch and state = 'sealed'
+            and not exists (select from jobs.email_deliveries d
+                where d.batch_id = p_release_batch and d.status = 'sealed' and d.delivery_id <> all (held));
+        if found then
+            update jobs.email_deliveries
+            set status = 'planned', batch_id = null, position = null, address = null, digest = null, sealed_at = null
+            where delivery_id = any (held) and batch_id = p_release_batch;
+        end if;
+    end if;
+    if p_error is not null then
+        update jobs.job_items i set attempts = i.attempts + 1, error = jobs.cut_failure(p_error)
+        from jobs.email_deliveries d where d.delivery_id = any (held) and i.item_id = d.item_id;
+        select jsonb_agg(jsonb_build_object('delivery_id', d.delivery_id,
+            'status', case d.status when 'sealed' then 'unknown' else 'failed' end,
+            'code', p_error ->> 'code', 'reason', p_error ->> 'message'))
+        into ended
+        from jobs.email_deliveries d join jobs.job_items i on i.item_id = d.item_id
+        where d.delivery_id = any (held) and i.attempts >= p_max_attempts;
+        if ended is not null then
+            perform jobs.write_mail_outcomes(p_claim, ended, p_now);
+        end if;
+    end if;
+    for batch in
+        select i.lane, array_agg(i.item_id order by i.item_id) as items
+        from jobs.email_deliveries d join jobs.job_items i on i.item_id = d.item_id
+        where d.delivery_id = any (held) and i.status = 'queued' and i.lease_id = p_claim group by i.lane
+    loop
+        perform public.jobs_release(batch.lane, batch.items,
+            array_fill(p_claim, array[cardinality(batch.items)]), p_delay_seconds);
+    end loop;
+end $$;
+
+-- Stops one kind of mail for a user; an error for a kind that no preference stops. A missing row stands for "no
+-- reminder": making it must not start one.
+create or replace function public.mail_unsubscribe(p_user_id uuid, p_kind text) returns boolean
+language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
+begin
+    if p_kind not in ('monthly_reminder', 'monthly_recap', 'marketing_day3', 'threshold_alert') then
+        perform jobs.reject_unknown_kind(p_kind);
+    end if;
+    insert into public.email_preferences as e
+        (user_id, monthly_reminder, monthly_recap_email, marketing_email, threshold_alert_email)
+    select u.id, false, p_kind <> 'monthly_recap', p_kind <> 'marketing_day3', p_kind <> 'threshold_alert'
+    from auth.users u where u.id = p_user_id
+    on conflict (user_id) do update set
+        monthly_reminder = e.monthly_reminder and p_kind <> 'monthly_reminder',
+        monthly_recap_email = case when p_kind = 'monthly_recap' then false else e.monthly_recap_email end,
+        marketing_email = e.marketing_email and p_kind <> 'marketing_day3',
+        threshold_alert_email = e.threshold_alert_email and p_kind <> 'threshold_alert',
+        updated_at = clock_timestamp();
+    return found;
+end $$;
+
+drop function public.mail_feedback;
+
+-- What the mail service reports of a mail, once for each event id. p_suppress (bounced, complained): no mail goes to
+-- p_address any more. False: the event was known.
+create function public.mail_feedback(
+    p_event_id text, p_kind text, p_provider_id text, p_suppress text, p_address text, p_now timestamptz
+) returns boolean language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
+begin
+    insert into jobs.email_events (event_id, kind, received_at) values (p_event_id, p_kind, p_now)
+    on conflict (event_id) do nothing;
+    if not found then
+        return false;
+    end if;
+    if p_suppress is not null and p_address is not null then
+        insert into jobs.email_suppressions (address_hash, reason)
+        values (jobs.address_hash(p_address), p_suppress) on conflict (address_hash) do nothing;
+    end if;
+    if p_suppress is not null and p_provider_id is not null then
+        update jobs.email_deliveries set feedback = p_suppress where provider_id = p_provider_id;
+    end if;
+    return true;
+end $$;
+
 -- Plans the month's recap, where the run wants recaps and the user, too. Call in the settlement's transaction.
 create or replace function jobs.plan_recap(
     p_item_id bigint, p_user_id uuid, p_month date, p_as_of timestamptz, p_parts jsonb, p_now timestamptz
@@ -1017,9 +1717,11 @@ begin
     select * into p from jobs.mail_people where user_id = p_user_id;
     if jobs.mail_refusal(p, 'monthly_recap', p_now) is not null
         or not exists (select from public.integration_tokens t where t.user_id = p_user_id and t.is_active)
-        -- A debit on its way or an open dispute alone is nothing to tell of.
+        -- A debit on its way, an open dispute, an account that was taken out of the books: nothing to tell of.
         or not exists (select from jobs.integration_transactions t
-            where t.user_id = p_user_id and t.paris_month = p_month
+            join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+            left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
+            where t.user_id = p_user_id and t.paris_month = p_month and not coalesce(f.left_out, s.left_out)
                 and coalesce(t.excluded, '') not in ('pending', 'failed', 'not_lost', 'no_turnover')) then
         return;
     end if;
@@ -1097,6 +1799,184 @@ begin
     end loop;
 end $$;
 
+-- Notes which of these users cannot be read, in this part, and takes away the notes of those who can be read again.
+-- p_flawed and p_flaws: the user and the flaw of each.
+create function jobs.note_unreadable(p_part text, p_users uuid[], p_flawed uuid[], p_flaws text[], p_now timestamptz)
+returns void language sql set search_path = '' as $$
+    insert into jobs.unreadable_input as k (user_id, part, flaw, since)
+    select f.user_id, p_part, f.flaw, p_now
+    from unnest(p_flawed, p_flaws) as f (user_id, flaw) join auth.users u on u.id = f.user_id
+    order by f.user_id
+    on conflict (user_id, part) do update set flaw = excluded.flaw where k.flaw <> excluded.flaw;
+    delete from jobs.unreadable_input k
+    where k.part = p_part and k.user_id = any (p_users) and k.user_id <> all (coalesce(p_flawed, '{}'));
+$$;
+
+-- Turnover of users as ca_records has it: a page of p_limit users after p_after, or of one user, or (p_due) of those
+-- whose imported totals have changed since they were checked last, who are listed in `due`. Only users with a year that
+-- reaches its floor: p_floors {year: cents}, in proportion to the days of a creation year. The year before each comes
+-- with it. A user with a flaw comes without years, and is noted as such where p_noted_at says when.
+-- A page ends earlier where it would be larger than 2,000 books or p_bytes: `scanned` are those up to its end.
+-- Sorting and adding up a page fits into work_mem as set here.
+--   {people: [{user_id, created, reason, flaw, held: [{year, threshold, step}], years: [{year, sums, mixed}]}],
+--    due: [{user_id, since}], scanned, next}
+create or replace function public.threshold_books(
+    p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb, p_bytes integer,
+    p_noted_at timestamptz, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s'
+set work_mem = '32MB' set jit = off as $$
+declare
+    most_books constant integer := 2000;
+    first_year constant integer := (select min(y::integer) - 1 from jsonb_object_keys(p_floors) y);
+    last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
+    users uuid[];
+    due jsonb;
+    above uuid[];
+    last_user uuid;
+    more boolean;
+    flawed uuid[];
+    flaws text[];
+    is_cut boolean;
+    people jsonb;
+begin
+    if p_due then
+        -- Before the books: a mark that is set again while they are read is not taken for this one.
+        select array_agg(d.user_id order by d.user_id),
+            jsonb_agg(jsonb_build_object('user_id', d.user_id, 'since', d.since))
+        into users, due
+        from (select * from jobs.threshold_checks_due q
+              where p_after is null or q.user_id > p_after order by q.user_id limit p_limit) d;
+    elsif p_user_id is not null then
+        users := array(select u.id from auth.users u where u.id = p_user_id);
+    else
+        users := array(select u.id from auth.users u
+            where p_after is null or u.id > p_after order by u.id limit p_limit);
+    end if;
+    last_user := users[cardinality(users)];
+    more := p_user_id is null and cardinality(users) = p_limit;
+    above := coalesce(jobs.users_above(users, p_due, p_floors), '{}');
+    if cardinality(above) > most_books then
+        above := above[1:most_books];
+        last_user := above[most_books];
+        more := true;
+    end if;
+
+    with held as (
+        select t.user_id,
+            jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
+        from jobs.threshold_alerts t
+        where t.user_id = any (above) and t.year between first_year and last_year group by 1
+    ), people_found as (
+        select b.user_id, jsonb_build_object(
+            'user_id', b.user_id, 'created', b.created,
+            'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
+            'held', coalesce(h.held, '[]'), 'years', coalesce(b.years, '[]')) as person
+        from jobs.books(above, first_year, last_year) b
+        -- A fence (offset 0): of all people only these.
+        cross join lateral (select * from jobs.mail_people m where m.user_id = b.user_id offset 0) p
+        left join held h on h.user_id = b.user_id
+    ), measured as materialized (
+        select f.user_id, f.person, row_number() over w as n, sum(octet_length(f.person::text)) over w as bytes
+        from people_found f window w as (order by f.user_id)
+    ), page as (
+        select * from measured m where m.n = 1 or m.bytes <= p_bytes
+    )
+    select jsonb_agg(g.person order by g.user_id), array_agg(g.user_id order by g.user_id),
+        array_agg(g.user_id order by g.user_id) filter (where g.person ->> 'flaw' is not null),
+        array_agg(g.person ->> 'flaw' order by g.user_id) filter (where g.person ->> 'flaw' is not null),
+        (select count(*) from measured) > count(*)
+    into people, above, flawed, flaws, is_cut
+    from page g;
+    if is_cut then
+        last_user := above[cardinality(above)];
+        more := true;
+    end if;
+
+    if p_noted_at is not null then
+        perform jobs.note_unreadable('books', array(select u from unnest(users) u where u <= last_user), flawed, flaws,
+            p_noted_at);
+    end if;
+    return jsonb_build_object(
+        'people', coalesce(people, '[]'),
+        'due', (select coalesce(jsonb_agg(d), '[]') from jsonb_array_elements(due) d
+            where (d ->> 'user_id')::uuid <= last_user),
+        'scanned', (select count(*) from unnest(users) u where u <= last_user),
+        'next', case when more then last_user end);
+end $$;
+
+drop function public.jobs_note_alerts;
+
+-- Notes what one page of a check has found, for the plan of its run. A repeated call notes nothing twice. What a check
+-- noted that came to no plan goes a day later.
+-- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step}]}]
+create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb, p_now timestamptz) returns void
+language sql security definer set search_path = '' set statement_timeout = '10s' as $$
+    delete from jobs.found_alerts where found_at < p_now - interval '1 day';
+    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up, found_at)
+    select p_run_id, a.user_id, a.year, a.facts, a.used_up, p_now
+    from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb)
+    join auth.users u on u.id = a.user_id    -- gone since: nobody to tell
+    order by a.user_id, a.year
+    on conflict (run_id, user_id, year) do nothing;
+$$;
+
+-- Plans alerts: each step once for each user and year, in one mail for all that are new. p_append: to a run that is
+-- there already (a sync whose totals changed). p_due: the marks that were checked, taken away unless set again since.
+-- What was found for the run by jobs_note_alerts is planned, and gone from there.
+--   {state: planned | joined | repeated, run_id, plan: {items, …p_outline}}
+create or replace function public.jobs_plan_alerts(
+    p_run_id uuid, p_append boolean, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
+    p_parameters jsonb, p_due jsonb, p_outline jsonb, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
+declare
+    opened jsonb;
+    outline jsonb;
+    planned integer;
+begin
+    if p_append then
+        opened := jsonb_build_object('state', 'planned', 'run_id', p_run_id);
+    else
+        opened := jobs.open_run(p_run_id, p_task, p_slot, p_trigger, p_route, p_as_of, p_parameters, p_now);
+        if opened ->> 'state' <> 'planned' then
+            delete from jobs.found_alerts where run_id = p_run_id;
+            return opened;
+        end if;
+    end if;
+    with alerts as materialized (
+        delete from jobs.found_alerts where run_id = p_run_id returning user_id, year, facts, used_up
+    ), marked as (
+        insert into jobs.threshold_alerts (user_id, year, threshold, step, run_id)
+        select a.user_id, a.year, s.threshold, s.step, p_run_id
+        from alerts a, jsonb_to_recordset(a.used_up) as s (threshold text, step smallint)
+        order by 1, 2, 3, 4
+        on conflict (user_id, year, threshold, step) do nothing
+        returning user_id, year, threshold, step
+    ), fresh as (   -- of each alert, what nobody was faster to tell
+        select a.user_id, a.year, a.facts, jsonb_agg(c.crossing order by c.n) as crossings,
+            string_agg(c.crossing ->> 'threshold' || '-' || (c.crossing ->> 'step'), '+' order by c.n) as steps
+        from alerts a, jsonb_array_elements(a.facts -> 'crossings') with ordinality as c (crossing, n)
+        join marked m on m.threshold = c.crossing ->> 'threshold' and m.step = (c.crossing ->> 'step')::smallint
+        where m.user_id = a.user_id and m.year = a.year
+        group by a.user_id, a.year, a.facts
+    )
+    insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
+    select 'threshold_alert/' || f.user_id || '/' || f.year || '/' || f.steps, 'threshold_alert', f.user_id, f.user_id,
+        p_run_id, f.facts || jsonb_build_object('crossings', f.crossings)
+    from fresh f
+    on conflict (dedupe_key) do nothing;
+
+    planned := jobs.queue_mails(p_run_id, null, p_now);
+    delete from jobs.threshold_checks_due d
+    using jsonb_to_recordset(p_due) as q (user_id uuid, since timestamptz)
+    where d.user_id = q.user_id and d.since = q.since;
+
+    outline := p_outline || jsonb_build_object('items', planned);
+    if not p_append then
+        update jobs.job_runs set plan = outline where run_id = p_run_id;
+    end if;
+    return opened || jsonb_build_object('plan', outline);
+end $$;
+
 drop function jobs.store_movements;
 
 -- Stores movements in bulk. {records: how many were new or changed, months: the Paris months they touch}
@@ -1123,8 +2003,9 @@ create function jobs.store_movements(
         where t.user_id = p_user_id and t.provider = p_provider
     ), merged as (
         select n.external_id,
-            case when n.kind = 'unknown' then coalesce(t.kind, n.kind) else n.kind end as kind,
-            case when n.kind = 'dispute' then n.occurred_at
+            case when n.kind = 'unknown' or (n.kind = 'refund' and t.kind = 'platform_reversal')
+                then coalesce(t.kind, n.kind) else n.kind end as kind,
+            case when n.kind = 'dispute' and n.state is distinct from t.state then n.occurred_at
                 when t.occurred_at <> t.listed_at and n.occurred_at = n.listed_at and n.listed_at = t.listed_at
                 then t.occurred_at else coalesce(n.occurred_at, t.occurred_at) end as occurred_at,
             case when k.keep then t.amount_minor else n.amount_minor end as amount_minor,
@@ -1188,7 +2069,7 @@ language sql set search_path = '' as $$
             and p_kinds ->> t.source_kind is not null and t.kind = 'unknown'
         returning t.paris_month
     ), failures as materialized (
-        select r from jobs.integration_transactions t, unnest(t.refs) r
+        select r, t.paris_month from jobs.integration_transactions t, unnest(t.refs) r
         where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'charge_failure'
             and r !~ '^pi_'
     ), failed as (
@@ -1196,10 +2077,13 @@ language sql set search_path = '' as $$
         where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'payment' and t.state is distinct from 'failed'
             and exists (select from failures)
             and exists (select from failures f where f.r = any (t.refs))
-        returning t.paris_month
+        returning t.paris_month, t.refs
     )
     select coalesce(array_agg(distinct m.paris_month), '{}')
-    from (select paris_month from learned union all select paris_month from failed) m;
+    from (select paris_month from learned
+        union all select paris_month from failed
+        -- What took it back counted once, too, where it was stored before failures were followed.
+        union all select f.paris_month from failed p join failures f on f.r = any (p.refs)) m;
 $$;
 
 -- Settles (p_final) or checkpoints a sync item under the user's lock and the item's lease. A checkpoint stores
@@ -1293,10 +2177,10 @@ begin
             end if;
             if s.first_month is null then
                 -- Months before the connection are the user's own, who has typed them.
-                s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of));
+                s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of), p_now);
                 s.counted := s.counted + datemultirange(daterange(s.first_month, null));
             end if;
-            if part.count_month and p_month is not null then
+            if part.count_month and p_month is not null and not s.left_out then
                 s.counted := s.counted + datemultirange(daterange(p_month, (p_month + interval '1 month')::date));
             end if;
             update jobs.integration_state k
@@ -1420,21 +2304,31 @@ begin
     return jsonb_build_object('state', 'settled', 'result', answer);
 end $$;
 
--- Takes an account out of a user's books, for who connected a wrong one by mistake: its movements stay in the ledger and
--- count in no month any more, until the account is connected again or a month is read on request. Repeating it changes
--- nothing.
+-- Takes an account out of a user's books, for who connected a wrong one by mistake, or back into them (p_out false). Its
+-- movements stay in the ledger; taken out they count in no month, whatever is read, until it is taken back or connected
+-- again in place of another. Repeating it changes nothing. An account that is not the user's is an error.
 --   {months: [YYYY-MM] whose totals were added up again, left_alone: see recompute_totals}
-create function jobs.leave_account_out(p_user_id uuid, p_provider text, p_account text, p_as_of timestamptz) returns jsonb
-language plpgsql set search_path = '' as $$
+create function jobs.leave_account_out(
+    p_user_id uuid, p_provider text, p_account text, p_out boolean, p_as_of timestamptz
+) returns jsonb language plpgsql set search_path = '' as $$
 declare
     touched date[];
     left_alone jsonb;
 begin
     perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || p_user_id::text, 0));
-    update jobs.integration_state s set counted = '{}', updated_at = p_as_of
-    where s.user_id = p_user_id and s.provider = p_provider and s.account = p_account;
-    update jobs.former_accounts f set counted = '{}'
-    where f.user_id = p_user_id and f.provider = p_provider and f.account = p_account;
+    if not exists (select from jobs.integration_state s
+            where (s.user_id, s.provider, s.account) = (p_user_id, p_provider, p_account))
+        and not exists (select from jobs.former_accounts f
+            where (f.user_id, f.provider, f.account) = (p_user_id, p_provider, p_account)) then
+        raise exception 'user % has no account % at %', p_user_id, p_account, p_provider using errcode = '22023';
+    end if;
+    update jobs.integration_state s set left_out = p_out, updated_at = p_as_of,
+        counted = case when p_out then '{}' else datemultirange(daterange(s.first_month, null)) end
+    where s.user_id = p_user_id and s.provider = p_provider and s.account = p_account and s.left_out <> p_out;
+    update jobs.former_accounts f set left_out = p_out,
+        counted = case when p_out then '{}' else datemultirange(daterange(f.first_month,
+            (date_trunc('month', f.replaced_at at time zone 'Europe/Paris') + interval '1 month')::date)) end
+    where f.user_id = p_user_id and f.provider = p_provider and f.account = p_account and f.left_out <> p_out;
     touched := array(select distinct t.paris_month from jobs.integration_transactions t
         where t.user_id = p_user_id and t.provider = p_provider and t.account = p_account);
     touched := touched || jobs.months_reported_twice(p_user_id, touched);
@@ -1444,6 +2338,60 @@ begin
     return jsonb_build_object('left_alone', left_alone, 'months', (
         select coalesce(jsonb_agg(to_char(m, 'YYYY-MM') order by m), '[]') from unnest(touched) m));
 end $$;
+
+drop function public.jobs_sign_in;
+
+-- Counts a try before the secret is looked at, so that no number of them at once passes the limits: p_most of an
+-- address and p_most_together of all, in p_seconds. A repeated call counts once. Tries that are older are deleted. One
+-- that another instance's clock puts later than p_now counts.
+--   {allowed, retry_after: seconds, epoch}
+create function public.jobs_sign_in(
+    p_try uuid, p_address text, p_most integer, p_most_together integer, p_seconds integer, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '5s' as $$
+declare
+    span constant interval := make_interval(secs => p_seconds);
+    epoch constant bigint := (select s.epoch from jobs.job_sign_outs s);
+    free_at timestamptz;
+begin
+    perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.sign_ins', 0));
+    delete from jobs.job_sign_ins where tried_at <= p_now - span;
+    if exists (select from jobs.job_sign_ins where try_id = p_try) then
+        return jsonb_build_object('allowed', true, 'epoch', epoch);
+    end if;
+    -- Of so many tries as are allowed the oldest: when it is over, there is room.
+    free_at := greatest(
+        (select t.tried_at from jobs.job_sign_ins t where t.address = p_address
+         order by t.tried_at desc offset p_most - 1 limit 1),
+        (select t.tried_at from jobs.job_sign_ins t
+            order by t.tried_at desc offset p_most_together - 1 limit 1)) + span;
+    if free_at is not null then
+        return jsonb_build_object('allowed', false,
+            'retry_after', greatest(1, ceil(extract(epoch from free_at - p_now)))::integer);
+    end if;
+    insert into jobs.job_sign_ins (try_id, address, tried_at) values (p_try, p_address, p_now);
+    return jsonb_build_object('allowed', true, 'epoch', epoch);
+end $$;
+
+-- The number that a session must carry now.
+create function public.jobs_session_epoch() returns bigint
+language sql stable security definer set search_path = '' set statement_timeout = '5s' as $$
+    select s.epoch from jobs.job_sign_outs s;
+$$;
+
+-- Ends every session that carries p_epoch or less. A repeated call ends nothing that began since.
+create function public.jobs_sign_out(p_epoch bigint) returns void
+language sql security definer set search_path = '' set statement_timeout = '5s' as $$
+    update jobs.job_sign_outs set epoch = p_epoch + 1 where epoch <= p_epoch;
+$$;
+
+-- A message in which every address is cut as mask_address does. Of a long one, which may have been cut before, only the
+-- beginning is looked at, without its last word: a part of an address is not known as one.
+create or replace function jobs.mask_text(p_text text) returns text
+language sql immutable set search_path = '' as $$
+    select left(regexp_replace(case when length(p_text) < 500 then p_text
+            else regexp_replace(left(p_text, 2000), '[^\s@<>()",;:]*$', '') end,
+        '([^\s@<>()",;:]?)[^\s@<>()",;:]*@([^\s@<>()",;:]?)[^\s@<>()",;:]*', '\1…@\2…', 'g'), 500);
+$$;
 
 -- The last p_runs runs for everybody of each task, with what happened to their items by lane and up to ten of those
 -- in trouble; and how many runs for single users there were within a day.
@@ -1504,6 +2452,50 @@ language sql stable set search_path = '' as $$
             group by 1 order by 1) s));
 $$;
 
+-- Each lane that has something: waiting, of these in flight and put off after a failure; failed since p_failed_since
+-- and not made up for; of mails also how many ended without anybody knowing.
+create or replace function jobs.status_queue(p_failed_since timestamptz) returns jsonb
+language sql stable set search_path = '' as $$
+    with waiting as (
+        select i.lane, count(*) as waiting, count(*) filter (where i.leased_until > clock_timestamp()) as in_flight,
+            count(*) filter (where i.error is not null) as put_off, min(i.waiting_since) as oldest
+        from jobs.job_items i where i.status = 'queued' group by 1
+    ), failed as (
+        select f.lane, count(*) filter (where f.mail is distinct from 'unknown') as failed,
+            count(*) filter (where f.mail = 'unknown') as unknown
+        from jobs.open_failures(p_failed_since) f group by 1
+    )
+    select coalesce(jsonb_agg(jsonb_build_object('lane', lane,
+        'waiting', coalesce(w.waiting, 0), 'in_flight', coalesce(w.in_flight, 0), 'put_off', coalesce(w.put_off, 0),
+        'oldest', w.oldest, 'failed', coalesce(f.failed, 0), 'unknown', coalesce(f.unknown, 0))), '[]')
+    from waiting w full join failed f using (lane);
+$$;
+
+-- Mails by kind and Paris day of the last p_days days, and why some were not sent.
+create or replace function jobs.status_mails(p_days integer, p_now timestamptz) returns jsonb
+language sql stable set search_path = '' as $$
+    with since as (
+        select ((p_now at time zone 'Europe/Paris')::date - p_days + 1)::timestamp at time zone 'Europe/Paris' as at
+    ), settled as materialized (
+        select d.kind, (d.settled_at at time zone 'Europe/Paris')::date as day, d.status, d.reason, d.feedback
+        from jobs.email_deliveries d where d.settled_at >= (select at from since)
+    )
+    select jsonb_build_object(
+        'days', (select coalesce(jsonb_agg(m order by m.day, m.kind), '[]') from (
+            select s.kind, s.day, count(*) filter (where s.status = 'sent') as sent,
+                count(*) filter (where s.status in ('failed', 'refused')) as failed,
+                count(*) filter (where s.status = 'unknown') as unknown,
+                count(*) filter (where s.status in ('skipped', 'expired')
+                    and s.reason is distinct from 'suppressed') as skipped,
+                count(*) filter (where s.status = 'skipped' and s.reason = 'suppressed') as suppressed,
+                count(*) filter (where s.feedback is not null) as returned
+            from settled s group by 1, 2) m),
+        'reasons', (select coalesce(jsonb_agg(r), '[]') from (
+            select s.kind, s.status, jobs.mask_text(coalesce(s.reason, s.status)) as reason, count(*) as count
+            from settled s where s.status <> 'sent' group by 1, 2, 3 order by 4 desc, 1, 2, 3 limit 12) r),
+        'suppressed_addresses', (select count(*) from jobs.email_suppressions));
+$$;
+
 -- Integrations by state (late: without a success since p_late_before), and the first p_limit that are broken.
 create or replace function jobs.status_integrations(p_limit integer, p_late_before timestamptz, p_now timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
@@ -1553,6 +2545,19 @@ language sql stable set search_path = '' as $$
             order by n.last_success_at desc limit 1));
 $$;
 
+-- Who has written something that cannot be read, the first p_limit by name.
+--   {total, users: [{user_id, address, flaw, since}]}
+create function jobs.status_unreadable(p_limit integer) returns jsonb
+language sql stable set search_path = '' as $$
+    select jsonb_build_object(
+        'total', (select count(*) from jobs.unreadable_input),
+        'users', (select coalesce(jsonb_agg(jsonb_build_object('user_id', b.user_id,
+                'address', jobs.mask_address(u.email), 'flaw', b.flaw, 'since', b.since)
+                order by b.since, b.user_id, b.part), '[]')
+            from (select * from jobs.unreadable_input order by since, user_id, part limit p_limit) b
+            join auth.users u on u.id = b.user_id));
+$$;
+
 drop function public.jobs_status;
 
 -- Everything that the status page shows. Changes nothing.
@@ -1585,6 +2590,87 @@ begin
             select m.month, m.error ->> 'code' as code, jobs.mask_text(min(m.error ->> 'message')) as message,
                 count(*) as count
             from jobs.owed_months(p_now) m group by 1, 2 order by 4 desc limit 10) o));
+end $$;
+
+-- Has a lane's work done again: what waits is visible at once; a mail that the mail service definitely did not take
+-- (failed, refused) is queued again, one that it may have taken (unknown) never; a sync that failed is planned anew,
+-- in one run. Looks back to p_failed_since. A repeated call with the same p_run_id answers what the first one did.
+--   {woken, mails, planned}
+create or replace function public.jobs_retry(
+    p_run_id uuid, p_lane text, p_route text, p_failed_since timestamptz, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+declare
+    is_mail constant boolean := (select l.is_mail from jobs.known_lanes() l where l.lane = p_lane);
+    last_month constant text := to_char((p_now at time zone 'Europe/Paris') - interval '1 month', 'YYYY-MM');
+    woken integer;
+    mails integer := 0;
+    planned integer := 0;
+    again bigint[];
+    told jsonb;
+begin
+    delete from jobs.job_answers where answered_at < p_now - interval '1 day';
+    -- A repeated call waits here for the first one, which may still be at it.
+    insert into jobs.job_answers (call_id, answer, answered_at) values (p_run_id, '{}', p_now)
+    on conflict (call_id) do nothing;
+    if not found then
+        select a.answer into told from jobs.job_answers a where a.call_id = p_run_id;
+        return told;
+    end if;
+    if is_mail is null then
+        raise exception 'unknown lane %', p_lane using errcode = '22023';
+    elsif is_mail then
+        perform jobs.lock_mail_ledger();
+        again := array(
+            select f.item_id from jobs.open_failures(p_failed_since) f
+            join jobs.email_deliveries d on d.item_id = f.item_id
+            where f.lane = p_lane and d.status in ('failed', 'refused')
+                and d.provider_id is null and d.user_id is not null and (d.expires_at is null or d.expires_at > p_now));
+        update jobs.email_deliveries d
+        set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
+            sealed_at = null, settled_at = null
+        where d.item_id = any (again) and d.status in ('failed', 'refused');
+        perform from jobs.job_items i where i.item_id = any (again) order by i.item_id for update;
+        update jobs.job_items i
+        set status = 'queued', attempts = 0, error = null, result = '{}', settled_at = null,
+            msg_id = null, lease_id = null, leased_until = null, returned_lease = null
+        where i.item_id = any (again) and i.status = 'failed';
+        get diagnostics mails = row_count;
+        if mails > 0 then
+            perform pgmq.send_batch('jobs_' || p_lane, (select array_agg(jsonb_build_object('version', i.version,
+                    'run_id', i.run_id, 'item_id', i.item_id, 'kind', i.kind) order by i.item_id)
+                from jobs.job_items i where i.item_id = any (again)));
+            update jobs.job_runs r set status = 'running', finished_at = null
+            where r.finished_at is not null
+                and r.run_id in (select i.run_id from jobs.job_items i where i.item_id = any (again));
+        end if;
+    else
+        again := array(select f.item_id from jobs.open_failures(p_failed_since) f where f.lane = p_lane);
+        if cardinality(again) > 0 and jobs.open_run(p_run_id,
+                case p_lane when 'months' then 'monthly_sync' else 'sync_integrations' end, null, 'manual', p_route,
+                p_now, jsonb_build_object('retry', p_lane), p_now) ->> 'state' = 'planned' then
+            insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, created_at, waiting_since)
+            select distinct on (i.kind, i.subject) p_run_id, i.lane, i.kind, i.subject, i.user_id,
+                -- An old month's recap is no news any more.
+                case when i.payload ->> 'month' < last_month then i.payload || '{"recap": false}' else i.payload end,
+                p_now, p_now
+            from jobs.job_items i where i.item_id = any (again)
+            order by i.kind, i.subject, i.item_id desc;
+            get diagnostics planned = row_count;
+            perform jobs.send_items(p_run_id);
+            update jobs.job_runs set plan = jsonb_build_object('items', planned) where run_id = p_run_id;
+        end if;
+    end if;
+
+    -- Put off by a failure or a quota. What somebody holds stays theirs; what was never claimed is visible already.
+    perform pgmq.set_vt('jobs_' || p_lane, i.msg_id, 0)
+    from jobs.job_items i
+    where i.status = 'queued' and i.lane = p_lane and i.msg_id is not null
+        and coalesce(i.leased_until, '-infinity') < clock_timestamp()
+    order by i.msg_id;
+    get diagnostics woken = row_count;
+    told := jsonb_build_object('woken', woken, 'mails', mails, 'planned', planned);
+    update jobs.job_answers set answer = told where call_id = p_run_id;
+    return told;
 end $$;
 
 -- Months of the last monthly slot that failed and that nothing has made up for since, of users who still have an
@@ -1803,6 +2889,89 @@ language sql stable set search_path = '' as $$
         when not exists (select from jobs.integration_state s
             where s.user_id = p_user_id and s.provider = p_provider and s.refusals > 0) then 'connection_good' end;
 $$;
+
+drop function public.jobs_prune;
+
+-- Deletes what is older than p_before: logs, events, finished runs and their items. Ledgers stay, without what is
+-- personal of those settled before p_personal_before. What is personal of users who are gone goes at once, but for a
+-- batch that was sealed later than p_sealed_until: it may be sent again as sealed.
+--
+-- The oldest first, at most 20,000 rows per table a call, so that it never takes long; left says that there is more:
+-- call again. Waits for nobody: what is locked just now has time.
+--
+-- Rows go by where they were found (ctid): looking them up again would read the index of all logs, at random.
+--   {logs, items, runs, events, blanked, left}
+create function public.jobs_prune(
+    p_before timestamptz, p_personal_before timestamptz, p_sealed_until timestamptz, p_now timestamptz
+) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
+declare
+    max_rows_per_table constant integer := 20000;
+    logs integer;
+    items integer;
+    runs integer;
+    events integer;
+    blanked integer;
+    of_old integer;
+begin
+    delete from public.sync_logs where ctid = any (array(
+        select l.ctid from public.sync_logs l where l.synced_at < p_before order by l.synced_at limit max_rows_per_table
+        for update skip locked));
+    get diagnostics logs = row_count;
+    delete from jobs.job_items where ctid = any (array(
+        select i.ctid
+        from (select run_id from jobs.job_runs
+            where finished_at < p_before order by finished_at limit max_rows_per_table) r
+        -- In the order of an index (here and below): else the whole table may seem quicker.
+        cross join lateral (select ctid from jobs.job_items where run_id = r.run_id order by kind, subject
+            limit max_rows_per_table for update skip locked) i
+        limit max_rows_per_table));
+    get diagnostics items = row_count;
+    delete from jobs.job_runs where ctid = any (array(
+        select r.ctid
+        from (select ctid, run_id from jobs.job_runs
+            where finished_at < p_before order by finished_at limit max_rows_per_table for update skip locked) r
+        left join lateral (select true as one from jobs.job_items where run_id = r.run_id order by kind, subject
+            limit 1) i on true
+        where i.one is null));
+    get diagnostics runs = row_count;
+    delete from jobs.email_events where ctid = any (array(
+        select e.ctid from jobs.email_events e
+        where e.received_at < p_before order by e.received_at limit max_rows_per_table for update skip locked));
+    get diagnostics events = row_count;
+    -- Few, and of no use after some minutes; nobody may have tried since.
+    delete from jobs.job_sign_ins where tried_at < p_now - interval '1 day';
+    -- What is personal of those who are gone: at once, but for a batch that may be sent again as sealed. Their items
+    -- went with them, so nobody else ends what was still open. (The operator's digest never had a user.)
+    with ended as (
+        update jobs.email_deliveries d
+        set address = null, facts = '{}',
+            status = case d.status when 'planned' then 'skipped' when 'sealed' then 'unknown' else d.status end,
+            reason = case when d.status in ('planned', 'sealed') then 'user_deleted' else d.reason end,
+            settled_at = coalesce(d.settled_at, p_now)
+        where d.delivery_id = any (array(
+            select g.delivery_id from jobs.email_deliveries g
+            where g.user_id is null and g.kind <> 'operator_digest'
+                and (g.address is not null or g.facts <> '{}' or g.status in ('planned', 'sealed'))
+                and (g.status <> 'sealed' or exists (select from jobs.email_batches b
+                    where b.batch_id = g.batch_id and b.sealed_at <= p_sealed_until))
+            limit max_rows_per_table for update of g skip locked))
+        returning d.delivery_id, d.batch_id
+    ), batches as (
+        update jobs.email_batches b set state = 'settled', ended_at = clock_timestamp()
+        where b.state = 'sealed' and b.batch_id in (select e.batch_id from ended e)
+            and not exists (select from jobs.email_deliveries d where d.batch_id = b.batch_id and d.status = 'sealed'
+                and d.delivery_id not in (select e.delivery_id from ended e))
+    )
+    select count(*) into blanked from ended;
+    -- Of the others after 13 months.
+    update jobs.email_deliveries set address = null, facts = '{}' where delivery_id = any (array(
+        select d.delivery_id from jobs.email_deliveries d
+        where (d.address is not null or d.facts <> '{}') and d.settled_at < p_personal_before
+        order by d.settled_at limit max_rows_per_table for update skip locked));
+    get diagnostics of_old = row_count;
+    return jsonb_build_object('logs', logs, 'items', items, 'runs', runs, 'events', events,
+        'blanked', blanked + of_old, 'left', max_rows_per_table in (logs, items, runs, events, blanked, of_old));
+end $$;
 
 -- Who may do what; the last file, and the only one about rights. Supabase's default privileges open every new table and
 -- function of `public` to everybody, and PostgreSQL grants EXECUTE on every new function to PUBLIC: both are taken

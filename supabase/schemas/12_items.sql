@@ -42,9 +42,9 @@ create table jobs.job_items (
     result jsonb not null default '{}',
     error jsonb,                                 -- {code, message} of the last failure
     created_at timestamptz not null default clock_timestamp(),
+    settled_at timestamptz,
     -- Since when its subject waits, however often it was planned anew.
     waiting_since timestamptz not null default clock_timestamp(),
-    settled_at timestamptz,
     unique (run_id, kind, subject)
 );
 create index job_items_lease on jobs.job_items (lease_id) where status = 'queued' and lease_id is not null;

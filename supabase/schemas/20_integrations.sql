@@ -95,6 +95,7 @@ create table jobs.integration_state (
     claimed_at timestamptz,                      -- … and when that was
     deep_read_to timestamptz,                    -- end of the last one that reached far back for rows that show late
     all_orders boolean,                          -- false: the scope reaches 60 days back only; null: not told
+    left_out boolean not null default false,     -- taken out of the books: see leave_account_out
     primary key (user_id, provider)
 );
 
@@ -111,6 +112,7 @@ create table jobs.former_accounts (
     covered tstzmultirange not null,
     last_success_to timestamptz,
     replaced_at timestamptz not null,            -- when another account was proven in its place
+    left_out boolean not null default false,     -- taken out of the books: see leave_account_out
     primary key (user_id, provider, account)
 );
 
@@ -147,10 +149,11 @@ language sql immutable as $$
 $$;
 
 -- The first month of an account's books: the Paris month of the connection. The user may write connected_at: it is
--- believed where it lies at most 31 days before a run first saw the account there, and not after that.
-create function jobs.first_month(p_connected_at timestamptz, p_seen_at timestamptz) returns date
+-- believed where it lies at most 31 days before a run first saw the account there, and not after p_latest. A replay sees
+-- an account at an instant that may lie before its connection: it reaches no month before that.
+create function jobs.first_month(p_connected_at timestamptz, p_seen_at timestamptz, p_latest timestamptz) returns date
 language sql immutable as $$
-    select date_trunc('month', case when p_connected_at between p_seen_at - interval '31 days' and p_seen_at
+    select date_trunc('month', case when p_connected_at between p_seen_at - interval '31 days' and p_latest
         then p_connected_at else p_seen_at end at time zone 'Europe/Paris')::date;
 $$;
 

@@ -104,6 +104,7 @@ begin
     select n.user_id, n.provider, n.account, p_as_of
     from seen n left join jobs.integration_state k using (user_id, provider)
     where n.account is not null and n.account is distinct from coalesce(k.claimed, k.account)
+    order by n.user_id, n.provider     -- as every plan locks them
     on conflict (user_id, provider) do update set claimed = excluded.claimed, claimed_at = excluded.claimed_at;
 
     -- What is likely to be superseded. Not locked yet: claims of it would wait until the new items are written.

@@ -19,7 +19,7 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'last_success_to', case when s.account = jobs.claimed_account(t) then s.last_success_to end,
         'deep_read_to', case when s.account = jobs.claimed_account(t) then s.deep_read_to end,
         'books_from', coalesce(case when s.account = jobs.claimed_account(t) then s.first_month end,
-            jobs.first_month(t.connected_at, least(s.claimed_at, r.as_of)))::timestamp at time zone 'Europe/Paris',
+            jobs.first_month(t.connected_at, least(s.claimed_at, r.as_of), r.as_of))::timestamp at time zone 'Europe/Paris',
         'open', (select coalesce(jsonb_agg(jsonb_build_object('id', o.external_id, 'listed_at', o.listed_at)), '[]') from (
             select x.external_id, coalesce(x.listed_at, x.occurred_at) as listed_at
             from jobs.integration_transactions x
@@ -61,20 +61,21 @@ begin
         s.claimed_at := case when s.claimed = p_account then s.claimed_at end;
         if s.account is not null and s.first_month is not null then
             insert into jobs.former_accounts as k (user_id, provider, account, activity, first_month, counted, covered,
-                last_success_to, replaced_at)
+                last_success_to, replaced_at, left_out)
             -- Until the month in which the other account was seen.
             select t.user_id, t.provider, s.account, s.activity, s.first_month,
                 s.counted * datemultirange(daterange(null, (date_trunc('month', r.at at time zone 'Europe/Paris')
-                    + interval '1 month')::date)), s.covered, s.last_success_to, r.at
+                    + interval '1 month')::date)), s.covered, s.last_success_to, r.at, s.left_out
             from (select coalesce(s.claimed_at, s.last_success_to, s.first_month::timestamp at time zone 'Europe/Paris') as at) r
             on conflict (user_id, provider, account) do update set
                 activity = excluded.activity, first_month = excluded.first_month, counted = excluded.counted,
-                covered = excluded.covered, last_success_to = excluded.last_success_to, replaced_at = excluded.replaced_at;
+                covered = excluded.covered, last_success_to = excluded.last_success_to, replaced_at = excluded.replaced_at,
+                left_out = excluded.left_out;
         end if;
         delete from jobs.former_accounts k
         where k.user_id = t.user_id and k.provider = t.provider and k.account = p_account returning * into f;
         update jobs.integration_state k set
-            account = p_account, first_month = null, counted = coalesce(f.counted, '{}'),
+            account = p_account, activity = f.activity, left_out = false, first_month = null, counted = coalesce(f.counted, '{}'),
             covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null, all_orders = null,
             token_expires_at = null, refresh_token_expires_at = null
         where k.user_id = t.user_id and k.provider = t.provider;

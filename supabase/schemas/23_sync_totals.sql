@@ -36,7 +36,9 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
         left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
         cross join unnest(t.refs) r
         where t.user_id = p_user_id and t.provider = 'stripe' and t.currency = 'EUR'
-            and (t.excluded is null or t.excluded = 'pending') and t.kind in ('payment', 'partial_capture', 'refund')
+            -- A debit on its way, or one that failed, is the same payment in the shop: it was not received there either.
+            and (t.excluded is null or t.excluded in ('pending', 'failed'))
+            and t.kind in ('payment', 'partial_capture', 'refund') and not coalesce(f.left_out, k.left_out)
             and (not p_written or coalesce(f.counted, k.counted) @> t.paris_month)
     ), whole as materialized (     -- a charge that the shop tells in several pieces, or Stripe does
         select s.name from (
@@ -99,12 +101,12 @@ $$;
 create function jobs.countable_movements(p_user_id uuid, p_months date[], p_written boolean)
 returns table (provider text, month date, activity text, amount_minor bigint)
 language sql stable set search_path = '' set enable_nestloop = off as $$
-    select t.provider, t.paris_month, s.activity, t.amount_minor
+    select t.provider, t.paris_month, case when f.account is null then s.activity else f.activity end, t.amount_minor
     from jobs.integration_transactions t
     join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
     left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
     where t.user_id = p_user_id and t.paris_month = any (p_months)
-        and t.excluded is null
+        and t.excluded is null and not coalesce(f.left_out, s.left_out)
         and (not p_written or coalesce(f.counted, s.counted) @> t.paris_month)
         and not (t.provider = 'shopify'
             and exists (select from jobs.integration_transactions x
@@ -151,8 +153,10 @@ create function jobs.month_flaws(p_user_id uuid, p_month date, p_as_of timestamp
 language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
     with found as materialized (
         select t.* from jobs.integration_transactions t
+        left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
         left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
         where t.user_id = p_user_id and t.paris_month = p_month and (f.account is null or f.counted @> p_month)
+            and not coalesce(f.left_out, s.left_out, false)
     ), sides as materialized (
         select exists (select from jobs.integration_state x
             where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null) as have_stripe
@@ -229,7 +233,7 @@ language sql stable set search_path = '' as $$
         select coalesce(s.covered, '{}') as covered, false as is_former
         from public.integration_tokens t
         left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-        where t.user_id = p_user_id and t.is_active
+        where t.user_id = p_user_id and t.is_active and s.left_out is not true
             and (s.first_month is null or s.counted @> p_month or (not exists (select from former)
                 and not exists (select from jobs.integration_state o where o.user_id = p_user_id and o.counted @> p_month)))
         union all

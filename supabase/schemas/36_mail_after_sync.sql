@@ -21,9 +21,11 @@ begin
     select * into p from jobs.mail_people where user_id = p_user_id;
     if jobs.mail_refusal(p, 'monthly_recap', p_now) is not null
         or not exists (select from public.integration_tokens t where t.user_id = p_user_id and t.is_active)
-        -- A debit on its way or an open dispute alone is nothing to tell of.
+        -- A debit on its way, an open dispute, an account that was taken out of the books: nothing to tell of.
         or not exists (select from jobs.integration_transactions t
-            where t.user_id = p_user_id and t.paris_month = p_month
+            join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+            left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
+            where t.user_id = p_user_id and t.paris_month = p_month and not coalesce(f.left_out, s.left_out)
                 and coalesce(t.excluded, '') not in ('pending', 'failed', 'not_lost', 'no_turnover')) then
         return;
     end if;

@@ -24,8 +24,9 @@ create function jobs.store_movements(
         where t.user_id = p_user_id and t.provider = p_provider
     ), merged as (
         select n.external_id,
-            case when n.kind = 'unknown' then coalesce(t.kind, n.kind) else n.kind end as kind,
-            case when n.kind = 'dispute' then n.occurred_at
+            case when n.kind = 'unknown' or (n.kind = 'refund' and t.kind = 'platform_reversal')
+                then coalesce(t.kind, n.kind) else n.kind end as kind,
+            case when n.kind = 'dispute' and n.state is distinct from t.state then n.occurred_at
                 when t.occurred_at <> t.listed_at and n.occurred_at = n.listed_at and n.listed_at = t.listed_at
                 then t.occurred_at else coalesce(n.occurred_at, t.occurred_at) end as occurred_at,
             case when k.keep then t.amount_minor else n.amount_minor end as amount_minor,
@@ -89,7 +90,7 @@ language sql set search_path = '' as $$
             and p_kinds ->> t.source_kind is not null and t.kind = 'unknown'
         returning t.paris_month
     ), failures as materialized (
-        select r from jobs.integration_transactions t, unnest(t.refs) r
+        select r, t.paris_month from jobs.integration_transactions t, unnest(t.refs) r
         where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'charge_failure'
             and r !~ '^pi_'
     ), failed as (
@@ -97,10 +98,13 @@ language sql set search_path = '' as $$
         where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'payment' and t.state is distinct from 'failed'
             and exists (select from failures)
             and exists (select from failures f where f.r = any (t.refs))
-        returning t.paris_month
+        returning t.paris_month, t.refs
     )
     select coalesce(array_agg(distinct m.paris_month), '{}')
-    from (select paris_month from learned union all select paris_month from failed) m;
+    from (select paris_month from learned
+        union all select paris_month from failed
+        -- What took it back counted once, too, where it was stored before failures were followed.
+        union all select f.paris_month from failed p join failures f on f.r = any (p.refs)) m;
 $$;
 
 -- Settles (p_final) or checkpoints a sync item under the user's lock and the item's lease. A checkpoint stores
@@ -194,10 +198,10 @@ begin
             end if;
             if s.first_month is null then
                 -- Months before the connection are the user's own, who has typed them.
-                s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of));
+                s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of), p_now);
                 s.counted := s.counted + datemultirange(daterange(s.first_month, null));
             end if;
-            if part.count_month and p_month is not null then
+            if part.count_month and p_month is not null and not s.left_out then
                 s.counted := s.counted + datemultirange(daterange(p_month, (p_month + interval '1 month')::date));
             end if;
             update jobs.integration_state k
@@ -321,21 +325,31 @@ begin
     return jsonb_build_object('state', 'settled', 'result', answer);
 end $$;
 
--- Takes an account out of a user's books, for who connected a wrong one by mistake: its movements stay in the ledger and
--- count in no month any more, until the account is connected again or a month is read on request. Repeating it changes
--- nothing.
+-- Takes an account out of a user's books, for who connected a wrong one by mistake, or back into them (p_out false). Its
+-- movements stay in the ledger; taken out they count in no month, whatever is read, until it is taken back or connected
+-- again in place of another. Repeating it changes nothing. An account that is not the user's is an error.
 --   {months: [YYYY-MM] whose totals were added up again, left_alone: see recompute_totals}
-create function jobs.leave_account_out(p_user_id uuid, p_provider text, p_account text, p_as_of timestamptz) returns jsonb
-language plpgsql set search_path = '' as $$
+create function jobs.leave_account_out(
+    p_user_id uuid, p_provider text, p_account text, p_out boolean, p_as_of timestamptz
+) returns jsonb language plpgsql set search_path = '' as $$
 declare
     touched date[];
     left_alone jsonb;
 begin
     perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || p_user_id::text, 0));
-    update jobs.integration_state s set counted = '{}', updated_at = p_as_of
-    where s.user_id = p_user_id and s.provider = p_provider and s.account = p_account;
-    update jobs.former_accounts f set counted = '{}'
-    where f.user_id = p_user_id and f.provider = p_provider and f.account = p_account;
+    if not exists (select from jobs.integration_state s
+            where (s.user_id, s.provider, s.account) = (p_user_id, p_provider, p_account))
+        and not exists (select from jobs.former_accounts f
+            where (f.user_id, f.provider, f.account) = (p_user_id, p_provider, p_account)) then
+        raise exception 'user % has no account % at %', p_user_id, p_account, p_provider using errcode = '22023';
+    end if;
+    update jobs.integration_state s set left_out = p_out, updated_at = p_as_of,
+        counted = case when p_out then '{}' else datemultirange(daterange(s.first_month, null)) end
+    where s.user_id = p_user_id and s.provider = p_provider and s.account = p_account and s.left_out <> p_out;
+    update jobs.former_accounts f set left_out = p_out,
+        counted = case when p_out then '{}' else datemultirange(daterange(f.first_month,
+            (date_trunc('month', f.replaced_at at time zone 'Europe/Paris') + interval '1 month')::date)) end
+    where f.user_id = p_user_id and f.provider = p_provider and f.account = p_account and f.left_out <> p_out;
     touched := array(select distinct t.paris_month from jobs.integration_transactions t
         where t.user_id = p_user_id and t.provider = p_provider and t.account = p_account);
     touched := touched || jobs.months_reported_twice(p_user_id, touched);

@@ -3,8 +3,8 @@
 -- Tries to sign in with the secret that did not succeed (or not yet).
 create table jobs.job_sign_ins (
     try_id uuid primary key,
-    address text not null,                           -- a keyed hash of it: nobody can read an address back
-    tried_at timestamptz not null
+    tried_at timestamptz not null,
+    address text not null                            -- a keyed hash of it: nobody can read an address back
 );
 
 -- How often somebody has signed out. A session carries the number of its beginning and is worth nothing under another.

@@ -106,21 +106,80 @@ async fn two_accounts_one_after_the_other() -> Result<()> {
     assert_eq!(worth(&world, user, 11).await?, json!({"status": "partial"}), "A was not read up to its end");
 
     // B was connected by mistake.
-    let told: serde_json::Value =
-        sqlx::query_scalar("select jobs.leave_account_out($1, 'stripe', 'acct_b', '2026-11-13T13:00:00Z')")
-            .bind(user)
-            .fetch_one(world.pool())
-            .await?;
+    let told: serde_json::Value = sqlx::query_scalar(
+        "select jobs.leave_account_out($1, 'stripe', 'acct_b', true, '2026-11-13T13:00:00Z')",
+    )
+    .bind(user)
+    .fetch_one(world.pool())
+    .await?;
     assert_eq!(told["months"], json!(["2026-10", "2026-11"]));
     let of_a = said(&[("2026-09", "10.00"), ("2026-10", "20.00"), ("2026-11", "40.00")]);
     assert_eq!(books(&world, user).await?, of_a);
     sync_at(&mut world, "2026-11-13T18:10:00Z").await?;
     assert_eq!(books(&world, user).await?, of_a, "and stays out");
 
-    connect(&world, user, "acct_a", "2026-11-14T08:00:00Z").await?;
-    for (day, amount) in [("2026-11-05T09:00:00Z", 4_000), ("2026-11-14T09:00:00Z", 500)] {
-        world.stripe.payment("acct_a", at(day), amount, "eur");
-    }
+    // Read on request, too.
+    world.set_now(at("2026-11-13T19:00:00Z"));
+    let told = world.post("monthly-sync", "month=2026-10").await?;
+    assert_eq!(told["results"][0]["totalCA"], json!(20.00), "{told}");
+    assert_eq!(books(&world, user).await?, of_a);
+    let wrong =
+        sqlx::query("select jobs.leave_account_out($1, 'stripe', 'acct_typo', true, '2026-11-13T13:00:00Z')");
+    assert!(
+        wrong.bind(user).execute(world.pool()).await.is_err(),
+        "an account that is not theirs is no success"
+    );
+
+    sqlx::query(
+        "update public.integration_tokens set stripe_account_id = 'acct_a', access_token = $1, connected_at = '2026-11-14T08:00:00Z'",
+    )
+    .bind(encrypt("sk_acct_a"))
+    .execute(world.pool())
+    .await?;
+    world.stripe.payment("acct_a", at("2026-11-14T09:00:00Z"), 500, "eur");
     sync_at(&mut world, "2026-11-14T12:10:00Z").await?;
+    let again = said(&[("2026-09", "10.00"), ("2026-10", "20.00"), ("2026-11", "45.00")]);
+    assert_eq!(books(&world, user).await?, again, "A finds its books");
+    let former: Vec<(String, bool)> =
+        sqlx::query_as("select account, left_out from jobs.former_accounts").fetch_all(world.pool()).await?;
+    assert_eq!(former, [("acct_b".to_owned(), true)]);
+    Ok(())
+}
+
+/// Goods stay goods: what another account sells does not change what the one before it has sold.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_account_has_its_activity() -> Result<()> {
+    let mut world = world_at("2026-10-02T12:00:00Z").await?;
+    let user = world.stripe_user("acct_goods").await?;
+    world
+        .run("update public.integration_tokens set activity_type = 'Vente de marchandises', connected_at = '2026-10-02'")
+        .await?;
+    world.stripe.payment("acct_goods", at("2026-10-01T09:00:00Z"), 1_000, "eur");
+    sync_at(&mut world, "2026-10-02T12:10:00Z").await?;
+    connect(&world, user, "acct_services", "2026-11-03T08:00:00Z").await?;
+    world.run("update public.integration_tokens set activity_type = 'Prestation de services'").await?;
+    world.stripe.payment("acct_services", at("2026-11-04T09:00:00Z"), 2_000, "eur");
+    sync_at(&mut world, "2026-11-04T12:10:00Z").await?;
+    let rows: Vec<_> = world.imported(user).await?;
+    let row =
+        |month: &str, activity: &str, euros: &str| (month.to_owned(), activity.to_owned(), euros.to_owned());
+    assert_eq!(
+        rows,
+        [row("2026-10", "Vente de marchandises", "10.00"), row("2026-11", "Prestation de services", "20.00")]
+    );
+    Ok(())
+}
+
+/// A replay of an instant before the connection reaches no month before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_reaches_no_month_before_the_connection() -> Result<()> {
+    let mut world = world_at("2026-11-04T12:00:00Z").await?;
+    let user = world.stripe_user("acct_replayed").await?;
+    world.run("update public.integration_tokens set connected_at = '2026-11-03T08:00:00Z'").await?;
+    world.stripe.payment("acct_replayed", at("2026-10-20T09:00:00Z"), 9_900, "eur");
+    world.stripe.payment("acct_replayed", at("2026-11-03T09:00:00Z"), 100, "eur");
+    world.cron("daily-orchestrator", "at=2026-10-31T18:00:00Z").await?;
+    sync_at(&mut world, "2026-11-04T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "1.00")]));
     Ok(())
 }

@@ -119,3 +119,33 @@ async fn a_platforms_fee_is_no_refund() -> Result<()> {
     );
     Ok(())
 }
+
+/// A loss whose date is not told any more keeps the date that was known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_date_that_was_known_stays() -> Result<()> {
+    let mut world = world_at("2026-11-10T12:00:00Z").await?;
+    let user = world.shopify_user(SHOP).await?;
+    let dispute =
+        Dispute::new(at("2026-11-05T09:00:00Z"), "42.0", "EUR").finalized("LOST", at("2026-11-06T09:00:00Z"));
+    let dispute = world.shopify.dispute(SHOP, dispute);
+    sync_at(&mut world, "2026-11-10T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "-42.00")]));
+    world.shopify.forget_decision(SHOP, &dispute);
+    sync_at(&mut world, "2026-11-10T18:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "-42.00")]));
+    Ok(())
+}
+
+/// A platform's reversal whose source is not expanded any more is still no refund.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reversal_that_was_known_stays() -> Result<()> {
+    let mut world = world_at("2026-11-18T12:00:00Z").await?;
+    let user = world.stripe_user("acct_less").await?;
+    let paid = world.stripe.payment("acct_less", at("2026-11-17T09:00:00Z"), 10_000, "eur");
+    let back = world.stripe.transfer_reversal("acct_less", &paid.charge, at("2026-11-17T10:00:00Z"), 1_000);
+    sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+    world.stripe.show("acct_less", &back.transaction, json!({"source": back.source}));
+    sync_at(&mut world, "2026-11-18T18:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "100.00")]));
+    Ok(())
+}

@@ -22,6 +22,10 @@ async fn both() -> Result<(World, Uuid)> {
 /// The sum of what was imported, in cents.
 async fn cents(world: &mut World, user: Uuid) -> Result<i64> {
     sync_at(world, "2026-11-18T12:10:00Z").await?;
+    cents_now(world, user).await
+}
+
+async fn cents_now(world: &World, user: Uuid) -> Result<i64> {
     let sql = "select (coalesce(sum(amount_eur), 0) * 100)::bigint from public.ca_records where user_id = $1 and source = 'auto_sync'";
     Ok(sqlx::query_scalar(sql).bind(user).fetch_one(world.pool()).await?)
 }
@@ -109,5 +113,18 @@ async fn what_may_be_counted_twice_is_said() -> Result<()> {
     world.shopify.tender(SHOP, Tender::new(at("2026-11-11T09:00:00Z"), "100.0", "EUR"));
     assert_eq!(cents(&mut world, user).await?, 30_000);
     assert_eq!(flaws(&world, user).await?, json!({}));
+    Ok(())
+}
+
+/// A debit that the shop reports, too, was received in neither place as long as it waits, and when it fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_debit_is_no_sale_of_the_shop() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let debit = world.stripe.debit("acct_twins", at(DAY), 10_000, at("2026-11-17T09:00:00Z"));
+    world.shopify.tender(SHOP, Tender::new(at(DAY), "100.0", "EUR").reference(&debit.charge));
+    assert_eq!(cents(&mut world, user).await?, 0);
+    world.stripe.fail_debit("acct_twins", &debit, at("2026-11-18T15:00:00Z"));
+    sync_at(&mut world, "2026-11-18T18:10:00Z").await?;
+    assert_eq!(cents_now(&world, user).await?, 0);
     Ok(())
 }

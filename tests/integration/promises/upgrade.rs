@@ -23,6 +23,8 @@ const BEFORE: &str = "
             ('stripe', 'txn_2', 'acct_new', 'refund', '2026-11-03T09:00:00Z', -2000, 'EUR', array['ch_1'], null),
             ('stripe', 'txn_3', 'acct_new', 'payment', '2026-11-04T09:00:00Z', 500, 'USD', array['ch_3'], null),
             ('stripe', 'txn_4', 'acct_old', 'payment', '2026-09-20T09:00:00Z', 700, 'EUR', array['ch_4'], null),
+            ('stripe', 'txn_6', 'acct_new', 'payment', '2026-09-25T09:00:00Z', 2000, 'EUR', array['py_6'], null),
+            ('stripe', 'txn_7', 'acct_new', 'charge_failure', '2026-10-05T09:00:00Z', -2000, 'EUR', array['py_6'], null),
             ('stripe', 'txn_5', 'acct_new', 'partial_capture', '2026-11-05T09:00:00Z', -100, 'EUR', array['ch_1'], null),
             ('shopify', 't_1', 'one.myshopify.com', 'payment', '2026-11-02T09:00:00Z', 10000, 'EUR', array['ch_1'], null),
             ('shopify', 't_2', 'one.myshopify.com', 'payment', '2026-11-06T09:00:00Z', 300, 'EUR', array['gid://shopify/Order/2'], null),
@@ -47,13 +49,20 @@ async fn what_stood_in_the_ledger_keeps_its_meaning() -> Result<()> {
     }
     apply(pool, "rows", BEFORE).await?;
     let before: String = sqlx::query_scalar(COUNTED).fetch_one(pool).await?;
-    assert_eq!(before, "2026-09-01 stripe 700, 2026-11-01 shopify 250, 2026-11-01 stripe 7900");
+    assert_eq!(
+        before,
+        "2026-09-01 stripe 2700, 2026-10-01 stripe -2000, 2026-11-01 shopify 250, 2026-11-01 stripe 7900"
+    );
     assert!(!later.is_empty(), "forward only, from the third on");
     for file in later {
         apply(pool, &file.name, &file.sql).await?;
     }
+    // The first sync after it finds that the debit of September was never received: both of its months change.
+    let follow = "select jobs.follow_movements('00000000-0000-0000-0000-000000000001', 'stripe', '{}', '2026-11-18T10:20:00Z')::text";
+    let months: String = sqlx::query_scalar(follow).fetch_one(pool).await?;
+    assert_eq!(months, "{2026-09-01,2026-10-01}");
     let after: String = sqlx::query_scalar(COUNTED).fetch_one(pool).await?;
-    assert_eq!(after, before);
+    assert_eq!(after, "2026-09-01 stripe 700, 2026-11-01 shopify 250, 2026-11-01 stripe 7900");
     let excluded: Vec<(String, Option<String>)> = sqlx::query_as(
         "select external_id, excluded from jobs.integration_transactions where excluded is not null order by 1",
     )
@@ -67,7 +76,9 @@ async fn what_stood_in_the_ledger_keeps_its_meaning() -> Result<()> {
             ("t_3", "gift_card"),
             ("t_4", "store_credit"),
             ("t_5", "unresolved_currency"),
-            ("txn_3", "currency")
+            ("txn_3", "currency"),
+            ("txn_6", "failed"),
+            ("txn_7", "failed"),
         ]
     );
     // The books of the account that was replaced stay in its months.

@@ -258,6 +258,16 @@ impl StandIn {
         row.finalized = Some(at);
     }
 
+    /// A dispute is shown without the date of its decision from now on.
+    ///
+    /// # Panics
+    /// When there is no such shop or dispute.
+    pub fn forget_decision(&self, domain: &str, dispute: &str) {
+        let mut state = self.state();
+        let row = state.shop(domain).disputes.get_mut(&number(dispute));
+        row.unwrap_or_else(|| panic!("{domain} has no dispute {dispute}")).finalized = None;
+    }
+
     /// `count` card payments in the shop's currency, `every` apart from `from` on, always the same:
     /// 10.00, 10.01, … 10.99, 10.00, … Returns the sum of their amounts in cents.
     pub fn tenders(&self, domain: &str, from: DateTime<Utc>, every: TimeDelta, count: usize) -> i64 {

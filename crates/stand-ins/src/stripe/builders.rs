@@ -176,6 +176,11 @@ impl StandIn {
         self.state().account_mut(account).row_mut(transaction).hidden = true;
     }
 
+    /// Shows other values in some fields of a row from now on; null takes a field away.
+    pub fn show(&self, account: &str, transaction: &str, fields: serde_json::Value) {
+        self.state().account_mut(account).row_mut(transaction).oddities = fields;
+    }
+
     /// Makes a late row visible; its `created` stays what it was.
     pub fn reveal(&self, account: &str, transaction: &str) {
         self.state().account_mut(account).row_mut(transaction).hidden = false;
