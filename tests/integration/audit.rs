@@ -14,7 +14,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 
-/// The sources of what is deployed, without their unit tests, which stand at the end: path and lines.
+/// Returns the sources of what is deployed, without their unit tests, which stand at the end: path
+/// and lines.
 fn deployed() -> Result<Vec<(String, Vec<String>)>> {
     let mut files = Vec::new();
     let mut folders = vec![root().join("crates/jobs/src"), root().join("api")];
@@ -38,7 +39,7 @@ fn deployed() -> Result<Vec<(String, Vec<String>)>> {
     Ok(files)
 }
 
-/// All Rust files below a folder: path and lines.
+/// Returns all Rust files below a folder: path and lines.
 fn sources(folder: &str) -> Result<Vec<(String, Vec<String>)>> {
     let (mut files, mut folders) = (Vec::new(), vec![root().join(folder)]);
     while let Some(folder) = folders.pop() {
@@ -55,8 +56,9 @@ fn sources(folder: &str) -> Result<Vec<(String, Vec<String>)>> {
     Ok(files)
 }
 
-/// Who asks the machine or the database what time it is. Tests have their world's clock, so that they say the same on
-/// every day; only leases, which nobody plays, go by the database's own time.
+/// Nobody else asks the machine or the database what time it is. Tests have their world's clock, so
+/// that they say the same on every day; only leases, which nobody plays, go by the database's own
+/// time.
 #[test]
 fn no_test_asks_the_machine_for_the_date() -> Result<()> {
     let clocks = [
@@ -110,7 +112,7 @@ fn no_test_asks_the_machine_for_the_date() -> Result<()> {
     Ok(())
 }
 
-/// The files in which a line looks so.
+/// Returns the files in which a line looks so.
 fn places(looks: impl Fn(&str) -> bool) -> Result<BTreeSet<String>> {
     let files = deployed()?.into_iter();
     Ok(files.filter(|(_, lines)| lines.iter().any(|line| looks(line))).map(|(path, _)| path).collect())
@@ -151,7 +153,8 @@ fn secrets_are_compared_in_one_place() -> Result<()> {
     Ok(())
 }
 
-/// Who opens a secret, and why: into a header or a form of its own service, or to derive a key.
+/// These places open a secret, and for these reasons: into a header or a form of its own service,
+/// or to derive a key.
 #[test]
 fn secrets_are_opened_in_few_places() -> Result<()> {
     let opened = places(|line| {
@@ -178,8 +181,8 @@ fn secrets_are_opened_in_few_places() -> Result<()> {
     Ok(())
 }
 
-/// One HTTP client, which follows no redirect and takes no proxy from the environment; one reader of the
-/// environment; no SQL from text of ours.
+/// There is one HTTP client, which follows no redirect and takes no proxy from the environment; one
+/// reader of the environment; no SQL from text of ours.
 #[test]
 fn what_exists_once_exists_once() -> Result<()> {
     let clients = places(|line| line.contains("Client::builder") || line.contains("Client::new()"))?;
@@ -230,7 +233,7 @@ const LICENCES: [&str; 15] = [
     "Zlib",
 ];
 
-/// Whether an SPDX expression can be met by them: every `AND` needs one of its `OR`s.
+/// Tells whether an SPDX expression can be met by them: every `AND` needs one of its `OR`s.
 fn allowed(expression: &str) -> bool {
     // "A/B" is how OR was written once.
     let expression = expression.replace('/', " OR ");

@@ -19,7 +19,7 @@ use crate::{
 
 on_played_days!(day);
 
-/// The mails so far: to whom, and of which kind.
+/// Returns the mails so far: to whom, and of which kind.
 fn mails(world: &World) -> Vec<(String, &'static str)> {
     let accepted = world.resend.accepted();
     let mut mails: Vec<_> = accepted.iter().map(|mail| (mail.mail.to.join(","), kind(mail))).collect();
@@ -45,7 +45,8 @@ async fn people(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Both orchestrators at an instant: each does what is due then, and says of the rest that it is not.
+/// Plays both orchestrators at an instant: each does what is due then, and says of the rest that it
+/// is not.
 async fn day(now: DateTime<Utc>) -> Result<()> {
     let world = World::at(now).await?;
     people(&world).await?;
@@ -120,7 +121,7 @@ async fn day(now: DateTime<Utc>) -> Result<()> {
     status(&world, due.len()).await
 }
 
-/// The status page, asked at the end of the day's work.
+/// Asks the status page at the end of the day's work.
 async fn status(world: &World, sent: usize) -> Result<()> {
     let function = world.function("status").await?;
     let request = jobs::http::client()?.get(function.url()).bearer_auth(SECRET);

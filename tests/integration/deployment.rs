@@ -25,7 +25,7 @@ fn config(file: &str) -> Value {
     serde_json::from_str(&read(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
-/// A cron expression as Vercel takes it: five numeric fields, not both kinds of day.
+/// Represents a cron expression as Vercel takes it: five numeric fields, not both kinds of day.
 struct Cron {
     minutes: BTreeSet<u32>,
     hours: BTreeSet<u32>,
@@ -62,15 +62,15 @@ impl Cron {
         self.minutes.len() * self.hours.len()
     }
 
-    /// When it fires in a year and two days: a slot that opens in the last hour of a year is claimed in
-    /// the next. All of ours fire at the full hour.
+    /// Returns when it fires in a year and two days: a slot that opens in the last hour of a year
+    /// is claimed in the next. All of ours fire at the full hour.
     fn firings(&self, year: i32) -> impl Iterator<Item = DateTime<Utc>> {
         assert_eq!(self.minutes, BTreeSet::from([0]));
         hours_of(year).chain(hours_of(year + 1).take(48)).filter(|at| self.matches(*at))
     }
 }
 
-/// `*`, `*/n`, `a`, `a-b`, or several of the last two with commas.
+/// Reads `*`, `*/n`, `a`, `a-b`, or several of the last two with commas.
 fn field(text: &str, first: u32, last: u32) -> BTreeSet<u32> {
     let number = |text: &str| -> u32 {
         let number = text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"));
@@ -115,7 +115,7 @@ fn route(path: &str) -> Route {
     Route::ALL.into_iter().find(|route| route.path() == path).unwrap_or_else(|| panic!("no route {path}"))
 }
 
-/// The slots that a file's crons claim in a year, each fired `late` after its full hour.
+/// Returns the slots that a file's crons claim in a year, each fired `late` after its full hour.
 fn claimed(file: &str, year: i32, late: TimeDelta, settings: Settings) -> BTreeMap<Task, BTreeSet<String>> {
     let mut slots = BTreeMap::<Task, BTreeSet<String>>::new();
     for (path, cron) in crons(file) {
@@ -131,7 +131,7 @@ fn claimed(file: &str, year: i32, late: TimeDelta, settings: Settings) -> BTreeM
     slots
 }
 
-/// Every slot that opens in a year.
+/// Returns every slot that opens in a year.
 fn wanted(task: Task, year: i32, settings: Settings) -> BTreeSet<String> {
     let before = start_of_year(year) - TimeDelta::seconds(1);
     let first = next_due(task, Via::CronRoute, before, settings);
@@ -270,7 +270,7 @@ fn the_files_differ_in_their_crons_only() {
     assert_eq!(default["functions"], serde_json::json!({ "api/**/*.rs": { "maxDuration": 300 } }));
 }
 
-/// Every `.rs` below a directory, relative to the repository.
+/// Returns every `.rs` below a directory, relative to the repository.
 fn sources(directory: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut found, mut open) = (Vec::new(), vec![root.join(directory)]);
@@ -288,7 +288,7 @@ fn sources(directory: &str) -> Vec<PathBuf> {
     found
 }
 
-/// (name, source) of every binary of the workspace.
+/// Returns (name, source) of every binary of the workspace.
 fn binaries() -> Vec<(String, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let output = Command::new(env!("CARGO"))

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where a document's short paths begin, beside its own folder.
+/// A document's short paths begin there, beside its own folder.
 const BEGINNINGS: [&str; 6] = [
     "",
     "crates/jobs/src",
@@ -17,10 +17,10 @@ const BEGINNINGS: [&str; 6] = [
 /// Names of others, which only the documents use.
 const FOREIGN: [&str; 2] = ["ROUTER_EXTERNAL_TARGET_ERROR", "headless_chrome"];
 
-/// Documents about what others say and do: they are full of such names.
+/// These documents are about what others say and do: they are full of such names.
 const OF_OTHERS: [&str; 2] = ["docs/field-reports.md", "docs/law.md"];
 
-/// What others make or own: build products, the platform's files.
+/// Others make or own these: build products, the platform's files.
 const ELSEWHERE: [&str; 3] = ["target/", ".vercel/", "node_modules/"];
 
 fn root() -> &'static Path {
@@ -31,12 +31,12 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// A path from the root, as it is printed.
+/// Returns a path from the root, as it is printed.
 fn name(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()
 }
 
-/// Every file of the repository that somebody wrote.
+/// Returns every file of the repository that somebody wrote.
 fn files() -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().to_owned()];
@@ -65,7 +65,8 @@ fn documents() -> Vec<PathBuf> {
     files().into_iter().filter(|path| has_extension(path, &["md"])).collect()
 }
 
-/// What a document may speak of: everything but documents, and this file, which names things as examples.
+/// Returns what a document may speak of: everything but documents, and this file, which names
+/// things as examples.
 fn sources() -> Vec<(PathBuf, String)> {
     const EXTENSIONS: [&str; 12] =
         ["rs", "sql", "toml", "yml", "sh", "mjs", "js", "json", "html", "txt", "graphql", "example"];
@@ -83,7 +84,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
 }
 
-/// The lines outside fenced blocks.
+/// Returns the lines outside fenced blocks.
 fn prose(text: &str) -> impl Iterator<Item = &str> {
     let mut fenced = false;
     text.lines().filter(move |line| {
@@ -93,12 +94,12 @@ fn prose(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What stands between single backticks.
+/// Returns what stands between single backticks.
 fn code_spans(text: &str) -> Vec<&str> {
     prose(text).flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
 }
 
-/// The targets of `[text](target)`, `[label]: target` and `src="target"`.
+/// Returns the targets of `[text](target)`, `[label]: target` and `src="target"`.
 fn links(text: &str) -> Vec<&str> {
     let mut links = Vec::new();
     for line in prose(text) {
@@ -111,7 +112,7 @@ fn links(text: &str) -> Vec<&str> {
     links
 }
 
-/// A heading's anchor, as GitHub makes it.
+/// Returns a heading's anchor, as GitHub makes it.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();
     let kept = kept.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
@@ -130,15 +131,16 @@ fn alternatives(path: &str) -> Vec<String> {
     inner.split(',').flat_map(|part| alternatives(&format!("{head}{}{tail}", part.trim()))).collect()
 }
 
-/// Whether a path leads to something. Behind a `*` anything will do, as long as its folder has a file.
+/// Says whether a path leads to something. Behind a `*` anything will do, as long as its folder has
+/// a file.
 fn leads_somewhere(document: &Path, path: &str) -> bool {
     let fixed = path.split('*').next().unwrap_or_default().trim_end_matches('/');
     let own = document.parent().unwrap();
     own.join(fixed).exists() || BEGINNINGS.iter().any(|begin| root().join(begin).join(fixed).exists())
 }
 
-/// A path of this repository, as far as one can tell: with a slash and nothing that a path has not, or with the
-/// ending of a file.
+/// Says whether a span is a path of this repository, as far as one can tell: with a slash and
+/// nothing that a path has not, or with the ending of a file.
 fn is_path(span: &str) -> bool {
     let plain = span.chars().all(|c| c.is_alphanumeric() || "/._-*{},".contains(c));
     let file = Path::new(span);
@@ -146,7 +148,8 @@ fn is_path(span: &str) -> bool {
     plain && !span.starts_with('/') && (span.contains('/') || (named && !span.starts_with('.')))
 }
 
-/// `snake_case`, `SHOUTING_CASE` or `CamelCase`: nobody writes such a word who does not mean a name.
+/// Says whether a word is `snake_case`, `SHOUTING_CASE` or `CamelCase`: nobody writes such a word
+/// who does not mean a name.
 fn is_name(word: &str) -> bool {
     let letters = word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     let snake = word.contains('_') && !word.starts_with('_') && !word.ends_with('_');
@@ -287,7 +290,8 @@ fn every_item_that_a_document_names_is_where_it_says() {
     assert!(missing.is_empty(), "items that are not there:\n{}", Vec::from_iter(missing).join("\n"));
 }
 
-/// A text as one reads it: strings that continue in the next line, escaped quotes, and any space is a space.
+/// Returns a text as one reads it: strings that continue in the next line, escaped quotes, and any
+/// space is a space.
 fn as_read(text: &str) -> String {
     let text: String = text.split("\\\n").map(str::trim_start).collect();
     [("\\\"", "\""), ("''", "'"), ("\\u{a0}", " "), ("\\u{202f}", " "), ("\u{a0}", " "), ("\u{202f}", " ")]
@@ -295,7 +299,7 @@ fn as_read(text: &str) -> String {
         .fold(text, |text, (written, read)| text.replace(written, read))
 }
 
-/// What a message says around its placeholders.
+/// Returns what a message says around its placeholders.
 fn fragments(message: &str) -> impl Iterator<Item = &str> {
     let fragments = message.split(['{', '}']).step_by(2).map(|text| text.trim_matches([' ', ':', '.']));
     fragments.filter(|text| text.len() > 8)
@@ -358,7 +362,7 @@ fn the_runbook_has_every_code_of_a_problem() {
     assert!(unexplained.is_empty(), "codes without a line in the runbook: {unexplained:?}");
 }
 
-/// A reference that only those could follow who were there.
+/// No document has a reference that only those could follow who were there.
 #[test]
 fn nothing_refers_to_what_is_not_in_the_repository() {
     let private = ["DESIGN §", "(facts"];

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Mutex};
 
 use reqwest::header::HeaderMap;
 
-/// Variables whose values only their owners may see.
+/// Lists the variables whose values only their owners may see.
 const SECRET_VARIABLES: [&str; 9] = [
     "CRON_SECRET",
     "ENCRYPTION_KEY",
@@ -19,7 +19,7 @@ const SECRET_VARIABLES: [&str; 9] = [
 ];
 /// Shorter values are made up by a test and may well be a word of ours.
 const SHORTEST: usize = 8;
-/// How tokens begin: the stand-ins' own and the vendors', whatever comes behind.
+/// Tokens begin like this: the stand-ins' own and the vendors', whatever comes behind.
 const TOKENS: [&str; 9] = [
     "sk_acct_token_",
     "sk_live_",
@@ -32,13 +32,13 @@ const TOKENS: [&str; 9] = [
     "sb_secret_",
 ];
 
-/// What one function was given and asked.
+/// Holds what one function was given and asked.
 pub(crate) struct Watch {
     secrets: Vec<(&'static str, String)>,
     asked: Mutex<Vec<String>>,
 }
 
-/// Where something was said.
+/// Says where something was said.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
     Answer,
@@ -85,7 +85,7 @@ impl Watch {
         }
     }
 
-    /// What of somebody's is in this text.
+    /// Returns what of somebody's is in this text.
     fn leak(&self, place: Place, text: &str) -> Option<String> {
         let secret = self.secrets.iter().find(|(_, value)| text.contains(value.as_str()));
         if let Some((name, _)) = secret {
@@ -125,7 +125,7 @@ impl Watch {
     }
 }
 
-/// `hex(iv):hex(blocks)`, as tokens are stored.
+/// Says whether a text contains `hex(iv):hex(blocks)`, as tokens are stored.
 fn has_stored_token(text: &str) -> bool {
     text.match_indices(':').any(|(colon, _)| {
         let hex = |bytes: &mut dyn Iterator<Item = u8>| bytes.take_while(u8::is_ascii_hexdigit).count();
@@ -134,7 +134,7 @@ fn has_stored_token(text: &str) -> bool {
     })
 }
 
-/// The first whole mail address. A cut one, `a…@d…`, is none.
+/// Returns the first whole mail address. A cut one, `a…@d…`, is none.
 fn address(text: &str) -> Option<&str> {
     let part = |c: char| c.is_ascii_alphanumeric() || "._%+-".contains(c);
     text.match_indices('@').find_map(|(at, _)| {

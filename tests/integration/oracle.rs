@@ -14,7 +14,7 @@ use stand_ins::urssaf_rules::{Nature, RulesAnswer, Situation, ask_all};
 
 use crate::promises::model::Dice;
 
-/// How many random situations are compared. A situation costs the rules some eight milliseconds.
+/// So many random situations are compared. A situation costs the rules some eight milliseconds.
 const SITUATIONS: usize = 2_000;
 
 /// The rules have dates from before 2023 to July 2026, and carry the last on.
@@ -25,14 +25,14 @@ const SERVICES: &str = "Prestation de services";
 const LIBERAL: &str = "Activité libérale";
 const CIPAV: &str = "Activité libérale (Cipav)";
 
-/// A month of a user as the database has it: what both sides are asked about.
+/// Represents a month of a user as the database has it: what both sides are asked about.
 #[derive(Clone, Debug)]
 struct Case {
     month: Month,
     profile: TaxProfile,
     created: NaiveDate,
     nature: Nature,
-    /// Activities as they are spelled, with cents.
+    /// Lists activities as they are spelled, with cents.
     turnover: Vec<(&'static str, i64)>,
 }
 
@@ -89,13 +89,13 @@ impl Case {
         Ok(Self { month, profile, created, nature, turnover })
     }
 
-    /// The euros that are declared of an activity.
+    /// Returns the euros that are declared of an activity.
     fn declared(&self, activity: &str) -> i64 {
         let cents = self.turnover.iter().filter(|(name, _)| *name == activity).map(|(_, cents)| cents).sum();
         declared(cents).0
     }
 
-    /// The same in the rules' terms. `acre`: the user's answer to the rules' question.
+    /// Returns the same in the rules' terms. `acre` is the user's answer to the rules' question.
     fn situation(&self, acre: bool) -> Situation {
         Situation {
             date: self.month.last_day(),
@@ -110,7 +110,7 @@ impl Case {
         }
     }
 
-    /// Whether there is ACRE in the month by the text, which the rules leave to the user.
+    /// Tells whether there is ACRE in the month by the text, which the rules leave to the user.
     fn has_acre(&self) -> bool {
         self.profile.has_acre == Some(true) && self.month.first_day() < acre_end(self.created)
     }
@@ -123,14 +123,14 @@ impl Case {
         receipts
     }
 
-    /// Contributions, training, flat income tax.
+    /// Returns contributions, training, flat income tax.
     fn amounts(&self) -> Result<[i64; 3]> {
         let aside = put_aside(&self.receipts(), self.month, self.profile).context("the month has rates")?;
         let flat_tax = if let IncomeTaxAside::Flat(euros) = aside.income_tax { euros } else { Euros(0) };
         Ok([aside.contributions.0, aside.training.0, flat_tax.0])
     }
 
-    /// Whether twelve such months exceed a ceiling of the micro regime.
+    /// Says whether twelve such months exceed a ceiling of the micro regime.
     fn exceeds(&self) -> bool {
         let year = self.turnover.iter().map(|&(activity, _)| (activity, self.declared(activity) * 1_200));
         exceeds(self.month.year(), &year.collect::<Vec<_>>())
@@ -199,8 +199,9 @@ async fn ceilings_are_those_of_urssafs_rules() -> Result<()> {
     Ok(())
 }
 
-/// docs/law.md, "Where we differ from the rules": the rules apply ACRE for as long as the user says so and the activity
-/// was less than a year old on 1 January, up to 23 months. The text ends it after nine to twelve.
+/// As docs/law.md says ("Where we differ from the rules"), the rules apply ACRE for as long as the
+/// user says so and the activity was less than a year old on 1 January, up to 23 months. The text
+/// ends it after nine to twelve.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_the_end_of_acre_we_do_not_lower_contributions_and_say_so() -> Result<()> {
     let created = NaiveDate::from_ymd_opt(2025, 6, 3).context("a date")?;

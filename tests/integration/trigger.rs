@@ -57,7 +57,8 @@ fn read_head(stream: &TcpStream) -> String {
     lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
-/// How many processes have this text among their arguments. Nothing to look at but on Linux.
+/// Returns how many processes have this text among their arguments. Nothing to look at but on
+/// Linux.
 fn process_arguments_with(text: &str) -> usize {
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
     processes
@@ -82,7 +83,7 @@ fn script(url: &str, route: &str, parameters: &[(&str, &str)]) -> Command {
     command
 }
 
-/// A name for a file that is not there yet.
+/// Returns a name for a file that is not there yet.
 fn tempfile() -> std::path::PathBuf {
     std::env::temp_dir().join(format!("summary-{}.md", uuid::Uuid::new_v4()))
 }
@@ -154,7 +155,7 @@ fn a_failure_of_the_route_is_a_failure_and_never_repeated() {
     }
 }
 
-/// What anybody who may read the repository's log and summary sees.
+/// Anybody may read the repository's log and summary, so they say no id and no turnover.
 #[test]
 fn nobodys_id_and_turnover_are_printed() {
     const USER: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";

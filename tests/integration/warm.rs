@@ -16,12 +16,12 @@ use crate::world::Function;
 /// What goes on working after its answer is not called again as if it were at rest.
 const RESTLESS: [&str; 2] = ["drain-queue", "status"];
 
-/// Held by whoever works.
+/// Whoever works holds it.
 pub(crate) type Busy = OwnedRwLockReadGuard<()>;
 
 type Variables = HashMap<String, String>;
 
-/// The functions of one world that are at rest.
+/// Holds the functions of one world that are at rest.
 #[derive(Default)]
 pub(crate) struct Idle {
     functions: Mutex<Vec<(String, Variables, Function)>>,
@@ -29,7 +29,7 @@ pub(crate) struct Idle {
 }
 
 impl Drop for Idle {
-    /// All at once: dropping one waits until it is gone.
+    /// Drops all at once: dropping one waits until it is gone.
     fn drop(&mut self) {
         for (.., function) in self.functions.get_mut().unwrap_or_else(PoisonError::into_inner) {
             function.stop();
@@ -61,9 +61,9 @@ impl Idle {
     }
 }
 
-/// A function that is at rest again when this is dropped.
+/// Represents a function that is at rest again when this is dropped.
 pub(crate) struct Warm<'a> {
-    /// `None` only while it is dropped.
+    /// Is `None` only while it is dropped.
     called: Option<(String, Variables, Function)>,
     idle: &'a Idle,
 }

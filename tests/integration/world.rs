@@ -27,7 +27,7 @@ use crate::{
 pub(crate) const SECRET: &str = "test-cron-secret-0123456789";
 pub(crate) const ENCRYPTION_KEY: &str = "0123456789abcdef0123456789abcdef";
 
-/// One test's world.
+/// Represents one test's world.
 pub(crate) struct World {
     pub(crate) environment: Environment,
     pub(crate) stripe: stripe::StandIn,
@@ -38,7 +38,7 @@ pub(crate) struct World {
     idle: Idle,
 }
 
-/// An answer of a function.
+/// Represents an answer of a function.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -57,14 +57,14 @@ impl World {
         Self::over(Template::Migrated).await
     }
 
-    /// At another instant than today's.
+    /// Makes one at another instant than today's.
     pub(crate) async fn at(now: DateTime<Utc>) -> Result<Self> {
         let mut world = Self::new().await?;
         world.set_now(now);
         Ok(world)
     }
 
-    /// Over a database of another making, for instance without our migrations.
+    /// Makes one over a database of another making, for instance without our migrations.
     pub(crate) async fn over(template: Template) -> Result<Self> {
         let stack = Stack::shared().await?;
         let environment = stack.environment_from(template).await?;
@@ -102,7 +102,7 @@ impl World {
         Ok(world)
     }
 
-    /// The instant at which the functions, the stand-ins and the test are.
+    /// Returns the instant at which the functions, the stand-ins and the test are.
     pub(crate) fn now(&self) -> DateTime<Utc> {
         self.clock.now()
     }
@@ -117,7 +117,7 @@ impl World {
         self.environment.db.pool()
     }
 
-    /// A variable of the functions.
+    /// Returns a variable of the functions.
     pub(crate) fn var(&self, name: &str) -> &str {
         self.vars.get(name).map_or("", String::as_str)
     }
@@ -145,8 +145,8 @@ impl World {
         Function::start(name, &self.vars, busy).await
     }
 
-    /// A function whose process may have served other calls before, as on the platform. Two who ask at once have two
-    /// processes; other variables make another one.
+    /// Returns a function whose process may have served other calls before, as on the platform. Two
+    /// who ask at once have two processes; other variables make another one.
     pub(crate) async fn warm(&self, name: &str) -> Result<Warm<'_>> {
         let busy = self.idle.busy(self.pool()).await?;
         let function = match self.idle.take(name, &self.vars) {
@@ -165,21 +165,21 @@ impl World {
         function.call(method, query, Some(&format!("Bearer {SECRET}"))).await
     }
 
-    /// An operator's POST; must be a 200.
+    /// Makes an operator's POST, which must be a 200.
     pub(crate) async fn post(&self, name: &str, query: &str) -> Result<Value> {
         let answer = self.call(Method::POST, name, query).await?;
         ensure!(answer.status == 200, "{} {}", answer.status, answer.text);
         Ok(answer.json())
     }
 
-    /// A cron's GET; must be a 200.
+    /// Makes a cron's GET, which must be a 200.
     pub(crate) async fn cron(&self, name: &str, query: &str) -> Result<Value> {
         let answer = self.call(Method::GET, name, query).await?;
         ensure!(answer.status == 200, "{} {}", answer.status, answer.text);
         Ok(answer.json())
     }
 
-    /// A confirmed user who signed up long ago.
+    /// Makes a confirmed user who signed up long ago.
     pub(crate) async fn user(&self, email: &str) -> Result<Uuid> {
         let id = Uuid::new_v4();
         sqlx::query(
@@ -193,7 +193,7 @@ impl World {
         Ok(id)
     }
 
-    /// A user with a Stripe account.
+    /// Makes a user with a Stripe account.
     pub(crate) async fn stripe_user(&self, account: &str) -> Result<Uuid> {
         let user = self.user(&format!("{account}@example.test")).await?;
         let token = format!("sk_acct_token_{account}");
@@ -217,7 +217,7 @@ impl World {
         Ok(id)
     }
 
-    /// A user with a shop and a permanent token.
+    /// Makes a user with a shop and a permanent token.
     pub(crate) async fn shopify_user(&self, shop: &str) -> Result<Uuid> {
         let user = self.user(&format!("{shop}@example.test")).await?;
         let token = format!("shpat_{shop}");
@@ -249,7 +249,7 @@ impl World {
         Ok(id)
     }
 
-    /// One value of the database; `$now` is this world's instant.
+    /// Returns one value of the database; `$now` is this world's instant.
     pub(crate) async fn value<T>(&self, sql: &'static str) -> Result<T>
     where
         T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
@@ -257,7 +257,7 @@ impl World {
         sqlx::query_scalar(AssertSqlSafe(self.dated(sql))).fetch_one(self.pool()).await.context(sql)
     }
 
-    /// The imported rows of a user: (month, activity, amount).
+    /// Returns the imported rows of a user: (month, activity, amount).
     pub(crate) async fn imported(&self, user: Uuid) -> Result<Vec<(String, String, String)>> {
         let rows = sqlx::query_as(
             "select format('%s-%s', year, lpad(month::text, 2, '0')), activity_type, amount_eur::text \
@@ -279,13 +279,13 @@ pub(crate) fn encrypt(token: &str) -> String {
     key.encrypt(&token.to_owned().into()).expect("randomness")
 }
 
-/// A running function, called under its own path. Whatever it answers and writes is looked through for what is
-/// nobody's business: the test in which it says too much fails.
+/// Represents a running function, called under its own path. Whatever it answers and writes is
+/// looked through for what is nobody's business: the test in which it says too much fails.
 pub(crate) struct Function {
     path: &'static str,
     process: functions::Function,
     watch: Watch,
-    /// `None` while it is at rest.
+    /// Is `None` while it is at rest.
     pub(crate) busy: Option<Busy>,
 }
 
@@ -317,17 +317,17 @@ impl Function {
         self.busy = None;
     }
 
-    /// Its address, without a query.
+    /// Returns its address, without a query.
     pub(crate) fn url(&self) -> String {
         format!("{}{}", self.process.url(), self.path)
     }
 
-    /// Where it listens.
+    /// Returns where it listens.
     pub(crate) fn port(&self) -> u16 {
         self.process.port()
     }
 
-    /// What it has written, but for the runtime's own word that it listens.
+    /// Returns what it has written, but for the runtime's own word that it listens.
     pub(crate) fn log(&self) -> String {
         self.process
             .logs()

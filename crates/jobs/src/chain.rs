@@ -77,9 +77,9 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Hop
 /// Says what came of calling the next hop.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Handoff {
-    /// It began.
+    /// The next call has begun.
     Started,
-    /// Not asked, not reached, or refused: it did not begin.
+    /// The next call was not asked, not reached, or refused, so it did not begin.
     NotStarted,
     /// The answer was lost or says nothing.
     Unknown,

@@ -25,7 +25,6 @@ impl Budget {
         Self(Duration::from_secs(seconds))
     }
 
-    /// Its length.
     pub const fn length(self) -> Duration {
         self.0
     }

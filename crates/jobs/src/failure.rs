@@ -16,9 +16,10 @@ const MOST_CHARACTERS: usize = 500;
 /// Represents a classified failure, as operators see it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Failure {
-    /// A stable name, for counting.
+    /// Is a stable name, by which failures are counted.
     pub code: String,
-    /// A sentence in French that is safe to show to everybody. What leaves this process is [`said`](Self::said).
+    /// Is a sentence in French that is safe to show to everybody. What leaves this process is
+    /// [`said`](Self::said).
     pub message: String,
 }
 

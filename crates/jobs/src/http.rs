@@ -63,7 +63,7 @@ pub fn is_safe(url: &Url) -> bool {
 /// Says why no complete answer came. Carries no URL: query strings and hosts stay out of logs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum NetworkError {
-    /// No connection: refused, unknown host, TLS failure.
+    /// No connection came about: it was refused, the host is unknown, or TLS failed.
     #[error("no connection")]
     Connect,
     /// The answer took too long.
@@ -89,14 +89,12 @@ impl From<reqwest::Error> for NetworkError {
     }
 }
 
-/// Represents an answer read to its end.
+/// Represents an answer that was read to its end.
 #[derive(Debug)]
 pub struct Answer {
-    /// HTTP status.
     pub status: StatusCode,
-    /// Headers.
     pub headers: HeaderMap,
-    /// The whole body, decompressed.
+    /// Holds the whole body, decompressed.
     pub body: Vec<u8>,
 }
 

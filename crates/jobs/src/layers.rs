@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Only unit tests use these.
+/// Lists the modules that only unit tests use.
 const FOR_TESTS: [&str; 6] = ["tests", "damage", "contrast", "test_server", "layers", "lib"];
 /// Names the node of a folder's own file among its children.
 const OWN: &str = "(own)";
@@ -23,7 +23,7 @@ type Arrows = BTreeMap<Module, BTreeSet<(String, String)>>;
 
 struct Source {
     module: Module,
-    /// Private imports and paths in the code.
+    /// Lists the private imports, and the paths in the code.
     uses: Vec<Vec<String>>,
     /// Names that this module passes on, and from where.
     doors: BTreeMap<String, Vec<String>>,

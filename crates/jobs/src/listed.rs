@@ -14,7 +14,7 @@ macro_rules! listed {
         }
 
         impl $Name {
-            /// Every variant, in the order in which the enum declares them.
+            /// Lists every variant, in the order in which the enum declares them.
             pub const ALL: [Self; [$(Self::$Variant),+].len()] = [$(Self::$Variant),+];
         }
     };

@@ -24,36 +24,36 @@ const ZERO_DECIMAL: [&[u8; 3]; 15] = [
 ];
 const THREE_DECIMAL: [&[u8; 3]; 5] = [b"BHD", b"JOD", b"KWD", b"OMR", b"TND"];
 
-/// What is wrong with an amount. Says nothing of the amount itself: it may come from anywhere.
+/// Says what is wrong with an amount. Says nothing of the amount itself: it may come from anywhere.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum MoneyError {
-    /// Not three letters.
+    /// The code does not consist of three letters.
     #[error("not a currency code")]
     NotACurrency,
-    /// Not `-?digits[.digits]`.
+    /// The text is not `-?digits[.digits]`.
     #[error("not a decimal amount")]
     NotADecimal,
-    /// Finer than the currency's minor unit: rounding would invent or lose money.
+    /// The amount is finer than the currency's minor unit: rounding would invent or lose money.
     #[error("more decimals than the currency has")]
     TooPrecise,
-    /// Beyond what 64 bits of minor units hold.
+    /// The amount is beyond what 64 bits of minor units hold.
     #[error("amount out of range")]
     OutOfRange,
-    /// Two currencies in one sum.
+    /// Two currencies meet in one sum.
     #[error("amounts in different currencies")]
     CurrencyMismatch,
 }
 
-/// An ISO 4217 code in upper case. Unknown codes are accepted, with two decimals: they are kept and reported,
-/// never counted as euros.
+/// Represents an ISO 4217 code in upper case. Unknown codes are accepted, with two decimals: they
+/// are kept and reported, never counted as euros.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Currency([u8; 3]);
 
 impl Currency {
-    /// The only currency that counts in a French turnover.
+    /// The euro is the only currency that counts in a French turnover.
     pub const EUR: Self = Self(*b"EUR");
 
-    /// The code, e.g. `EUR`.
+    /// Returns the code, e.g. `EUR`.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or("???")
     }
@@ -107,7 +107,7 @@ impl<'de> Deserialize<'de> for Currency {
     }
 }
 
-/// A signed amount in minor units of its currency.
+/// Represents a signed amount in minor units of its currency.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct MinorAmount {
     minor: i64,
@@ -115,17 +115,16 @@ pub struct MinorAmount {
 }
 
 impl MinorAmount {
-    /// `minor` whole minor units, e.g. cents.
+    /// Takes `minor` whole minor units, e.g. cents.
     pub const fn new(minor: i64, currency: Currency) -> Self {
         Self { minor, currency }
     }
 
-    /// Whole minor units.
+    /// Returns the whole minor units.
     pub const fn minor(self) -> i64 {
         self.minor
     }
 
-    /// The currency.
     pub const fn currency(self) -> Currency {
         self.currency
     }
@@ -167,7 +166,7 @@ impl MinorAmount {
         Ok(Self { minor, currency })
     }
 
-    /// The sum, in the common currency.
+    /// Returns the sum, in the common currency.
     pub fn checked_add(self, other: Self) -> Result<Self, MoneyError> {
         if self.currency != other.currency {
             return Err(MoneyError::CurrencyMismatch);
@@ -176,20 +175,20 @@ impl MinorAmount {
         Ok(Self { minor, ..self })
     }
 
-    /// The same amount the other way.
+    /// Returns the same amount the other way.
     pub fn checked_neg(self) -> Result<Self, MoneyError> {
         Ok(Self { minor: self.minor.checked_neg().ok_or(MoneyError::OutOfRange)?, ..self })
     }
 
-    /// The amount in major units, with all decimals of the currency (`12.30`).
+    /// Returns the amount in major units, with all decimals of the currency (`12.30`).
     pub fn to_decimal(self) -> Decimal {
         Decimal::new(self.minor, self.currency.exponent())
     }
 }
 
-/// French: `-1 234,56 €`. U+202F between thousands, U+00A0 before the unit, an ASCII hyphen for negatives: what
-/// `Intl.NumberFormat('fr-FR')` writes in the web application, so that both show one amount alike. Other
-/// currencies show their code instead of a symbol.
+/// Writes French: `-1 234,56 €`. U+202F stands between thousands, U+00A0 before the unit, and an
+/// ASCII hyphen before negatives: what `Intl.NumberFormat('fr-FR')` writes in the web application,
+/// so that both show one amount alike. Other currencies show their code instead of a symbol.
 impl fmt::Display for MinorAmount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let places = self.currency.exponent();

@@ -15,7 +15,7 @@ use crate::deadline::Deadline;
 pub enum RetryDecision {
     /// The same request would fail the same way, or must not be repeated.
     No,
-    /// Try again, not before this long (`None`: the policy's own schedule).
+    /// The request may be tried again, not before this long (`None`: the policy's own schedule).
     After(Option<Duration>),
 }
 
@@ -28,9 +28,10 @@ pub trait Retryable {
 /// Says how often a request is retried, and how far apart.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RetryPolicy {
-    /// Retries after the first try.
+    /// Counts the retries after the first try.
     pub retries: usize,
-    /// Pause before the first retry; doubles from one to the next, plus a random part of up to itself.
+    /// Is the pause before the first retry; it doubles from one to the next, plus a random part of
+    /// up to itself.
     pub first_pause: Duration,
     /// No scheduled pause is longer, its random part aside.
     pub longest_pause: Duration,
@@ -39,7 +40,8 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Suits Stripe and Shopify: at most some 20 s of pauses, a `Retry-After` of up to 30 s.
+    /// Suits Stripe and Shopify: the pauses are some 20 s at most, and a `Retry-After` of up to 30
+    /// s is kept.
     pub const PROVIDER: Self = Self {
         retries: 4,
         first_pause: Duration::from_millis(500),
@@ -47,7 +49,7 @@ impl RetryPolicy {
         longest_wait: Duration::from_secs(30),
     };
 
-    /// Suits our own database: short pauses, since every other task waits for it too.
+    /// Suits our own database: the pauses are short, since every other task waits for it too.
     pub const DATABASE: Self = Self {
         retries: 3,
         first_pause: Duration::from_millis(200),

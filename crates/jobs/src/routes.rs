@@ -12,27 +12,27 @@ listed! {
     /// Represents a function of the deployment.
     #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
     pub enum Route {
-        /// `GET /api/cron/daily-orchestrator`
+        /// It is `GET /api/cron/daily-orchestrator`.
         DailyOrchestrator,
-        /// `GET /api/cron/monthly-orchestrator`
+        /// It is `GET /api/cron/monthly-orchestrator`.
         MonthlyOrchestrator,
-        /// `GET /api/cron/send-reminders`
+        /// It is `GET /api/cron/send-reminders`.
         SendReminders,
-        /// `GET /api/cron/daily-tasks`
+        /// It is `GET /api/cron/daily-tasks`.
         DailyTasks,
-        /// `POST /api/cron/drain-queue`
+        /// It is `POST /api/cron/drain-queue`.
         DrainQueue,
-        /// `POST /api/manual/check-thresholds`
+        /// It is `POST /api/manual/check-thresholds`.
         CheckThresholds,
-        /// `POST /api/manual/monthly-sync`
+        /// It is `POST /api/manual/monthly-sync`.
         MonthlySync,
-        /// `POST /api/manual/sync-integrations`
+        /// It is `POST /api/manual/sync-integrations`.
         SyncIntegrations,
-        /// `/api/unsubscribe`
+        /// It is `/api/unsubscribe`.
         Unsubscribe,
-        /// `POST /api/webhooks/resend`
+        /// It is `POST /api/webhooks/resend`.
         WebhooksResend,
-        /// `/api/status`
+        /// It is `/api/status`.
         Status,
     }
 }

@@ -290,9 +290,10 @@ mod tests {
         "vl",
     ];
 
-    /// Every name that the database's one state chooses between (`case … then '…'`) or allow in a column that is shown
-    /// (`check (status in (…))`) has words, or is listed as not shown. The kinds of mail are one list of the database,
-    /// which `promises/catalogue.rs` compares with ours.
+    /// Every name that the database's one state chooses between (`case … then '…'`) or allows in a
+    /// column that is shown (`check (status in (…))`) has words, or is listed as not shown. The
+    /// kinds of mail are one list of the database, which `promises/catalogue.rs` compares with
+    /// ours.
     #[test]
     fn every_stored_name_has_words() {
         let mut found = BTreeSet::new();

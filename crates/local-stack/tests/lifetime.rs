@@ -16,7 +16,7 @@ use processes::npm;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_local-stack");
 
-/// A `local-stack up` that has printed where everything is.
+/// Represents a `local-stack up` that has printed where everything is.
 struct Up {
     child: Child,
     printed: BTreeMap<String, String>,
@@ -40,7 +40,7 @@ impl Up {
         anyhow::bail!("local-stack stopped: {}", child.wait()?)
     }
 
-    /// The ports of PostgreSQL, the gateway, the mail proxy and the emulator.
+    /// Returns the ports of PostgreSQL, the gateway, the mail proxy and the emulator.
     fn ports(&self) -> Result<Vec<u16>> {
         ["DATABASE_URL", "SUPABASE_URL", "RESEND_BASE_URL", "RESEND_INBOX"]
             .iter()

@@ -27,13 +27,14 @@ const POLL: Duration = Duration::from_millis(5);
 /// Says how a child is asked to stop. It is killed when it has not done so after five seconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Signal {
-    /// `SIGTERM`: the polite one.
+    /// The signal is `SIGTERM`, the polite one.
     #[default]
     Term,
-    /// `SIGTERM` and `SIGQUIT`: what PostgreSQL calls an immediate shutdown. The second one alone would be
-    /// ignored by a shell that prepares something first, as is the rule for what a shell runs in the background.
+    /// The signals are `SIGTERM` and `SIGQUIT`: what PostgreSQL calls an immediate shutdown. The
+    /// second one alone would be ignored by a shell that prepares something first, as is the rule
+    /// for what a shell runs in the background.
     Quit,
-    /// `SIGKILL`: for servers that have nothing to tidy up.
+    /// The signal is `SIGKILL`, for servers that have nothing to tidy up.
     Kill,
 }
 
@@ -173,7 +174,7 @@ pub struct Child {
     log: PathBuf,
     written: File,
     watchdog: process::Child,
-    /// The pipe that keeps the child alive: closed by [`Drop`], or by the system when we die.
+    /// Keeps the child alive: the pipe is closed by [`Drop`], or by the system when we die.
     lifeline: Option<PipeWriter>,
 }
 

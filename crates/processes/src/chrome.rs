@@ -72,23 +72,24 @@ impl Scheme {
 #[derive(Debug)]
 pub struct Picture {
     pub png: Vec<u8>,
-    /// Of the content, which may be wider than the window.
+    /// Is the width of the content, which may be wider than the window.
     pub width: u32,
 }
 
-/// Represents a running browser with one page: everything blocks. Gone when dropped; it also goes by itself when our
-/// end of the pipe closes.
+/// Represents a running browser with one page: everything blocks. It is gone when dropped; it also
+/// goes by itself when our end of the pipe closes.
 pub struct Chrome {
     child: Child,
     to: ChildStdin,
     from: Receiver<Value>,
     session: Option<String>,
     sent: u64,
-    /// What pages have complained about: exceptions, errors on the console, refused resources.
+    /// Holds what pages have complained about: exceptions, errors on the console, refused
+    /// resources.
     complaints: Vec<String>,
-    /// Whether a page was loaded since the last thing that asks for one.
+    /// Says whether a page was loaded since the last thing that asks for one.
     has_loaded: bool,
-    /// After the child: it writes there until it is gone.
+    /// Comes after the child, which writes there until it is gone.
     _profile: TempDir,
 }
 

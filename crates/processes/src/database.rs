@@ -27,11 +27,11 @@ const APPLICATION: &str =
 /// Says what a database is a copy of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Template {
-    /// A new Supabase project: the platform and pgmq, no table of anybody's.
+    /// It is a new Supabase project: the platform and pgmq, no table of anybody's.
     Platform,
-    /// The platform, pgmq and the application's tables: what our migrations are applied to.
+    /// It is the platform, pgmq and the application's tables: what our migrations are applied to.
     Application,
-    /// The same with our migrations.
+    /// It is the same with our migrations.
     Migrated,
 }
 
@@ -48,7 +48,7 @@ impl Template {
 /// Represents one file of SQL.
 #[derive(Clone, Debug)]
 pub struct SqlFile {
-    /// Its name, without the directory.
+    /// Is its name, without the directory.
     pub name: String,
     pub sql: String,
 }

@@ -12,15 +12,15 @@ const EXPIRES: u64 = 4_102_444_800;
 /// Holds the keys of one project, of both generations.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    /// Signs the tokens; what PostgREST calls `jwt-secret`.
+    /// Signs the tokens; PostgREST calls it `jwt-secret`.
     pub jwt_secret: String,
-    /// `sb_secret_…`: everything, for servers.
+    /// Is `sb_secret_…`, which opens everything, for servers.
     pub secret: String,
-    /// `sb_publishable_…`: what `anon` may do.
+    /// Is `sb_publishable_…`, which opens what `anon` may do.
     pub publishable: String,
-    /// The legacy key of `service_role`, a token.
+    /// Is the legacy key of `service_role`, a token.
     pub service_role: String,
-    /// The legacy key of `anon`, a token.
+    /// Is the legacy key of `anon`, a token.
     pub anon: String,
 }
 

@@ -19,9 +19,9 @@ use sha2::{Digest, Sha256};
 pub struct Set {
     /// Begins the name of the directory.
     pub name: &'static str,
-    /// The text of `package.json`.
+    /// Is the text of `package.json`.
     pub manifest: &'static str,
-    /// The text of `package-lock.json`.
+    /// Is the text of `package-lock.json`.
     pub lock: &'static str,
     /// Does what an install script would have done.
     pub finish: fn(&Path) -> Result<()>,

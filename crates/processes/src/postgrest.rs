@@ -25,7 +25,7 @@ pub struct PostgRest {
     settings: Settings,
     port: u16,
     admin_port: u16,
-    /// `None` only between the stop and the start of a restart.
+    /// Is `None` only between the stop and the start of a restart.
     server: Option<Child>,
 }
 

@@ -38,8 +38,8 @@ const PASSED_ON: &[&str] = &[
     "JOB_",
 ];
 
-/// `cargo run` adds these to our environment. Build scripts that watch these would run anew, and their crates and
-/// all that depend on them be compiled anew.
+/// These are variables that `cargo run` adds to our environment. Build scripts that watch these
+/// would run anew, and their crates and all that depend on them be compiled anew.
 const CARGOS_OWN: &[&str] =
     &["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
 

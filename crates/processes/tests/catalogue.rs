@@ -11,7 +11,7 @@ use processes::{
 };
 use sqlx::PgPool;
 
-/// Everything that can differ, one line each.
+/// Lists everything that can differ, one line each.
 const CATALOGUE: &str = "
 with ours as (select oid from pg_namespace where nspname in ('public', 'auth'))
 select line collate \"C\" from (

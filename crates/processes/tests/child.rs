@@ -28,7 +28,7 @@ fn until(what: &str, happened: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// What the child wrote into the file `pid`, once it has.
+/// Returns what the child wrote into the file `pid`, once it has.
 fn process_id(directory: &Path) -> Result<String> {
     let file = directory.join("pid");
     until("the child writes its process id", || {

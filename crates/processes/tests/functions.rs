@@ -6,7 +6,7 @@ use anyhow::Result;
 use processes::functions::Function;
 use tempfile::TempDir;
 
-/// An executable shell script; the directory must outlive it.
+/// Writes an executable shell script; the directory must outlive it.
 fn script(text: &str) -> Result<(TempDir, PathBuf)> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("function");

@@ -24,7 +24,7 @@ impl Bucket {
         self.per_second
     }
 
-    /// What is in it now.
+    /// Returns what is in it now.
     pub(crate) fn level(&mut self) -> f64 {
         let now = Instant::now();
         let back = now.duration_since(self.at).as_secs_f64() * self.per_second;

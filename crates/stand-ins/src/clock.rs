@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 
-/// A clock that stand-ins share: clones show the same time. It stands still where it was set.
+/// Represents a clock that stand-ins share: clones show the same time. It stands still where it was
+/// set.
 #[derive(Clone, Debug, Default)]
 pub struct Clock(Arc<Mutex<Option<DateTime<Utc>>>>);
 

@@ -26,7 +26,7 @@ use processes::{keys::Keys, proxy::Upstream};
 
 const PREFIX: &str = "/rest/v1";
 
-/// A running gateway; it stops when this is dropped.
+/// Represents a running gateway; it stops when this is dropped.
 pub struct Gateway {
     server: Server,
     keys: Keys,
@@ -41,7 +41,7 @@ impl Gateway {
         Ok(Self { server, keys: keys.clone() })
     }
 
-    /// What goes into `SUPABASE_URL`.
+    /// Returns what goes into `SUPABASE_URL`.
     pub fn url(&self) -> String {
         self.server.url()
     }
@@ -61,7 +61,7 @@ struct Project {
     postgrest: Upstream,
 }
 
-/// Why a request does not get through.
+/// Says why a request does not get through.
 #[derive(Clone, Copy, Debug)]
 enum Refusal {
     NoKey,
@@ -118,7 +118,7 @@ async fn pass_on(State(project): State<Project>, request: Request<Body>) -> Resu
     project.postgrest.send(request).await.map_err(|_| Refusal::NotAnswering)
 }
 
-/// The path that PostgREST knows.
+/// Returns the path that PostgREST knows.
 fn inner(uri: &Uri) -> Option<Uri> {
     let rest = uri.path_and_query().map(PathAndQuery::as_str)?.strip_prefix(PREFIX)?;
     match rest.chars().next() {
@@ -130,7 +130,7 @@ fn inner(uri: &Uri) -> Option<Uri> {
 }
 
 impl Project {
-    /// The token to give the request; `None` where it goes on with the one it has.
+    /// Returns the token to give the request; `None` where it goes on with the one it has.
     fn token(&self, headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
         let key = headers.get("apikey").and_then(|key| key.to_str().ok()).ok_or(Refusal::NoKey)?;
         let Keys { secret, publishable, service_role, anon, .. } = &self.keys;

@@ -10,7 +10,7 @@ use axum::{Router, body::Body, extract::State, http::Request, http::StatusCode, 
 use crate::faults::{InjectedFaults, Server, serve};
 use processes::proxy::Upstream;
 
-/// A running relay; it stops when this is dropped.
+/// Represents a running relay; it stops when this is dropped.
 pub struct Relay {
     server: Server,
     behind: Shared,
@@ -36,17 +36,17 @@ impl Relay {
         Ok(Self { server: serve(router, None).await?, behind })
     }
 
-    /// From now on requests go to those who listen on these ports, by turns.
+    /// Passes requests, from now on, to those who listen on these ports, by turns.
     pub fn pass_to(&self, ports: impl IntoIterator<Item = u16>) {
         lock(&self.behind).servers = ports.into_iter().map(Upstream::new).collect();
     }
 
-    /// `http://127.0.0.1:PORT`, without a slash at the end.
+    /// Returns `http://127.0.0.1:PORT`, without a slash at the end.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
-    /// The injected faults and the recorded requests.
+    /// Returns the injected faults and the recorded requests.
     pub fn faults(&self) -> &InjectedFaults {
         self.server.faults()
     }

@@ -14,7 +14,8 @@ use processes::{
     postgrest::PostgRest,
 };
 
-/// A PostgreSQL cluster with the templates in it. Nothing in here belongs to a runtime: each test has its own.
+/// Represents a PostgreSQL cluster with the templates in it. Nothing in here belongs to a runtime:
+/// each test has its own.
 #[derive(Debug)]
 pub struct Stack {
     parts: PathBuf,
@@ -40,22 +41,22 @@ impl Stack {
         &self.cluster
     }
 
-    /// A database of one's own, with nothing in front of it.
+    /// Makes a database of one's own, with nothing in front of it.
     pub async fn database(&self, template: Template) -> Result<Database> {
         Database::create(&self.cluster, template).await
     }
 
-    /// A Supabase project of one's own: a migrated database, PostgREST and the gateway.
+    /// Makes a Supabase project of one's own: a migrated database, PostgREST and the gateway.
     pub async fn environment(&self) -> Result<Environment> {
         self.environment_from(Template::Migrated).await
     }
 
-    /// The same over a copy of another template, for instance the one without our migrations.
+    /// Makes the same over a copy of another template, for instance the one without our migrations.
     pub async fn environment_from(&self, template: Template) -> Result<Environment> {
         self.environment_over(self.database(template).await?).await
     }
 
-    /// The same over a database that is there already.
+    /// Makes the same over a database that is there already.
     pub async fn environment_over(&self, db: Database) -> Result<Environment> {
         let keys = Keys::generate()?;
         let postgrest = PostgRest::start(&self.parts, &db, &keys, self.cluster.scratch()).await?;
@@ -63,14 +64,15 @@ impl Stack {
         Ok(Environment { db, postgrest, gateway })
     }
 
-    /// A Resend of one's own. It takes about a second to start, so only tests that look at mails ask for one;
-    /// for others [`Resend::bare`] needs no stack.
+    /// Starts a Resend of one's own. It takes about a second to start, so only tests that look at
+    /// mails ask for one; for others [`Resend::bare`] needs no stack.
     pub async fn resend(&self) -> Result<Resend> {
         Resend::start(&self.parts, self.cluster.scratch()).await
     }
 }
 
-/// What one test has to itself. It lives on the runtime it was made on, and stops when it is dropped.
+/// Holds what one test has to itself. It lives on the runtime it was made on, and stops when it is
+/// dropped.
 pub struct Environment {
     pub db: Database,
     pub postgrest: PostgRest,
@@ -78,7 +80,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// What the functions are to find in their environment to reach this project.
+    /// Returns what the functions are to find in their environment to reach this project.
     pub fn env_vars(&self) -> Vec<(&'static str, String)> {
         vec![
             ("SUPABASE_URL", self.gateway.url()),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::node_script;
 
-/// The rules, and what runs them.
+/// Installs the rules, and what runs them.
 const RULES: Set = Set {
     name: "urssaf",
     manifest: include_str!("../npm/urssaf/package.json"),
@@ -20,25 +20,26 @@ const RULES: Set = Set {
     finish: |_| Ok(()),
 };
 
-/// A micro-entrepreneur's month, in the rules' own terms. Amounts are whole euros.
+/// Represents a micro-entrepreneur's month, in the rules' own terms. Amounts are whole euros.
 #[derive(Clone, Debug, Serialize)]
 pub struct Situation {
-    /// A day of the month.
+    /// Is any day of the month.
     pub date: NaiveDate,
     pub created: NaiveDate,
     pub nature: Nature,
-    /// The user's answer to "Bénéficiez-vous de l'Acre ?".
+    /// Is the user's answer to "Bénéficiez-vous de l'Acre ?".
     pub acre: bool,
-    /// A regulated liberal profession. The rules know it only where nothing else is sold.
+    /// Is true of a regulated liberal profession. The rules know it only where nothing else is
+    /// sold.
     pub cipav: bool,
-    /// Versement libératoire de l'impôt sur le revenu.
+    /// Is true where the versement libératoire de l'impôt sur le revenu is chosen.
     pub flat_tax: bool,
     pub sales: i64,
     pub services: i64,
     pub liberal: i64,
 }
 
-/// The nature of the main activity.
+/// Names the nature of the main activity.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub enum Nature {
     #[serde(rename = "commerciale")]
@@ -49,18 +50,18 @@ pub enum Nature {
     Liberal,
 }
 
-/// What the rules answer, in whole euros.
+/// Holds what the rules answer, in whole euros.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RulesAnswer {
-    /// Social contributions of the month.
+    /// Is the sum of the month's social contributions.
     pub contributions: i64,
-    /// Contribution à la formation professionnelle of the month.
+    /// Is the month's contribution à la formation professionnelle.
     pub training: i64,
-    /// Versement libératoire of the month, 0 without it.
+    /// Is the month's versement libératoire, 0 without it.
     pub flat_tax: i64,
-    /// The year's ceilings of the micro regime: of all turnover, and of services.
+    /// Holds the year's ceilings of the micro regime: of all turnover, and of services.
     pub ceilings: [i64; 2],
-    /// Whether twelve such months exceed one of them.
+    /// Says whether twelve such months exceed one of them.
     pub exceeded: bool,
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::node_script;
 
-/// What Stripe and Shopify publish about their answers, and what reads it.
+/// Installs what Stripe and Shopify publish about their answers, and what reads it.
 const SCHEMAS: Set = Set {
     name: "schemas",
     manifest: include_str!("../npm/schemas/package.json"),
@@ -19,12 +19,12 @@ const SCHEMAS: Set = Set {
     finish: |_| Ok(()),
 };
 
-/// A GraphQL exchange: what was asked, and what was answered.
+/// Represents a GraphQL exchange: what was asked, and what was answered.
 #[derive(Clone, Debug)]
 pub struct Exchange {
     pub document: String,
     pub variables: Value,
-    /// The whole answer, with its `data`.
+    /// Is the whole answer, with its `data`.
     pub response: Value,
 }
 
@@ -40,7 +40,7 @@ pub async fn check_shopify(document: &str, variables: &Value, response: &Value) 
     check_shopify_all(&[exchange]).await
 }
 
-/// The same for many, which loads the schema only once.
+/// Checks the same for many, which loads the schema only once.
 ///
 /// # Errors
 /// Says what is wrong, or why the check could not be made.
@@ -75,7 +75,7 @@ pub async fn check_stripe(type_name: &str, json: &Value) -> anyhow::Result<()> {
     check_stripe_all(&[(type_name, json)]).await
 }
 
-/// The same for many, which starts the compiler only once.
+/// Checks the same for many, which starts the compiler only once.
 ///
 /// # Errors
 /// Says what is wrong, or why the check could not be made.

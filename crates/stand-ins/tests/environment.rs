@@ -18,7 +18,7 @@ async fn environment() -> Result<Environment> {
     Stack::shared().await?.environment().await
 }
 
-/// A request to the gateway with the secret key.
+/// Makes a request to the gateway with the secret key.
 fn get(environment: &Environment, path: &str) -> RequestBuilder {
     http_client()
         .get(format!("{}/rest/v1{path}", environment.gateway.url()))
@@ -85,7 +85,8 @@ async fn many_environments_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Who may come in, and as whom. The profile is visible to its owner and to the service role only.
+/// Says who may come in, and as whom. The profile is visible to its owner and to the service role
+/// only.
 #[tokio::test]
 async fn the_gateway_knows_the_keys() -> Result<()> {
     let environment = environment().await?;

@@ -147,7 +147,7 @@ impl Caller {
         Ok(resend_rs::Resend::with_config(config))
     }
 
-    /// Who was sent a mail, in order.
+    /// Returns who was sent a mail, in order.
     fn recipients(&self) -> Vec<String> {
         self.resend.accepted().iter().map(|accepted| accepted.mail.to[0].clone()).collect()
     }

@@ -9,7 +9,8 @@ use stand_ins::faults::{Fault, Rule};
 use super::{BATCH, Company, bearer, time_passes, until};
 use crate::mails::delivery::plan;
 
-/// Three batches of the old deployment: one accepted and its answers lost, one never arrived, one on its way.
+/// The old deployment leaves three batches: one accepted and its answers lost, one never arrived,
+/// one on its way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_changes_in_the_middle_of_a_drain() -> Result<()> {
     const PEOPLE: usize = 250;

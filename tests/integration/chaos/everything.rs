@@ -20,8 +20,8 @@ use super::{BATCH, Company, time_passes};
 use crate::promises::model::Dice;
 
 const STALL: Fault = Fault::Delay(Duration::from_secs(10));
-/// What all routes call, but for planning: that has one fault, which its repetition survives. A plan that fails is
-/// a slot that nobody claimed, and there may be no second call for it.
+/// All routes call these, but for planning, which has one fault, which its repetition survives. A
+/// plan that fails is a slot that nobody claimed, and there may be no second call for it.
 const CALLS: [&str; 14] = [
     "jobs_claim",
     "integration_context",
@@ -49,7 +49,8 @@ fn one<T>(dice: &mut Dice, mut of: Vec<T>) -> T {
     of.swap_remove(n)
 }
 
-/// So many faults of a server, each after some requests that are left alone, and one stall.
+/// Injects so many faults into a server, each after some requests that are left alone, and one
+/// stall.
 fn spoil(
     dice: &mut Dice,
     faults: &InjectedFaults,

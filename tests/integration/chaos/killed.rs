@@ -18,7 +18,7 @@ use crate::{
     world::World,
 };
 
-/// Where Shopify renews a token.
+/// Shopify renews a token there.
 const REFRESH: &str = "/admin/oauth/access_token";
 const BEFORE: Fault = Fault::Delay(Duration::from_mins(5));
 const AFTER: Fault = Fault::Late(Duration::from_mins(5));
@@ -53,7 +53,7 @@ async fn killed_at(
     time_passes(world).await
 }
 
-/// A sync with an alert at its end, killed at each of these, and healed by the next one.
+/// A sync with an alert at its end is killed at each of these, and healed by the next one.
 async fn each_of(steps: &[(&str, Fault)]) -> Result<()> {
     let mut world = World::new().await?;
     world.set_now(at(SECOND));

@@ -27,21 +27,22 @@ use crate::{
     world::{Answer, Function, SECRET, World},
 };
 
-/// An afternoon on which everything but the month's last day is due: a sync hour, the 2nd, after seven.
+/// On this afternoon everything but the month's last day is due: a sync hour, the 2nd, after seven.
 const SECOND: &str = "2026-11-02T12:05:00Z";
-/// Where batches go.
+/// Batches go there.
 const BATCH: &str = "/emails/batch";
 
 fn bearer() -> String {
     format!("Bearer {SECRET}")
 }
 
-/// Something slow to be caught in the middle of; long enough for a signal, short enough to wait for.
+/// Returns something slow to be caught in the middle of; long enough for a signal, short enough to
+/// wait for.
 fn slow() -> Fault {
     Fault::Delay(Duration::from_millis(400))
 }
 
-/// Somebody who sells, and what they sold.
+/// Represents somebody who sells, and what they sold.
 struct Seller {
     user: Uuid,
     account: Option<String>,
@@ -49,17 +50,17 @@ struct Seller {
     shop_movements: i64,
 }
 
-/// A world of people, and what each of them has to get.
+/// Represents a world of people, and what each of them has to get.
 struct Company {
     world: World,
     sellers: Vec<Seller>,
-    /// (address, kind) of the mails that are due by [`SECOND`].
+    /// Holds (address, kind) of the mails that are due by [`SECOND`].
     due: Vec<(String, &'static str)>,
 }
 
 impl Company {
-    /// So many people with shops, whose October is there to be read, and so many who have just signed up. The clock
-    /// is at [`SECOND`].
+    /// Makes so many people with shops, whose October is there to be read, and so many who have
+    /// just signed up. The clock is at [`SECOND`].
     async fn new(sellers: usize, newcomers: usize) -> Result<Self> {
         let mut company = Self { world: World::new().await?, sellers: Vec::new(), due: Vec::new() };
         company.clock(SECOND);
@@ -91,7 +92,8 @@ impl Company {
         self.world.set_now(crate::clock::at(at));
     }
 
-    /// By turns: Stripe and close to a threshold; a shop; both, for one activity, close to a threshold, and Premium.
+    /// Makes sellers by turns: Stripe and close to a threshold; a shop; both, for one activity,
+    /// close to a threshold, and Premium.
     async fn seller(&mut self, n: usize) -> Result<()> {
         let name = format!("seller{n}");
         let (with_stripe, with_shop) = (n % 3 != 1, !n.is_multiple_of(3));
@@ -132,7 +134,7 @@ impl Company {
         Ok(())
     }
 
-    /// What was sold in October: two pages at Stripe, with a refund and a dispute; one of the shop.
+    /// Sells in October: two pages at Stripe, with a refund and a dispute; one of the shop.
     fn october(&mut self, n: usize) {
         let (from, every) = (at("2026-10-03T09:00:00Z"), TimeDelta::hours(4));
         let seller = &mut self.sellers[n];
@@ -151,7 +153,7 @@ impl Company {
         }
     }
 
-    /// What was sold on the 1st of November.
+    /// Sells on the 1st of November.
     fn november(&mut self) {
         let from = at("2026-11-01T10:00:00Z");
         for (n, seller) in self.sellers.iter_mut().enumerate() {
@@ -175,7 +177,7 @@ impl Company {
         drain(&self.world).await
     }
 
-    /// What must hold once everything is done.
+    /// Checks what must hold once everything is done.
     async fn check(&self) -> Result<()> {
         let world = &self.world;
         let mut all = 0;
@@ -220,7 +222,7 @@ impl Company {
     }
 }
 
-/// Somebody whose payments cross a threshold: a sync with a mail at its end.
+/// Makes somebody whose payments cross a threshold: a sync with a mail at its end.
 async fn crosses(world: &World, name: &str, payments: usize) -> Result<Uuid> {
     let user = world.stripe_user(name).await?;
     sqlx::query(
@@ -270,7 +272,7 @@ async fn ended(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Every visibility timeout and every pause passes.
+/// Lets every visibility timeout and every pause pass.
 async fn time_passes(world: &World) -> Result<()> {
     for lane in Lane::ALL.map(Lane::as_str) {
         let sql = format!("select pgmq.set_vt('jobs_{lane}', msg_id, 0) from pgmq.q_jobs_{lane}");
@@ -280,7 +282,7 @@ async fn time_passes(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Every message of these lanes a second time, visible, as a queue may deliver one.
+/// Puts every message of these lanes there a second time, visible, as a queue may deliver one.
 async fn deliver_again(world: &World, lanes: &[&str]) -> Result<()> {
     for lane in lanes {
         let sql = format!("select pgmq.send('jobs_{lane}', message) from pgmq.q_jobs_{lane}");

@@ -11,7 +11,7 @@ type Call = (Method, &'static str, &'static str);
 const GET: Method = Method::GET;
 const POST: Method = Method::POST;
 
-/// These at the same moment, each in a process of its own.
+/// Makes these calls at the same moment, each in a process of its own.
 async fn at_once(company: &Company, calls: &[Call]) -> Result<()> {
     let mut functions = Vec::new();
     for (method, name, query) in calls {

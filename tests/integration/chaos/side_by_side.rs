@@ -19,13 +19,13 @@ const ACCOUNTS: usize = 24;
 /// As many requests as Stripe takes in a second, and not one more.
 const PER_SECOND: u32 = 20;
 
-/// What identifies a request of Stripe: one that is told to wait is made again.
+/// Returns what identifies a request of Stripe: one that is told to wait is made again.
 fn identity(request: &Seen) -> (String, Vec<u8>, Vec<u8>) {
     let header = |name| request.headers.get(name).map(|value| value.as_bytes().to_vec()).unwrap_or_default();
     (request.target.clone(), header("authorization"), header("stripe-account"))
 }
 
-/// The items of the lane that this process brought to an end.
+/// Counts the items of the lane that this process brought to an end.
 fn settled(function: &Function) -> u64 {
     let log = function.log();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());

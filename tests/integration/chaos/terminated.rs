@@ -95,13 +95,13 @@ async fn while_it_mails_and_reports() -> Result<()> {
     each_of(&steps, 3).await
 }
 
-/// A checkpoint, with the rest of the window still to be read.
+/// The function is stopped at a checkpoint, with the rest of the window still to be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn at_a_checkpoint() -> Result<()> {
     each_of(&["integration_settle"], 2_150).await
 }
 
-/// Months, recaps, reminders, offers: each route is asked to stop in the middle of its work.
+/// Each route (months, recaps, reminders, offers) is asked to stop in the middle of its work.
 #[tokio::test(flavor = "multi_thread")]
 async fn in_every_route_that_is_due() -> Result<()> {
     let company = Company::new(3, 5).await?;

@@ -10,7 +10,7 @@ use stand_ins::faults::{Fault, InjectedFaults, Rule};
 use super::{BATCH, Company, bearer, deliver_again, drained, time_passes, until};
 use crate::world::Function;
 
-/// How the message comes to a second worker.
+/// Says how the message comes to a second worker.
 #[derive(Clone, Copy, Debug)]
 enum Again {
     /// There are two of it.
@@ -19,7 +19,7 @@ enum Again {
     Visible,
 }
 
-/// Longer than the second worker needs, where nothing disturbs it.
+/// A delay so long is longer than the second worker needs, where nothing disturbs it.
 const BUSY: Fault = Fault::Delay(Duration::from_secs(2));
 
 /// One worker is held up at `step`; meanwhile drain-queue gets the same messages.

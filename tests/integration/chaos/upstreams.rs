@@ -11,7 +11,7 @@ use stand_ins::faults::{Fault, Rule};
 
 use super::{BATCH, Company, time_passes};
 
-/// What a day and a month ask of the database, each once refused.
+/// A day and a month ask these of the database, each of which is refused once.
 const CALLS: [&str; 17] = [
     "jobs_plan_sync",
     "jobs_plan_mails",
@@ -42,7 +42,7 @@ fn page(status: u16) -> Fault {
     Fault::Answer { status, headers, body: "<html>No.</html>".to_owned() }
 }
 
-/// The errors that an answer counts, of all its tasks.
+/// Counts the errors of an answer, of all its tasks.
 fn errors(answer: &Value) -> u64 {
     match answer {
         Value::Object(fields) => {

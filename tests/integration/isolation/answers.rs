@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::write;
 use crate::world::World;
 
-/// The documented bound of each function, in bytes.
+/// Returns the documented bound of each function, in bytes.
 pub(super) fn bounds() -> BTreeMap<String, usize> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md"))
         .expect("readable");
@@ -40,7 +40,7 @@ fn the_answer_of_every_function_has_a_bound() {
     assert!(bounds().values().all(|bound| *bound <= 16 * 1024 * 1024), "what our client takes");
 }
 
-/// What a function answers, as it comes over the network.
+/// Returns what a function answers, as it comes over the network.
 pub(super) async fn answer(world: &World, function: &str, arguments: &Value) -> Result<String> {
     let gateway = &world.environment.gateway;
     let url = format!("{}/rest/v1/rpc/{function}", gateway.url());
@@ -52,8 +52,9 @@ pub(super) async fn answer(world: &World, function: &str, arguments: &Value) -> 
     Ok(text)
 }
 
-/// 100,000 failed items with long errors, results that are larger than any of ours, mails that were skipped for as many
-/// reasons, texts of 17 MB, accounts and activities as long as they are read; `$run` is a run of the database.
+/// This is the worst that the database may hold: 100,000 failed items with long errors, results
+/// that are larger than any of ours, mails that were skipped for as many reasons, texts of 17 MB,
+/// accounts and activities as long as they are read; `$run` is a run of the database.
 const WORST: [&str; 10] = [
     "insert into auth.users (id, email, email_confirmed_at, created_at) select lpad(n::text, 32, '0')::uuid, \
      'somebody' || n || '@' || repeat('d', 200) || '.example.test', '2020-01-01', '2020-01-01' from generate_series(1, 300) n",
@@ -86,7 +87,7 @@ const WORST: [&str; 10] = [
      generate_series(10, 98) a, unnest(array['manual', 'auto_sync']) s",
 ];
 
-/// The arguments of a dry run of the J+3 mail that looks at everybody.
+/// Returns the arguments of a dry run of the J+3 mail that looks at everybody.
 fn dry_offers(now: DateTime<Utc>) -> Value {
     json!({
         "p_run_id": Uuid::new_v4(), "p_task": "marketing_day3", "p_kind": "marketing_day3", "p_slot": null,

@@ -5,8 +5,8 @@ use anyhow::Result;
 use super::{assert_all_served, busy_user, run_every_route, sound_users, write};
 use crate::world::World;
 
-/// The columns of the application's tables that `authenticated` may write through a policy, and what the user writes
-/// through the auth API.
+/// Lists the columns of the application's tables that `authenticated` may write through a policy,
+/// and what the user writes through the auth API.
 pub(super) const COLUMNS: &str = "\
     select c.table_name::text, c.column_name::text, c.udt_name::text \
     from information_schema.columns c \
@@ -17,7 +17,7 @@ pub(super) const COLUMNS: &str = "\
     union all select 'users', 'raw_user_meta_data', 'jsonb' \
     order by 1, 2";
 
-/// The worst of a type, as SQL. What the database itself refuses is no harm.
+/// Returns the worst of a type, as SQL. What the database itself refuses is no harm.
 fn worst(udt: &str) -> &'static [&'static str] {
     match udt {
         "numeric" => &["'NaN'", "9999999999.99", "-9999999999.99", "0.005", "null"],

@@ -9,12 +9,12 @@ use stand_ins::faults::{Fault, Rule};
 use super::{ORDINARY_DAY, busy_user, run_every_route, write};
 use crate::world::{SECRET, World};
 
-/// The largest value of ours; an item's result or a call's answer may be a list.
+/// No value of ours is larger; an item's result or a call's answer may be a list.
 const MOST_BYTES: i64 = 64 * 1024;
-/// The longest mail and the longest line of the log.
+/// No mail and no line of the log is longer.
 const MOST_CHARACTERS: usize = 64 * 1024;
 
-/// Every column of our tables, and of the log, that holds a text or JSON.
+/// Selects every column of our tables, and of the log, that holds a text or JSON.
 const COLUMNS: &str = "select format('%I.%I', c.table_schema, c.table_name), quote_ident(c.column_name) \
     from information_schema.columns c join information_schema.tables t using (table_schema, table_name) \
     where t.table_type = 'BASE TABLE' and c.udt_name in ('text', 'varchar', 'jsonb') \

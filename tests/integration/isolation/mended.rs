@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{ORDINARY_DAY, busy_user, call, write};
 use crate::world::World;
 
-/// Whom the database names, and for what.
+/// Returns whom the database names, and for what.
 async fn named(world: &World) -> Result<Vec<(Uuid, String)>> {
     let sql = "select user_id, flaw from jobs.unreadable_input order by flaw";
     Ok(sqlx::query_as(sql).fetch_all(world.pool()).await?)

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{clock::at, world::World};
 
-/// An ordinary day, the last day of its month, and the 2nd of the next one.
+/// These are an ordinary day, the last day of its month, and the 2nd of the next one.
 const ORDINARY_DAY: &str = "2026-11-24T10:00:00Z";
 const LAST_DAY: &str = "2026-11-30T15:00:00Z";
 const SECOND: &str = "2026-12-02T07:00:00Z";
@@ -52,7 +52,7 @@ async fn busy_user(world: &World, name: &str, premium: bool) -> Result<Uuid> {
     Ok(user)
 }
 
-/// Four users with nothing wrong; two of them are premium.
+/// Makes four users with nothing wrong; two of them are premium.
 async fn sound_users(world: &World) -> Result<Vec<Uuid>> {
     let mut users = Vec::new();
     for n in 0..4 {
@@ -88,7 +88,8 @@ async fn run_every_route(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Everybody with nothing wrong got all that was theirs: alert, recap, reminder or offer, and imported turnover.
+/// Checks that everybody with nothing wrong got all that was theirs: alert, recap, reminder or
+/// offer, and imported turnover.
 async fn assert_all_served(world: &World, users: &[Uuid]) -> Result<()> {
     let sql = "select array_agg(kind order by kind) from jobs.email_deliveries where user_id = $1 and status = 'sent'";
     for (n, user) in users.iter().enumerate() {

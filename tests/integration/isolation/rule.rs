@@ -24,7 +24,7 @@ fn schema(name: &str) -> String {
     fs::read_to_string(path).expect("readable")
 }
 
-/// A text without its comments.
+/// Returns a text without its comments.
 fn uncommented(text: &str) -> String {
     text.lines().map(|line| line.split("--").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
@@ -34,7 +34,7 @@ async fn is_cast(world: &World, text: &str, column: &str) -> Result<bool> {
     Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(text).bind(column).fetch_one(world.pool()).await?)
 }
 
-/// The names of columns that a user may write and that no column of ours has.
+/// Returns the names of columns that a user may write and that no column of ours has.
 async fn telling_columns(world: &World) -> Result<BTreeSet<String>> {
     let sql = format!(
         "select distinct c.column_name from ({COLUMNS}) c (table_name, column_name, udt_name) \

@@ -10,7 +10,7 @@ use super::given::{about, turnover};
 use super::signed_up_at;
 use crate::world::World;
 
-/// Everything that a run might write, but for the log.
+/// Returns everything that a run might write, but for the log.
 pub(crate) async fn written(world: &World) -> Result<Value> {
     world
         .value(

@@ -11,7 +11,8 @@ use uuid::Uuid;
 pub(super) use crate::clock::at;
 use crate::world::{Answer, World};
 
-/// The 2nd of the month after this one, at noon: reminders about this month are due, and their time is not over.
+/// Returns the 2nd of the month after this one, at noon: reminders about this month are due, and
+/// their time is not over.
 pub(super) fn second_of_next_month(world: &mut World) -> (Month, DateTime<Utc>) {
     let month = world.month();
     let noon = paris::start_of(month.next().first_day() + Days::new(1)) + TimeDelta::hours(12);
@@ -19,7 +20,7 @@ pub(super) fn second_of_next_month(world: &mut World) -> (Month, DateTime<Utc>) 
     (month, noon)
 }
 
-/// The last day of the month before this one, in the afternoon of Paris.
+/// Returns the last day of the month before this one, in the afternoon of Paris.
 pub(super) fn last_day(world: &mut World) -> (Month, DateTime<Utc>) {
     let month = world.month().previous();
     let at = paris::start_of(month.last_day()) + TimeDelta::hours(15);
@@ -27,7 +28,7 @@ pub(super) fn last_day(world: &mut World) -> (Month, DateTime<Utc>) {
     (month, at)
 }
 
-/// The last Sunday of a month: in March and October the clocks change.
+/// Returns the last Sunday of a month: in March and October the clocks change.
 pub(super) fn last_sunday(year: i32, month: u32) -> NaiveDate {
     let last = Month::new(year, month).expect("a month").last_day();
     last - Days::new(last.weekday().num_days_from_sunday().into())
@@ -40,7 +41,7 @@ pub(crate) async fn about(world: &World, user: Uuid, sql: &str) -> Result<()> {
     Ok(())
 }
 
-/// A row of turnover: `source` is `manual` or `auto_sync`.
+/// Writes a row of turnover: `source` is `manual` or `auto_sync`.
 pub(crate) async fn turnover(
     world: &World,
     user: Uuid,
@@ -64,26 +65,26 @@ pub(crate) async fn turnover(
     Ok(())
 }
 
-/// What one address got, oldest first.
+/// Returns what one address got, oldest first.
 pub(super) fn mails_to(world: &World, address: &str) -> Vec<Mail> {
     let accepted = world.resend.accepted();
     let theirs = accepted.iter().filter(|accepted| accepted.mail.to == [address]);
     theirs.map(|accepted| accepted.mail.clone()).collect()
 }
 
-/// The only mail that one address got.
+/// Returns the only mail that one address got.
 pub(super) fn mail_to(world: &World, address: &str) -> Mail {
     let mut mails = mails_to(world, address);
     assert_eq!(mails.len(), 1, "mails to {address}");
     mails.remove(0)
 }
 
-/// The addresses that got anything, each as often as it did, sorted.
+/// Returns the addresses that got anything, each as often as it did, sorted.
 pub(super) fn recipients(world: &World) -> Vec<String> {
     super::received(world).into_iter().map(|(to, _)| to).collect()
 }
 
-/// The text part, on one line.
+/// Returns the text part, on one line.
 pub(super) fn text(mail: &Mail) -> String {
     plain(mail.text.as_deref().expect("a text part"))
 }
@@ -109,7 +110,7 @@ pub(super) fn says_not(text: &str, parts: &[&str]) {
     }
 }
 
-/// The query of the link that stops a mail's kind.
+/// Returns the query of the link that stops a mail's kind.
 pub(super) fn unsubscribe_query(mail: &Mail) -> String {
     let link = mail.headers.get("List-Unsubscribe").expect("a link to unsubscribe");
     let link = link.trim_start_matches('<').trim_end_matches('>');
@@ -117,14 +118,14 @@ pub(super) fn unsubscribe_query(mail: &Mail) -> String {
     link.split_once('?').expect("a query").1.to_owned()
 }
 
-/// The message of a reported problem.
+/// Returns the message of a reported problem.
 #[track_caller]
 pub(super) fn problem<'a>(part: &'a Value, code: &str) -> &'a Value {
     let problems = part["problems"].as_array().unwrap_or_else(|| panic!("no problems in {part}"));
     problems.iter().find(|problem| problem["code"] == code).unwrap_or_else(|| panic!("no {code} in {part}"))
 }
 
-/// A cron's call, whatever its status.
+/// Makes a cron's call, whatever its status.
 pub(super) async fn cron(world: &World, name: &str, query: &str) -> Result<Answer> {
     world.call(Method::GET, name, query).await
 }

@@ -29,7 +29,7 @@ async fn offers(world: &World) -> Result<Value> {
     Ok(part)
 }
 
-/// Who got a mail, and that nobody got two.
+/// Returns who got a mail, and checks that nobody got two.
 fn reached(world: &World) -> BTreeSet<String> {
     let accepted = world.resend.accepted();
     let reached: BTreeSet<String> = accepted.iter().map(|accepted| accepted.mail.to.join(",")).collect();

@@ -40,7 +40,7 @@ pub(crate) async fn signed_up_at(world: &World, email: &str, name: &str, at: Dat
     .await?)
 }
 
-/// Who got what, sorted.
+/// Returns who got what, sorted.
 pub(crate) fn received(world: &World) -> Vec<(String, String)> {
     let mut mails: Vec<(String, String)> = world
         .resend
@@ -52,7 +52,7 @@ pub(crate) fn received(world: &World) -> Vec<(String, String)> {
     mails
 }
 
-/// A mail's kind, by the link that stops it, which only alerts have not.
+/// Returns a mail's kind, by the link that stops it, which only alerts have not.
 pub(crate) fn kind(accepted: &Accepted) -> &'static str {
     let link = accepted.mail.headers.get("List-Unsubscribe").map(String::as_str).unwrap_or_default();
     let linked = MailKind::ALL.into_iter().filter(|kind| kind.has_unsubscribe_link()).map(MailKind::as_str);

@@ -80,7 +80,7 @@ async fn whoever_cannot_or_will_not_be_written_to_is_left_alone() -> Result<()> 
     Ok(())
 }
 
-/// Who would get it at an instant, by `dry_run`.
+/// Returns who would get it at an instant, by `dry_run`.
 async fn due(world: &World, at: DateTime<Utc>) -> Result<u64> {
     let query = format!("dry_run=true&at={}", at.format("%Y-%m-%dT%H:%M:%SZ"));
     let answer = world.cron("daily-tasks", &query).await?;

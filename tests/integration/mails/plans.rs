@@ -14,10 +14,10 @@ use crate::world::World;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Plan {
     Free,
-    /// Pro, by whatever way.
+    /// The user is Pro, by whatever way.
     Pro,
     Premium,
-    /// Free, and says otherwise of itself.
+    /// The user is free, and says otherwise of itself.
     Claims,
 }
 
@@ -33,7 +33,7 @@ fn metadata(column: &str, json: &str) -> String {
     format!("update auth.users set {column} = '{json}' where id = $1")
 }
 
-/// Every way to a plan, and some that are none.
+/// Returns every way to a plan, and some that are none.
 fn ways(world: &World) -> Vec<(&'static str, Plan, Vec<String>)> {
     use Plan::{Claims, Free, Premium, Pro};
     let hours = |hours: i64| {

@@ -12,12 +12,12 @@ use crate::world::World;
 
 const SHOP: &str = "recaps.myshopify.com";
 
-/// Noon of a day of a month.
+/// Returns noon of a day of a month.
 fn day(month: Month, day: i64) -> DateTime<Utc> {
     month.start() + TimeDelta::days(day - 1) + TimeDelta::hours(12)
 }
 
-/// The address of the user of an account.
+/// Returns the address of the user of an account.
 fn of(account: &str) -> String {
     format!("{account}@example.test")
 }
@@ -146,7 +146,7 @@ async fn by_source_with_refunds_and_twins_counted_once() -> Result<()> {
     Ok(())
 }
 
-/// A replay of the last day: the figure is of that day, and nothing is said of a month that has long been over.
+/// A replay of the last day is of that day, and says nothing of a month that has long been over.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_is_of_its_instant() -> Result<()> {
     let mut world = World::new().await?;
@@ -167,7 +167,8 @@ async fn a_replay_is_of_its_instant() -> Result<()> {
     Ok(())
 }
 
-/// A month before the one that recaps are about: the figures are put right, and nobody is written to.
+/// A month before the one that recaps are about is put right in its figures, and nobody is written
+/// to.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_month_or_one_that_goes_on_is_data_only() -> Result<()> {
     let mut world = World::new().await?;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::world::World;
 
-/// A Premium user; `reminder`: what their preferences say, if there are any.
+/// Makes a Premium user; `reminder` is what their preferences say, if there are any.
 async fn premium(world: &World, name: &str, reminder: Option<bool>) -> Result<Uuid> {
     let user = signed_up(world, &format!("{name}@example.test"), name, 40).await?;
     about(
@@ -92,7 +92,7 @@ async fn premium_users_who_wish_it_and_nobody_else() -> Result<()> {
     Ok(())
 }
 
-/// Both dates of the Urssaf, and what is recorded for the month, by whatever hand.
+/// It says both dates of the Urssaf, and what is recorded for the month, by whatever hand.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_says_what_is_recorded_and_until_when_to_declare() -> Result<()> {
     let mut world = World::new().await?;
@@ -137,8 +137,8 @@ async fn it_says_what_is_recorded_and_until_when_to_declare() -> Result<()> {
     Ok(())
 }
 
-/// What to declare of the month and of the quarter so far, and what to put aside by the profile, from typed and imported
-/// rows. Books that cannot be read that far are not guessed at.
+/// It says what to declare of the month and of the quarter so far, and what to put aside by the
+/// profile, from typed and imported rows. Books that cannot be read that far are not guessed at.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_says_what_to_declare_and_what_to_put_aside() -> Result<()> {
     let mut world = World::new().await?;

@@ -13,20 +13,20 @@ use stand_ins::{
 use super::given::{last_day, recipients};
 use crate::world::{SECRET, World};
 
-/// A UTC hour of a day of the month after.
+/// Returns a UTC hour of a day of the month after.
 fn after(month: Month, day: i64, hour: u32) -> DateTime<Utc> {
     let date = month.next().first_day() + TimeDelta::days(day - 1);
     date.and_hms_opt(hour, 5, 0).expect("an hour").and_utc()
 }
 
-/// How many months a daily cron has taken up again.
+/// Returns how many months a daily cron has taken up again.
 async fn daily(world: &mut World, at: DateTime<Utc>) -> Result<Value> {
     world.set_now(at);
     let answer = world.cron("daily-orchestrator", "").await?;
     Ok(answer["results"]["syncIntegrations"]["monthsTakenUp"].clone())
 }
 
-/// What the status page says of recaps.
+/// Returns what the status page says of recaps.
 async fn owed(world: &World) -> Result<Vec<(String, String)>> {
     let function = world.function("status").await?;
     let request = jobs::http::client()?.get(function.url()).bearer_auth(SECRET);

@@ -17,12 +17,12 @@ const SERVICES: &str = "Prestation de services";
 const SALES: &str = "Vente de marchandises";
 const NOW: &str = "2026-11-24T10:00:00Z";
 
-/// (activity, euros)
+/// Holds (activity, euros).
 type Rows = Vec<(&'static str, &'static str)>;
-/// The highest step of each threshold that is crossed.
+/// Holds the highest step of each threshold that is crossed.
 type Steps = Vec<(&'static str, i16)>;
 
-/// A user with rows of 2026: (activity, euros), all of March, typed.
+/// Makes a user with rows of 2026: (activity, euros), all of March, typed.
 async fn books(world: &World, name: &str, rows: &[(&str, &str)]) -> Result<Uuid> {
     let user = world.user(&format!("{name}@example.test")).await?;
     for (activity, euros) in rows {
@@ -31,7 +31,7 @@ async fn books(world: &World, name: &str, rows: &[(&str, &str)]) -> Result<Uuid>
     Ok(user)
 }
 
-/// A user's held steps: the highest of each threshold, and how many there are altogether.
+/// Returns a user's held steps: the highest of each threshold, and how many there are altogether.
 async fn held(world: &World, user: Uuid, year: i32) -> Result<(BTreeMap<String, i16>, i64)> {
     let sql = "select threshold, max(step), count(*) from jobs.threshold_alerts \
                where user_id = $1 and year = $2 group by threshold";
@@ -52,7 +52,7 @@ fn message(sent: u64) -> Value {
     json!(format!("Vérification terminée : {sent} {alerts}, 0 erreurs"))
 }
 
-/// At each ceiling, a cent below and a cent above; mixed books; refunds; spellings.
+/// Checks each ceiling, a cent below and a cent above; mixed books; refunds; spellings.
 #[tokio::test(flavor = "multi_thread")]
 async fn at_below_and_above() -> Result<()> {
     let world = world().await?;
@@ -204,7 +204,7 @@ async fn in_january_the_year_before_is_checked_too() -> Result<()> {
     Ok(())
 }
 
-/// Two consecutive years over the ceiling, one, and one of which nothing is known.
+/// Two consecutive years are over the ceiling, or one, or one of which nothing is known.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_year_before_says() -> Result<()> {
     let world = world().await?;

@@ -57,7 +57,7 @@ struct Page {
     text: String,
 }
 
-/// What follows a link: a browser, a mail program. Redirects are not followed.
+/// Returns what follows a link: a browser, a mail program. Redirects are not followed.
 async fn visit(function: &Function, method: Method, query: &str, body: Option<(&str, &str)>) -> Result<Page> {
     let mut request = jobs::http::client()?.request(method, format!("{}?{query}", function.url()));
     if let Some((content_type, body)) = body {
@@ -73,7 +73,8 @@ const MULTIPART: (&str, &str) = (
     "--b\r\nContent-Disposition: form-data; name=\"List-Unsubscribe\"\r\n\r\nOne-Click\r\n--b--\r\n",
 );
 
-/// A Premium user who has an offer and a reminder in the mailbox: the queries of both links.
+/// Makes a Premium user who has an offer and a reminder in the mailbox, and returns the queries of
+/// both links.
 async fn with_mails(world: &mut World) -> Result<(Uuid, String, String)> {
     let (_, noon) = second_of_next_month(world);
     let user =
@@ -96,7 +97,7 @@ async fn with_mails(world: &mut World) -> Result<(Uuid, String, String)> {
     Ok((user, offer, unsubscribe_query(&mail)))
 }
 
-/// (reminder, recap, offers, alerts); null without a row.
+/// Returns (reminder, recap, offers, alerts); null without a row.
 async fn preferences(world: &World) -> Result<Value> {
     world
         .value(
@@ -236,7 +237,7 @@ async fn a_database_that_is_away_is_said_and_the_link_stays_good() -> Result<()>
     Ok(())
 }
 
-/// Written down, and the database's answer lost: the reader is told that it is done.
+/// It is written down, and the database's answer is lost: the reader is told that it is done.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_of_the_database_stops_it_all_the_same() -> Result<()> {
     let mut world = World::new().await?;

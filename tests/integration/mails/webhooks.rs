@@ -17,7 +17,7 @@ async fn post(function: &Function, headers: HeaderMap, body: &str) -> Result<Ans
     function.send(jobs::http::client()?.post(function.url()).headers(headers).body(body.to_owned())).await
 }
 
-/// Signed as Resend does, now.
+/// Sends an event that is signed as Resend does, now.
 async fn send(world: &World, function: &Function, id: &str, body: &str) -> Result<Answer> {
     let headers = svix_headers(world.var("RESEND_WEBHOOK_SECRET"), id, world.now().timestamp(), body)?;
     post(function, headers, body).await
@@ -107,7 +107,8 @@ async fn bounces_and_complaints_keep_mails_away() -> Result<()> {
     Ok(())
 }
 
-/// Noted, and the database's answer lost: once is enough, and Resend need not send it again.
+/// It is noted, and the database's answer is lost: once is enough, and Resend need not send it
+/// again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_of_the_database_notes_once() -> Result<()> {
     let mut world = World::new().await?;

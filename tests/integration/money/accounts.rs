@@ -25,7 +25,8 @@ async fn connect(world: &World, user: Uuid, account: &str, since: &str) -> Resul
     Ok(())
 }
 
-/// Connected in October, our own key refused until November: October is in the books, whichever read comes first.
+/// Connected in October, with our own key refused until November, an account has October in its
+/// books, whichever read comes first.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_books_begin_with_the_connection() -> Result<()> {
     for month_first in [false, true] {
@@ -48,7 +49,7 @@ async fn the_books_begin_with_the_connection() -> Result<()> {
     Ok(())
 }
 
-/// Connected in the evening of a month's last day, first read in the next month.
+/// An account is connected in the evening of a month's last day, and first read in the next month.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_evening_of_a_month_is_not_lost() -> Result<()> {
     let mut world = world_at("2026-11-30T19:00:00Z").await?;
@@ -72,7 +73,8 @@ async fn an_old_day_of_connection_reaches_no_month_of_the_users_own() -> Result<
     Ok(())
 }
 
-/// Account A since September, B since 10 November, and A again: each counts in the months in which it was connected.
+/// Account A is there since September, B since 10 November, and then A again: each counts in the
+/// months in which it was connected.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_accounts_one_after_the_other() -> Result<()> {
     let mut world = world_at("2026-09-02T12:00:00Z").await?;

@@ -25,7 +25,7 @@ async fn a_conversion_outlives_its_order() -> Result<()> {
     Ok(())
 }
 
-/// Lost five days ago and visible today; then won after all.
+/// A dispute was lost five days ago and is visible today; then it is won after all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dispute_is_a_state() -> Result<()> {
     let mut world = world_at("2026-11-10T12:00:00Z").await?;
@@ -44,7 +44,8 @@ async fn a_dispute_is_a_state() -> Result<()> {
     Ok(())
 }
 
-/// Prevented: paid back or not, which nobody here knows. It is said; a refund of the same order settles it.
+/// A prevented dispute was paid back or not, which nobody here knows. It is said; a refund of the
+/// same order settles it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prevented_dispute_is_never_silent() -> Result<()> {
     let mut world = world_at("2026-11-10T12:00:00Z").await?;
@@ -78,7 +79,7 @@ async fn a_sale_that_shows_late_is_found_by_the_crons() -> Result<()> {
     Ok(())
 }
 
-/// Once a day, not with every read.
+/// A far read happens once a day, not with every read.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_one_read_a_day_reaches_far_back() -> Result<()> {
     let mut world = world_at("2026-11-20T12:00:00Z").await?;

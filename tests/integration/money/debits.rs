@@ -5,7 +5,8 @@ use anyhow::Result;
 use super::{books, excluded, said, sync_at, world_at};
 use crate::clock::at;
 
-/// 40 000 € typed, a debit of 2 000 € on its way that fails, then a card payment: the alert leaves with the card.
+/// With 40 000 € typed, a debit of 2 000 € on its way fails, then a card pays: the alert leaves
+/// with the card.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alert_waits_for_the_money() -> Result<()> {
     let mut world = world_at("2026-10-30T12:00:00Z").await?;
@@ -41,7 +42,8 @@ async fn an_alert_waits_for_the_money() -> Result<()> {
     Ok(())
 }
 
-/// Sent on 27 November, paid on 4 December, seen by the crons alone: once, in December.
+/// A debit that is sent on 27 November and paid on 4 December, seen by the crons alone, counts
+/// once, in December.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_debit_counts_once_when_its_money_is_there() -> Result<()> {
     let mut world = world_at("2026-11-20T12:00:00Z").await?;

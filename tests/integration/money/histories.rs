@@ -17,7 +17,7 @@ use crate::{clock::at, world::World};
 
 const BEGIN: &str = "2026-09-21T00:10:00Z";
 const DAYS: u64 = 60;
-/// Written into the failure, so that a history can be played again.
+/// The seed is written into the failure, so that a history can be played again.
 const SEEDS: [u64; 3] = [1, 20, 300];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,7 +84,7 @@ async fn deep(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// One read of some window by some road; whether it succeeds is not its matter.
+/// Makes one read of some window by some road; whether it succeeds is not its matter.
 async fn read(world: &World, dice: &mut Dice) -> Result<Value> {
     let (name, query) = match dice.below(5) {
         0 => ("sync-integrations", format!("days={}", 1 + dice.below(60))),
@@ -119,7 +119,7 @@ fn clear(world: &World) {
     }
 }
 
-/// Whether the shop was read to its end up to now.
+/// Returns whether the shop was read to its end up to now.
 async fn reads_are_good(world: &World) -> Result<bool> {
     let to: Option<DateTime<Utc>> =
         world.value("select last_success_to from jobs.integration_state where provider = 'shopify'").await?;
@@ -138,7 +138,7 @@ async fn books(world: &World, user: Uuid) -> Result<BTreeMap<Place, i64>> {
     Ok(books)
 }
 
-/// The versions of all rows of the books and of the ledger.
+/// Returns the versions of all rows of the books and of the ledger.
 async fn versions(world: &World) -> Result<Vec<String>> {
     let sql = "select array_agg(v order by v) from (\
         select format('%s/%s %s %s %s', year, month, amount_eur, metadata, xmin) as v from public.ca_records \

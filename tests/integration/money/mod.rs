@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{clock::at, world::World};
 
-/// What the imported rows of a user say: (month, euros).
+/// Returns what the imported rows of a user say: (month, euros).
 async fn books(world: &World, user: Uuid) -> Result<Vec<(String, String)>> {
     Ok(world.imported(user).await?.into_iter().map(|(month, _, euros)| (month, euros)).collect())
 }
@@ -24,7 +24,7 @@ fn said(rows: &[(&str, &str)]) -> Vec<(String, String)> {
     rows.iter().map(|(month, euros)| ((*month).to_owned(), (*euros).to_owned())).collect()
 }
 
-/// A world in which it is `now`.
+/// Makes a world in which it is `now`.
 async fn world_at(now: &str) -> Result<World> {
     World::at(at(now)).await
 }
@@ -38,13 +38,13 @@ async fn sync_at(world: &mut World, now: &str) -> Result<Value> {
     Ok(part)
 }
 
-/// Why a row of the ledger does not count.
+/// Returns why a row of the ledger does not count.
 async fn excluded(world: &World, external_id: &str) -> Result<Option<String>> {
     let sql = "select excluded from jobs.integration_transactions where external_id = $1";
     Ok(sqlx::query_scalar(sql).bind(external_id).fetch_one(world.pool()).await?)
 }
 
-/// What a month's figure is worth, as its row of the books says.
+/// Returns what a month's figure is worth, as its row of the books says.
 async fn worth(world: &World, user: Uuid, month: u32) -> Result<Value> {
     let sql = "select metadata - 'sources' from public.ca_records where user_id = $1 and source = 'auto_sync' and month = $2";
     Ok(sqlx::query_scalar(sql).bind(user).bind(i32::try_from(month)?).fetch_one(world.pool()).await?)

@@ -16,11 +16,11 @@ use crate::world::World;
 pub(super) const ACCOUNT: &str = "acct_history";
 pub(super) const SHOP: &str = "history.myshopify.com";
 
-/// Numbers that look random and are the same for the same seed.
+/// Generates numbers that look random and are the same for the same seed.
 pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    /// One of `0..n`.
+    /// Draws one of `0..n`.
     pub(super) fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -36,22 +36,22 @@ impl Dice {
     }
 }
 
-/// A month of Paris and an activity.
+/// Holds a month of Paris and an activity.
 pub(super) type Place = (String, &'static str);
 
-/// A sale in the shop.
+/// Represents a sale in the shop.
 struct Sale {
     sold: Sold,
     cents: i64,
     currency: &'static str,
-    /// Its charge, where it was paid through Stripe.
+    /// Names its charge, where it was paid through Stripe.
     charge: Option<String>,
 }
 
-/// What moved at the source, and what may still become of it.
+/// Holds what moved at the source, and what may still become of it.
 #[derive(Default)]
 pub(super) struct Source {
-    /// What counts in the end, in euro cents.
+    /// Holds what counts in the end, in euro cents.
     truth: BTreeMap<String, (Place, i64)>,
     steps: u64,
     paid: Vec<(Payment, i64)>,
@@ -61,9 +61,10 @@ pub(super) struct Source {
     debited: Vec<(Payment, i64)>,
     late_rows: Vec<(String, DateTime<Utc>, i64)>,
     sales: Vec<Sale>,
-    /// In dollars, not read yet: their orders stay until a read has seen them.
+    /// Holds sales in dollars that are not read yet: their orders stay until a read has seen them.
     fresh: Vec<Sold>,
-    /// In dollars, read: whatever becomes of the order, the conversion is known.
+    /// Holds sales in dollars that were read: whatever becomes of the order, the conversion is
+    /// known.
     known: Vec<Sold>,
     late_sales: Vec<(Sold, DateTime<Utc>, i64)>,
     disputes: Vec<(String, String, i64)>,
@@ -75,7 +76,7 @@ fn decimal(cents: i64) -> String {
 }
 
 impl Source {
-    /// The books that are right, without months of nothing.
+    /// Returns the books that are right, without months of nothing.
     pub(super) fn books(&self) -> BTreeMap<Place, i64> {
         let mut books = BTreeMap::new();
         for (place, cents) in self.truth.values() {
@@ -91,13 +92,13 @@ impl Source {
         self.truth.insert(id.to_owned(), ((paris::month(at).to_string(), activity), cents));
     }
 
-    /// An amount that no other movement has.
+    /// Draws an amount that no other movement has.
     fn new_cents(&mut self, dice: &mut Dice) -> i64 {
         self.steps += 1;
         i64::try_from(1_000 + self.steps * 60 + dice.below(30) * 2).expect("small")
     }
 
-    /// Everything that is listed was read: orders may go.
+    /// Notes that everything that is listed was read: orders may go.
     pub(super) fn was_read(&mut self) {
         self.known.append(&mut self.fresh);
     }

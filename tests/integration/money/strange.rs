@@ -54,8 +54,8 @@ async fn a_row_without_a_currency_costs_its_month_the_name_of_whole() -> Result<
     Ok(())
 }
 
-/// Of an unknown kind: kept, said for as long as it is missing, and counted once the kind is known, without reading it
-/// again.
+/// A movement of an unknown kind is kept, said for as long as it is missing, and counted once the
+/// kind is known, without reading it again.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_kind_is_missing_until_it_is_learned() -> Result<()> {
     let mut world = world_at("2026-11-18T12:00:00Z").await?;

@@ -19,7 +19,7 @@ async fn both() -> Result<(World, Uuid)> {
     Ok((world, user))
 }
 
-/// The sum of what was imported, in cents.
+/// Returns the sum of what was imported, in cents.
 async fn cents(world: &mut World, user: Uuid) -> Result<i64> {
     sync_at(world, "2026-11-18T12:10:00Z").await?;
     cents_now(world, user).await
@@ -35,7 +35,8 @@ async fn flaws(world: &World, user: Uuid) -> Result<Value> {
     Ok(sqlx::query_scalar(sql).bind(user).fetch_one(world.pool()).await?)
 }
 
-/// 100 € through Stripe, 20 € of them paid back there, 30 € by bank transfer: 50 €.
+/// Stripe knows 100 €, 20 € of them paid back there, and the shop 30 € by bank transfer: 50 € are
+/// left.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refund_by_bank_transfer_is_money_of_its_own() -> Result<()> {
     let (mut world, user) = both().await?;
@@ -61,7 +62,7 @@ async fn a_refund_beside_a_chargeback_is_money_of_its_own() -> Result<()> {
     Ok(())
 }
 
-/// Captured in two pieces, which the shop tells as two, under one charge.
+/// A payment is captured in two pieces, which the shop tells as two, under one charge.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_charge_in_two_pieces() -> Result<()> {
     let (mut world, user) = both().await?;
@@ -73,7 +74,7 @@ async fn one_charge_in_two_pieces() -> Result<()> {
     Ok(())
 }
 
-/// Two refunds of one amount, of which Stripe knows one.
+/// Two refunds have one amount, and Stripe knows one of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_movement_explains_one() -> Result<()> {
     let (mut world, user) = both().await?;
@@ -87,7 +88,7 @@ async fn one_movement_explains_one() -> Result<()> {
     Ok(())
 }
 
-/// Another rate here and there: a dollar refund is recognised by its dollars.
+/// The rate is another here and there: a dollar refund is recognised by its dollars.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_rate_is_no_other_money() -> Result<()> {
     let (mut world, user) = both().await?;
@@ -98,7 +99,8 @@ async fn another_rate_is_no_other_money() -> Result<()> {
     Ok(())
 }
 
-/// A payment that names no charge, and one at Stripe of the same amount and day: perhaps the same, and that is said.
+/// A payment names no charge, and one at Stripe has the same amount and day: perhaps it is the
+/// same, and that is said.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_be_counted_twice_is_said() -> Result<()> {
     let (mut world, user) = both().await?;

@@ -8,10 +8,10 @@ use uuid::Uuid;
 use super::rpc_as;
 use crate::world::World;
 
-/// What the code calls; everything else in `public` is the application's.
+/// Our code calls these; everything else in `public` is the application's.
 const OUR_RPC: &str =
     "p.pronamespace = 'public'::regnamespace and p.proname ~ '^(jobs|integration|mail|threshold)_'";
-/// What only our own functions call.
+/// Only our own functions call these.
 const INNER_FUNCTIONS: &str = "p.pronamespace = 'jobs'::regnamespace";
 const OUR_TABLES: &str = "c.relnamespace = 'jobs'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S')";
 const APPLICATION_ROLES: &str = "unnest(array['anon', 'authenticated', 'service_role', 'authenticator'])";
@@ -271,7 +271,8 @@ async fn the_gateway_does_not_know_the_schema() -> Result<()> {
     Ok(())
 }
 
-/// What the application's users could do before they still can, and no more of ours than their own rows.
+/// The application's users still can do what they could before, and no more of ours than their own
+/// rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_sees_and_writes_their_own_rows_only() -> Result<()> {
     let world = World::new().await?;

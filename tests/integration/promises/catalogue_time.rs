@@ -7,32 +7,32 @@ use anyhow::Result;
 
 use crate::world::World;
 
-/// Our functions, with their comments cut out of their text.
+/// Selects our functions, with their comments cut out of their text.
 const OURS: &str = "(select p.oid, p.proname::text as name, p.pronargdefaults as defaults, \
     regexp_replace(p.prosrc, '--[^\\n]*', '', 'g') as source from pg_proc p \
     where p.pronamespace = 'jobs'::regnamespace or (p.pronamespace = 'public'::regnamespace \
     and p.proname ~ '^(jobs|integration|mail|threshold)_'))";
 
-/// Everything by which SQL asks what time it is.
+/// Matches everything by which SQL asks what time it is.
 const CLOCK: &str = "'(clock_timestamp|transaction_timestamp|statement_timestamp|timeofday)|\\mnow\\s*\\(|\
     \\m(current|local)_?(date|time|timestamp)\\M|''(now|today|tomorrow|yesterday)'''";
 
 /// Somebody else may hold it until an instant: holders on several machines agree on one clock.
 const LEASE: &str = "lease";
-/// Turns, for all instances together.
+/// It is for turns, for all instances together.
 const RATE: &str = "rate";
 /// A message is visible at once, as pgmq sees it.
 const VISIBLE: &str = "visible";
-/// How long something took, within a call.
+/// It measures how long something took, within a call.
 const MEASURE: &str = "measure";
-/// When a row was written, read by people only.
+/// It notes when a row was written, read by people only.
 const NOTE: &str = "note";
-/// What this very transaction wrote, known by the transaction's own time.
+/// It finds what this very transaction wrote, by the transaction's own time.
 const OWN_WRITES: &str = "own writes";
-/// For a row that somebody inserts by hand: every function names the instant, see [`NAMED`].
+/// It serves a row that somebody inserts by hand: every function names the instant, see [`NAMED`].
 const BY_HAND: &str = "by hand";
 
-/// The functions that may use the database's time, and what for.
+/// Lists the functions that may use the database's time, and what for.
 const FUNCTIONS: &[(&str, &[&str])] = &[
     ("hold_mails", &[LEASE]),
     ("hold_trouble_mails", &[LEASE]),
@@ -65,7 +65,7 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
     ("write_mail_outcomes", &[NOTE]),
 ];
 
-/// The columns of our tables whose default is the database's time, and what for.
+/// Lists the columns of our tables whose default is the database's time, and what for.
 const DEFAULTS: &[(&str, &str)] = &[
     ("auto_sync_totals.updated_at", OWN_WRITES),
     ("email_deliveries.planned_at", NOTE),
@@ -80,7 +80,7 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("threshold_checks_due.since", OWN_WRITES),
 ];
 
-/// Columns that something is decided by: each insert of ours gives the function's instant.
+/// Lists columns that something is decided by: each insert of ours gives the function's instant.
 const NAMED: &[(&str, &str)] = &[
     ("jobs.job_items", "created_at"),
     ("jobs.job_items", "waiting_since"),

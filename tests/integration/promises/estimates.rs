@@ -10,13 +10,13 @@ use crate::world::World;
 
 const ACTIVITIES: [&str; 3] = ["Vente de marchandises", "Prestation de services", "Activité libérale"];
 
-/// How many users are tried, with one row a month of each activity.
+/// So many users are tried, with one row a month of each activity.
 const USERS: usize = 60;
 
-/// Contributions, net, mode and income tax of a row.
+/// Holds contributions, net, mode and income tax of a row.
 type Carried = (Option<String>, Option<String>, Option<String>, Option<String>);
 
-/// Activity, month and cents of a row, then contributions, net, mode and income tax in cents.
+/// Holds activity, month and cents of a row, then contributions, net, mode and income tax in cents.
 type Estimated = (String, String, i64, Option<i64>, Option<i64>, Option<String>, Option<i64>);
 
 async fn carried(world: &World, user: Uuid) -> Result<Vec<Carried>> {
@@ -49,11 +49,11 @@ async fn profile(world: &World, user: Uuid, profile: TaxProfile) -> Result<()> {
     Ok(())
 }
 
-/// Numbers that look random and are the same in each run.
+/// Generates numbers that look random and are the same in each run.
 struct Numbers(u64);
 
 impl Numbers {
-    /// A number from `from` to `to`, both included.
+    /// Draws a number from `from` to `to`, both included.
     fn between(&mut self, from: i64, to: i64) -> i64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let span = to.abs_diff(from) + 1;
@@ -73,7 +73,8 @@ impl Numbers {
     }
 }
 
-/// Random users with a row for each month from 2022 to 2027 and each activity: to the cent what `row_amounts` says.
+/// Random users have a row for each month from 2022 to 2027 and each activity, which says to the
+/// cent what `row_amounts` says.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_database_estimates_as_the_code_does() -> Result<()> {
     let world = World::new().await?;
@@ -133,8 +134,9 @@ async fn the_database_estimates_as_the_code_does() -> Result<()> {
     Ok(())
 }
 
-/// From the payment to the row: estimates are written with it, follow the profile at the next sync, fill what an older
-/// version wrote, rewrite nothing where nothing changed, and are the user's once one of them is edited.
+/// From the payment to the row, estimates are written with it, follow the profile at the next sync,
+/// fill what an older version wrote, rewrite nothing where nothing changed, and are the user's once
+/// one of them is edited.
 #[tokio::test(flavor = "multi_thread")]
 async fn estimates_come_with_the_row_and_are_kept_up() -> Result<()> {
     let world = World::new().await?;

@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::{imported_cents, movements, plan, rpc, until};
 use crate::world::{SECRET, World};
 
-/// More than two pieces, in pages of 100.
+/// So many movements are more than two pieces, in pages of 100.
 const MANY: usize = 24_000;
-/// Of a piece, and what is read on before it can be told that others wait.
+/// A piece has so many pages, with those that are read on before it can be told that others wait.
 const PAGES_OF_A_PIECE: usize = 100 + 20;
 
 /// As many busy merchants as there are places, first in the queue: everybody else is served before they are read to
@@ -75,16 +75,16 @@ async fn busy_merchants_let_the_others_pass() -> Result<()> {
     Ok(())
 }
 
-/// The accounts whose movements have been asked for so far.
+/// Returns the accounts whose movements have been asked for so far.
 fn accounts_read(world: &World) -> BTreeSet<String> {
     let seen = world.stripe.faults().seen();
     let pages = seen.iter().filter(|seen| seen.target.contains("balance_transactions"));
     pages.filter_map(|seen| Some(seen.headers.get("stripe-account")?.to_str().ok()?.to_owned())).collect()
 }
 
-/// A budget too short for everybody, nothing that goes on, and a plan anew every six hours: whoever has waited longest
-/// is read first, so that everybody is read within as many calls as the work needs. `JOBS_TEST_INTEGRATIONS=2000` with
-/// `--nocapture` measures it for so many.
+/// With a budget too short for everybody, nothing that goes on, and a plan anew every six hours,
+/// whoever has waited longest is read first, so that everybody is read within as many calls as the
+/// work needs. `JOBS_TEST_INTEGRATIONS=2000` with `--nocapture` measures it for so many.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_waited_longest_is_read_first() -> Result<()> {
     const USERS: usize = 60;

@@ -14,7 +14,7 @@ use crate::world::{SECRET, World};
 
 const LONG: Fault = Fault::Delay(Duration::from_mins(5));
 
-/// Three pages of payments, a refund and a dispute.
+/// Makes three pages of payments, a refund and a dispute.
 async fn ledger(world: &World, account: &str) -> Result<Uuid> {
     let user = world.stripe_user(account).await?;
     world.stripe.payments(account, world.earlier(90), TimeDelta::zero(), 220, "eur");
@@ -43,7 +43,7 @@ where
     function.kill().await
 }
 
-/// What must hold after the next run, whatever was lost before it.
+/// Checks what must hold after the next run, whatever was lost before it.
 async fn check(world: &World, user: Uuid, account: &str) -> Result<()> {
     assert_eq!(imported_cents(world, user).await?, listed_cents(world, account));
     assert_eq!(movements(world, user).await?, 224);
@@ -156,7 +156,8 @@ async fn answers_that_are_lost() -> Result<()> {
     Ok(())
 }
 
-/// More than two checkpoints, killed between them: the next worker goes on behind the last one.
+/// A reading of more than two checkpoints is killed between them: the next worker goes on behind
+/// the last one.
 #[tokio::test(flavor = "multi_thread")]
 async fn between_two_checkpoints() -> Result<()> {
     let world = World::new().await?;

@@ -124,8 +124,8 @@ async fn eleven_pages_and_more_than_one_checkpoint() -> Result<()> {
     Ok(())
 }
 
-/// A busy merchant whose shop is paid through Stripe: every payment is reported twice, and counted once, long
-/// before the statement's time is over.
+/// A busy merchant's shop is paid through Stripe: every payment is reported twice, and counted
+/// once, long before the statement's time is over.
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_payments_seen_through_both() -> Result<()> {
     let world = World::new().await?;

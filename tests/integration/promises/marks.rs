@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{rpc, until};
 use crate::world::{SECRET, World};
 
-/// A check that waits for the books, as long as somebody holds their table.
+/// Selects a check that waits for the books, as long as somebody holds their table.
 const WAITING: &str = "select count(*) from pg_locks l join pg_database d on d.oid = l.database \
     where d.datname = current_database() and l.relation = 'public.ca_records'::regclass and not l.granted";
 

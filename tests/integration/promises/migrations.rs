@@ -6,7 +6,7 @@ use processes::database::{Database, SqlFile, Template, apply, migrations, schema
 use sqlx::{AssertSqlSafe, PgPool};
 use stand_ins::Stack;
 
-/// Everything of `public` and `jobs` that can differ, and our queues, one line each.
+/// Selects everything of `public` and `jobs` that can differ, and our queues, one line each.
 const SCHEMA: &str = "
     with ours as (select oid from pg_namespace where nspname in ('public', 'jobs'))
     select line collate \"C\" from (
@@ -67,7 +67,7 @@ pub(super) fn assert_same(what: &str, expected: &[String], found: &[String]) {
     assert!(missing.is_empty() && added.is_empty(), "{what}: missing {missing:#?}, added {added:#?}");
 }
 
-/// Rows of every kind that production holds, also such as our checks would not let in anew.
+/// Writes rows of every kind that production holds, also such as our checks would not let in anew.
 pub(super) const ROWS: &str = "
     insert into auth.users (id, email) select md5(n::text)::uuid, n || '@example.test' from generate_series(1, 50) n;
     insert into public.ca_records (user_id, year, month, activity_type, amount_eur, ir_mode)

@@ -33,11 +33,11 @@ use uuid::Uuid;
 pub(crate) use crate::clock::{at, replay};
 use crate::world::World;
 
-/// What every settlement of a user takes first; `$1` is the user.
+/// Every settlement of a user takes this first; `$1` is the user.
 pub(crate) const USER_LOCK: &str =
     "select pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || $1, 0))";
 
-/// How many settlements wait for it.
+/// Counts the settlements that wait for it.
 pub(crate) const WAITING: &str = "select count(*) from pg_locks l join pg_database d on d.oid = l.database \
                        where d.datname = current_database() and l.locktype = 'advisory' and not l.granted";
 
@@ -56,7 +56,7 @@ where
     Ok(())
 }
 
-/// One of our database functions, called as the jobs call it.
+/// Calls one of our database functions, as the jobs call it.
 pub(crate) async fn rpc(world: &World, function: &str, arguments: &Value) -> Result<Value> {
     let key = &world.environment.gateway.keys().secret;
     let (status, answer) = rpc_as(world, key, None, function, arguments).await?;
@@ -64,7 +64,7 @@ pub(crate) async fn rpc(world: &World, function: &str, arguments: &Value) -> Res
     Ok(answer)
 }
 
-/// The same with any key, and a user's token.
+/// Calls it with any key, and a user's token.
 async fn rpc_as(
     world: &World,
     key: &str,
@@ -83,14 +83,14 @@ async fn rpc_as(
     Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
 }
 
-/// What the imported rows of a user come to, in cents.
+/// Returns what the imported rows of a user come to, in cents.
 pub(crate) async fn imported_cents(world: &World, user: Uuid) -> Result<i64> {
     let sql = "select coalesce(sum(amount_eur * 100), 0)::bigint from public.ca_records \
                where user_id = $1 and source = 'auto_sync'";
     sqlx::query_scalar(sql).bind(user).fetch_one(world.pool()).await.context(sql)
 }
 
-/// What the stand-in shows of an account's turnover, added up by hand.
+/// Returns what the stand-in shows of an account's turnover, added up by hand.
 pub(crate) fn listed_cents(world: &World, account: &str) -> i64 {
     let turnover = ["charge", "refund", "dispute", "dispute_reversal", "refund_failure"];
     let listed = world.stripe.listed(account);
@@ -98,7 +98,7 @@ pub(crate) fn listed_cents(world: &World, account: &str) -> i64 {
     rows.map(|row| row.amount).sum()
 }
 
-/// How many movements of a user are stored.
+/// Returns how many movements of a user are stored.
 pub(crate) async fn movements(world: &World, user: Uuid) -> Result<i64> {
     let sql = "select count(*) from jobs.integration_transactions where user_id = $1";
     Ok(sqlx::query_scalar(sql).bind(user).fetch_one(world.pool()).await?)
@@ -113,7 +113,7 @@ async fn pass_visibility(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// The arguments of a plan of one user's or everybody's sync.
+/// Returns the arguments of a plan of one user's or everybody's sync.
 fn plan(world: &World, run_id: Uuid, slot: Option<&str>, user: Option<Uuid>) -> Value {
     json!({
         "p_run_id": run_id, "p_task": "sync_integrations", "p_kind": "sync_integration", "p_slot": slot,
@@ -123,7 +123,7 @@ fn plan(world: &World, run_id: Uuid, slot: Option<&str>, user: Option<Uuid>) -> 
     })
 }
 
-/// The arguments of a call that forgets what is older than it is kept.
+/// Returns the arguments of a call that forgets what is older than it is kept.
 pub(crate) fn prune(world: &World) -> Value {
     let ago = |days| world.now() - TimeDelta::days(days);
     json!({"p_before": ago(90), "p_personal_before": ago(395), "p_sealed_until": ago(1), "p_now": world.now()})
@@ -135,7 +135,7 @@ async fn claim(world: &World, lease: Uuid, limit: usize) -> Result<Vec<Value>> {
     Ok(rpc(world, "jobs_claim", &arguments).await?.as_array().context("a list")?.clone())
 }
 
-/// The end of an item that read these payments (id, cents), all of this minute.
+/// Ends an item that read these payments (id, cents), all of this minute.
 fn settle(world: &World, item: &Value, lease: Uuid, integration: Uuid, payments: &[(&str, i64)]) -> Value {
     let now = world.now();
     let movements: Vec<Value> = payments

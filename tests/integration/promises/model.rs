@@ -11,8 +11,8 @@ use uuid::Uuid;
 use super::replay;
 use crate::world::World;
 
-/// `YYYY-MM` in Paris, by the rule of the law: summer time from the last Sunday of March to the last Sunday of
-/// October, 01:00 UTC.
+/// Returns `YYYY-MM` in Paris, by the rule of the law: summer time from the last Sunday of March to
+/// the last Sunday of October, 01:00 UTC.
 fn paris_month(at: DateTime<Utc>) -> String {
     let change = |month: u32| {
         let last = NaiveDate::from_ymd_opt(at.year(), month, 31).expect("31 days");
@@ -23,7 +23,7 @@ fn paris_month(at: DateTime<Utc>) -> String {
     (at + TimeDelta::hours(if summer { 2 } else { 1 })).format("%Y-%m").to_string()
 }
 
-/// A small generator, so that a seed is a run for ever (xorshift64*).
+/// Generates numbers, so that a seed is a run for ever (xorshift64*).
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
@@ -39,17 +39,18 @@ impl Dice {
     }
 }
 
-/// One movement of money as it really was.
+/// Represents one movement of money as it really was.
 #[derive(Clone, Debug)]
 struct Truth {
     at: DateTime<Utc>,
     cents: i64,
-    /// `None`: not at this provider; `Some(false)`: there, and not shown yet.
+    /// Is `None` where it is not at this provider, `Some(false)` where it is there and not shown
+    /// yet.
     stripe: Option<bool>,
     shopify: Option<bool>,
 }
 
-/// Something sold, that can be refunded or disputed later.
+/// Represents something sold, that can be refunded or disputed later.
 struct Sale {
     charge: Option<String>,
     sold: Option<Sold>,
@@ -57,7 +58,7 @@ struct Sale {
     at: DateTime<Utc>,
 }
 
-/// A row that the provider shows later.
+/// Represents a row that the provider shows later.
 enum Late {
     Stripe(usize, String),
     Shopify(usize, Sold),

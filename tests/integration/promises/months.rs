@@ -12,7 +12,7 @@ use crate::world::World;
 
 const SHOP: &str = "months.myshopify.com";
 
-/// A world that may replay a year, and a user with an account and a shop.
+/// Makes a world that may replay a year, and a user with an account and a shop.
 async fn world() -> Result<(World, Uuid)> {
     let mut world = World::new().await?;
     world.set("REPLAY_MAX_DAYS", "366");
@@ -26,13 +26,13 @@ async fn add_shop(world: &World, user: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// What a month's figure is worth, looked at in the middle of that month or after its end.
+/// Returns what a month's figure is worth, looked at in the middle of that month or after its end.
 async fn status(world: &World, user: Uuid, month: Month, at: DateTime<Utc>) -> Result<String> {
     let sql = "select jobs.month_status($1, $2, $3)";
     Ok(sqlx::query_scalar(sql).bind(user).bind(month.first_day()).bind(at).fetch_one(world.pool()).await?)
 }
 
-/// Noon of a day of a month.
+/// Returns noon of a day of a month.
 fn day(month: Month, day: i64) -> DateTime<Utc> {
     month.start() + TimeDelta::days(day - 1) + TimeDelta::hours(12)
 }
@@ -288,7 +288,8 @@ async fn the_sale_tells_whose_refund_it_is() -> Result<()> {
     Ok(())
 }
 
-/// Half by card through Stripe, half in cash, both paid back: only the card's half is reported twice.
+/// An order is paid half by card through Stripe, half in cash, and both are paid back: only the
+/// card's half is reported twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_paid_in_two_ways() -> Result<()> {
     let (world, user) = world().await?;

@@ -23,7 +23,8 @@ async fn join_all<T: Send + 'static>(
     results
 }
 
-/// A minute before the last sync hour: never in another Paris month than that hour.
+/// Returns a minute before the last sync hour, which is never in another Paris month than that
+/// hour.
 fn before_sync_hour(world: &World) -> DateTime<Utc> {
     world.last_sync_hour() - TimeDelta::minutes(1)
 }

@@ -14,7 +14,7 @@ async fn execute(world: &World, sql: &'static str, user: Uuid) -> Result<u64> {
     Ok(sqlx::query(sql).bind(user).execute(world.pool()).await?.rows_affected())
 }
 
-/// The rows as (activity, cents), in a stable order.
+/// Returns the rows as (activity, cents), in a stable order.
 async fn rows(world: &World, user: Uuid) -> Result<Vec<(String, i64)>> {
     let sql = "select activity_type, (amount_eur * 100)::bigint from public.ca_records where user_id = $1 order by 1, 2";
     Ok(sqlx::query_as(sql).bind(user).fetch_all(world.pool()).await?)
@@ -181,7 +181,7 @@ async fn the_activity_is_inferred_once_and_frozen() -> Result<()> {
     Ok(())
 }
 
-/// Said later, the activity moves every month, also those that the window does not reach.
+/// An activity that is said later moves every month, also those that the window does not reach.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_activity_that_is_said_later_moves_all_months() -> Result<()> {
     let mut world = World::new().await?;

@@ -11,11 +11,11 @@ use uuid::Uuid;
 use super::{claim, pass_visibility, plan, prune, replay, rpc, until};
 use crate::world::{SECRET, World};
 
-/// Rows of a sort that one call of `jobs_prune` forgets at most.
+/// One call of `jobs_prune` forgets so many rows of a sort at most.
 const MOST: i64 = 20_000;
 
-/// Two old runs with more items than two calls forget, as many logs, 50 old runs of single users; and a run of
-/// yesterday.
+/// Makes two old runs with more items than two calls forget, as many logs, 50 old runs of single
+/// users, and a run of yesterday.
 const OLD: &str = "
     insert into jobs.job_runs (run_id, task, trigger, route, as_of, status, started_at, finished_at)
         select md5('r' || n)::uuid, 'sync_integrations', 'cron', '/', t, 'success', t, t
@@ -29,7 +29,7 @@ const OLD: &str = "
     insert into jobs.email_events (event_id, kind, received_at)
         select n::text, 'email.sent', $now - interval '91 days' from generate_series(1, 10) n;";
 
-/// Items, runs, logs of integrations, events.
+/// Counts items, runs, logs of integrations, events.
 const KEPT: &str = "select format('%s %s %s %s', (select count(*) from jobs.job_items), \
     (select count(*) from jobs.job_runs where route = '/'), \
     (select count(*) from public.sync_logs where provider = 'stripe'), (select count(*) from jobs.email_events))";

@@ -16,7 +16,7 @@ use stand_ins::Stack;
 
 use super::migrations::{COUNTS, ROWS, assert_same, database, schema};
 
-/// What the command of the README prints; `project` holds the `supabase` directory.
+/// Runs what the command of the README prints; `project` holds the `supabase` directory.
 async fn push(project: &Path, database: &Database) -> Result<String> {
     let parts = tokio::task::spawn_blocking(|| npm::install(&npm::SUPABASE)).await??;
     let mut command = Command::new(npm::supabase(&parts));

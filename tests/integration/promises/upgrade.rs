@@ -5,7 +5,8 @@ use processes::database::{Template, apply, migrations};
 
 use super::migrations::database;
 
-/// Rows as the first three migrations leave them: what counts, what did not and why, and an account that was replaced.
+/// Writes rows as the first three migrations leave them: what counts, what did not and why, and an
+/// account that was replaced.
 const BEFORE: &str = "
     insert into auth.users (id, email) values ('00000000-0000-0000-0000-000000000001', 'a@example.test');
     insert into public.integration_tokens (user_id, provider, access_token, stripe_account_id, is_active)

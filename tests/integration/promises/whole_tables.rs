@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{plan, prune, rpc, settle};
 use crate::world::World;
 
-/// 3,000 users with both providers, a history of movements and of finished runs.
+/// Makes 3,000 users with both providers, a history of movements and of finished runs.
 const HISTORY: &str = "
     insert into auth.users (id, created_at) select md5('u' || n)::uuid, timestamptz '2020-01-01' from generate_series(1, 3000) n;
     insert into public.integration_tokens (user_id, provider, access_token, stripe_account_id, shop_domain)
@@ -48,7 +48,7 @@ async fn read_whole(world: &World, call: &str) -> Result<Vec<(String, i64)>> {
     Ok(read)
 }
 
-/// A call of a function by its arguments' names, as PostgREST makes it.
+/// Calls a function by its arguments' names, as PostgREST does.
 fn call(function: &str, arguments: &Value) -> String {
     let arguments: Vec<String> = arguments
         .as_object()

@@ -37,7 +37,8 @@ async fn a_keyboard_a_phone_and_no_script_are_enough() -> Result<()> {
     .await?
 }
 
-/// What a page is for its readers: no script, names for everything, nothing beyond the window.
+/// Checks what a page is for its readers: no script, names for everything, nothing beyond the
+/// window.
 fn look_around(chrome: &mut Chrome) -> Result<()> {
     for (what, expression) in [
         ("no script", "document.scripts.length === 0"),
@@ -77,12 +78,13 @@ fn look_around(chrome: &mut Chrome) -> Result<()> {
     Ok(())
 }
 
-/// What has the focus: its text, whether that shows, its place on the page.
+/// Asks what has the focus: its text, whether that shows, its place on the page.
 const HERE: &str = "(() => { const e = document.activeElement, s = getComputedStyle(e), r = e.getBoundingClientRect(); \
     return [e.textContent.trim(), s.outlineStyle !== 'none' && r.width > 1 && r.height > 1, \
     [...document.querySelectorAll('*')].indexOf(e)]; })()";
 
-/// Tab by Tab through the whole page: the skip link first, everything once, in the order of the text, each seen.
+/// Goes Tab by Tab through the whole page: the skip link first, everything once, in the order of
+/// the text, each seen.
 fn replay(chrome: &mut Chrome) -> Result<()> {
     chrome.eval("document.querySelectorAll('details').forEach(d => d.open = true)")?;
     let stops = chrome

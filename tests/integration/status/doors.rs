@@ -136,7 +136,7 @@ async fn a_session_that_cannot_be_verified_opens_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Who tries, and what comes of it.
+/// Tries to sign in from an address, and returns what comes of it.
 async fn tried(function: &crate::world::Function, address: &str, secret: &str) -> Result<u16> {
     Ok(Browser::from(function, address)?.form(&[("secret", secret)]).await?.status.as_u16())
 }

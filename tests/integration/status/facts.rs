@@ -219,8 +219,8 @@ async fn measured_with_ten_thousand_runs() -> Result<()> {
     Ok(())
 }
 
-/// 90 days of syncs every six hours for 1,000 integrations, the daily and monthly tasks, and enough runs for single
-/// users to make 10,000.
+/// Makes 90 days of syncs every six hours for 1,000 integrations, the daily and monthly tasks, and
+/// enough runs for single users to make 10,000.
 const MANY: [&str; 10] = [
     "insert into auth.users (id, email, email_confirmed_at, created_at) \
      select gen_random_uuid(), 'user' || n || '@example.test', $now, $now - interval '100 days' from generate_series(1, 1000) n",

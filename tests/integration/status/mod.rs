@@ -11,12 +11,12 @@ use serde_json::Value;
 
 use crate::world::{Answer, Function, SECRET, World};
 
-/// A browser: keeps its cookie, sends forms, follows nothing.
+/// Represents a browser: it keeps its cookie, sends forms, follows nothing.
 struct Browser<'a> {
     function: &'a Function,
     http: reqwest::Client,
     cookie: Option<String>,
-    /// Its address, as the platform would say it.
+    /// Is its address, as the platform would say it.
     address: Option<String>,
 }
 
@@ -45,7 +45,7 @@ impl<'a> Browser<'a> {
         self.send(self.http.post(self.function.url()).form(fields)).await
     }
 
-    /// A form of the page as it is now.
+    /// Sends a form of the page as it is now.
     async fn own_form(&mut self, fields: &[(&str, &str)]) -> Result<Answer> {
         let page = self.get("").await?.text;
         let (_, rest) = page.split_once("name=\"csrf\" value=\"").context("a page without a form")?;
@@ -69,7 +69,7 @@ impl<'a> Browser<'a> {
     }
 }
 
-/// The JSON of the Bearer.
+/// Returns the JSON of the Bearer.
 async fn json(function: &Function) -> Result<Value> {
     let request = jobs::http::client()?.get(function.url()).bearer_auth(SECRET);
     let answer = function.send(request.header("accept", "application/json")).await?;
@@ -77,7 +77,7 @@ async fn json(function: &Function) -> Result<Value> {
     Ok(answer.json())
 }
 
-/// A caller's POST with the Bearer.
+/// Makes a caller's POST with the Bearer.
 async fn post(function: &Function, fields: &[(&str, &str)]) -> Result<Answer> {
     let request = jobs::http::client()?.post(function.url()).bearer_auth(SECRET).form(fields);
     function.send(request.header("accept", "application/json")).await

@@ -12,12 +12,12 @@ fn digests(world: &World) -> Vec<String> {
     all.map(|(_, subject)| subject).collect()
 }
 
-/// What the digests said, for a test that wants none.
+/// Returns what the digests said, for a test that wants none.
 fn said(world: &World) -> String {
     world.resend.accepted().iter().filter_map(|accepted| accepted.mail.text.clone()).collect()
 }
 
-/// A world whose clock shows noon of a day, Paris time.
+/// Makes a world whose clock shows noon of a day, Paris time.
 async fn world() -> Result<World> {
     let mut world = World::new().await?;
     world.set("OPERATOR_EMAIL", "operator@example.test");

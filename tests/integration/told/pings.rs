@@ -10,14 +10,15 @@ use stand_ins::{
 
 use crate::{clock::replay, world::World};
 
-/// A server that answers whatever comes, and remembers it. What it is for does not matter here.
+/// Starts a server that answers whatever comes, and remembers it. What it is for does not matter
+/// here.
 async fn monitor() -> Result<Resend> {
     let monitor = Resend::bare().await?;
     monitor.faults().add(Rule::on("", Fault::Answer { status: 200, headers: Vec::new(), body: "OK".into() }));
     Ok(monitor)
 }
 
-/// What it was told, one "path: body" each.
+/// Returns what it was told, one "path: body" each.
 fn told(monitor: &Resend) -> Vec<String> {
     let seen = monitor.faults().seen();
     seen.iter().map(|seen| format!("{} {}: {}", seen.method, seen.target, seen.body)).collect()

@@ -6,7 +6,7 @@ use crate::{mails::received, world::World};
 
 const SUBJECT: &str = "Votre connexion à Stripe est à refaire";
 
-/// How many such mails have left.
+/// Returns how many such mails have left.
 fn asked(world: &World) -> usize {
     received(world).iter().filter(|(_, subject)| subject == SUBJECT).count()
 }

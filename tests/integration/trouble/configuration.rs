@@ -13,7 +13,7 @@ use crate::{
 const INTEGRATIONS: [&str; 4] =
     ["STRIPE_SECRET_KEY", "SHOPIFY_CLIENT_ID", "SHOPIFY_CLIENT_SECRET", "ENCRYPTION_KEY"];
 
-/// A sync slot of today that has begun.
+/// Returns a sync slot of today that has begun.
 fn slot(world: &World) -> String {
     replay(world.last_sync_hour())
 }
@@ -196,7 +196,7 @@ async fn only_a_service_key_will_do() -> Result<()> {
     Ok(())
 }
 
-/// A key of the right length that is not the one the tokens were stored with.
+/// A key has the right length and is not the one that the tokens were stored with.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_encryption_key_is_everybodys_trouble_and_heals() -> Result<()> {
     let mut world = World::new().await?;

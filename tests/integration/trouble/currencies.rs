@@ -76,7 +76,8 @@ async fn gift_cards_are_kept_and_not_counted() -> Result<()> {
     Ok(())
 }
 
-/// A buyer's currency whose rate the shop tells is the shop's money; one whose rate nobody tells is not guessed.
+/// A buyer's currency whose rate the shop tells is the shop's money; one whose rate nobody tells is
+/// not guessed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buyers_currency() -> Result<()> {
     let world = World::new().await?;

@@ -11,7 +11,7 @@ use stand_ins::faults::{Fault, Rule};
 use super::{SYNC, ask, ask_again, eventually, heal, traces, turnover};
 use crate::world::{SECRET, World};
 
-/// A user with 42.00 that nobody has read yet.
+/// Makes a user with 42.00 that nobody has read yet.
 async fn world_with_money() -> Result<(World, uuid::Uuid)> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_waiting").await?;
@@ -46,7 +46,7 @@ async fn nobody_listens() -> Result<()> {
     healed(&world, user).await
 }
 
-/// A gateway that answers in the database's place, for good or for a moment.
+/// A gateway answers in the database's place, for good or for a moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn something_else_answers() -> Result<()> {
     let (world, user) = world_with_money().await?;

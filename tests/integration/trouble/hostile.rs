@@ -84,7 +84,8 @@ async fn names_of_parameters_are_answered_as_text() -> Result<()> {
     Ok(())
 }
 
-/// Another version's database: what is not as expected is a fault that is said, at whatever step.
+/// The database is another version's: what is not as expected is a fault that is said, at whatever
+/// step.
 #[tokio::test(flavor = "multi_thread")]
 async fn database_answers_without_their_fields() -> Result<()> {
     let mut world = World::new().await?;

@@ -9,7 +9,7 @@ use stand_ins::faults::{Fault, Rule};
 use super::{SYNC, ask, heal, turnover};
 use crate::world::World;
 
-/// What a sync calls, in its order.
+/// Lists what a sync calls, in its order.
 const CALLS: [&str; 9] = [
     "jobs_plan_sync",
     "jobs_claim",
@@ -75,7 +75,7 @@ async fn a_repeated_call_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A window in several pieces: the stored ones are not stored or counted again.
+/// A window is read in several pieces: the stored ones are not stored or counted again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_checkpoint_counts_once() -> Result<()> {
     let world = World::new().await?;

@@ -28,7 +28,7 @@ use crate::world::{ENCRYPTION_KEY, Function, SECRET, World};
 
 const SYNC: &str = "sync-integrations";
 
-/// An answer that was found harmless, with what the function logged meanwhile.
+/// Represents an answer that was found harmless, with what the function logged meanwhile.
 #[derive(Debug)]
 struct Told {
     status: u16,
@@ -39,12 +39,12 @@ struct Told {
 }
 
 impl Told {
-    /// The French message of a refusal.
+    /// Returns the French message of a refusal.
     fn error(&self) -> &str {
         self.body["error"].as_str().unwrap_or_default()
     }
 
-    /// Whether exactly this trouble is among the reported problems; its message.
+    /// Returns whether exactly this trouble is among the reported problems; its message.
     fn problem(&self, code: &str) -> Option<&str> {
         let problems = self.body["problems"].as_array()?;
         problems.iter().find(|problem| problem["code"] == code)?["message"].as_str()
@@ -57,7 +57,7 @@ async fn ask(world: &World, method: Method, name: &str, query: &str) -> Result<T
     ask_again(world, &function, method, query, Some(&format!("Bearer {SECRET}"))).await
 }
 
-/// The same in a process that runs already.
+/// Asks the same of a process that runs already.
 async fn ask_again(
     world: &World,
     function: &Function,
@@ -75,7 +75,7 @@ async fn ask_again(
     Ok(Told { status: answer.status.as_u16(), headers: answer.headers, text: answer.text, body, log })
 }
 
-/// The requests that the function has logged so far.
+/// Counts the requests that the function has logged so far.
 fn lines(function: &Function) -> usize {
     function.log().lines().filter(|line| line.contains(r#""message":"request""#)).count()
 }
@@ -90,7 +90,7 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Result<(
     Ok(())
 }
 
-/// No secret, no token, no address, nothing that a query string held.
+/// Checks that there is no secret, no token, no address, nothing that a query string held.
 fn harmless(world: &World, text: &str) {
     let keys = world.environment.gateway.keys();
     let secrets = [
@@ -112,7 +112,7 @@ fn harmless(world: &World, text: &str) {
     }
 }
 
-/// A healthy sync of everybody: no error, nothing left. Answers how many movements were new.
+/// Makes a healthy sync of everybody: no error, nothing left. Answers how many movements were new.
 async fn heal(world: &World) -> Result<u64> {
     let told = ask(world, Method::POST, SYNC, "").await?;
     let body = &told.body;
@@ -121,14 +121,15 @@ async fn heal(world: &World) -> Result<u64> {
     body["totalSynced"].as_u64().context("totalSynced")
 }
 
-/// The user's imported turnover of all months and activities, in euros; `None` where nothing was imported.
+/// Returns the user's imported turnover of all months and activities, in euros; `None` where
+/// nothing was imported.
 async fn turnover(world: &World, user: Uuid) -> Result<Option<String>> {
     let sum =
         "select sum(amount_eur)::text from public.ca_records where user_id = $1 and source = 'auto_sync'";
     Ok(sqlx::query_scalar(sum).bind(user).fetch_one(world.pool()).await?)
 }
 
-/// What the integration says to its owner.
+/// Returns what the integration says to its owner.
 async fn last_error(world: &World, user: Uuid) -> Result<Option<String>> {
     let sql = "select string_agg(last_error, ' ') from public.integration_tokens where user_id = $1";
     Ok(sqlx::query_scalar(sql).bind(user).fetch_one(world.pool()).await?)

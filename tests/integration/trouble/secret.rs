@@ -6,7 +6,7 @@ use reqwest::Method;
 use super::{SYNC, ask_again, eventually, harmless, traces};
 use crate::world::{SECRET, World};
 
-/// Authorization headers and queries that open nothing.
+/// Returns authorization headers and queries that open nothing.
 fn wrong() -> Vec<(Option<String>, String)> {
     let header = |text: &str| (Some(text.to_owned()), String::new());
     let query = |text: &str| (None, text.to_owned());
@@ -179,7 +179,7 @@ async fn methods_that_must_not_run_anything_do_not() -> Result<()> {
     Ok(())
 }
 
-/// What no HTTP client would send.
+/// No HTTP client would send this.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_with_a_line_break_opens_nothing() -> Result<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -15,7 +15,7 @@ use crate::world::World;
 
 const SHOP: &str = "trouble.myshopify.com";
 
-/// A shop with 42.00 that nobody has read yet.
+/// Makes a shop with 42.00 that nobody has read yet.
 async fn world_with_shop() -> Result<(World, Uuid)> {
     let world = World::new().await?;
     let user = world.shopify_user(SHOP).await?;
@@ -94,7 +94,7 @@ async fn a_domain_that_is_no_shops() -> Result<()> {
     healed(&world, user).await
 }
 
-/// Somebody else's shop: our user's token does not open it.
+/// Our user's token does not open somebody else's shop.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_users_shop() -> Result<()> {
     let (world, owner) = world_with_shop().await?;

@@ -16,7 +16,7 @@ use crate::world::World;
 const SHOP: &str = "expiring.myshopify.com";
 const REFRESH: &str = "/admin/oauth/access_token";
 
-/// A shop with expiring tokens and 42.00 that nobody has read yet.
+/// Makes a shop with expiring tokens and 42.00 that nobody has read yet.
 async fn world_with_shop() -> Result<(World, Uuid)> {
     let world = World::new().await?;
     let user = world.user("expiring@example.test").await?;
@@ -26,7 +26,7 @@ async fn world_with_shop() -> Result<(World, Uuid)> {
     Ok((world, user))
 }
 
-/// The token expires now: the shop refuses it, and we know by the clock.
+/// Lets the token expire now: the shop refuses it, and we know by the clock.
 async fn expire(world: &World) -> Result<()> {
     world.shopify.expire_access_tokens(SHOP);
     world
@@ -35,7 +35,7 @@ async fn expire(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Both tokens as stored: encrypted, each as hex of an IV and of a ciphertext.
+/// Returns both tokens as stored: encrypted, each as hex of an IV and of a ciphertext.
 async fn stored(world: &World) -> Result<(String, String)> {
     let sql = "select access_token, refresh_token from public.integration_tokens where shop_domain = $1";
     let pair: (String, String) = sqlx::query_as(sql).bind(SHOP).fetch_one(world.pool()).await?;

@@ -19,7 +19,7 @@ use crate::{
     world::{SECRET, World},
 };
 
-/// The last row of the log that is about a whole call: its status and message.
+/// Returns the last row of the log that is about a whole call: its status and message.
 async fn logged(world: &World) -> Result<(String, Option<String>)> {
     let sql = "select status, error_message from public.sync_logs where user_id is null order by xmin::text::bigint desc limit 1";
     Ok(sqlx::query_as(sql).fetch_one(world.pool()).await?)

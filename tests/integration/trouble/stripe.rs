@@ -34,7 +34,7 @@ async fn claim_account(world: &World, user: Uuid, account: &str) -> Result<()> {
     Ok(())
 }
 
-/// An answer in which one item failed for good, and what its owner reads.
+/// Checks an answer in which one item failed for good, and what its owner reads.
 async fn failed(world: &World, told: &Told, user: Uuid, code: &str, words: &str) -> Result<()> {
     assert_eq!((told.status, &told.body["errors"]), (200, &json!(1)), "{}", told.text);
     let message = told.problem(code).unwrap_or_else(|| panic!("no {code} in {}", told.text));

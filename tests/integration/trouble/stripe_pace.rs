@@ -9,7 +9,7 @@ use crate::world::World;
 
 const LIST: &str = "/v1/balance_transactions";
 
-/// So many accounts with a payment each, and as many requests that are refused first.
+/// Makes so many accounts with a payment each, and as many requests that are refused first.
 async fn refused(accounts: usize, reason: &str) -> Result<World> {
     let world = World::new().await?;
     for n in 0..accounts {
@@ -23,13 +23,13 @@ async fn refused(accounts: usize, reason: &str) -> Result<World> {
     Ok(world)
 }
 
-/// The pace that all instances have learned, where they have.
+/// Returns the pace that all instances have learned, where they have.
 async fn learned(world: &World) -> Result<Option<f64>> {
     let sql = "select (learned ->> 'per_second')::double precision from jobs.job_paces where name = 'stripe'";
     world.value(sql).await
 }
 
-/// What was asked of each lease, in microseconds from turn to turn.
+/// Returns what was asked of each lease, in microseconds from turn to turn.
 fn intervals(world: &World) -> Vec<u64> {
     let seen = world.environment.gateway.faults().seen();
     let leases = seen.iter().filter(|seen| seen.target.ends_with("/jobs_lease_turns"));

@@ -31,32 +31,35 @@ use crate::{
 
 /// Holds everything the environment says, sound or not.
 pub struct Config {
-    /// `CRON_SECRET`; `None` refuses everybody.
+    /// Holds `CRON_SECRET`; `None` refuses everybody.
     pub cron_secret: Option<SecretString>,
     pub supabase: Result<SupabaseConfig, ConfigFaults>,
     pub tuning: Result<Tuning, ConfigFaults>,
-    /// The tasks that a monitor watches. Its faults are among those of the tuning.
+    /// Names the monitor of each task that has one. What is wrong with them is among the faults of
+    /// the tuning.
     pub monitors: Monitors,
-    /// Who gets the daily digest. Its faults are among those of the tuning.
+    /// Says who gets the daily digest. Its faults are among those of the tuning.
     pub operator_email: Option<String>,
     pub integrations: Result<IntegrationsConfig, ConfigFaults>,
     pub mail: Result<Arc<MailConfig>, ConfigFaults>,
-    /// Which plan a price stands for.
+    /// Says which plan a price stands for.
     pub prices: Result<Prices, ConfigFaults>,
-    /// Checks the links in mails.
+    /// Checks the links in mails, with a key derived from `CRON_SECRET` and nothing else.
     pub link_key: Result<PurposeKey, ConfigFaults>,
     /// Checks the mail service's webhooks.
     pub webhook_secret: Result<SecretString, ConfigFaults>,
-    /// Where this deployment calls itself to go on; `None` outside production.
+    /// Holds the address under which this deployment calls itself to continue; `None` outside
+    /// production.
     pub own_url: Option<Url>,
-    /// Debug builds only: another time than the real one, for tests and for trying a day with `vercel dev`.
+    /// Holds another time than the real one, in debug builds only: for tests, and for trying a day
+    /// with `vercel dev`.
     pub clock: Option<DateTime<Utc>>,
 }
 
 /// Holds what the operator may tune.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// Items worked on at once in each lane.
+    /// Limits how many items of each lane are worked on at once (`JOB_CONCURRENCY`).
     pub concurrency: usize,
     pub budget: Budget,
     pub schedule: Settings,

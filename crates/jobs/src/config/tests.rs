@@ -9,7 +9,7 @@ use rstest::rstest;
 
 use super::*;
 
-/// A JWT with this role; only the claims are looked at.
+/// Makes a JWT with this role; only the claims are looked at.
 fn jwt(role: &str) -> String {
     use base64::Engine as _;
     let claims = format!(r#"{{"role":"{role}"}}"#);
@@ -32,7 +32,7 @@ fn read(vars: &HashMap<&'static str, String>) -> Config {
     Config::read(&|name| vars.get(name).cloned())
 }
 
-/// All faults of a configuration, as one text.
+/// Returns all faults of a configuration, as one text.
 fn faults(vars: &HashMap<&'static str, String>) -> String {
     let config = read(vars);
     let parts = [config.required_by_all().err(), config.integrations.err()];
@@ -91,7 +91,7 @@ fn a_fault_is_named_and_its_value_is_not(#[case] name: &'static str, #[case] val
     assert!(!faults.contains("value"), "{faults}");
 }
 
-/// All that leaves in a header, an address or a form, and what callers send us.
+/// This is all that leaves in a header, an address or a form, and what callers send us.
 #[rstest]
 #[case("CRON_SECRET", "first\nvalue")]
 #[case("CRON_SECRET", "valueé")]
@@ -142,7 +142,7 @@ fn white_space_around_a_value_is_not_part_of_it_and_blank_is_missing() {
     assert!(read(&vars).cron_secret.is_none());
 }
 
-/// Every name that is asked for, whatever is set.
+/// Returns every name that is asked for, whatever is set.
 fn names() -> BTreeSet<String> {
     let asked = RefCell::new(BTreeSet::new());
     // Other names come up where one is missing, or a deployment is in production.
@@ -160,7 +160,7 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
-/// `NAME=` at the beginning of a line, commented out or not.
+/// Takes `NAME=` at the beginning of a line, commented out or not.
 #[test]
 fn the_example_names_every_variable_and_nothing_else() {
     let example = include_str!("../../../../.env.example");

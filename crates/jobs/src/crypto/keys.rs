@@ -31,6 +31,7 @@ mod tests {
         hex::encode(derive(&SecretString::from(master), purpose).expose_secret())
     }
 
+    /// Says what Node says:
     /// `node -e 'console.log(crypto.createHmac("sha256","0123456789abcdef0123456789abcdef").update("unsubscribe-link/v1").digest("hex"))'`
     #[test]
     fn is_plain_hmac_sha256() {

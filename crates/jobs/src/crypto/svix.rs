@@ -27,11 +27,11 @@ pub enum Refusal {
 /// Holds the headers of a webhook.
 #[derive(Clone, Copy, Debug)]
 pub struct Headers<'a> {
-    /// `svix-id`
+    /// Holds `svix-id`, which stays the same when a webhook is delivered again.
     pub id: &'a str,
-    /// `svix-timestamp`, Unix seconds
+    /// Holds `svix-timestamp`, in Unix seconds.
     pub timestamp: &'a str,
-    /// `svix-signature`: `v1,…` once or several times, separated by spaces
+    /// Holds `svix-signature`: `v1,…` once or several times, separated by spaces.
     pub signatures: &'a str,
 }
 

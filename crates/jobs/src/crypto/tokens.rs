@@ -23,16 +23,18 @@ pub enum KeyError {
 /// A token cannot be read or written. Never says anything of the content.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TokenError {
-    /// Not `hex(16 bytes):hex(whole blocks)`.
+    /// The stored text is not `hex(16 bytes):hex(whole blocks)`.
     #[error("not an encrypted token")]
     Malformed,
-    /// Another key, a damaged token or not text: these cannot be told apart, and are not.
+    /// The key is another one, the token is damaged, or what comes out is no text: these cannot be
+    /// told apart.
     #[error("the token does not decrypt with this key")]
     Undecryptable,
-    /// A text with a line break, a space or an accent in it: no header can hold it, so it never leaves.
+    /// The token has a line break, a space or an accent in it: no header can hold it, so it never
+    /// leaves.
     #[error("the token cannot be sent")]
     Unsendable,
-    /// The operating system gave no random bytes.
+    /// The operating system gave no random bytes for an initialisation vector.
     #[error("no random bytes for a new token")]
     NoRandomness,
 }
@@ -152,8 +154,8 @@ mod tests {
         assert_eq!(decrypt(&format!("{IV}:{}", "00".repeat(LONGEST))), Err(TokenError::Malformed));
     }
 
-    /// Valid padding around bytes that are no text (made with Node: `Buffer.from([0xff,0xfe,0x41])`), and
-    /// broken padding: one answer for both.
+    /// One answer stands for both: valid padding around bytes that are no text (made with Node:
+    /// `Buffer.from([0xff,0xfe,0x41])`), and broken padding.
     #[rstest]
     #[case("000102030405060708090a0b0c0d0e0f:55571aa43a97313ec10c0850a5595339")]
     #[case("000102030405060708090a0b0c0d0e0f:00000000000000000000000000000000")]
@@ -203,8 +205,8 @@ mod tests {
             prop_assert_eq!(decrypt(&first), Ok(plain));
         }
 
-        /// A stored token with a character changed: it decrypts to something else or not at all, and its error says
-        /// nothing of it.
+        /// A stored token whose character was changed decrypts to something else or not at all, and
+        /// its error says nothing of it.
         #[test]
         fn a_changed_token_tells_nothing(place: prop::sample::Index, by in "[0-9a-fA-F:]|\\PC") {
             let good = key(KEY).encrypt(&SecretString::from("shpat_0123456789abcdef")).unwrap();

@@ -14,11 +14,11 @@ pub(super) const UNSAID_INTERVAL: Duration = Duration::from_millis(500);
 /// Holds what the account may still send, and how fast.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Allowance {
-    /// How many mails the tighter quota has left; `None` means no limit.
+    /// Says how many mails the tighter quota has left; `None` means no limit.
     pub(super) left: Option<u64>,
-    /// Which quota that is, and when it is renewed.
+    /// Says which quota that is, and when it is renewed.
     pub(super) quota: Option<(Quota, Option<DateTime<Utc>>)>,
-    /// The interval between two requests.
+    /// Says how long to wait between two requests.
     pub(super) interval: Duration,
 }
 
@@ -85,7 +85,7 @@ mod tests {
     use crate::damage::damaged;
 
     proptest! {
-        /// Whatever it says of the quotas: no panic, and a pace.
+        /// Whatever it says of the quotas, nothing panics, and there is a pace.
         #[test]
         fn damaged_quotas_do_not_panic(usage in damaged(json!({
             "emails": {

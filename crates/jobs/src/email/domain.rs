@@ -19,7 +19,7 @@ pub enum Domain {
     /// The key may only send, so the state cannot be asked; that is no fault.
     NotTold,
     KeyRefused,
-    /// No answer came, or another service answered.
+    /// No answer came, or another service answered, so nothing is known of the domain.
     Unreachable,
 }
 

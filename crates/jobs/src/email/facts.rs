@@ -13,27 +13,27 @@ use crate::{
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Facts {
-    /// What Pro and Premium bring.
+    /// It presents what the Pro and Premium plans bring, three days after sign-up.
     MarketingDay3 {
-        /// As the user typed it: never trusted to be a name.
+        /// Is written as the user typed it: never trusted to be a name.
         first_name: Option<String>,
     },
-    /// "Record your turnover of last month."
+    /// It asks a user to record last month's turnover.
     MonthlyReminder {
         first_name: Option<String>,
         month: Month,
-        /// What is already recorded for the month, typed or imported.
+        /// Holds what is already recorded for the month, typed or imported.
         recorded: i64,
-        /// In how many rows.
+        /// Counts the rows in which the month's turnover is recorded.
         entries: u32,
-        /// What there is to declare, by activity; `None`: the books cannot be read that far.
+        /// Holds what there is to declare, by activity; `None`: the books cannot be read that far.
         #[serde(default)]
         books: Option<Vec<ActivityTurnover>>,
-        /// How the user says to be taxed.
+        /// Says how the user says to be taxed.
         #[serde(default)]
         profile: TaxProfile,
     },
-    /// What was imported for a month.
+    /// It says what was imported for a month.
     MonthlyRecap {
         first_name: Option<String>,
         month: Month,
@@ -43,45 +43,46 @@ pub enum Facts {
         provisional_at: Option<DateTime<Utc>>,
         /// Says what the user typed by hand for the same month, if anything.
         typed: Option<i64>,
-        /// Currencies that are not in the total.
+        /// Names the currencies of money that is not in the total.
         uncounted: Vec<String>,
-        /// Sources that could not be read.
+        /// Names the sources (`stripe`, `shopify`) that could not be read.
         unread: Vec<String>,
         /// Something else keeps the figure from being whole.
         partial: bool,
-        /// How many sales of a shop may be payments at Stripe, too.
+        /// Says how many sales of a shop may be payments at Stripe, too.
         #[serde(default)]
         maybe_twice: u32,
-        /// The month's year as it is recorded, by activity; `None`: the books cannot be read that far.
+        /// Holds the turnover recorded in the month's year, by activity; `None` where the books
+        /// cannot be read that far.
         #[serde(default)]
         year: Option<Vec<ActivitySum>>,
-        /// When the user says that the activity began.
+        /// Says when the user says that the activity began.
         #[serde(default)]
         created: Option<NaiveDate>,
     },
-    /// Steps newly crossed.
+    /// It tells which steps of a threshold a year's turnover has newly crossed.
     ThresholdAlert {
         first_name: Option<String>,
         year: i32,
         crossings: Vec<Crossing>,
-        /// Activities that are not known; their turnover counts in the total only.
+        /// Lists activities that are not known; their turnover counts in the total only.
         unknown_activities: Vec<String>,
     },
-    /// Connect this account again.
+    /// It asks a user to connect an account again.
     IntegrationTrouble {
         first_name: Option<String>,
-        /// `stripe` or `shopify`.
+        /// Is `stripe` or `shopify`.
         provider: String,
-        /// What the provider's refusal means, in French.
+        /// Holds what the provider's refusal means, in French.
         reason: String,
-        /// Up to when everything was read; `None`: nothing ever was.
+        /// Says up to when everything was read; `None` where nothing ever was.
         read_until: Option<DateTime<Utc>>,
     },
-    /// What went wrong since the last digest.
+    /// It tells the operator what went wrong since the last digest.
     OperatorDigest {
         day: NaiveDate,
         points: Vec<DigestPoint>,
-        /// This deployment's status page.
+        /// Holds the address of this deployment's status page.
         status_url: String,
     },
 }
@@ -89,11 +90,11 @@ pub enum Facts {
 /// Represents one thing that went wrong.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DigestPoint {
-    /// French, one line.
+    /// Is one line of French.
     pub title: String,
-    /// French: what to do, or the reason as the service told it.
+    /// Says in French what to do, or repeats the reason as the service told it.
     pub detail: String,
-    /// How often, where that says something.
+    /// Says how often, where that says something.
     #[serde(default)]
     pub count: u64,
 }
@@ -103,22 +104,22 @@ pub struct DigestPoint {
 pub struct ActivityTurnover {
     /// As it is spelled in the rows: never trusted to be an activity.
     pub activity: String,
-    /// What the user typed for the month.
+    /// Holds what the user typed for the month.
     pub typed: i64,
-    /// What was imported for the month.
+    /// Holds what was imported for the month.
     pub imported: i64,
-    /// The month's quarter up to the end of the month.
+    /// Holds the turnover of the month's quarter up to the end of the month.
     pub quarter: i64,
 }
 
 /// Represents one source's part of a month, in cents.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SourceTotal {
-    /// `stripe` or `shopify`.
+    /// Is `stripe` or `shopify`.
     pub source: String,
-    /// What was cashed.
+    /// Holds what was cashed.
     pub gross: i64,
-    /// What was given back; zero or negative.
+    /// Holds what was given back; zero or negative.
     pub refunds: i64,
 }
 

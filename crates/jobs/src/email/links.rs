@@ -64,6 +64,7 @@ mod tests {
 
     const USER: Uuid = Uuid::from_u128(0x5f0c_0e52_8a4e_4c4b_9b0c_2f6d_1a7e_0001);
 
+    /// Says what Node says:
     /// `node -e 'const c=require("crypto"),k=c.createHmac("sha256","0123456789abcdef0123456789abcdef").update("unsubscribe-link/v1").digest();console.log(c.createHmac("sha256",k).update("1\nunsubscribe\n5f0c0e52-8a4e-4c4b-9b0c-2f6d1a7e0001\nmonthly_recap").digest("base64url"))'`
     #[test]
     fn a_link_is_what_node_would_sign() {
@@ -100,7 +101,8 @@ mod tests {
     }
 
     proptest! {
-        /// One character changed, left out or added: nothing, or the same person and kind.
+        /// A token with one character changed, left out or added opens nothing, or the same person
+        /// and kind.
         #[test]
         fn a_changed_token_opens_nothing_else(place: prop::sample::Index, by in prop::option::of("\\PC"), add: bool) {
             let good = token(&key(), USER, MailKind::MonthlyRecap);

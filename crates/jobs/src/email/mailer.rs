@@ -62,13 +62,15 @@ pub struct MailReport {
     pub failed: u64,
     pub skipped: u64,
     pub given_back: u64,
-    /// How many of those given back had an attempt fail: they are tried again, but this is no success.
+    /// Says how many of those given back had an attempt fail: they are tried again, but this is no
+    /// success.
     pub attempts_failed: u64,
-    /// Why the first of these attempts failed.
+    /// Says why the first of these attempts failed.
     pub attempt_failure: Option<Failure>,
-    /// Why the rest was left: a quota, or credentials of ours.
+    /// Says why the rest was left: a quota, or credentials of ours.
     pub blocked: Option<Failure>,
-    /// Why mails were given back without an attempt: it passes, and nobody is told unless it is said here.
+    /// Says why mails were given back without an attempt: it passes, and nobody is told unless it
+    /// is said here.
     pub setback: Option<Failure>,
     /// The budget was over before the outbox was empty.
     pub out_of_time: bool,

@@ -23,20 +23,21 @@ const VISIBILITY_SECONDS: u32 = 60;
 pub(super) struct Claimed {
     pub(super) delivery_id: i64,
     pub(super) kind: MailKind,
-    /// The recipient, kept even if the account is deleted since: the links of a sealed mail do not change. `None`: the
-    /// operator.
+    /// Identifies the recipient, even if the account is deleted since: the links of a sealed mail
+    /// do not change. Is `None` for the operator.
     pub(super) user_id: Option<Uuid>,
-    /// Set if an earlier claim, which is lost, has sealed the mail; its request may have been accepted.
+    /// Is set if an earlier claim, which is lost, has sealed the mail; its request may have been
+    /// accepted.
     pub(super) batch_id: Option<Uuid>,
-    /// The digest of the mail as it was rendered then.
+    /// Holds the digest of the mail as it was rendered when it was sealed.
     pub(super) digest: Option<String>,
     pub(super) address: Option<String>,
     pub(super) facts: Value,
     pub(super) attempts: u32,
-    /// Why the mail is not wanted any more.
+    /// Says why the mail is not wanted any more.
     pub(super) reason: Option<String>,
     pub(super) expired: bool,
-    /// How long ago it was sealed.
+    /// Says how long ago it was sealed.
     pub(super) age_seconds: Option<u64>,
 }
 
@@ -44,7 +45,7 @@ pub(super) struct Claimed {
 pub(super) enum Claim {
     /// Nothing is waiting.
     Empty,
-    /// The messages seen belong to mails that no longer exist; claim again.
+    /// The messages that were seen belong to mails that no longer exist: claim again.
     Again,
     /// It holds fresh mails of one kind, or one sealed batch as a whole.
     Mails { id: Uuid, mails: Vec<Claimed> },
@@ -107,9 +108,9 @@ pub(super) struct Sealed<'a> {
 #[derive(Clone)]
 pub(super) struct Outbox {
     supabase: Supabase,
-    /// `null` if the prices are not configured: then a user's plan is not checked again.
+    /// Is `null` if the prices are not configured: then a user's plan is not checked again.
     prices: Value,
-    /// The instant of the invocation.
+    /// Holds the instant of the invocation.
     now: DateTime<Utc>,
 }
 

@@ -26,7 +26,7 @@ use super::Facts;
 /// Represents a mail ready to be sent.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Rendered {
-    /// One line.
+    /// Is one line, without a line break.
     pub subject: String,
     pub html: String,
     pub text: String,

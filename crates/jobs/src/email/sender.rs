@@ -22,7 +22,8 @@ use crate::{deadline::Deadline, failure::Failure};
 /// One request holds so many mails at most.
 pub(super) const LARGEST_BATCH: usize = 100;
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// A rate limit that says nothing is waited for so long.
+/// The next request waits so long if the service refuses for its rate limit and says nothing of
+/// when to come back.
 const UNSAID_WAIT: Duration = Duration::from_secs(1);
 /// An idempotency key is remembered for 24 hours; an hour less, for clocks.
 pub(super) const KEY_REMEMBERED: Duration = Duration::from_hours(23);
@@ -30,22 +31,22 @@ pub(super) const KEY_REMEMBERED: Duration = Duration::from_hours(23);
 /// Says what came of a batch's request.
 #[derive(Debug)]
 pub(super) enum Sent {
-    /// One outcome a mail, in order: the service's id, or why it refuses this one.
+    /// Each mail has an outcome, in order: the service's id, or why it refuses this one.
     Accepted(Vec<Result<String, Failure>>),
-    /// The same key came with another payload before: that one was accepted.
+    /// The same key came with another payload before, and that one was accepted.
     AcceptedBefore,
     /// Nothing of it was or will be accepted, because of what is in it.
     Refused(Failure),
-    /// Not now; nothing was accepted by this request.
-    /// `quota`: by its headers it is a quota, not the rate, that is used up.
+    /// Nothing was accepted by this request, and nothing would be now. `quota` says that, by the
+    /// headers, a quota is used up and not the rate.
     RateLimited { wait: Duration, quota: bool },
     /// Another request with this key is under way.
     UnderWay,
-    /// Our own credentials, domain or address: nothing of anybody's will be accepted.
+    /// Our own credentials, domain or address are refused: nothing of anybody's will be accepted.
     Blocked(Failure),
-    /// No connection: the request was never made.
+    /// No connection came about, so the request was never made.
     NotMade(Failure),
-    /// No time: it was not made, either.
+    /// No time was left, so the request was not made, either.
     OutOfTime,
     /// It may have been accepted or not.
     Unknown(Failure),
@@ -283,8 +284,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the answer: nobody can tell, or each mail has an outcome of its own and each id of the answer is
-        /// one mail's.
+        /// Whatever the answer is, nobody can tell, or each mail has an outcome of its own and each
+        /// id of the answer is one mail's.
         #[test]
         fn a_damaged_answer_sends_nothing_wrongly(answer in damaged(answer(&["a", "b"], &[1]))) {
             match accepted(answer.clone(), 3) {

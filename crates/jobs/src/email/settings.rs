@@ -11,18 +11,18 @@ use crate::crypto::keys::PurposeKey;
 /// Holds the mail service, the sender and the addresses in mails.
 pub struct MailConfig {
     pub api_key: SecretString,
-    /// Without a slash at the end.
+    /// Has no slash at its end.
     pub api_base: Url,
-    /// `Comptalyze <bonjour@comptalyze.com>`, or the address alone.
+    /// Is `Comptalyze <bonjour@comptalyze.com>`, or the address alone.
     pub from: String,
-    /// The web application, without a slash at the end.
+    /// Is the web application's address, without a slash at the end.
     pub app_url: String,
-    /// This deployment, where links to unsubscribe lead; without a slash at the end.
+    /// Is this deployment's address, where links to unsubscribe lead; it has no slash at its end.
     pub jobs_url: String,
-    /// The legal foot.
+    /// Names the sender, as the law asks, at the foot of each mail.
     pub sender_identity: String,
     pub promo: Option<Promo>,
-    /// Signs links.
+    /// Signs the links in mails.
     pub link_key: PurposeKey,
 }
 

@@ -17,7 +17,7 @@ use crate::tasks::Call;
 /// No route that runs tasks takes a body: this is enough to see that there is none.
 const LARGEST_BODY: usize = 1024;
 
-/// What a caller who was let in asks for.
+/// Says what a caller who was let in asks for.
 pub(super) enum Admitted {
     Run(Box<Call>),
     Drain,
@@ -59,7 +59,7 @@ where
     Err(refusal)
 }
 
-/// Whether a request's body says nothing. One that does not end is one that says something.
+/// Tells whether a request's body says nothing. One that does not end is one that says something.
 async fn is_empty<B>(body: B) -> bool
 where
     B: BodyExt,

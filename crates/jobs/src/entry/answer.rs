@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::value::RawValue;
 
-/// A JSON object in the order in which its fields were added.
+/// Represents a JSON object whose fields keep the order in which they were added.
 #[derive(Debug, Default)]
 pub(super) struct Fields(Vec<(&'static str, Box<RawValue>)>);
 
@@ -45,14 +45,14 @@ impl Serialize for Fields {
     }
 }
 
-/// A finished answer.
+/// Represents a finished answer.
 #[derive(Debug)]
 pub(super) struct Answer {
     status: u16,
     headers: Vec<(&'static str, Cow<'static, str>)>,
     body: String,
     content_type: &'static str,
-    /// What [`error`](Self::error) was given.
+    /// Holds what [`error`](Self::error) was given.
     complaint: Option<String>,
 }
 
@@ -69,13 +69,13 @@ impl Answer {
         }
     }
 
-    /// A value that says everything by itself.
+    /// Answers a value that says everything by itself.
     pub(super) fn object(status: u16, value: &impl Serialize) -> Self {
         let body = serde_json::to_string(value).unwrap_or_default();
         Self { body, ..Self::json(status, &Fields::new()) }
     }
 
-    /// A page of ours: no script, nothing from elsewhere, forms to ourselves only.
+    /// Answers a page of ours: no script, nothing from elsewhere, forms to ourselves only.
     pub(super) fn page(status: u16, html: String) -> Self {
         const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
         let headers =
@@ -88,7 +88,7 @@ impl Answer {
         Self { complaint, ..Self::json(status, &Fields::new().with("error", message)) }
     }
 
-    /// After a form: the page to look at now.
+    /// Answers a form with the page to look at now.
     pub(super) fn see_other(location: impl Into<Cow<'static, str>>) -> Self {
         Self::empty(303).with_header("location", location)
     }
@@ -102,7 +102,7 @@ impl Answer {
         self
     }
 
-    /// The message of an error, for the log.
+    /// Returns the message of an error, for the log.
     pub(super) fn complaint(&self) -> Option<&str> {
         self.complaint.as_deref()
     }

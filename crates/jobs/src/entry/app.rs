@@ -18,15 +18,15 @@ use crate::{
     tasks::Context,
 };
 
-/// What a process keeps between requests.
+/// Holds what a process keeps between requests.
 pub(super) struct App {
     pub(super) route: Route,
     pub(super) config: Arc<Config>,
-    /// Built by the first request that is let in: a refused one must not wait for TLS roots.
+    /// Are built by the first request that is let in: a refused one must not wait for TLS roots.
     parts: OnceLock<Result<Parts, String>>,
 }
 
-/// The clients, built once.
+/// Holds the process's clients, which are built once.
 pub(super) struct Parts {
     http: reqwest::Client,
     pub(super) supabase: Result<Supabase, ConfigFaults>,
@@ -40,12 +40,12 @@ impl App {
         Self { route, config: Arc::new(Config::from_env()), parts: OnceLock::new() }
     }
 
-    /// The instant at which a request comes in: the real one but in tests.
+    /// Returns the instant at which a request comes in: the real one but in tests.
     pub(super) fn now(&self) -> DateTime<Utc> {
         self.config.clock.unwrap_or_else(Utc::now)
     }
 
-    /// The process's clients; an error is a French message.
+    /// Returns the process's clients; an error is a French message.
     pub(super) fn parts(&self) -> Result<&Parts, String> {
         let parts = self.parts.get_or_init(|| {
             let http = http::client().map_err(|error| {
@@ -66,7 +66,7 @@ impl App {
         parts.as_ref().map_err(Clone::clone)
     }
 
-    /// What sends this invocation's mails.
+    /// Returns what sends this invocation's mails.
     pub(super) fn mailer(&self, parts: &Parts, now: DateTime<Utc>) -> Result<Arc<Mailer>, ConfigFaults> {
         match (&parts.supabase, &parts.mail_limits, &self.config.mail) {
             (Ok(supabase), Ok(limits), Ok(config)) => {
@@ -78,7 +78,7 @@ impl App {
         }
     }
 
-    /// What this invocation works with, or the answer that says what is missing.
+    /// Returns what this invocation works with, or the answer that says what is missing.
     pub(super) fn context(&self, now: DateTime<Utc>, begun: Instant) -> Result<Context, Answer> {
         let (_, tuning) = self.config.required_by_all().map_err(|faults| {
             tracing::error!(%faults, "configuration");

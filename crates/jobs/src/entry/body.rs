@@ -7,7 +7,7 @@ use vercel_runtime::Error;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The body's bytes; `None` where there are more than `most`, or they do not end in time.
+/// Reads the body's bytes; `None` where there are more than `most`, or they do not end in time.
 pub(super) async fn read<B>(body: B, most: usize) -> Option<Vec<u8>>
 where
     B: BodyExt,

@@ -38,8 +38,8 @@ pub(super) fn request(route: &str, method: &str, status: u16, took: Duration) {
     }
 }
 
-/// One row of `sync_logs` for a call that was let in. Says whether it was written; what kept it from being
-/// written is in the lines on stdout.
+/// Writes one row of `sync_logs` for a call that was let in. Says whether it was written; what kept
+/// it from being written is in the lines on stdout.
 pub(super) async fn call(
     context: &Context,
     route: &str,
@@ -61,7 +61,7 @@ pub(super) async fn call(
     context.supabase.rpc::<()>("jobs_log", &arguments, &context.deadline).await.is_ok()
 }
 
-/// An answer without its list of users: the items keep those.
+/// Returns an answer without its list of users: the items keep those.
 pub(super) fn without_results(body: &str) -> Value {
     let mut answer: Value = serde_json::from_str(body).unwrap_or(Value::Null);
     if let Some(fields) = answer.as_object_mut()

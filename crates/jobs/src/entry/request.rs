@@ -14,22 +14,22 @@ use crate::{
     tasks::{Call, Trigger},
 };
 
-/// What a request asks for, before anything is looked up.
+/// Holds what a request asks for, before anything is looked up.
 pub(super) struct Incoming<'a> {
     pub(super) method: &'a str,
     pub(super) query: &'a str,
-    /// `Authorization`, if any; not text means wrong.
+    /// Holds the header `Authorization`, if there is any; one that is not text counts as wrong.
     pub(super) authorization: Option<&'a str>,
 }
 
-/// What is to be done about it.
+/// Says what is to be done about it.
 #[derive(Debug)]
 pub(super) enum Admission {
-    /// Answer this; nothing runs.
+    /// Nothing runs, and this is the answer.
     Refuse(Answer),
-    /// Run this.
+    /// The call is admitted and runs.
     Run(Box<Call>),
-    /// Answer 202 and work on the queue.
+    /// The answer is 202, and the call works on the queue behind it.
     Drain,
 }
 
@@ -84,7 +84,7 @@ pub(super) fn admit(
     }
 }
 
-/// What an `Authorization` header bears.
+/// Returns what an `Authorization` header bears.
 pub(super) fn bearer(header: &str) -> Option<&str> {
     let (scheme, secret) = header.split_at_checked(BEARER.len())?;
     scheme.eq_ignore_ascii_case(BEARER).then_some(secret)
@@ -179,7 +179,7 @@ pub(super) fn parameters_in_body() -> Answer {
     bad_request("Paramètres dans le corps de la requête : ils se mettent dans l’adresse (?nom=valeur).")
 }
 
-/// Whether a body says nothing: what clients send when they have to send something.
+/// Tells whether a body says nothing: what clients send when they have to send something.
 pub(super) fn says_nothing(body: &[u8]) -> bool {
     matches!(body.trim_ascii(), b"" | b"{}" | b"null")
 }

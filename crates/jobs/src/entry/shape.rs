@@ -15,15 +15,15 @@ use crate::{
     words::{capitalized, counted_in_answers},
 };
 
-/// What the log of the call says of all its tasks together.
+/// Holds what the log of the call says of all its tasks together.
 pub(super) struct Verdict {
-    /// As in `sync_logs.status`.
+    /// Is a value of `sync_logs.status`.
     pub(super) status: &'static str,
     pub(super) records: u64,
     pub(super) error: Option<String>,
 }
 
-/// The answer of a route that ran tasks.
+/// Returns the answer of a route that ran tasks.
 pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]) -> Answer {
     let status = outcomes
         .iter()
@@ -83,12 +83,13 @@ pub(super) fn answer(route: Route, call: &Call, outcomes: &[(Task, TaskOutcome)]
     Answer::json(status, &fields)
 }
 
-/// `2026-11-22T07:00:03.120Z`
+/// Writes an instant as in `2026-11-22T07:00:03.120Z`.
 fn timestamp(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// A task's part in an orchestrator's answer; `worked` names its counter (`sent`, `synced`).
+/// Returns a task's part in an orchestrator's answer; `worked` names its counter (`sent`,
+/// `synced`).
 fn part(outcome: &TaskOutcome, worked: &'static str) -> Fields {
     part_after(Fields::new(), outcome, worked)
 }
@@ -117,14 +118,14 @@ fn part_after(fields: Fields, outcome: &TaskOutcome, worked: &'static str) -> Fi
     }
 }
 
-/// What a task is there for: it decides what its report has to say.
+/// Says what a task is there for: it decides what its report has to say.
 #[derive(Clone, Copy, PartialEq)]
 enum Counters {
     Data,
     Mails,
 }
 
-/// What every report of a run says besides its counters.
+/// Returns what every report of a run says besides its counters.
 fn details(fields: Fields, run: &RunSummary, work: Counters) -> Fields {
     let remaining = run.remaining();
     let sends = work == Counters::Mails;
@@ -157,7 +158,7 @@ fn details(fields: Fields, run: &RunSummary, work: Counters) -> Fields {
         .with_some("runId", run.run_id.as_ref())
 }
 
-/// One lane's mails, beside the data they came from.
+/// Returns one lane's mails, beside the data they came from.
 fn mails(mails: &MailCounts) -> Fields {
     Fields::new()
         .with("sent", &mails.sent)
@@ -165,7 +166,7 @@ fn mails(mails: &MailCounts) -> Fields {
         .with_some("remaining", (mails.queued > 0).then_some(&mails.queued))
 }
 
-/// What went wrong, each trouble once, the most frequent first.
+/// Returns what went wrong, each trouble once, the most frequent first.
 fn problems(run: &RunSummary) -> Option<Vec<Fields>> {
     let said = |failure: &Failure| Fields::new().with("code", &failure.code).with("message", failure.said());
     let blocked = run.blocked.iter().chain(&run.faults).map(|failure| said(failure).with("blocking", &true));

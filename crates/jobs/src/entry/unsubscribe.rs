@@ -27,7 +27,7 @@ struct Page<'a> {
     app_url: &'a str,
 }
 
-/// A form of ours or a mail program's.
+/// A form of ours or a mail program's is no larger.
 const LARGEST_FORM: usize = 64 * 1024;
 
 /// Answers a request. It brings no secret: the link in its query is signed.
@@ -61,9 +61,9 @@ where
     }
 }
 
-/// What a request is about.
+/// Says what a request is about.
 enum LinkRequest {
-    /// Nothing, or nothing of ours: the page that says so.
+    /// There was nothing, or nothing of ours: this page says so.
     Answered(Answer),
     /// A button was pressed, by a person or by their mail program.
     Stop(Uuid, MailKind),
@@ -102,13 +102,13 @@ fn read_request(config: &Config, method: &str, query: &str) -> LinkRequest {
     }
 }
 
-/// Whom and what a query's link names.
+/// Returns whom and what a query's link names.
 fn read(query: &str, key: &PurposeKey) -> Option<(Uuid, MailKind)> {
     let (_, token) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == links::PARAMETER)?;
     links::read(key, &token)
 }
 
-/// The page after the button, the same the second time.
+/// Shows the page after the button, the same the second time.
 fn stopped(config: &Config, kind: MailKind, written: Result<bool, SupabaseError>) -> Answer {
     match written {
         // Whoever has no account any more gets no mail either.

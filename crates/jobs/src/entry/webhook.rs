@@ -18,10 +18,10 @@ use crate::{
     tasks::Context,
 };
 
-/// An event of the mail service, with a whole list of recipients.
+/// An event of the mail service with a whole list of recipients is no larger.
 const LARGEST_EVENT: usize = 256 * 1024;
 
-/// The headers that sign a request.
+/// Holds the headers that sign a request.
 pub(super) struct Signed {
     id: String,
     timestamp: String,

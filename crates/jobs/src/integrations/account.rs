@@ -18,14 +18,14 @@ use crate::{
 
 /// A token is renewed when it lives shorter than this: longer than one item's reading takes.
 const FRESH: TimeDelta = TimeDelta::minutes(10);
-/// Longer than a renewal with its retries.
+/// The lease lasts longer than a renewal with its retries.
 const REFRESH_LEASE_SECONDS: u32 = 60;
 
-/// A proven account, and what it is read with.
+/// Represents a proven account, and what it is read with.
 pub(super) enum Access {
-    /// Read with our platform key on behalf of the account.
+    /// The account is read with our platform key on its behalf.
     Stripe { account: StripeAccountId },
-    /// Read with the shop's own token.
+    /// The shop is read with its own token.
     Shopify { shop: ShopDomain, token: SecretString },
 }
 
@@ -38,7 +38,8 @@ impl Access {
     }
 }
 
-/// The provider's proof that a token opens an account. It is stored before any movement of the account.
+/// Represents the provider's proof that a token opens an account. It is stored before any movement
+/// of the account.
 pub(super) struct Proof(Value);
 
 /// Proves the integration's account, unless exactly this token was proven before. `integration` takes over a
@@ -127,7 +128,7 @@ async fn open_shopify(
     Ok((Access::Shopify { shop, token }, proof))
 }
 
-/// Whether a renewed token may help.
+/// Tells whether a renewed token may help.
 pub(super) fn is_rejected_token(error: &ProviderError) -> bool {
     error.kind == ErrorKind::Reconnect(ReconnectReason::TokenRejected)
 }
@@ -157,9 +158,9 @@ impl Proof {
 /// Says what a new pair is had for.
 #[derive(Clone, Copy, PartialEq)]
 enum Renewal {
-    /// The refresh token.
+    /// It is the refresh token.
     Refresh,
-    /// A permanent access token, which is worth nothing afterwards.
+    /// It is a permanent access token, which is worth nothing afterwards.
     Exchange,
 }
 

@@ -3,18 +3,18 @@
 /// Tells who has to act.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Actor {
-    /// One user; `reconnects`: connecting again mends it.
+    /// One user has to act; `reconnects` says that connecting again mends it.
     User { reconnects: bool },
-    /// Whoever runs the deployment.
+    /// Whoever runs the deployment has to act.
     Operator,
-    /// Nobody: it passes by itself.
+    /// Nobody has to act: it passes by itself.
     Nobody,
 }
 
 const RECONNECTS: Actor = Actor::User { reconnects: true };
 const ELSEWHERE: Actor = Actor::User { reconnects: false };
 
-/// Every code that an item or an integration can fail with.
+/// Lists every code that an item or an integration can fail with.
 const ACTORS: [(&str, Actor); 30] = [
     ("token_rejected", RECONNECTS),
     ("access_revoked", RECONNECTS),

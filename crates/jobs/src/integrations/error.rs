@@ -10,7 +10,7 @@ use crate::{
     supabase::SupabaseError,
 };
 
-/// Why reading or settling stopped.
+/// Says why reading or settling stopped.
 #[derive(Debug)]
 pub(super) enum ItemError {
     /// Trying again changes nothing until somebody acts: the item is settled as this failure.

@@ -34,7 +34,7 @@ use crate::{
     supabase::Supabase,
 };
 
-/// An integration as stored, with what we know of it. Tokens are still encrypted.
+/// Represents an integration as stored, with what we know of it. Its tokens are still encrypted.
 #[derive(Clone, Debug, Deserialize)]
 struct Integration {
     item_id: i64,
@@ -43,33 +43,34 @@ struct Integration {
     provider: Provider,
     access_token: String,
     refresh_token: Option<String>,
-    /// Written by the user: a claim, not a fact.
+    /// Is written by the user: a claim, not a fact.
     stripe_account_id: Option<String>,
-    /// Written by the user: a claim, not a fact.
+    /// Is written by the user: a claim, not a fact.
     shop_domain: Option<String>,
-    /// The account that exactly this token was proven to open.
+    /// Names the account that exactly this token was proven to open.
     proven_account: Option<String>,
     token_expires_at: Option<DateTime<Utc>>,
-    /// End of the last window that was read to its end.
+    /// Is the end of the last window that was read to its end.
     last_success_to: Option<DateTime<Utc>>,
-    /// End of the last window that reached far back for rows that show late.
+    /// Is the end of the last window that reached far back for rows that show late.
     deep_read_to: Option<DateTime<Utc>>,
-    /// First instant of the account's first month; nothing before it goes into the books by itself.
+    /// Is the first instant of the account's first month; nothing before it goes into the books by
+    /// itself.
     books_from: Option<DateTime<Utc>>,
-    /// Payments that were on their way when they were last seen, oldest first.
+    /// Lists payments that were on their way when they were last seen, oldest first.
     #[serde(default)]
     open: Vec<OpenPayment>,
 }
 
-/// A payment that was on its way when it was last seen.
+/// Represents a payment that was on its way when it was last seen.
 #[derive(Clone, Debug, Deserialize)]
 struct OpenPayment {
     id: String,
-    /// The date under which the provider lists it.
+    /// Is the date under which the provider lists it.
     listed_at: Option<DateTime<Utc>>,
 }
 
-/// What reading needs, built once for a process.
+/// Holds what reading needs, built once for a process.
 pub struct Clients {
     supabase: Supabase,
     stripe: StripeClient,

@@ -23,8 +23,8 @@ const CHECKPOINT_EVERY: usize = 2_000;
 /// After so many movements (half a minute of pages or less) a reading yields to items that wait.
 const YIELD_AFTER_MOVEMENTS: usize = 5 * CHECKPOINT_EVERY;
 
-/// Where a reading had got to at its last checkpoint. The window is part of it: a cursor is valid only within the
-/// window it was made for.
+/// Says where a reading had got to at its last checkpoint. The window is part of it: a cursor is
+/// valid only within the window it was made for.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct ReadPosition {
     provider: Provider,
@@ -36,17 +36,17 @@ pub(super) struct ReadPosition {
     notes: Map<String, Value>,
 }
 
-/// The lists of a provider, read one after the other.
+/// Names the lists of a provider, which are read one after the other.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum List {
-    /// Stripe's balance transactions, Shopify's tender transactions.
+    /// It lists Stripe's balance transactions, or Shopify's tender transactions.
     Movements,
-    /// Shopify's disputes.
+    /// It lists Shopify's disputes.
     Disputes,
 }
 
-/// How a reading ended.
+/// Says how a reading ended.
 pub(super) enum End {
     Read,
     /// Another worker has the item.
@@ -55,14 +55,14 @@ pub(super) enum End {
     Yielded(Progress),
 }
 
-/// One item's reading.
+/// Reads one item.
 pub(super) struct Reader<'a> {
     pub(super) clients: &'a Clients,
     pub(super) settlement: Settlement<'a>,
-    /// The parts of the item so far; the last one is being read.
+    /// Holds the parts of the item so far; the last one is being read.
     pub(super) parts: Vec<Part>,
     pub(super) permit: &'a mut Permit,
-    /// Movements that were read and stored before the end.
+    /// Counts the movements that were read and stored before the end.
     pub(super) read: usize,
     pub(super) now: DateTime<Utc>,
     pub(super) deadline: Deadline,
@@ -171,7 +171,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The position of the last part's reading.
+    /// Returns the position of the last part's reading.
     fn position(&self, window: Window, list: List, after: Option<String>) -> ReadPosition {
         let part = self.parts.last().expect("a part is being read");
         ReadPosition {
@@ -256,7 +256,7 @@ impl Reader<'_> {
     }
 }
 
-/// The position that an earlier worker stored, where this version understands it.
+/// Returns the position that an earlier worker stored, where this version understands it.
 pub(super) fn stored_position(cursor: Option<&Value>) -> Option<ReadPosition> {
     serde_json::from_value(cursor?.clone()).ok()
 }

@@ -6,16 +6,16 @@ use secrecy::SecretString;
 
 use crate::{crypto::tokens::TokenKey, pace::Bounds, providers::shopify::ApiBase};
 
-/// Our credentials at the providers, and where and how fast they are asked.
+/// Holds our credentials at the providers, and where and how fast they are asked.
 #[derive(Clone)]
 pub struct IntegrationsConfig {
     pub stripe_secret_key: SecretString,
     pub shopify_client_id: String,
     pub shopify_client_secret: SecretString,
     pub token_key: Arc<TokenKey>,
-    /// Without a slash at the end.
+    /// Has no slash at its end.
     pub stripe_api_base: String,
-    /// Between which rates the pace moves that all instances share, and where it begins.
+    /// Says between which rates the pace moves that all instances share, and where it begins.
     pub stripe_pace: Bounds,
     pub shopify_base: ApiBase,
     /// Permanent Shopify tokens are exchanged for pairs that expire; the web application must be able to renew them.

@@ -16,23 +16,24 @@ use crate::{
     urssaf::{RowRate, row_rates},
 };
 
-/// One integration's share of an item, as `integration_settle` takes it.
+/// Represents one integration's share of an item, as `integration_settle` takes it.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Part {
     integration_id: Uuid,
     pub(super) provider: Provider,
-    /// `None`: the account was never proven, so nothing can be stored.
+    /// Is `None` where the account was never proven, so that nothing can be stored.
     pub(super) account: Option<String>,
     pub(super) window: Window,
     pub(super) movements: Vec<Movement>,
     pub(super) error: Option<Failure>,
     pub(super) notes: Map<String, Value>,
     pub(super) count_month: bool,
-    /// The provider's names of kinds and ours, from which rows that were kept as unknown are learned.
+    /// Maps the provider's names of kinds to ours, so that rows that were kept as unknown are
+    /// learned.
     kinds: Map<String, Value>,
-    /// The rates by which the rows of `ca_records` are estimated.
+    /// Lists the rates by which the rows of `ca_records` are estimated.
     rates: Vec<RowRate>,
-    /// Whether the window reaches far back for rows that show late.
+    /// Says whether the window reaches far back for rows that show late.
     deep: bool,
 }
 
@@ -69,18 +70,18 @@ impl Part {
     }
 }
 
-/// The settling of one held item: checkpoints, then the end. The database numbers the calls, so that a
+/// Settles one held item: checkpoints, then the end. The database numbers the calls, so that a
 /// repeated one changes nothing.
 pub(super) struct Settlement<'a> {
     supabase: &'a Supabase,
     item: &'a Claimed,
     month: Option<NaiveDate>,
-    /// The real time, also in a replay.
+    /// Is the real time, also in a replay.
     now: DateTime<Utc>,
     chunk: u32,
 }
 
-/// What the database made of a call.
+/// Says what the database made of a call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum State {
     Stored,
@@ -91,7 +92,8 @@ pub(super) enum State {
     Lost,
 }
 
-/// Of `integration_settle`. Written out at once: hundreds of movements as a `Value` take ten times their space.
+/// Holds the arguments of `integration_settle`. They are written out at once: hundreds of movements
+/// as a `Value` take ten times their space.
 #[derive(Serialize)]
 #[expect(clippy::struct_field_names, reason = "as the function names them")]
 struct Arguments<'a> {
@@ -108,18 +110,18 @@ struct Arguments<'a> {
     p_now: DateTime<Utc>,
 }
 
-/// When a user whose integration is refused is asked to connect it again.
+/// Says when a user whose integration is refused is asked to connect it again.
 #[derive(Serialize)]
 struct ReconnectPolicy {
-    /// Refusals in a row before the first mail.
+    /// Is the number of refusals in a row before the first mail.
     refusals: u32,
-    /// Mails at most until the integration is good again.
+    /// Is the number of mails at most until the integration is good again.
     mails: u32,
-    /// Days between two of them.
+    /// Is the number of days between two of them.
     pause_days: u32,
-    /// Days after which such a mail is not sent any more.
+    /// Is the number of days after which such a mail is not sent any more.
     open_days: u32,
-    /// The refusals that connecting again mends.
+    /// Lists the refusals that connecting again mends.
     codes: Vec<&'static str>,
 }
 
@@ -158,12 +160,12 @@ impl<'a> Settlement<'a> {
         Self { supabase, item, month, now, chunk }
     }
 
-    /// Whether a whole month is asked for, not what is new.
+    /// Tells whether a whole month is asked for, not what is new.
     pub(super) fn is_of_a_month(&self) -> bool {
         self.month.is_some()
     }
 
-    /// What is stored after a checkpoint.
+    /// Returns what is stored after a checkpoint.
     pub(super) fn progress(&self, cursor: Value) -> Progress {
         Progress { cursor: Some(cursor), lease: Some(self.item.lease), chunk: self.chunk }
     }

@@ -22,7 +22,7 @@ use crate::{
 /// Reads and settles sync items.
 pub struct SyncWorker {
     clients: Arc<Clients>,
-    /// When this invocation began: what token expiries are compared with.
+    /// Is when this invocation began, which token expiries are compared with.
     now: DateTime<Utc>,
 }
 
@@ -33,13 +33,13 @@ impl SyncWorker {
     }
 }
 
-/// An item and the integrations behind it.
+/// Represents an item and the integrations behind it.
 pub struct SyncJob {
     item: Claimed,
     integrations: Vec<Integration>,
 }
 
-/// What an item asks for, in instants.
+/// Holds what an item asks for, in instants.
 struct Plan {
     window: Box<dyn Fn(&Integration) -> Window + Send + Sync>,
     month: Option<Month>,

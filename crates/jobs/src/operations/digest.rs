@@ -33,13 +33,13 @@ pub(crate) struct Troubles {
     failed: Vec<Failed>,
     stuck: Vec<Stuck>,
     calls: Vec<FailedCalls>,
-    /// Users who have written something that could not be read any more since the last digest.
+    /// Counts the users who, since the last digest, have written something that cannot be read.
     unreadable: u64,
     #[serde(default)]
     outages: Vec<Outage>,
     #[serde(default)]
     permanent_tokens: u64,
-    /// When each route was called by a cron last.
+    /// Says when each route was called by a cron last.
     routes: BTreeMap<String, DateTime<Utc>>,
 }
 

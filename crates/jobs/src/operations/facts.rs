@@ -31,10 +31,10 @@ const BROKEN: u32 = 30;
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct DatabaseFacts {
-    /// Functions of this version that are not there.
+    /// Names the functions of this version that the database does not have.
     pub(crate) missing: Vec<String>,
     pub(crate) slots: Vec<ClaimedSlot>,
-    /// When each task claimed its first slot.
+    /// Says when each task claimed its first slot.
     pub(crate) first_claims: BTreeMap<String, DateTime<Utc>>,
     pub(crate) runs: Runs,
     pub(crate) queue: Vec<Lane>,
@@ -59,7 +59,7 @@ pub(crate) struct OwedMonths {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Unreadable {
     pub(crate) total: u64,
-    /// The first ones.
+    /// Lists the first of them.
     pub(crate) users: Vec<UnreadableInput>,
 }
 
@@ -177,7 +177,7 @@ pub(crate) struct MailCounts {
     pub(crate) unknown: u64,
     pub(crate) skipped: u64,
     pub(crate) suppressed: u64,
-    /// Sent, and bounced or complained about.
+    /// Counts mails that were sent, and bounced or were complained about.
     pub(crate) returned: u64,
 }
 
@@ -222,7 +222,7 @@ pub(crate) struct Integrations {
     /// Counts the active Shopify integrations whose token cannot be renewed.
     #[serde(default)]
     pub(crate) shopify_permanent: u64,
-    /// The Stripe account that was read last: the key is checked with it.
+    /// Names the Stripe account that was read last: the key is checked with it.
     #[serde(default, skip_serializing)]
     pub(crate) stripe_account: Option<String>,
 }

@@ -60,7 +60,7 @@ pub(crate) struct Check {
     /// Says what to do.
     #[serde(rename = "todo", skip_serializing_if = "Option::is_none")]
     pub(crate) remedy: Option<String>,
-    /// Several faults, one each.
+    /// Several faults were found, each with its own sentence.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) faults: Vec<String>,
 }

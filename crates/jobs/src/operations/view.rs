@@ -35,9 +35,9 @@ pub(crate) struct Status {
 /// Represents something to act on, or to know.
 #[derive(Debug, Serialize)]
 pub(crate) struct Attention {
-    /// To be put right, or only to know.
+    /// Says whether it has to be put right, or only to be known.
     pub(crate) state: State,
-    /// The section of the page that tells it in full.
+    /// Names the section of the page that tells it in full.
     pub(crate) section: &'static str,
     pub(crate) message: String,
 }
@@ -63,7 +63,7 @@ pub(crate) struct MissedSlot {
     pub(crate) due_at: DateTime<Utc>,
     /// A later run did what this one would have done.
     pub(crate) made_up: bool,
-    /// The instant that a replay works for.
+    /// Is the instant that a replay works for; `None` where nothing can be replayed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) replay_at: Option<DateTime<Utc>>,
     /// Says why there is no replay.

@@ -15,15 +15,18 @@ const TRIAL: Duration = Duration::from_secs(2);
 const FIRST_TRIAL: Duration = Duration::from_millis(1_500);
 /// A refusal leaves so much of the pace: what the provider saves up meanwhile is its own again.
 const CUT: f64 = 0.7;
-/// The pace rests at so much of the one that was refused ...
+/// The pace rests at so much of the one that was refused.
 const BELOW: f64 = 0.9;
-/// ... and after a search at so much: a search goes on for a while beyond the limit, on what the provider has saved up.
+/// After a search the pace rests at so much: a search goes on for a while beyond the limit, on what
+/// the provider has saved up.
 const BELOW_A_SEARCH: f64 = 0.8;
 /// Each step of a search is larger than the one before by so much of the pace.
 const STEP: f64 = 0.03;
-/// The pace rests until so many requests were answered, so that a search costs less than 1 % of them ...
+/// The pace rests until so many requests were answered, so that a search costs less than 1 % of
+/// them.
 const ANSWERED_AT_REST: f64 = 500.0;
-/// ... but not shorter than this, and not longer, so that a limit that was lifted is found within a minute.
+/// A rest is not shorter than this, and not longer than the next one, so that a limit that was
+/// lifted is found within a minute.
 const SHORTEST_REST: f64 = 20.0;
 const LONGEST_REST: f64 = 60.0;
 /// A pace was used if at least this part of its turns was answered: the last answers of a trial come after its end.
@@ -49,7 +52,7 @@ impl Bounds {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Window {
     pub(super) lasted: Duration,
-    /// Requests of all instances that were answered and not refused.
+    /// Counts the requests of all instances that were answered and not refused.
     pub(super) answered: u32,
 }
 

@@ -24,7 +24,7 @@ use crate::{
 
 /// So much is leased at once: what others have leased keeps the pace that it had.
 const LEASED: Duration = Duration::from_millis(250);
-/// So long before it is needed a turn is leased.
+/// A turn is leased so long before it is needed.
 const AHEAD: Duration = Duration::from_millis(100);
 /// Others may learn something between our question and our answer, but not each time.
 const TRIES: u32 = 3;
@@ -34,7 +34,7 @@ pub struct LearnedPace {
     store: Store,
     name: &'static str,
     bounds: Bounds,
-    /// Locked while turns are leased: whoever needs one waits for the same lease.
+    /// Is locked while turns are leased: whoever needs one waits for the same lease.
     block: tokio::sync::Mutex<Block>,
     known: Mutex<Known>,
 }
@@ -57,9 +57,9 @@ struct Block {
 struct Known {
     version: u64,
     pace: Pace,
-    /// How often the pace became slower, as seen from here: turns from before are void.
+    /// Counts how often the pace became slower, as seen from here: turns from before are void.
     cuts: u64,
-    /// Requests of this version that were answered since the last lease.
+    /// Counts the requests of this version that were answered since the last lease.
     answered: u32,
 }
 

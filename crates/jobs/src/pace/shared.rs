@@ -18,7 +18,7 @@ const LEASED: Duration = Duration::from_secs(1);
 
 /// Paces the requests to one provider. Create one per process and provider.
 pub struct SharedPace {
-    /// `None`: this process alone (unit tests).
+    /// Is `None` where this process is alone (unit tests).
     store: Option<Store>,
     name: &'static str,
     turns: Mutex<Turns>,

@@ -13,7 +13,7 @@ use crate::{
 /// Represents the place where turns are leased.
 pub(super) enum Store {
     Database(Supabase),
-    /// The row of one database, shared by the instances of a unit test.
+    /// The row stands for one database, shared by the instances of a unit test.
     #[cfg(test)]
     Memory(std::sync::Arc<std::sync::Mutex<super::tests::Row>>),
 }
@@ -25,14 +25,15 @@ pub(super) struct Request {
     pub(super) interval: Duration,
     /// The interval follows from this version of what is learned.
     pub(super) version: u64,
-    /// Requests of this version that were answered since the last lease.
+    /// Counts the requests of this version that were answered since the last lease.
     pub(super) answered: u32,
 }
 
 /// Holds what the database answered.
 #[derive(Debug, Deserialize)]
 pub(super) struct Leased {
-    /// How long until the first turn; `None` where another version is known by now: then nothing was leased.
+    /// Says how long it is until the first turn; `None` where another version is known by now, so
+    /// that nothing was leased.
     wait_us: Option<u64>,
     pub(super) version: u64,
     learned: Option<Value>,

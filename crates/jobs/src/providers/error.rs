@@ -12,18 +12,18 @@ use serde::{Deserialize, Serialize};
 use crate::http::{Answer, NetworkError};
 use crate::retry::{RetryDecision, Retryable};
 
-/// A source of movements.
+/// Represents a source of movements.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Provider {
-    /// Stripe, as a connected account of our platform.
+    /// Stripe is read as a connected account of our platform.
     Stripe,
-    /// Shopify, through the Admin API.
+    /// Shopify is read through the Admin API.
     Shopify,
 }
 
 impl Provider {
-    /// The value of the column `provider`.
+    /// Returns the value of the column `provider`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stripe => "stripe",
@@ -31,7 +31,7 @@ impl Provider {
         }
     }
 
-    /// The name that its users know.
+    /// Returns the name that its users know.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stripe => "Stripe",
@@ -40,7 +40,7 @@ impl Provider {
     }
 }
 
-/// Why a user has to connect again.
+/// Says why a user has to connect again.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ReconnectReason {
     /// The row's access token is not accepted (any more).
@@ -51,7 +51,7 @@ pub enum ReconnectReason {
     RefreshRejected,
 }
 
-/// Why an item is given up: trying again changes nothing until a person acts.
+/// Says why an item is given up: trying again changes nothing until a person acts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RefusedReason {
     /// The shop is frozen or closed by Shopify.
@@ -76,7 +76,7 @@ pub enum RefusedReason {
     InvalidAnswer(&'static str),
 }
 
-/// Why a request failed for a while.
+/// Says why a request failed for a while.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TransientCause {
     /// No complete answer came.
@@ -85,22 +85,22 @@ pub enum TransientCause {
     RateLimited,
     /// Another request holds a lock on the object (409).
     Locked,
-    /// The provider's own failure, with its HTTP status.
+    /// The provider itself failed, with this HTTP status.
     Server(u16),
 }
 
-/// A failure that passes by itself, and when to come back.
+/// Represents a failure that passes by itself, and when to come back.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Transient {
-    /// Its cause.
     pub cause: TransientCause,
-    /// The wait that the provider asks for, at most an hour.
+    /// Is the wait that the provider asks for, at most an hour.
     pub retry_after: Option<Duration>,
-    /// `false`: the provider asks not to repeat the request now (`Stripe-Should-Retry: false`).
+    /// Is `false` where the provider asks not to repeat the request now (`Stripe-Should-Retry:
+    /// false`).
     pub retry_now: bool,
 }
 
-/// Who has to act.
+/// Says who has to act.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ErrorKind {
     /// This user must connect again.
@@ -119,14 +119,14 @@ pub enum ErrorKind {
     OutOfTime,
 }
 
-/// A provider's failure. `Display` is for logs, [`user_message`](Self::user_message) for people.
+/// Represents a provider's failure. `Display` is for logs, [`user_message`](Self::user_message) for
+/// people.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ProviderError {
-    /// The provider that failed.
     pub provider: Provider,
-    /// Who has to act.
+    /// Says who has to act.
     pub kind: ErrorKind,
-    /// Stripe's `Request-Id`, Shopify's `X-Request-Id`.
+    /// Is Stripe's `Request-Id`, or Shopify's `X-Request-Id`.
     pub request_id: Option<String>,
 }
 
@@ -143,7 +143,8 @@ impl ProviderError {
         Self::new(provider, ErrorKind::OutOfTime)
     }
 
-    /// A timeout that only came early because the invocation's end did is no failure of the provider.
+    /// Classifies a failure of the network. A timeout that only came early because the invocation's
+    /// end did is no failure of the provider.
     pub(super) fn network(provider: Provider, fault: NetworkError, shortened: bool) -> Self {
         if shortened && fault == NetworkError::Timeout {
             return Self::out_of_time(provider);
@@ -164,7 +165,7 @@ impl ProviderError {
         self
     }
 
-    /// A stable name for logs, metrics and the database.
+    /// Returns a stable name for logs, metrics and the database.
     pub fn code(&self) -> &'static str {
         match self.kind {
             ErrorKind::Reconnect(ReconnectReason::TokenRejected) => "token_rejected",
@@ -191,7 +192,8 @@ impl ProviderError {
         }
     }
 
-    /// Whether this uses up one of the item's attempts: time, quotas and our own key are not the item's fault.
+    /// Tells whether this uses up one of the item's attempts: time, quotas and our own key are not
+    /// the item's fault.
     pub fn counts_as_attempt(&self) -> bool {
         match self.kind {
             ErrorKind::OutOfTime
@@ -203,7 +205,7 @@ impl ProviderError {
         }
     }
 
-    /// How long the provider asks to wait, if it does.
+    /// Returns how long the provider asks to wait, if it does.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
             ErrorKind::Transient(transient) => transient.retry_after,
@@ -249,7 +251,7 @@ impl std::error::Error for ProviderError {}
 pub(crate) mod tests {
     use super::*;
 
-    /// One failure of each kind.
+    /// Returns one failure of each kind.
     pub(crate) fn all() -> Vec<ProviderError> {
         let network = [NetworkError::Connect, NetworkError::Timeout].map(TransientCause::Network);
         let causes = [TransientCause::RateLimited, TransientCause::Locked, TransientCause::Server(503)];

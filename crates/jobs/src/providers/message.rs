@@ -3,7 +3,8 @@
 use super::error::{ErrorKind, ProviderError, ReconnectReason, RefusedReason, Transient, TransientCause};
 
 impl ProviderError {
-    /// The message in French for `last_error`, answers and a run's log; it is safe to show to everybody.
+    /// Returns the message in French for `last_error`, answers and a run's log; it is safe to show
+    /// to everybody.
     pub fn user_message(&self) -> String {
         let name = self.provider.name();
         match self.kind {

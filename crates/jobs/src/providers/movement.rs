@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::money::{Currency, MinorAmount};
 
-/// What happened. The sign of the amount says which way the money went; this says why.
+/// Says what happened. The sign of the amount says which way the money went; this says why.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MovementKind {
@@ -28,13 +28,13 @@ pub enum MovementKind {
     PartialCapture,
     /// A platform took a part of what it had passed on back (negative): its fee, or a refund of the sale.
     PlatformReversal,
-    /// No turnover, as it turned out after it had been kept as unknown.
+    /// The movement is no turnover, as it turned out after it had been kept as unknown.
     NoTurnover,
     /// This version does not know what the provider's name for it means.
     Unknown,
 }
 
-/// A movement of money. It serialises to what the settling database function takes:
+/// Represents a movement of money. It serialises to what the settling database function takes:
 ///
 /// ```
 /// # use jobs::money::{Currency, MinorAmount};
@@ -52,45 +52,46 @@ pub enum MovementKind {
 /// ```
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Movement {
-    /// The provider's own id; unique and stable per provider and account.
+    /// Is the provider's own id; unique and stable per provider and account.
     pub external_id: String,
-    /// What happened.
     pub kind: MovementKind,
-    /// The provider's own name for it, from which a later version may learn the kind.
+    /// Is the provider's own name for it, from which a later version may learn the kind.
     pub source_kind: String,
-    /// The state of the payment or dispute behind it, in the provider's words; `None` where none was told.
+    /// Is the state of the payment or dispute behind it, in the provider's words; `None` where none
+    /// was told.
     pub state: Option<String>,
-    /// How it was paid, in the provider's words.
+    /// Says how it was paid, in the provider's words.
     pub method: Option<String>,
-    /// When it counts; `None` where the provider tells no date that can be read.
+    /// Says when it counts; `None` where the provider tells no date that can be read.
     pub occurred_at: Option<DateTime<Utc>>,
-    /// The date under which the provider lists it.
+    /// Is the date under which the provider lists it.
     pub listed_at: Option<DateTime<Utc>>,
-    /// Signed minor units of `currency`, gross of the provider's fees; `None` where the amount cannot be read.
+    /// Is in signed minor units of `currency`, gross of the provider's fees; `None` where the
+    /// amount cannot be read.
     pub amount_minor: Option<i64>,
-    /// The account's currency (the buyer's where it is not `converted`), as told.
+    /// Is the account's currency (the buyer's where it is not `converted`), as told.
     pub currency: Option<String>,
-    /// Whether `amount_minor` and `currency` are the account's own; else they are the buyer's.
+    /// Says whether `amount_minor` and `currency` are the account's own; else they are the buyer's.
     pub converted: bool,
-    /// What was read, where `amount_minor` and `currency` are something else.
+    /// Holds what was read, where `amount_minor` and `currency` are something else.
     pub original: Option<Original>,
-    /// Stripe ids (`ch_`, `py_`, `pi_`, `re_`, `pyr_`) of what was paid, sorted; behind them the Shopify order,
-    /// which tells whose refund it is where Shopify names no payment. A payment and its refunds share
-    /// the payment's id: the same movement seen through both providers has a common reference *and* the same
-    /// kind of movement (money in or money back).
+    /// Lists Stripe ids (`ch_`, `py_`, `pi_`, `re_`, `pyr_`) of what was paid, sorted; behind them
+    /// the Shopify order, which tells whose refund it is where Shopify names no payment. A payment
+    /// and its refunds share the payment's id: the same movement seen through both providers has a
+    /// common reference *and* the same kind of movement (money in or money back).
     pub references: Vec<String>,
 }
 
-/// An amount as a provider wrote it.
+/// Represents an amount as a provider wrote it.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Original {
-    /// The text of the amount, at most 40 characters of it.
+    /// Is the text of the amount, cut at 40 characters.
     pub amount: Option<String>,
-    /// The text of the currency, at most 20 characters of it.
+    /// Is the text of the currency, cut at 20 characters.
     pub currency: Option<String>,
-    /// The amount in minor units of the currency, where it can be read.
+    /// Is the amount in minor units of the currency, where it can be read.
     pub amount_minor: Option<i64>,
-    /// The order whose transactions told the conversion.
+    /// Names the order whose transactions told the conversion.
     pub rate_from: Option<String>,
 }
 

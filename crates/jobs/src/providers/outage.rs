@@ -7,21 +7,23 @@ use super::error::Provider;
 /// Rules when a provider counts as failing as a whole.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct OutageRule {
-    /// So many integrations fail alike, at least.
+    /// Is the number of integrations that fail alike, at least.
     pub least: u32,
-    /// More than so many of a hundred active ones fail alike.
+    /// Is a percentage: more than so many of a hundred active ones fail alike.
     pub percent: u32,
-    /// These prove by themselves that we are refused, and not a user.
+    /// Lists codes that prove by themselves that we are refused, and not a user.
     pub codes: [&'static str; 3],
-    /// So many hours after a call that told such a code: until the next cron has tried again.
+    /// Counts the hours for which a call that told such a code is believed: until the next cron has
+    /// tried again.
     pub hours: u32,
-    /// A user who was asked to connect again longer ago does not count: theirs is no news of the provider.
+    /// Counts days: a user who was asked to connect again longer ago is not counted, since theirs
+    /// is no news of the provider.
     pub days: u32,
     /// A mail that waits is looked at again after so many seconds: within a call not at every claim, and with the next call.
     pub wait_seconds: u32,
 }
 
-/// The one rule.
+/// Is the one rule.
 pub const OUTAGE: OutageRule = OutageRule {
     least: 10,
     percent: 50,
@@ -31,21 +33,20 @@ pub const OUTAGE: OutageRule = OutageRule {
     wait_seconds: 5,
 };
 
-/// What the database found by the rule.
+/// Represents what the database found by the rule.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Outage {
-    /// The provider that fails.
     pub provider: Provider,
-    /// What its integrations say.
+    /// Repeats what its integrations say.
     pub message: Option<String>,
-    /// How many fail alike; `None`: we are refused, and they wait.
+    /// Counts the integrations that fail alike; `None` where we are refused, and they wait.
     pub failing: Option<u64>,
-    /// How many there are.
+    /// Counts the active integrations at this provider.
     pub active: u64,
 }
 
 impl Outage {
-    /// A sentence for the operator, in French.
+    /// Returns a sentence for the operator, in French.
     pub fn message(&self) -> String {
         let why = self.message.as_deref().unwrap_or("sans explication").trim_end_matches('.');
         let name = self.provider.name();

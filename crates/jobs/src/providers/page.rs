@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Movement, Provider, ProviderError, RefusedReason};
 
-/// One page of a provider's list.
+/// Represents one page of a provider's list.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Page {
-    /// No external id twice.
+    /// Holds no external id twice.
     pub movements: Vec<Movement>,
-    /// Where the next page begins; `None` when this is the last.
+    /// Says where the next page begins; `None` when this is the last.
     pub next: Option<String>,
-    /// The movements of a kind that this version does not know, by the provider's name for it.
+    /// Counts the movements of a kind that this version does not know, by the provider's name for
+    /// it.
     pub unknown: BTreeMap<String, u32>,
 }
 
@@ -51,7 +52,7 @@ pub struct CursorGuard {
 }
 
 impl CursorGuard {
-    /// A walk that begins at `cursor` (`None`: the first page).
+    /// Starts a walk at `cursor` (`None`: the first page).
     pub fn new(provider: Provider, cursor: Option<&str>) -> Self {
         Self { provider, seen: cursor.into_iter().map(str::to_owned).collect() }
     }

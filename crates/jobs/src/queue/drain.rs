@@ -19,7 +19,8 @@ use uuid::Uuid;
 use super::{Claimed, Permit, Progress, Queue, permit::Permits};
 use crate::{deadline::Deadline, failure::Failure, lane::Lane, supabase::SupabaseError};
 
-/// Reserved at the end of the budget for giving back unfinished items, for the report and for the log.
+/// This much of the budget is reserved at its end for giving back unfinished items, for the report
+/// and for the log.
 const RESERVE: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(20);
 /// A blocked item of a lane that goes on becomes visible after this invocation has ended, not during it.
@@ -72,16 +73,18 @@ pub trait Worker: Send + Sync + 'static {
 #[derive(Clone, Debug, Default)]
 pub struct LaneReport {
     pub settled: u64,
-    /// How many of the settled items ended as an error.
+    /// Counts the settled items that ended as an error.
     pub failed: u64,
     pub given_back: u64,
-    /// How many of those given back had an attempt fail: they are tried again, but this is no success.
+    /// Says how many of those given back had an attempt fail: they are tried again, but this is no
+    /// success.
     pub attempts_failed: u64,
-    /// Why the first of these attempts failed.
+    /// Says why the first of these attempts failed.
     pub attempt_failure: Option<Failure>,
-    /// What keeps the lane's items back: a key of ours.
+    /// Holds what keeps the lane's items back: a key of ours.
     pub blocked: Option<Failure>,
-    /// Why an item was given back without an attempt: it passes, and nobody is told unless it is said here.
+    /// Says why an item was given back without an attempt: it passes, and nobody is told unless it
+    /// is said here.
     pub setback: Option<Failure>,
     /// The drain stopped before the lane was empty.
     pub stopped: bool,
@@ -125,14 +128,14 @@ struct Drain<J> {
     lane: Lane,
     deadline: Deadline,
     permits: Permits,
-    /// Claimed, not begun.
+    /// Holds items that are claimed and not begun.
     ready: VecDeque<J>,
-    /// Begun, and waiting until no other item waits.
+    /// Holds items that have begun and wait until no other item waits.
     yielded: Vec<Claimed>,
     /// Each holds its permit until the outcome is known, so that a refused key stops the lane before another item
     /// begins.
     running: JoinSet<(Outcome, Permit)>,
-    /// Items on their way back into the queue.
+    /// Holds items on their way back into the queue.
     returning: JoinSet<()>,
     items: HashMap<Id, Claimed>,
     report: LaneReport,

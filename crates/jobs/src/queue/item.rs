@@ -11,12 +11,12 @@ use uuid::Uuid;
 pub enum WorkItem {
     /// Reads one integration from its last success (or `days` back) up to the run's instant.
     SyncIntegration {
-        /// At least this many days; `None`: since the last success.
+        /// Reads at least this many days; `None` reads since the last success.
         days: Option<u16>,
     },
     /// Reads a whole Paris month of all of a user's integrations.
     SyncMonth {
-        /// `YYYY-MM`.
+        /// Is written `YYYY-MM`.
         month: String,
         /// The month was asked for by name: it is written even where the user typed it before the first sync.
         count_month: bool,
@@ -33,11 +33,11 @@ pub(super) const VERSION: u32 = 1;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Progress {
-    /// The worker's own note of its position.
+    /// Is the worker's own note of its position.
     pub cursor: Option<Value>,
-    /// The lease under which the last checkpoint was stored.
+    /// Is the lease under which the last checkpoint was stored.
     pub lease: Option<Uuid>,
-    /// Number of the last checkpoint of that lease.
+    /// Is the number of the last checkpoint of that lease.
     pub chunk: u32,
 }
 
@@ -50,9 +50,9 @@ pub struct Claimed {
     pub user_id: Uuid,
     pub work: WorkItem,
     pub progress: Progress,
-    /// How many attempts have failed.
+    /// Says how many attempts have failed.
     pub attempts: u32,
-    /// The instant that the item's run works for.
+    /// Is the instant that the item's run works for.
     pub as_of: DateTime<Utc>,
 }
 

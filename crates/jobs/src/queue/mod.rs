@@ -63,7 +63,7 @@ struct Row {
 #[derive(Clone)]
 pub struct Queue {
     supabase: Supabase,
-    /// The instant of the invocation.
+    /// Is the instant of the invocation.
     now: DateTime<Utc>,
 }
 

@@ -12,22 +12,22 @@ use crate::failure::CountedFailure;
 #[derive(Clone, Debug, Deserialize)]
 pub struct RunReport {
     pub counts: Counts,
-    /// New or changed movements.
+    /// Counts new or changed movements.
     pub records: u64,
     pub errors: Vec<CountedFailure>,
-    /// The first results, as they were settled.
+    /// Holds the first results, as they were settled.
     pub results: Vec<Box<RawValue>>,
     pub results_total: u64,
-    /// Its mails by lane.
+    /// Counts its mails by lane.
     pub mails: BTreeMap<String, MailCounts>,
 }
 
 /// Says whether a run's report would have to wait.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Waits {
-    /// Any of its items is queued.
+    /// Is true while any of its items is queued.
     pub queued: bool,
-    /// A living worker holds one of them.
+    /// Is true while a living worker holds one of them.
     pub in_flight: bool,
 }
 
@@ -37,12 +37,12 @@ pub struct MailCounts {
     pub planned: u64,
     pub queued: u64,
     pub sent: u64,
-    /// They were not wanted any more, or too late.
+    /// Counts the mails that were not wanted any more, or came too late.
     pub skipped: u64,
     pub failed: u64,
-    /// Failed, or waiting for another attempt.
+    /// Counts the mails that failed, or wait for another attempt.
     pub erred: u64,
-    /// Why the skipped ones were not sent.
+    /// Counts the skipped ones by the reason why they were not sent.
     pub unsent: BTreeMap<String, u64>,
     pub errors: Vec<CountedFailure>,
 }
@@ -56,9 +56,9 @@ pub struct Counts {
     pub partial: u64,
     pub failed: u64,
     pub superseded: u64,
-    /// Queued, with a part of it stored.
+    /// Counts queued items of which a part is stored.
     #[serde(default, skip_serializing)]
     pub begun: u64,
-    /// Failed, failed in part, or waiting for another attempt.
+    /// Counts the items that failed, failed in part, or wait for another attempt.
     pub erred: u64,
 }

@@ -12,9 +12,9 @@ use super::{
 /// Holds what a gate says about an instant.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Decision {
-    /// Run, once for this slot.
+    /// The task runs, once for this slot.
     Due {
-        /// The slot to claim.
+        /// Is the slot to claim.
         slot: Slot,
     },
     /// The task must not run now.
@@ -45,7 +45,7 @@ impl NotDue {
 /// Represents a slot and its first instant.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Opening {
-    /// What the first cron to come by claims.
+    /// Is what the first cron to come by claims.
     pub slot: Slot,
     /// The task is due from this instant on.
     pub opens: DateTime<Utc>,

@@ -6,11 +6,11 @@ use std::str::FromStr;
 use chrono::{Datelike, Days, Months, NaiveDate};
 use serde::{Deserialize, Serialize};
 
-/// Represents a year and a month. Written `2026-11`, in the database too.
+/// Represents a year and a month. It is written `2026-11`, in the database too.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Month {
-    /// Kept as a date: it is one already checked, and its arithmetic is chrono's.
+    /// Is kept as a date: it is one already checked, and its arithmetic is chrono's.
     first: NaiveDate,
 }
 

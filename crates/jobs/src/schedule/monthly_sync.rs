@@ -13,9 +13,9 @@ use super::{
 /// Says what the monthly sync is to do.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum MonthlySync {
-    /// Sync this month.
+    /// The task syncs this month.
     Run(Month),
-    /// Not the last day, and nobody insisted.
+    /// It is not the last day, and nobody insisted.
     NotDue(NotDue),
 }
 
@@ -23,12 +23,13 @@ pub enum MonthlySync {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{} n’a pas encore commencé : le mois demandé va au plus jusqu’à {}", month.french(), current.french())]
 pub struct FutureMonth {
-    /// The month asked for.
+    /// Is the month asked for.
     pub month: Month,
-    /// The last one that can be.
+    /// Is the last one that can be asked for.
     pub current: Month,
 }
 
+/// Decides which month is synced:
 /// - `month`: that month, on any day, if it has begun;
 /// - else, on a month's last day: that month, with or without `force`;
 /// - else, with `force`: the last completed month;
@@ -59,7 +60,7 @@ pub enum NoRecap {
     /// Its last day has not come.
     #[error("données seules : le récapitulatif part le dernier jour du mois")]
     TooEarly,
-    /// Somebody puts old figures right: that is no news for their user.
+    /// Somebody puts old figures right, which is no news for their user.
     #[error("données seules : mois ancien, sans récapitulatif")]
     TooOld,
 }

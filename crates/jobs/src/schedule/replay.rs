@@ -10,22 +10,22 @@ pub const YEARS: RangeInclusive<i32> = 1970..=2099;
 /// Says why an `at=` is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum AtError {
-    /// Not RFC 3339.
+    /// The instant is not written as RFC 3339 has it.
     #[error(
         "la date s’écrit selon la RFC 3339, par exemple 2026-11-22T07:00:00Z \
          (dans une URL, le + d’un fuseau s’écrit %2B)"
     )]
     Malformed,
-    /// Later than now, and not a dry run.
+    /// The instant is later than now, and this is no dry run.
     #[error("la date est dans le futur : seul un essai (dry_run=true) peut anticiper")]
     Future,
-    /// Too long ago, and not a dry run.
+    /// The instant was too long ago, and this is no dry run.
     #[error("la date remonte à plus de {max_days} jours : seul un essai (dry_run=true) peut aller plus loin")]
     TooOld {
-        /// `REPLAY_MAX_DAYS`.
+        /// Is `REPLAY_MAX_DAYS`.
         max_days: u16,
     },
-    /// Outside the years for which the calendar is tested, even for a dry run.
+    /// The instant is outside the years for which the calendar is tested, even for a dry run.
     #[error("l’année doit être comprise entre 1970 et 2099")]
     OutOfCalendar,
 }

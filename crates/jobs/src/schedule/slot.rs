@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// Represents the one occurrence that a cron run claims: with the task, the primary key of `job_slots`.
+/// Represents the one occurrence that a cron run claims: with the task it is the primary key of
+/// `job_slots`.
 ///
 /// Later slots of one gate are greater strings.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]

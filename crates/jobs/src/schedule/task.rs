@@ -10,15 +10,15 @@ listed! {
     #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
     #[serde(rename_all = "snake_case")]
     pub enum Task {
-        /// The offer mailed three days after sign-up.
+        /// It mails the offer three days after sign-up.
         MarketingDay3,
-        /// Movements of Stripe and Shopify, every six hours.
+        /// It reads the movements of Stripe and Shopify, every six hours.
         SyncIntegrations,
-        /// "Record your turnover of last month."
+        /// It asks users to record the turnover of last month.
         MonthlyReminders,
-        /// A whole month read to its end, and its recap.
+        /// It reads a whole month to its end, and plans its recap.
         MonthlySync,
-        /// URSSAF ceilings and VAT thresholds.
+        /// It compares the books with the URSSAF ceilings and the VAT thresholds.
         CheckThresholds,
     }
 }
@@ -67,8 +67,8 @@ impl FromStr for Task {
 /// Says through which door a cron's `GET` asks for a task.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Via {
-    /// `/api/cron/*`: the route has its own rhythm and runs a task only where its gate is open.
+    /// A route `/api/cron/*` has its own rhythm and runs a task only where its gate is open.
     CronRoute,
-    /// `/api/manual/*` called by a cron: whoever schedules the route chose the moment.
+    /// A route `/api/manual/*` is called by a cron: whoever schedules the route chose the moment.
     ManualRoute,
 }

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 /// Says where the database is and how to be let in.
 #[derive(Clone)]
 pub struct SupabaseConfig {
-    /// Without a slash at the end.
+    /// Has no slash at its end.
     pub url: String,
     pub key: SupabaseKey,
 }
@@ -15,9 +15,9 @@ pub struct SupabaseConfig {
 /// Distinguishes the two kinds of service key: <https://supabase.com/docs/guides/api/api-keys>.
 #[derive(Clone)]
 pub enum SupabaseKey {
-    /// `sb_secret_…`: in `apikey` only; as Bearer it is refused.
+    /// A key `sb_secret_…` goes into `apikey` only; as Bearer it is refused.
     Secret(SecretString),
-    /// A `service_role` JWT: in `apikey` and as Bearer.
+    /// A `service_role` JWT goes into `apikey` and is the Bearer.
     LegacyJwt(SecretString),
 }
 

@@ -9,20 +9,20 @@ use crate::schedule::{Days, Month, Via};
 /// Tells who asked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Trigger {
-    /// A scheduler's `GET`: bound to gates and slots.
+    /// A scheduler's `GET` is bound to gates and slots.
     Cron,
-    /// An operator's `POST`: runs now and claims no slot.
+    /// An operator's `POST` runs now and claims no slot.
     Manual,
 }
 
-/// Represents one call of a route, checked.
+/// Represents one call of a route, after its parameters were checked.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// The path of the route.
+    /// Is the path of the route.
     pub route: &'static str,
     pub via: Via,
     pub trigger: Trigger,
-    /// The instant to work for.
+    /// Is the instant to work for.
     pub at: DateTime<Utc>,
     /// `at` was asked for: a replay.
     pub replay: bool,

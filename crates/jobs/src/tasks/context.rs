@@ -23,13 +23,13 @@ pub struct Context {
     pub http: reqwest::Client,
     pub supabase: Supabase,
     pub queue: Queue,
-    /// What the integrations need, or all that is wrong with their configuration.
+    /// Holds what the integrations need, or all that is wrong with their configuration.
     pub integrations: Result<Arc<Clients>, ConfigFaults>,
-    /// What sending mails needs, or all that is wrong with its configuration.
+    /// Holds what sending mails needs, or all that is wrong with its configuration.
     pub mailer: Result<Arc<Mailer>, ConfigFaults>,
-    /// The real time at which the invocation began, also in a replay.
+    /// Is the real time at which the invocation began, also in a replay.
     pub now: DateTime<Utc>,
-    /// The same moment on the monotonic clock.
+    /// Is the same moment on the monotonic clock.
     pub begun: Instant,
     pub deadline: Deadline,
 }

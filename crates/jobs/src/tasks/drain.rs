@@ -16,9 +16,9 @@ use crate::{
 
 /// An answer holds so many results at most; `resultsTotal` says how many there are.
 const MOST_RESULTS: usize = 1_000;
-/// And results of so many bytes together, at most.
+/// The results of one answer have so many bytes together, at most.
 const MOST_RESULT_BYTES: usize = 1024 * 1024;
-/// Pauses between two looks at items that other workers hold.
+/// These are the pauses between two looks at items that other workers hold.
 const FIRST_LOOK: Duration = Duration::from_millis(300);
 const LONGEST_LOOK: Duration = Duration::from_secs(3);
 
@@ -88,10 +88,10 @@ pub async fn drain_until_nothing_waits(context: &Context, route: &str) -> Result
 /// Says what to work on until a run is settled.
 #[derive(Clone, Copy)]
 pub(super) enum Scope<'a> {
-    /// Data and mails, for a call of this route.
+    /// The call waits for data and mails of this route.
     Everything(&'a str),
     Mails,
-    /// Nothing: nothing was planned, so there is nothing to wait for, and others' work is not the caller's.
+    /// Nothing was planned, so there is nothing to wait for, and others' work is not the caller's.
     Nothing,
 }
 

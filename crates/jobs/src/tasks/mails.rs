@@ -25,11 +25,11 @@ pub(super) struct MailPlan<'a> {
     pub(super) task: Task,
     pub(super) kind: MailKind,
     pub(super) slot: Option<&'a Slot>,
-    /// Of the J+3 mail: the Paris days after sign-up on which it is sent.
+    /// Holds the Paris days after sign-up on which the J+3 mail is sent.
     pub(super) days_after_sign_up: Option<&'a RangeInclusive<u32>>,
-    /// Of a reminder: the month that it is about.
+    /// Is the month that a reminder is about.
     pub(super) month: Option<Month>,
-    /// The real time; in a dry run the one that is asked about.
+    /// Is the real time; in a dry run the one that is asked about.
     pub(super) now: DateTime<Utc>,
 }
 

@@ -15,11 +15,11 @@ use crate::{
 /// Holds what a task answers.
 #[derive(Debug)]
 pub enum TaskOutcome {
-    /// Not now; the note says when.
+    /// The task is not due; the note says when it is.
     NotDue { note: String },
-    /// Planned or joined, drained, reported.
+    /// A run was planned or joined, drained, and reported.
     Ran(Box<RunSummary>),
-    /// What would have been planned.
+    /// Nothing was written: this is what would have been planned.
     DryRun { plan: Value },
     /// The task failed as a whole.
     Failed(TaskError),
@@ -34,7 +34,7 @@ pub enum TaskError {
     /// The database did not do its part.
     #[error(transparent)]
     Database(#[from] SupabaseError),
-    /// A bug: the task panicked.
+    /// The task panicked, which is a bug.
     #[error("the task panicked")]
     Panicked,
 }
@@ -71,27 +71,27 @@ pub struct RunSummary {
     pub run_id: Option<Uuid>,
     /// The slot was planned before; this call only helped to work on it.
     pub joined: Option<String>,
-    /// Its data: integrations, months.
+    /// Counts its data: integrations, months.
     pub counts: Counts,
     /// Counts new or changed movements.
     pub records: u64,
     /// Counts what hit items of data.
     pub troubles: Vec<CountedFailure>,
-    /// Each stopped a whole lane: one message stands for all its items.
+    /// Lists what stopped a whole lane: one message stands for all its items.
     pub blocked: Vec<Failure>,
-    /// Each kept a part of the task from doing anything.
+    /// Lists what kept a part of the task from doing anything.
     pub faults: Vec<Failure>,
-    /// Somebody should know these; they are no errors.
+    /// Lists what somebody should know, though it is no error.
     pub notices: Vec<Failure>,
     pub results: Vec<Box<RawValue>>,
     pub results_total: u64,
-    /// Its mails, by lane.
+    /// Counts its mails, by lane.
     pub mails: BTreeMap<String, MailCounts>,
-    /// Why a month's recap is not mailed.
+    /// Says why a month's recap is not mailed.
     pub no_recap: Option<String>,
     /// Counts months that had failed and were planned again with this call.
     pub taken_up: u64,
-    /// The plan, as the database described it.
+    /// Holds the plan, as the database described it.
     pub outline: Value,
     /// The budget was over before the queue was empty.
     pub out_of_time: bool,

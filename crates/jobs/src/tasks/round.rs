@@ -20,19 +20,19 @@ pub struct Round {
     pub(super) report: Option<RunReport>,
     pub ended: u64,
     pub failed: u64,
-    /// How many items and mails are tried again after an attempt that failed.
+    /// Says how many items and mails are tried again after an attempt that failed.
     pub attempts_failed: u64,
-    /// Why such attempts failed.
+    /// Says why such attempts failed.
     pub attempt_failures: Vec<Failure>,
-    /// Each stopped a whole lane of data.
+    /// Lists what stopped a whole lane of data.
     pub blocked: Vec<Failure>,
-    /// It stopped the mails.
+    /// Says what stopped the mails.
     pub post_blocked: Option<Failure>,
-    /// Each put data off without an attempt: it passes by itself.
+    /// Lists what put data off without an attempt: it passes by itself.
     pub setbacks: Vec<Failure>,
-    /// Each put mails off likewise.
+    /// Lists what put mails off likewise.
     pub mail_setbacks: Vec<Failure>,
-    /// Each kept a part of the work from beginning.
+    /// Lists what kept a part of the work from beginning.
     pub faults: Vec<Failure>,
     pub out_of_time: bool,
     /// A lane was left before its end: waiting for it is of no use.

@@ -5,14 +5,15 @@
 //! accents, plural or punctuation. Nothing is guessed: a word that is not in the table, or words of sales and
 //! services together, make the activity unknown. It then counts in the total only, and is reported.
 
-/// The ceilings know two kinds of turnover: services, and the rest.
+/// Names the two kinds of turnover that the ceilings know (services, and the rest) and the liberal
+/// professions.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Activity {
-    /// Goods, food, lodging.
+    /// It sells goods, food or lodging.
     Sales,
-    /// Services (BIC).
+    /// It sells services (BIC).
     Services,
-    /// Liberal professions (BNC): held against the ceilings of services.
+    /// It is a liberal profession (BNC), held against the ceilings of services.
     Liberal,
 }
 
@@ -72,7 +73,7 @@ impl Activity {
         }
     }
 
-    /// Does it count against the ceilings of services?
+    /// Tells whether it counts against the ceilings of services.
     pub const fn is_services(self) -> bool {
         match self {
             Self::Sales => false,
@@ -85,7 +86,7 @@ fn singular(word: &str) -> &str {
     word.strip_suffix('s').unwrap_or(word)
 }
 
-/// Composed or decomposed: `é` is one character on some keyboards, `e` and an accent on others.
+/// Takes the accent off, composed or not: `é` is one character on some keyboards, `e` and an accent on others.
 fn without_accent(c: char) -> Option<char> {
     match c {
         '\u{300}'..='\u{36f}' => None,

@@ -32,20 +32,20 @@ use crate::schedule::Month;
 #[cfg(test)]
 mod tests;
 
-/// Whole euros, as they are declared and paid.
+/// Represents whole euros, as they are declared and paid.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(transparent)]
 pub struct Euros(pub i64);
 
-/// Turnover of a month or a quarter by category, in cents.
+/// Holds the turnover of a month or a quarter by category, in cents.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Receipts {
     pub sales: i64,
     pub services: i64,
     pub liberal: i64,
-    /// Liberal work whose spelling names the Cipav.
+    /// Is liberal work whose spelling names the Cipav.
     pub cipav: i64,
-    /// Of an activity that is not known: nothing is computed for it.
+    /// Is turnover of an activity that is not known: nothing is computed for it.
     pub unknown: i64,
 }
 
@@ -72,20 +72,20 @@ impl Receipts {
     }
 }
 
-/// How income tax is paid: the names of `user_onboarding_data.ir_mode`.
+/// Says how income tax is paid: the names of `user_onboarding_data.ir_mode`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum IncomeTax {
-    /// A flat share of the turnover, with the contributions.
+    /// It is a flat share of the turnover, paid with the contributions.
     #[serde(rename = "versement_liberatoire")]
     Flat,
-    /// By the household's scale, with its yearly return.
+    /// It follows the household's scale, with its yearly return.
     #[serde(rename = "bareme")]
     Scale,
     #[serde(rename = "non_soumis")]
     NotSubject,
 }
 
-/// Which training contribution sales and services pay.
+/// Says which training contribution sales and services pay.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trade {
@@ -93,19 +93,21 @@ pub enum Trade {
     Craft,
 }
 
-/// What is known of a user. `None`: it is not known. A rate that the user has typed is not among it: the law's wins.
+/// Holds what is known of a user. `None`: it is not known. A rate that the user has typed is not
+/// among it: the law's wins.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
 pub struct TaxProfile {
-    /// `user_onboarding_data.company_creation_date`.
+    /// Is `user_onboarding_data.company_creation_date`.
     pub created: Option<NaiveDate>,
     /// `user_onboarding_data.has_acre`. The year beside it is of a scheme that ended in 2022.
     pub has_acre: Option<bool>,
-    /// `user_onboarding_data.ir_mode`.
+    /// Is `user_onboarding_data.ir_mode`.
     pub income_tax: Option<IncomeTax>,
     /// The database does not know.
     pub trade: Option<Trade>,
-    /// Whether liberal work belongs to the Cipav where its spelling does not say so. The database does not know.
+    /// Says whether liberal work belongs to the Cipav where its spelling does not say so. The
+    /// database does not know.
     pub cipav: Option<bool>,
 }
 
@@ -118,23 +120,23 @@ impl TaxProfile {
     }
 }
 
-/// What to put aside for a period.
+/// Says what to put aside for a period.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct PutAside {
-    /// One for each category that has any turnover. It may be declared as 0.
+    /// Has one line for each category that has any turnover. It may be declared as 0.
     pub lines: Vec<DeclaredTurnover>,
-    /// Social contributions.
+    /// Is the sum of the social contributions.
     pub contributions: Euros,
-    /// Contribution à la formation professionnelle.
+    /// Is the contribution à la formation professionnelle.
     pub training: Euros,
     pub income_tax: IncomeTaxAside,
-    /// Contributions, training, and income tax where it is flat.
+    /// Is the sum of contributions, training, and income tax where it is flat.
     pub total: Euros,
-    /// What the figures assume or leave out, in the order of printing.
+    /// Says what the figures assume or leave out, in the order of printing.
     pub caveats: Vec<Caveat>,
 }
 
-/// What is declared of a category, and its contributions.
+/// Holds what is declared of a category, and its contributions.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DeclaredTurnover {
     pub category: Category,
@@ -143,20 +145,20 @@ pub struct DeclaredTurnover {
     pub contributions: Euros,
 }
 
-/// The income tax of a period.
+/// Says how the income tax of a period is paid.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "is", content = "euros", rename_all = "snake_case")]
 pub enum IncomeTaxAside {
-    /// Due with the contributions.
+    /// It is due with the contributions, and this much.
     Flat(Euros),
-    /// Due with the household's return: not estimated.
+    /// It is due with the household's return, and not estimated.
     Scale,
     NotSubject,
     /// The profile does not say which.
     Unknown,
 }
 
-/// Something that the figures assume or leave out.
+/// Represents something that the figures assume or leave out.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum Caveat {
@@ -182,8 +184,9 @@ pub enum Caveat {
     RatesAssumed,
 }
 
-/// What to put aside for the turnover of a month, or of a quarter, which is named by its last month: rates only ever
-/// change between quarters. `None`: the rates of the month are not known.
+/// Returns what to put aside for the turnover of a month, or of a quarter, which is named by its
+/// last month: rates only ever change between quarters. `None`: the rates of the month are not
+/// known.
 pub fn put_aside(receipts: &Receipts, month: Month, profile: TaxProfile) -> Option<PutAside> {
     let (contributions_levy, acre) = contributions_levy(profile, month);
     let training_levy = match profile.trade {
@@ -219,12 +222,12 @@ pub fn put_aside(receipts: &Receipts, month: Month, profile: TaxProfile) -> Opti
     Some(PutAside { lines, contributions, training, income_tax, total, caveats })
 }
 
-/// What is declared of a category's turnover.
+/// Returns what is declared of a category's turnover.
 pub fn declared(cents: i64) -> Euros {
     Euros(whole(i128::from(cents.max(0)) * 100))
 }
 
-/// Which contributions a month pays, and what is to be said of it.
+/// Returns which contributions a month pays, and what is to be said of it.
 fn contributions_levy(profile: TaxProfile, month: Month) -> (Levy, Option<Caveat>) {
     let acre = profile.created.map(|created| (created, Acre::of(created, month)));
     match (profile.has_acre, acre) {
@@ -255,30 +258,32 @@ fn caveats(receipts: &Receipts, month: Month, profile: TaxProfile, acre: Option<
     known.into_iter().flatten().collect()
 }
 
-/// What a row of `ca_records` carries beside its amount. Cents.
+/// Holds what a row of `ca_records` carries beside its amount. Cents.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RowAmounts {
-    /// `computed_contrib_eur`: contributions without training, as the web application writes them.
+    /// Is `computed_contrib_eur`: contributions without training, as the web application writes
+    /// them.
     pub contributions: i64,
-    /// `ir_mode`.
+    /// Is `ir_mode`.
     pub income_tax_mode: Option<RowIncomeTax>,
-    /// `ir_amount_eur`.
+    /// Is `ir_amount_eur`.
     pub income_tax: Option<i64>,
-    /// `computed_net_eur`: the amount less both.
+    /// Is `computed_net_eur`: the amount less both.
     pub net: i64,
 }
 
-/// The names of `ca_records.ir_mode` that the web application writes.
+/// Lists the names of `ca_records.ir_mode` that the web application writes.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowIncomeTax {
-    /// The flat income tax, which `ir_amount_eur` is.
+    /// It is the flat income tax, which `ir_amount_eur` holds.
     Vl,
-    /// The household's scale: `ir_amount_eur` is null.
+    /// It follows the household's scale: `ir_amount_eur` is null.
     Bareme,
 }
 
-/// What a row of `ca_records` carries. `None`: its activity, or the rates of its month, are not known.
+/// Returns what a row of `ca_records` carries. `None`: its activity, or the rates of its month, are
+/// not known.
 pub fn row_amounts(activity: &str, cents: i64, month: Month, profile: TaxProfile) -> Option<RowAmounts> {
     let category = profile.category(Category::parse(activity)?);
     let share = |levy| Some(whole(rate(category, levy, month)?.ten_thousandths(cents)));

@@ -29,17 +29,17 @@ listed! {
     #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
     #[serde(rename_all = "snake_case")]
     pub enum Threshold {
-        /// The regime's ceiling for all turnover (sales, or mixed).
+        /// It is the regime's ceiling for all turnover (sales, or mixed).
         MicroTotal,
-        /// The regime's ceiling for services.
+        /// It is the regime's ceiling for services.
         MicroServices,
-        /// VAT franchise, base threshold for all turnover.
+        /// It is the base threshold of the VAT franchise for all turnover.
         VatBaseTotal,
-        /// VAT franchise, base threshold for services.
+        /// It is the base threshold of the VAT franchise for services.
         VatBaseServices,
-        /// VAT franchise, increased threshold for all turnover.
+        /// It is the increased threshold of the VAT franchise for all turnover.
         VatIncreasedTotal,
-        /// VAT franchise, increased threshold for services.
+        /// It is the increased threshold of the VAT franchise for services.
         VatIncreasedServices,
     }
 }
@@ -48,15 +48,16 @@ listed! {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Crossing {
     pub threshold: Threshold,
-    /// 80 or 90 (reached), 100 (exceeded).
+    /// Is 80 or 90 (reached), or 100 (exceeded).
     pub step: u8,
-    /// What the year counts against this threshold, in cents.
+    /// Holds what the year counts against this threshold, in cents.
     pub turnover: i64,
-    /// In cents, in proportion to the days of a creation year.
+    /// Is in cents, in proportion to the days of a creation year.
     pub ceiling: i64,
-    /// The ceiling of a whole year, where `ceiling` is a part of it.
+    /// Is the ceiling of a whole year, where `ceiling` is a part of it.
     pub full_year_ceiling: Option<i64>,
-    /// Crossed only where the months with both typed and imported rows are added up.
+    /// Is set where the step is crossed only if the months with both typed and imported rows are
+    /// added up.
     pub doubt: Option<Doubt>,
     pub consequence: Consequence,
 }
@@ -72,18 +73,19 @@ pub struct Doubt {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum Consequence {
-    /// Not exceeded yet.
+    /// It is not exceeded yet.
     Approaching,
     /// The figures have to be looked at first.
     ToVerify,
-    /// The regime's ceiling exceeded, and not in the year before: nothing changes yet.
+    /// The regime's ceiling is exceeded, and was not in the year before: nothing changes yet.
     MicroOnce,
-    /// The regime's ceiling exceeded; of the year before nothing is recorded.
+    /// The regime's ceiling is exceeded; of the year before nothing is recorded.
     MicroPreviousUnknown,
-    /// The regime's ceiling exceeded two years running: out of the regime from then on.
+    /// The regime's ceiling is exceeded two years running: the user is out of the regime from then
+    /// on.
     MicroOut { from: NaiveDate },
-    /// Above the base threshold: VAT from then on.
+    /// The base threshold is exceeded: VAT is due from then on.
     VatFrom { from: NaiveDate },
-    /// Above the increased threshold: VAT from the very date of crossing it.
+    /// The increased threshold is exceeded: VAT is due from the very date of crossing it.
     VatAtOnce,
 }

@@ -9,11 +9,11 @@ use super::{Category, Threshold};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Progress {
     pub threshold: Threshold,
-    /// What counts against it, typed and imported together.
+    /// Holds what counts against it, typed and imported together.
     pub turnover: i64,
-    /// In proportion to the days of a creation year.
+    /// Is in proportion to the days of a creation year.
     pub ceiling: i64,
-    /// The ceiling of a whole year, where `ceiling` is a part of it.
+    /// Is the ceiling of a whole year, where `ceiling` is a part of it.
     pub full_year_ceiling: Option<i64>,
 }
 

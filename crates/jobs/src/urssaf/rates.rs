@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 use super::Activity;
 use crate::schedule::Month;
 
-/// The last year whose rates are known. After it they are assumed to go on unchanged.
+/// The rates are known until this year. After it they are assumed to go on unchanged.
 pub const RATES_KNOWN_UNTIL: i32 = 2026;
 
 /// Who is created from this month on pays three quarters under ACRE, who was created before it one half.
 const ACRE_REFORM: (i32, u32) = (2026, 7);
 
-/// A share of turnover, in hundredths of a percent: 12,3 % is 1230.
+/// Represents a share of turnover, in hundredths of a percent: 12,3 % is 1230.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(transparent)]
 pub struct Rate(u32);
@@ -35,7 +35,7 @@ impl Rate {
         self.0
     }
 
-    /// The share of an amount, in the ten-thousandths of its unit: exact.
+    /// Returns the share of an amount, exactly, in the ten-thousandths of its unit.
     pub(super) const fn ten_thousandths(self, amount: i64) -> i128 {
         amount as i128 * self.0 as i128
     }
@@ -48,42 +48,42 @@ pub(super) fn whole(ten_thousandths: i128) -> i64 {
     i64::try_from((ten_thousandths + away) / 10_000).unwrap_or(i64::MAX)
 }
 
-/// What a rate is of.
+/// Says what a rate is of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Levy {
-    /// Contributions in full, without ACRE.
+    /// Contributions are due in full, without ACRE.
     Full,
-    /// Contributions under ACRE of who was created before July 2026: about one half.
+    /// Contributions are about one half, under ACRE of who was created before July 2026.
     AcreHalf,
-    /// Contributions under ACRE of who was created since: about three quarters.
+    /// Contributions are about three quarters, under ACRE of who was created since.
     AcreThreeQuarters,
-    /// Contribution à la formation professionnelle, commerce and liberal professions.
+    /// It is the contribution à la formation professionnelle of commerce and liberal professions.
     Training,
-    /// The same of craft.
+    /// It is the same of craft.
     TrainingOfCraft,
-    /// Versement libératoire de l'impôt sur le revenu.
+    /// It is the versement libératoire de l'impôt sur le revenu.
     FlatTax,
 }
 
 listed! {
-    /// What rates depend on: the activity, and for liberal professions the pension fund.
+    /// Says what rates depend on: the activity, and for liberal professions the pension fund.
     #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
     #[serde(rename_all = "snake_case")]
     pub enum Category {
-        /// Goods, food, lodging.
+        /// It sells goods, food or lodging.
         Sales,
-        /// Services (BIC).
+        /// It sells services (BIC).
         Services,
-        /// Liberal professions (BNC) of the general scheme (SSI).
+        /// It is a liberal profession (BNC) of the general scheme (SSI).
         Liberal,
-        /// Liberal professions (BNC) of the Cipav.
+        /// It is a liberal profession (BNC) of the Cipav.
         Cipav,
     }
 }
 
 impl Category {
-    /// The category of an activity as it is spelled in the rows. Liberal work belongs to the general scheme unless
-    /// the spelling names the Cipav.
+    /// Returns the category of an activity as it is spelled in the rows. Liberal work belongs to
+    /// the general scheme unless the spelling names the Cipav.
     pub fn parse(activity: &str) -> Option<Self> {
         Some(match Activity::parse(activity)? {
             Activity::Sales => Self::Sales,
@@ -94,7 +94,7 @@ impl Category {
     }
 }
 
-/// A rate and the month from which it holds.
+/// Represents a rate and the month from which it holds.
 struct Row {
     category: Category,
     levy: Levy,
@@ -106,7 +106,8 @@ const fn row(category: Category, levy: Levy, from: (i32, u32), hundredths: u32) 
     Row { category, levy, from, rate: Rate(hundredths) }
 }
 
-/// Of one category and levy the later rows come later. `2023-01` says: before it nothing is looked up.
+/// Lists the rates, the later rows of one category and levy later. `2023-01` says: before it
+/// nothing is looked up.
 #[rustfmt::skip]
 static TABLE: [Row; 33] = {
     use Category::{Cipav, Liberal, Sales, Services};
@@ -165,7 +166,7 @@ static TABLE: [Row; 33] = {
     ]
 };
 
-/// The rate of a month. `None` before the table begins.
+/// Returns the rate of a month; `None` before the table begins.
 pub(super) fn rate(category: Category, levy: Levy, month: Month) -> Option<Rate> {
     let holds = |row: &&Row| {
         row.category == category && row.levy == levy && row.from <= (month.year(), month.month())
@@ -173,7 +174,7 @@ pub(super) fn rate(category: Category, levy: Levy, month: Month) -> Option<Rate>
     TABLE.iter().rfind(holds).map(|row| row.rate)
 }
 
-/// What ACRE makes of the contributions of a month.
+/// Says what ACRE makes of the contributions of a month.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Acre {
     Reduces(Levy),
@@ -198,10 +199,11 @@ impl Acre {
     }
 }
 
-/// The first day on which contributions are due in full again: ACRE lasts until the end of the third quarter of the
-/// calendar after the one in which the activity began, so nine to twelve months ([F11677], code de la sécurité
-/// sociale, D. 131-6-3). `modele-social` only asks how old the activity was on 1 January, and leaves the rest to
-/// whoever answers its question "Bénéficiez-vous de l'Acre ?".
+/// Returns the first day on which contributions are due in full again: ACRE lasts until the end of
+/// the third quarter of the calendar after the one in which the activity began, so nine to twelve
+/// months ([F11677], code de la sécurité sociale, D. 131-6-3). `modele-social` only asks how old
+/// the activity was on 1 January, and leaves the rest to whoever answers its question
+/// "Bénéficiez-vous de l'Acre ?".
 ///
 /// [F11677]: https://entreprendre.service-public.gouv.fr/vosdroits/F11677
 pub fn acre_end(created: NaiveDate) -> NaiveDate {
@@ -209,21 +211,23 @@ pub fn acre_end(created: NaiveDate) -> NaiveDate {
     month.first_day() - Months::new((month.month() - 1) % 3) + Months::new(12)
 }
 
-/// The rates of a row of `ca_records` from a month on, as the database takes them: it writes the rows.
+/// Holds the rates of a row of `ca_records` from a month on, as the database takes them: it writes
+/// the rows.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct RowRate {
-    /// As imported rows spell it.
+    /// Is spelled as imported rows spell it.
     pub activity: &'static str,
     pub from: Month,
     pub full: Rate,
-    /// With ACRE, created before July 2026.
+    /// Is the rate with ACRE, if created before July 2026.
     pub acre_half: Option<Rate>,
-    /// With ACRE, created since. There is none before.
+    /// Is the rate with ACRE, if created since. There is none before.
     pub acre_three_quarters: Option<Rate>,
     pub flat_tax: Rate,
 }
 
-/// The rates of imported rows: for each activity one entry for each month in which any of them changes.
+/// Returns the rates of imported rows: for each activity one entry for each month in which any of
+/// them changes.
 pub fn row_rates() -> Vec<RowRate> {
     let activities = [
         ("Vente de marchandises", Category::Sales),

@@ -15,9 +15,9 @@ const TICK: Duration = Duration::from_millis(10);
 /// Represents a line of `/proc/PID/stat`.
 struct Stat {
     parent: u32,
-    /// Its own, in ticks.
+    /// Counts its own ticks.
     ticks: u32,
-    /// Of children that have ended, in ticks.
+    /// Counts the ticks of children that have ended.
     of_children: u32,
 }
 
@@ -42,13 +42,13 @@ fn processes() -> HashMap<u32, Stat> {
 /// Counts the CPU time of the whole benchmark so far, by whose it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
-    /// The function's process.
+    /// Is the time of the function's process.
     pub(super) function: Duration,
-    /// This process: the stand-ins, the gateway, and what calls the function.
+    /// Is the time of this process: the stand-ins, the gateway, and what calls the function.
     pub(super) stand_ins: Duration,
-    /// `PostgreSQL` and `PostgREST`.
+    /// Is the time of `PostgreSQL` and `PostgREST`.
     pub(super) database: Duration,
-    /// All processes of the machine.
+    /// Is the time of all processes of the machine.
     machine: Duration,
 }
 

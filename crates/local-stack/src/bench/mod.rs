@@ -42,7 +42,7 @@ const WORKLOADS: [&str; 13] = [
     "w1p-accounts-learned",
     "w1p-changes",
 ];
-/// Starts of each route.
+/// Each route is started so often.
 const STARTS: usize = 20;
 
 /// Runs what `arguments` name, prints the table, and writes it as JSON where they say so. Whatever goes by the calendar
@@ -166,7 +166,7 @@ mod tests {
         }
     }
 
-    /// The table of workloads and that of their results.
+    /// Compares the table of workloads and that of their results.
     #[test]
     fn the_documentation_names_every_workload_and_nothing_else() {
         let documentation = include_str!("../../../../docs/benchmark.md");

@@ -19,14 +19,15 @@ use super::{
 use crate::seed::calendar::Calendar;
 use stand_ins::Environment;
 
-/// Stripe's limit of a live account (<https://docs.stripe.com/rate-limits>).
+/// Stripe limits a live account to so many requests a second
+/// (<https://docs.stripe.com/rate-limits>).
 const LIVE: usize = 100;
-/// Stripe's limit of an endpoint.
+/// Stripe limits one endpoint to so many requests a second.
 const OF_EACH_ACCOUNT: f64 = 25.0;
 /// A limit that changes falls to this.
 const LOW: f64 = 30.0;
 const CHANGES_EVERY: Duration = Duration::from_mins(1);
-/// So many accounts keep Stripe busy for three minutes, two requests each.
+/// So many accounts keep Stripe busy for three minutes, with two requests each.
 const SMALL_ACCOUNTS: usize = 5_500;
 const PAYMENTS_OF_EACH: usize = 3;
 

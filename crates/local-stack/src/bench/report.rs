@@ -11,11 +11,11 @@ use super::measure::Usage;
 pub(super) struct Lane {
     pub(super) name: &'static str,
     pub(super) requests: usize,
-    /// Requests × round trip ÷ how many may be under way at once.
+    /// Is the number of requests × round trip ÷ how many may be under way at once.
     pub(super) by_concurrency: f64,
-    /// Requests ÷ the rate that is allowed.
+    /// Is the number of requests ÷ the rate that is allowed.
     pub(super) by_rate: f64,
-    /// The longest chain of requests that wait for each other × round trip.
+    /// Is the longest chain of requests that wait for each other × round trip.
     pub(super) by_chain: f64,
 }
 
@@ -51,13 +51,13 @@ fn times(requests: usize, round_trip: Duration) -> f64 {
     float(requests) * round_trip.as_secs_f64()
 }
 
-/// Represents one run of a workload. Seconds and bytes.
+/// Represents one run of a workload. Times are in seconds, sizes in bytes.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Run {
     pub(super) workload: &'static str,
     pub(super) items: usize,
     pub(super) wall: f64,
-    /// Until everything was planned.
+    /// Is the time until everything was planned.
     pub(super) planned: f64,
     pub(super) upstream_requests: usize,
     pub(super) database_requests: usize,
@@ -68,11 +68,11 @@ pub(super) struct Run {
     pub(super) cpu: f64,
     pub(super) stand_in_cpu: f64,
     pub(super) database_cpu: f64,
-    /// Used meanwhile by processes that are none of ours.
+    /// Is the time that processes that are none of ours used meanwhile.
     pub(super) other_cpu: f64,
-    /// The machine's load before the run.
+    /// Is the machine's load before the run.
     pub(super) load: f64,
-    /// What only this workload has to tell.
+    /// Holds what only this workload has to tell.
     pub(super) notes: Vec<String>,
 }
 
@@ -94,14 +94,15 @@ impl Run {
     }
 }
 
-/// Represents a route from the start of its process. Milliseconds and bytes, medians.
+/// Represents a route from the start of its process. Times are medians in milliseconds, sizes are
+/// in bytes.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Cold {
     pub(super) route: &'static str,
     pub(super) starts: usize,
-    /// To the answer of a request that it refuses.
+    /// Is the time to the answer of a request that it refuses.
     pub(super) refusal_ms: f64,
-    /// To the first request that it makes itself.
+    /// Is the time to the first request that it makes itself.
     pub(super) upstream_ms: f64,
     pub(super) binary: u64,
 }

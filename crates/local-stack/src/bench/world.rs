@@ -35,7 +35,7 @@ pub(super) const CONCURRENCY: usize = 32;
 pub(super) struct World {
     pub(super) stack: Stack,
     pub(super) key: TokenKey,
-    /// The instant at which the benchmark began.
+    /// Is the instant at which the benchmark began.
     pub(super) now: DateTime<Utc>,
     binaries: PathBuf,
 }

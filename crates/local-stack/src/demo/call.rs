@@ -15,9 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(310);
 /// Says who calls.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Caller {
-    /// Vercel Cron, for this expression.
+    /// Vercel Cron calls, for this expression.
     Cron(&'static str),
-    /// Somebody with the secret and `curl`.
+    /// Somebody calls with the secret and `curl`.
     Operator,
 }
 

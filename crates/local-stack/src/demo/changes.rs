@@ -28,7 +28,7 @@ const IMPORTED: &str = "
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Snapshot {
     counts: BTreeMap<String, i64>,
-    /// Imported turnover, in cents.
+    /// Is the imported turnover, in cents.
     pub(super) imported: BTreeMap<(Uuid, NaiveDate, String), i64>,
 }
 

@@ -42,7 +42,7 @@ pub(super) struct Round<'a> {
     client: Client,
     problems: Problems,
     last: Snapshot,
-    /// The Paris month of the first sync: imported turnover is written from there on.
+    /// Is the Paris month of the first sync: imported turnover is written from there on.
     first_month: Option<NaiveDate>,
 }
 
@@ -102,8 +102,8 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Replays, as if its crons had been missed: the last sync hour, the last day of the previous month,
-    /// this month's 2nd, yesterday's offers.
+    /// Replays what would be due if its crons had been missed: the last sync hour, the last day of
+    /// the previous month, this month's 2nd, yesterday's offers.
     async fn replays(&mut self, Expected { integrations, users, failed }: Expected) -> Result<()> {
         let calendar = self.demo.calendar;
         let at = calendar.missed_sync();

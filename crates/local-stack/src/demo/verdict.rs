@@ -126,7 +126,7 @@ impl Problems {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MonthResult {
     user: Uuid,
-    /// `None`: nothing was read to its end, so there is no figure.
+    /// Is `None` where nothing was read to its end, so that there is no figure.
     total: Option<i64>,
     by_source: BTreeMap<String, i64>,
 }

@@ -35,7 +35,7 @@ struct Movement {
     user: Uuid,
     source: Source,
     month: NaiveDate,
-    /// `None`: kept by the product, but no turnover in euros.
+    /// Is `None` for what the product keeps, and what is no turnover in euros.
     cents: Option<i64>,
 }
 
@@ -46,7 +46,7 @@ pub struct Books {
     activities: BTreeMap<(Uuid, Source), &'static str>,
 }
 
-/// Cents by user, month and activity.
+/// Holds cents by user, month and activity.
 pub type Turnover = BTreeMap<(Uuid, NaiveDate, &'static str), i64>;
 
 impl Books {

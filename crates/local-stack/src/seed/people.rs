@@ -30,7 +30,7 @@ pub enum Mail {
     Reminder,
     Recap,
     Alert,
-    /// "Connect again", after three refusals.
+    /// It asks to connect again, after three refusals.
     Reconnect,
 }
 
@@ -39,14 +39,14 @@ pub enum Mail {
 pub struct People {
     pub names: BTreeMap<Uuid, String>,
     pub addresses: BTreeMap<Uuid, String>,
-    /// In the order in which they came, with what each of them shows.
+    /// Is in the order in which they came, with what each of them shows.
     pub list: Vec<(Uuid, &'static str)>,
     pub books: Books,
-    /// How many integrations there are.
+    /// Says how many integrations there are.
     pub integrations: usize,
-    /// Whose only integration does not work.
+    /// Says whose only integration does not work.
     pub in_trouble: Vec<Uuid>,
-    /// Who gets an offer, a reminder or an alert.
+    /// Says who gets an offer, a reminder or an alert.
     mails: Vec<(Uuid, Mail)>,
     connected: BTreeSet<Uuid>,
 }
@@ -67,7 +67,7 @@ impl People {
         self.mails.iter().filter(|(_, planned)| *planned == mail).count()
     }
 
-    /// Everything that everybody gets, once everything was called.
+    /// Returns everything that everybody gets, once everything was called.
     pub fn mails(&self, calendar: Calendar) -> Vec<(Uuid, Mail)> {
         let mut months = vec![calendar.previous_month()];
         months.extend(calendar.is_last_day().then(|| calendar.current_month()));

@@ -1,6 +1,6 @@
 //! Holds what the tests share.
 
-/// A client for plain HTTP on the loopback interface.
+/// Returns a client for plain HTTP on the loopback interface.
 pub(crate) fn http_client() -> reqwest::Client {
     // reqwest wants a TLS provider even so. Another test may have installed it: fine.
     let _ = rustls::crypto::ring::default_provider().install_default();

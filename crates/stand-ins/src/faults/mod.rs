@@ -20,12 +20,12 @@ use tokio::sync::watch;
 
 pub use self::server::{Server, serve};
 
-/// What happens to a request.
+/// Says what happens to a request.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// The answer starts this much later; the work is done.
     Delay(Duration),
-    /// Answered with this instead; the work is not done.
+    /// The request is answered with this instead; the work is not done.
     Answer { status: u16, headers: Vec<(String, String)>, body: String },
     /// The connection closes without an answer; the work is not done.
     CutBefore,
@@ -38,27 +38,27 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// A JSON answer with this status.
+    /// Makes a JSON answer with this status.
     pub fn json(status: u16, body: &serde_json::Value) -> Self {
         let headers = vec![("content-type".into(), "application/json".into())];
         Self::Answer { status, headers, body: body.to_string() }
     }
 }
 
-/// Which requests a fault hits, and how often.
+/// Represents which requests a fault hits, and how often.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// Only this method; any when `None`.
+    /// Restricts the fault to this method; `None` restricts nothing.
     pub method: Option<Method>,
-    /// Part of the path and query; the empty string matches all.
+    /// Is a part of the path and query; the empty string matches all.
     pub contains: String,
-    /// Part of the body; the empty string matches all.
+    /// Is a part of the body; the empty string matches all.
     pub body_contains: String,
-    /// Leave this many matching requests alone first.
+    /// Leaves this many matching requests alone first.
     pub skip: usize,
-    /// Then hit this many; all when `None`.
+    /// Hits this many after those, or all when `None`.
     pub times: Option<usize>,
-    /// What happens to them.
+    /// Holds what happens to them.
     pub fault: Fault,
 }
 
@@ -97,11 +97,11 @@ impl Rule {
     }
 }
 
-/// A request as it came in.
+/// Represents a request as it came in.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub method: Method,
-    /// Path and query.
+    /// Holds path and query.
     pub target: String,
     pub headers: HeaderMap,
     pub body: String,
@@ -116,7 +116,7 @@ struct State {
     round_trip: Duration,
     /// Answers that were late so far, or are still held back.
     late: usize,
-    /// How often the rules were cleared.
+    /// Says how often the rules were cleared.
     cleared: watch::Sender<usize>,
     /// Answers by their requests, where they are remembered.
     memory: Option<HashMap<String, Remembered>>,
@@ -155,17 +155,17 @@ impl InjectedFaults {
         self.state().round_trip = round_trip;
     }
 
-    /// All requests so far, oldest first.
+    /// Returns all requests so far, oldest first.
     pub fn seen(&self) -> Vec<Seen> {
         self.state().seen.clone()
     }
 
-    /// How many requests had `contains` in their path and query.
+    /// Returns how many requests had `contains` in their path and query.
     pub fn count(&self, contains: &str) -> usize {
         self.state().seen.iter().filter(|s| s.target.contains(contains)).count()
     }
 
-    /// How many answers have come late, or will: what they answer is done.
+    /// Returns how many answers have come late, or will: what they answer is done.
     pub fn late(&self) -> usize {
         self.state().late
     }
@@ -180,14 +180,14 @@ impl InjectedFaults {
         self.state().seen.clear();
     }
 
-    /// From now on a request that was made before gets the answer that it got then, without any work: for
-    /// benchmarks, in which the server must not be what is measured. Only for servers whose answers do not
-    /// depend on when they are asked.
+    /// Remembers answers: from now on a request that was made before gets the answer that it got
+    /// then, without any work: for benchmarks, in which the server must not be what is measured.
+    /// Only for servers whose answers do not depend on when they are asked.
     pub fn remember_answers(&self) {
         self.state().memory.get_or_insert_default();
     }
 
-    /// How the answer to this request is remembered; `None` where answers are not.
+    /// Returns how the answer to this request is remembered; `None` where answers are not.
     fn memory_key(&self, parts: &Parts, target: &str, body: &[u8]) -> Option<String> {
         self.state().memory.as_ref()?;
         let mut key = format!("{} {target}", parts.method);

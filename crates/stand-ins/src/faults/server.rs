@@ -12,7 +12,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::{Fault, InjectedFaults, Remembered, Seen};
 
-/// A running server; it stops, with its connections, when this is dropped.
+/// Represents a running server; it stops, with its connections, when this is dropped.
 pub struct Server {
     addr: SocketAddr,
     faults: InjectedFaults,
@@ -20,12 +20,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// `http://127.0.0.1:PORT`, without a slash at the end.
+    /// Returns `http://127.0.0.1:PORT`, without a slash at the end.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// The faults of this server.
+    /// Returns the faults of this server.
     pub fn faults(&self) -> &InjectedFaults {
         &self.faults
     }

@@ -61,7 +61,7 @@ impl Emulator {
         Err(failure.context("the emulator was never started")?).context("cannot start the Resend emulator")
     }
 
-    /// The page on which a person reads the mails.
+    /// Returns the page on which a person reads the mails.
     pub(super) fn inbox_url(&self) -> String {
         format!("http://127.0.0.1:{}/inbox", self.port)
     }
@@ -80,12 +80,12 @@ impl Emulator {
         Ok(kept.into_iter().map(|mail| mail.id).collect())
     }
 
-    /// All mails, oldest first.
+    /// Returns all mails, oldest first.
     pub(super) async fn mails(&self) -> Result<Vec<Mail>> {
         self.data(Request::get("/emails").body(Body::empty())?).await
     }
 
-    /// What is under `data` in the answer to this request.
+    /// Returns what is under `data` in the answer to this request.
     async fn data<T: DeserializeOwned>(&self, request: Request<Body>) -> Result<T> {
         #[derive(Deserialize)]
         struct Answer<T> {

@@ -17,7 +17,7 @@ use super::refusals::Refusal;
 
 const LONGEST: usize = 256;
 
-/// The key of a request, if it has one.
+/// Returns the key of a request, if it has one.
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     match value.to_str() {
@@ -42,15 +42,15 @@ impl Fingerprint {
 struct Known {
     endpoint: String,
     payload: Fingerprint,
-    /// None while the first request is under way.
+    /// Is `None` while the first request is under way.
     answer: Option<Value>,
 }
 
-/// The keys that are known.
+/// Holds the keys that are known.
 #[derive(Clone, Default)]
 pub(super) struct Keys(Arc<Mutex<HashMap<String, Known>>>);
 
-/// What a key is good for.
+/// Says what a key is good for.
 pub(super) enum Claim {
     /// The work is ours to do.
     Ours(Held),
@@ -88,7 +88,7 @@ impl Keys {
     }
 }
 
-/// A key whose work is under way. Dropped without an answer, it is free again.
+/// Represents a key whose work is under way. Dropped without an answer, it is free again.
 pub(super) struct Held {
     keys: Keys,
     key: String,

@@ -11,23 +11,23 @@ use serde_json::{Value, json};
 use super::refusals::Refusal;
 use crate::bucket::Bucket;
 
-/// What the headers and `/usage` say where there is no limit of requests a second: the most that Resend's
-/// pages give.
+/// The headers and `/usage` say this where there is no limit of requests a second: the most that
+/// Resend's pages give.
 const NOMINAL_PER_SECOND: u32 = 10;
 
-/// The limits of the account; none by default.
+/// Holds the limits of the account, which has none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Mails a day; the free plan has 100.
+    /// Is the number of mails a day; the free plan has 100.
     pub daily: Option<u32>,
-    /// Mails a month; the free plan has 3,000.
+    /// Is the number of mails a month; the free plan has 3,000.
     pub monthly: Option<u32>,
-    /// Requests a second, with as many at once (a token bucket). Without it nothing is refused, and the
-    /// headers say 10.
+    /// Is the number of requests a second, with as many at once (a token bucket). Without it
+    /// nothing is refused, and the headers say 10.
     pub per_second: Option<u32>,
 }
 
-/// A quota as `/usage` has it.
+/// Returns a quota as `/usage` has it.
 fn period(used: u32, limit: Option<u32>, resets_at: &str) -> Value {
     json!({"used": used, "limit": limit, "sent": used, "received": 0, "resets_at": resets_at})
 }
@@ -79,7 +79,7 @@ impl Meter {
         self.this_month = self.this_month.saturating_sub(mails);
     }
 
-    /// The answer to `GET /usage` at this instant.
+    /// Returns the answer to `GET /usage` at this instant.
     pub(super) fn usage(&self, now: DateTime<Utc>) -> Value {
         let stamp = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Millis, true);
         // 24 hours roll; a month is one of the calendar.

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::refusals::Refusal;
 
-/// A mail as Resend keeps it.
+/// Represents a mail as Resend keeps it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Mail {
     pub id: String,
@@ -27,21 +27,21 @@ pub struct Mail {
     pub reply_to: Vec<String>,
     pub headers: BTreeMap<String, String>,
     pub tags: Vec<Value>,
-    /// When it was taken, RFC 3339.
+    /// Says when it was taken, RFC 3339.
     pub created_at: String,
 }
 
-/// A mail that was taken, with what the request said about it.
+/// Represents a mail that was taken, with what the request said about it.
 #[derive(Clone, Debug)]
 pub struct Accepted {
     pub mail: Mail,
-    /// The idempotency key of its request.
+    /// Is the idempotency key of its request.
     pub key: Option<String>,
-    /// When it was taken.
+    /// Says when it was taken.
     pub at: Instant,
 }
 
-/// The most addresses in `to`.
+/// Resend documents this as the most addresses in `to`.
 const MOST_RECIPIENTS: usize = 50;
 
 #[derive(Deserialize)]
@@ -60,7 +60,7 @@ impl Addresses {
     }
 }
 
-/// A mail as it is sent: everything may be missing.
+/// Represents a mail as it is sent: everything may be missing.
 #[derive(Deserialize)]
 struct Draft {
     from: Option<String>,
@@ -78,11 +78,11 @@ struct Draft {
     scheduled_at: Option<Value>,
 }
 
-/// A mail that can be sent.
+/// Represents a mail that can be sent.
 pub(super) struct Valid {
-    /// Without an id.
+    /// Has no id yet.
     mail: Mail,
-    /// How many mails of the quota it takes: each address of `to`, `cc` and `bcc` is one
+    /// Says how many mails of the quota it takes: each address of `to`, `cc` and `bcc` is one
     /// (<https://resend.com/docs/knowledge-base/account-quotas-and-limits>).
     pub(super) recipients: u32,
 }
@@ -93,15 +93,15 @@ impl Valid {
     }
 }
 
-/// Where a mail is sent.
+/// Says where a mail is sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Alone,
-    /// No attachments and no date there.
+    /// The mail came in a batch, where attachments and a date are not allowed.
     InBatch,
 }
 
-/// Whether this mail can be sent now. `refused` are addresses that cannot, in lower case.
+/// Returns whether this mail can be sent now. `refused` are addresses that cannot, in lower case.
 pub(super) fn check(
     sent: &Value,
     place: Place,
@@ -172,7 +172,7 @@ pub(super) fn check(
     Ok(Valid { mail, recipients })
 }
 
-/// The address of a mailbox, which is one or has a name in front of it.
+/// Returns the address of a mailbox, which is one or has a name in front of it.
 fn address(mailbox: &str) -> Option<&str> {
     let address = match mailbox.strip_suffix('>') {
         Some(named) => named.rsplit_once('<').filter(|(name, _)| !name.contains(['<', '>']))?.1,

@@ -46,14 +46,15 @@ use crate::{
 };
 use processes::child::Child;
 
-/// A running Resend; it stops when this is dropped.
+/// Represents a running Resend; it stops when this is dropped.
 pub struct Resend {
     service: Arc<Service>,
     proxy: Server,
-    /// How many of the mails [`clear`](Self::clear) has put aside: the emulator cannot delete any.
+    /// Says how many of the mails [`clear`](Self::clear) has put aside: the emulator cannot delete
+    /// any.
     cleared: AtomicUsize,
-    /// The emulator's; here, so that it stops at once and not when the last connection lets go of the
-    /// service.
+    /// Is the emulator's process; here, so that it stops at once and not when the last connection
+    /// lets go of the service.
     _child: Option<Child>,
 }
 
@@ -70,7 +71,7 @@ impl Resend {
         Self::bare_at(Clock::default()).await
     }
 
-    /// The same by another clock than the machine's.
+    /// Starts the same by another clock than the machine's.
     pub async fn bare_at(clock: Clock) -> Result<Self> {
         Self::serve(None, None, clock).await
     }
@@ -82,17 +83,18 @@ impl Resend {
         Ok(Self { service, proxy, cleared: AtomicUsize::new(0), _child: child })
     }
 
-    /// What goes into `RESEND_BASE_URL`.
+    /// Returns what goes into `RESEND_BASE_URL`.
     pub fn url(&self) -> String {
         self.proxy.url()
     }
 
-    /// What goes into `RESEND_API_KEY`.
+    /// Returns what goes into `RESEND_API_KEY`.
     pub fn key(&self) -> &str {
         &self.service.key
     }
 
-    /// The page on which a person reads the mails; a [`bare`](Self::bare) Resend has none there.
+    /// Returns the page on which a person reads the mails; a [`bare`](Self::bare) Resend has none
+    /// there.
     pub fn inbox_url(&self) -> String {
         let own = || format!("{}/inbox", self.url());
         self.service.emulator.as_ref().map_or_else(own, Emulator::inbox_url)
@@ -102,7 +104,7 @@ impl Resend {
         self.proxy.faults()
     }
 
-    /// What the functions are to find in their environment to send mails here.
+    /// Returns what the functions are to find in their environment to send mails here.
     pub fn env_vars(&self) -> Vec<(&'static str, String)> {
         vec![("RESEND_BASE_URL", self.url()), ("RESEND_API_KEY", self.key().into())]
     }
@@ -117,7 +119,7 @@ impl Resend {
         self.service.books().meter.new_day();
     }
 
-    /// What `/domains` says of a domain from now on: `verified`, `pending`, `failed` …
+    /// Chooses what `/domains` says of a domain from now on: `verified`, `pending`, `failed` …
     pub fn set_domain(&self, name: &str, state: &str) {
         self.service.books().domains.insert(name.to_owned(), state.to_owned());
     }
@@ -127,8 +129,9 @@ impl Resend {
         self.service.books().refused.insert(address.to_ascii_lowercase());
     }
 
-    /// From now on a request that sends takes this long, with its idempotency key taken: a second one under
-    /// the same key meets the first. A caller that hangs up meanwhile does not stop it.
+    /// Has a request that sends take this long from now on, with its idempotency key taken: a
+    /// second one under the same key meets the first. A caller that hangs up meanwhile does not
+    /// stop it.
     pub fn set_work(&self, work: Duration) {
         self.service.books().work = work;
     }
@@ -138,26 +141,26 @@ impl Resend {
         self.service.keys.forget();
     }
 
-    /// From now on records neither the bodies of requests nor `html` and `text` of mails, so that very many
-    /// fit into memory.
+    /// Records, from now on, neither the bodies of requests nor `html` and `text` of mails, so that
+    /// very many fit into memory.
     pub fn drop_contents(&self) {
         self.faults().drop_bodies();
         self.service.books().contents_dropped = true;
     }
 
-    /// The mails taken since the start or the last [`clear`](Self::clear), oldest first, as the proxy took
-    /// them. Cheap: the mails are shared.
+    /// Returns the mails taken since the start or the last [`clear`](Self::clear), oldest first, as
+    /// the proxy took them. It is cheap: the mails are shared.
     pub fn accepted(&self) -> Vec<Arc<Accepted>> {
         self.service.books().accepted.clone()
     }
 
-    /// How many mails that is.
+    /// Returns how many mails that is.
     pub fn accepted_count(&self) -> usize {
         self.service.books().accepted.len()
     }
 
-    /// The same mails as the emulator lists them, at its pace; from a [`bare`](Self::bare) Resend, as
-    /// [`accepted`](Self::accepted) has them.
+    /// Returns the same mails as the emulator lists them, at its pace; from a [`bare`](Self::bare)
+    /// Resend, as [`accepted`](Self::accepted) has them.
     pub async fn mails(&self) -> Result<Vec<Mail>> {
         let Some(emulator) = &self.service.emulator else {
             return Ok(self.accepted().iter().map(|accepted| accepted.mail.clone()).collect());

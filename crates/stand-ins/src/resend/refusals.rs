@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::faults::Fault;
 
-/// Why a request is refused.
+/// Says why a request is refused.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: u16,
@@ -55,7 +55,7 @@ impl Refusal {
         Self { retry_after: Some(retry_after), ..Self::new(429, "rate_limit_exceeded", message) }
     }
 
-    /// The service's own fault.
+    /// Is the service's own fault.
     pub(super) fn application_error(error: &anyhow::Error) -> Self {
         Self::new(500, "application_error", format!("{error:#}"))
     }
@@ -82,12 +82,12 @@ fn error(status: u16, name: &str, message: &str) -> Value {
     json!({"statusCode": status, "name": name, "message": message})
 }
 
-/// An error in Resend's form.
+/// Makes an error in Resend's form.
 pub fn refuse(status: u16, name: &str, message: &str) -> Fault {
     Fault::json(status, &error(status, name, message))
 }
 
-/// Too many requests a second: the headers say when to come back.
+/// Refuses for too many requests a second: the headers say when to come back.
 pub fn rate_limited(retry_after_seconds: u32) -> Fault {
     let refusal = Refusal::rate_limit(5, retry_after_seconds);
     let seconds = retry_after_seconds.to_string();
@@ -120,8 +120,8 @@ pub fn concurrent_idempotent_requests() -> Fault {
     Refusal::concurrent().into()
 }
 
-/// What a key that may only send gets from everything but `POST /emails` and `POST /emails/batch`: from
-/// `/usage` too.
+/// Returns what a key that may only send gets from everything but `POST /emails` and `POST
+/// /emails/batch`: from `/usage` too.
 pub fn restricted_api_key() -> Fault {
     refuse(401, "restricted_api_key", "This API key is restricted to only send emails")
 }

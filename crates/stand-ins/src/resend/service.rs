@@ -27,13 +27,13 @@ use super::{
 };
 use crate::clock::Clock;
 
-/// The most mails in a batch.
+/// Resend documents this as the most mails in a batch.
 const LARGEST_BATCH: usize = 100;
 
-/// One account at the service.
+/// Represents one account at the service.
 pub(super) struct Service {
     pub(super) key: String,
-    /// Where the mails go too; none where only the books keep them.
+    /// Names where the mails go too; `None` where only the books keep them.
     pub(super) emulator: Option<Emulator>,
     pub(super) keys: Keys,
     clock: Clock,
@@ -44,16 +44,16 @@ pub(super) struct Service {
 pub(super) struct Books {
     pub(super) meter: Meter,
     pub(super) accepted: Vec<Arc<Accepted>>,
-    /// Addresses that are refused although they look valid, in lower case.
+    /// Holds addresses that are refused although they look valid, in lower case.
     pub(super) refused: HashSet<String>,
-    /// How long a request that sends takes.
+    /// Says how long a request that sends takes.
     pub(super) work: Duration,
     pub(super) contents_dropped: bool,
-    /// Of domains whose state a test has chosen.
+    /// Holds the state of domains that a test has chosen.
     pub(super) domains: BTreeMap<String, String>,
 }
 
-/// Whose mails the account may send: the tests' and the demonstration's.
+/// The account may send the mails of these domains: the tests' and the demonstration's.
 const VERIFIED: [&str; 2] = ["comptalyze.example", "comptalyze.exemple.fr"];
 
 pub(super) fn router(service: Arc<Service>) -> Router {
@@ -100,7 +100,7 @@ fn unexpected(error: anyhow::Error) -> Refusal {
 }
 
 impl Books {
-    /// "List domains", as the service answers it.
+    /// Answers "List domains" as the service does.
     fn domains(&self) -> Value {
         let mut states = BTreeMap::from(VERIFIED.map(|name| (name, "verified")));
         states.extend(self.domains.iter().map(|(name, state)| (name.as_str(), state.as_str())));
@@ -139,7 +139,7 @@ impl Service {
         }
     }
 
-    /// `POST /emails` or `POST /emails/batch`.
+    /// Answers `POST /emails` or `POST /emails/batch`.
     async fn send(&self, path: &str, headers: &HeaderMap, body: &Bytes) -> Result<Value, Refusal> {
         let key = idempotency::key(headers)?;
         let held = match &key {

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use uuid::Uuid;
 
-/// A fresh signing secret, as Resend shows it once: `whsec_` and Base64.
+/// Makes a fresh signing secret, as Resend shows it once: `whsec_` and Base64.
 pub fn signing_secret() -> String {
     let bytes = [Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes()].concat();
     format!("whsec_{}", STANDARD.encode(&bytes[..24]))
 }
 
-/// The headers of a webhook whose body is exactly this. `id` stays the same when it is delivered again;
-/// `timestamp`, in Unix seconds, does not.
+/// Returns the headers of a webhook whose body is exactly this. `id` stays the same when it is
+/// delivered again; `timestamp`, in Unix seconds, does not.
 ///
 /// # Errors
 /// When `secret` is not `whsec_` and Base64, or `id` is no header value.
@@ -36,7 +36,7 @@ pub fn svix_headers(secret: &str, id: &str, timestamp: i64, body: &str) -> Resul
     Ok(headers)
 }
 
-/// What kind of bounce it was.
+/// Says what kind of bounce it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bounce {
     /// The address does not exist, or is suppressed. Sub-types: `General`, `NoEmail`, `Suppressed`,
@@ -49,17 +49,17 @@ pub enum Bounce {
     Undetermined,
 }
 
-/// `email.delivered`: the other server has the mail `email_id`.
+/// Makes `email.delivered`: the other server has the mail `email_id`.
 pub fn delivered(email_id: &str, to: &str) -> Value {
     event("email.delivered", email_id, to)
 }
 
-/// `email.complained`: the recipient called the mail spam.
+/// Makes `email.complained`: the recipient called the mail spam.
 pub fn complained(email_id: &str, to: &str) -> Value {
     event("email.complained", email_id, to)
 }
 
-/// `email.bounced`, with one of the sub-types of its kind.
+/// Makes `email.bounced`, with one of the sub-types of its kind.
 ///
 /// Resend passes on the sub-types of Amazon SES. The types of `resend-rs` 0.35.1 know only `Suppressed` and
 /// `MessageRejected`, and cannot read the others.
@@ -73,7 +73,7 @@ pub fn bounced(email_id: &str, to: &str, bounce: Bounce, sub_type: &str) -> Valu
     event
 }
 
-/// When the events say that they happened: nobody decides by it, unlike by the signature's time.
+/// The events say that they happened then: nobody decides by it, unlike by the signature's time.
 const HAPPENED: &str = "2026-11-22T23:41:12.126Z";
 
 fn event(kind: &str, email_id: &str, to: &str) -> Value {
@@ -96,7 +96,7 @@ fn event(kind: &str, email_id: &str, to: &str) -> Value {
 mod tests {
     use super::*;
 
-    /// The example of Svix's documentation.
+    /// This is the example of Svix's documentation.
     #[test]
     fn signs_as_svix_does() -> Result<()> {
         let (secret, id) = ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek");

@@ -7,7 +7,7 @@ use super::{
     state::{DisputeRow, Money, OrderRow, OrderTransactionRow, State, TenderRow},
 };
 
-/// A movement of money to put into a shop; negative when it goes back to the customer.
+/// Represents a movement of money to put into a shop; negative when it goes back to the customer.
 #[derive(Clone, Debug)]
 pub struct Tender {
     at: DateTime<Utc>,
@@ -29,7 +29,8 @@ enum Order {
 }
 
 impl Tender {
-    /// A card payment for an order of its own. `amount` as Shopify writes it: `"12.5"`, `"-20.0"`.
+    /// Makes a card payment for an order of its own. Write `amount` as Shopify does: `"12.5"`,
+    /// `"-20.0"`.
     pub fn new(at: DateTime<Utc>, amount: &str, currency: &str) -> Self {
         Self {
             at,
@@ -44,34 +45,35 @@ impl Tender {
         }
     }
 
-    /// Its `paymentMethod`: `credit_card`, `cash`, `paypal`…
+    /// Sets its `paymentMethod`: `credit_card`, `cash`, `paypal`…
     #[must_use]
     pub fn method(mut self, method: &str) -> Self {
         self.method = Some(method.into());
         self
     }
 
-    /// Paid with a gift card: no cash comes in.
+    /// Pays it with a gift card: no cash comes in.
     #[must_use]
     pub fn gift_card(self) -> Self {
         self.method("gift_card")
     }
 
-    /// Its `remoteReference`: `ch_…` or `pi_…` where the shop is paid through Stripe.
+    /// Sets its `remoteReference`: `ch_…` or `pi_…` where the shop is paid through Stripe.
     #[must_use]
     pub fn reference(mut self, reference: &str) -> Self {
         self.reference = Some(reference.into());
         self
     }
 
-    /// What it is in the shop's currency, when the buyer paid in another: the order's transactions say so.
+    /// Returns what it is in the shop's currency, when the buyer paid in another: the order's
+    /// transactions say so.
     #[must_use]
     pub fn shop_money(mut self, amount: &str) -> Self {
         self.shop_money = Some(amount.into());
         self
     }
 
-    /// Made in test mode.
+    /// Makes it one of test mode.
     #[must_use]
     pub fn test(mut self) -> Self {
         self.test = true;
@@ -92,7 +94,7 @@ impl Tender {
         self
     }
 
-    /// Not listed until [`reveal`](StandIn::reveal).
+    /// Hides it from lists until [`reveal`](StandIn::reveal).
     #[must_use]
     pub fn late(mut self) -> Self {
         self.late = true;
@@ -100,17 +102,18 @@ impl Tender {
     }
 }
 
-/// The ids of a tender that was put in.
+/// Holds the ids of a tender that was put in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sold {
-    /// `gid://shopify/TenderTransaction/…`
+    /// Is `gid://shopify/TenderTransaction/…`.
     pub id: String,
-    /// `gid://shopify/Order/…`
+    /// Is `gid://shopify/Order/…`.
     pub order: Option<String>,
     currency: String,
 }
 
-/// A dispute to put into a shop: a chargeback that needs a response, unless told otherwise.
+/// Represents a dispute to put into a shop: a chargeback that needs a response, unless told
+/// otherwise.
 #[derive(Clone, Debug)]
 pub struct Dispute {
     at: DateTime<Utc>,
@@ -123,7 +126,7 @@ pub struct Dispute {
 }
 
 impl Dispute {
-    /// Initiated at `at`, about `amount`.
+    /// Makes a dispute that was initiated at `at`, about `amount`.
     pub fn new(at: DateTime<Utc>, amount: &str, currency: &str) -> Self {
         Self {
             at,
@@ -136,14 +139,14 @@ impl Dispute {
         }
     }
 
-    /// An inquiry: no money has moved yet.
+    /// Makes it an inquiry: no money has moved yet.
     #[must_use]
     pub fn inquiry(mut self) -> Self {
         self.kind = "INQUIRY".into();
         self
     }
 
-    /// Over since `at`, as `WON`, `LOST`, `ACCEPTED` or `PREVENTED`.
+    /// Ends it at `at`, as `WON`, `LOST`, `ACCEPTED` or `PREVENTED`.
     #[must_use]
     pub fn finalized(mut self, status: &str, at: DateTime<Utc>) -> Self {
         self.status = status.into();
@@ -151,7 +154,7 @@ impl Dispute {
         self
     }
 
-    /// About this sale.
+    /// Says that it is about this sale.
     #[must_use]
     pub fn about(mut self, sale: &Sold) -> Self {
         self.order = sale.order.as_deref().map(number);
@@ -222,7 +225,7 @@ impl StandIn {
         shop.scopes.retain(|scope| *scope != "read_all_orders");
     }
 
-    /// The merchant deletes a sale's order; the money's own row stays, without it
+    /// Deletes a sale's order, as the merchant may; the money's own row stays, without it
     /// (<https://shopify.dev/docs/api/admin-graphql/latest/objects/TenderTransaction>).
     pub fn delete_order(&self, domain: &str, sale: &Sold) {
         if let Some(order) = sale.order.as_deref() {
@@ -268,8 +271,8 @@ impl StandIn {
         row.unwrap_or_else(|| panic!("{domain} has no dispute {dispute}")).finalized = None;
     }
 
-    /// `count` card payments in the shop's currency, `every` apart from `from` on, always the same:
-    /// 10.00, 10.01, … 10.99, 10.00, … Returns the sum of their amounts in cents.
+    /// Adds `count` card payments in the shop's currency, `every` apart from `from` on, always the
+    /// same: 10.00, 10.01, … 10.99, 10.00, … Returns the sum of their amounts in cents.
     pub fn tenders(&self, domain: &str, from: DateTime<Utc>, every: TimeDelta, count: usize) -> i64 {
         let mut state = self.state();
         let currency = state.shop(domain).currency.clone();
@@ -337,7 +340,7 @@ fn put(state: &mut State, domain: &str, tender: Tender) -> Sold {
     }
 }
 
-/// The number at the end of a `gid://shopify/…/123`.
+/// Returns the number at the end of a `gid://shopify/…/123`.
 fn number(gid: &str) -> u64 {
     gid.rsplit('/').next().and_then(|digits| digits.parse().ok()).unwrap_or_default()
 }

@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 
 use super::schema;
 
-/// What one object of this type adds.
+/// Returns what one object of this type adds.
 pub(super) fn of_object(ty: &str) -> u64 {
     if ty.ends_with("Connection") { 2 } else { u64::from(!(ty.ends_with("Edge") || ty == "PageInfo")) }
 }
 
-/// What the query may cost at most: its pages full, none of its objects null.
+/// Returns what the query may cost at most: its pages full, none of its objects null.
 pub(super) fn requested(document: &ExecutableDocument, operation: &Operation, variables: &JsonMap) -> u64 {
     Query { document, variables }.of_fields(schema::QUERY, &[&operation.selection_set], 0)
 }
@@ -56,7 +56,7 @@ impl<'a> Query<'a> {
         times.saturating_mul(of_object(inner) + below)
     }
 
-    /// An interface costs what the dearest of its types does.
+    /// Returns what nodes cost: an interface costs what the dearest of its types does.
     fn of_nodes(&self, sets: &[&'a SelectionSet]) -> u64 {
         let types = ["Order", "OrderTransaction", "TenderTransaction", "ShopifyPaymentsDispute"];
         types.into_iter().map(|ty| self.of_fields(ty, sets, 0)).max().unwrap_or_default()
@@ -97,7 +97,7 @@ impl<'a> Query<'a> {
         says("skip") != Some(true) && says("include") != Some(false)
     }
 
-    /// What a cost depends on: numbers, conditions and the lengths of lists.
+    /// Returns what a cost depends on: numbers, conditions and the lengths of lists.
     fn value(&self, literal: &Literal) -> Value {
         match literal {
             Literal::Variable(name) => {

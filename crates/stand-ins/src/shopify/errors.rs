@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::faults::Fault;
 
-/// A GraphQL error.
+/// Represents a GraphQL error.
 #[derive(Clone, Debug)]
 pub(super) struct Error {
     pub(super) message: String,
@@ -50,7 +50,7 @@ impl Error {
     }
 }
 
-/// What Shopify says with this HTTP status.
+/// Returns what Shopify says with this HTTP status.
 fn text(status: u16) -> &'static str {
     match status {
         401 => "[API] Invalid API key or access token (unrecognized login or wrong password)",
@@ -67,7 +67,7 @@ fn text(status: u16) -> &'static str {
     }
 }
 
-/// An HTTP-level answer.
+/// Makes an HTTP-level answer.
 pub(super) fn http(status: u16) -> Response {
     let code = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = (code, Json(json!({"errors": text(status)}))).into_response();
@@ -77,7 +77,7 @@ pub(super) fn http(status: u16) -> Response {
     response
 }
 
-/// A fault: an HTTP-level refusal, as Shopify words it.
+/// Makes a fault: an HTTP-level refusal, as Shopify words it.
 pub fn http_error(status: u16) -> Fault {
     let mut headers = vec![("content-type".to_owned(), "application/json; charset=utf-8".to_owned())];
     if status == 429 {
@@ -86,7 +86,7 @@ pub fn http_error(status: u16) -> Fault {
     Fault::Answer { status, headers, body: json!({"errors": text(status)}).to_string() }
 }
 
-/// A fault: the application is not approved for protected customer data
+/// Makes a fault: the application is not approved for protected customer data
 /// (<https://github.com/Shopify/shopify-api-js/issues/748>).
 pub fn not_approved(object: &str) -> Fault {
     let message = format!(
@@ -96,8 +96,8 @@ pub fn not_approved(object: &str) -> Fault {
     Fault::json(200, &json!({"errors": [Error::new(message, "ACCESS_DENIED").json()]}))
 }
 
-/// A fault: HTTP 200 with a GraphQL error of this code and no data (`INTERNAL_SERVER_ERROR`, `THROTTLED`,
-/// `TIMEOUT`…).
+/// Makes a fault: HTTP 200 with a GraphQL error of this code and no data (`INTERNAL_SERVER_ERROR`,
+/// `THROTTLED`, `TIMEOUT`…).
 pub fn graphql_error(code: &str) -> Fault {
     let message = match code {
         "THROTTLED" => "Throttled",

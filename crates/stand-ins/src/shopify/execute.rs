@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{cost, errors::Error, resolve, schema, state::Shop};
 
-/// What came out.
+/// Holds what came out of a query.
 pub(super) struct Outcome {
     pub(super) data: Option<Value>,
     pub(super) errors: Vec<Error>,
@@ -43,7 +43,7 @@ pub(super) fn run(
     Ok(Outcome { data, errors, searches, cost })
 }
 
-/// The error of a field: as its resolver has put it, or a null where there can be none.
+/// Returns the error of a field: as its resolver has put it, or a null where there can be none.
 fn with_code(error: GraphQLError, ours: &[Error]) -> Error {
     let segment = |segment: ResponseDataPathSegment| match segment {
         ResponseDataPathSegment::Field(name) => Value::from(name.as_str()),
@@ -56,7 +56,7 @@ fn with_code(error: GraphQLError, ours: &[Error]) -> Error {
     told
 }
 
-/// What is noted while objects are asked.
+/// Holds what is noted while objects are asked.
 #[derive(Default)]
 struct Notes {
     errors: Vec<Error>,
@@ -64,7 +64,7 @@ struct Notes {
     cost: u64,
 }
 
-/// An object of the answer, and where it stands in it.
+/// Represents an object of the answer, and where it stands in it.
 struct Object<'a> {
     shop: &'a Shop,
     value: Value,

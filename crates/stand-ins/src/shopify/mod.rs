@@ -50,10 +50,10 @@ use crate::{
 };
 use state::State;
 
-/// The API version this stand-in speaks.
+/// This stand-in speaks this API version.
 pub const API_VERSION: &str = "2026-10";
 
-/// A running stand-in for Shopify; it stops when dropped.
+/// Represents a running stand-in for Shopify; it stops when dropped.
 pub struct StandIn {
     server: Server,
     state: Shared,
@@ -95,37 +95,37 @@ impl StandIn {
         Ok(Self { server, state })
     }
 
-    /// `http://127.0.0.1:PORT`; a shop's own address is `{url}/{domain}`.
+    /// Returns `http://127.0.0.1:PORT`; a shop's own address is `{url}/{domain}`.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
-    /// The value for `SHOPIFY_API_BASE`, with its literal `{shop}`.
+    /// Returns the value for `SHOPIFY_API_BASE`, with its literal `{shop}`.
     pub fn api_base(&self) -> String {
         format!("{}/{{shop}}", self.server.url())
     }
 
-    /// The injected faults and the recorded requests. Their paths start with `/{domain}`.
+    /// Returns the injected faults and the recorded requests. Their paths start with `/{domain}`.
     pub fn faults(&self) -> &InjectedFaults {
         self.server.faults()
     }
 
-    /// The value for `SHOPIFY_CLIENT_ID`.
+    /// Returns the value for `SHOPIFY_CLIENT_ID`.
     pub fn client_id(&self) -> String {
         self.state().client_id.clone()
     }
 
-    /// The value for `SHOPIFY_CLIENT_SECRET`.
+    /// Returns the value for `SHOPIFY_CLIENT_SECRET`.
     pub fn client_secret(&self) -> String {
         self.state().client_secret.clone()
     }
 
-    /// A shop with a permanent access token.
+    /// Adds a shop with a permanent access token.
     pub fn add_shop(&self, domain: &str, currency: &str, token: &str) {
         self.state().add_shop(domain, currency).oauth.add_permanent(token);
     }
 
-    /// A shop with an access token that lives an hour, and its refresh token.
+    /// Adds a shop with an access token that lives an hour, and its refresh token.
     ///
     /// One pair for application and shop: it replaces the one before
     /// (<https://shopify.dev/changelog/more-resilient-token-exchanges-when-migrating-tokens-without-a-user-session>).
@@ -141,7 +141,7 @@ impl StandIn {
         self.state().shop(domain).oauth.omits_lifetimes = true;
     }
 
-    /// How often the shop's tokens were refreshed.
+    /// Returns how often the shop's tokens were refreshed.
     pub fn refreshes(&self, domain: &str) -> usize {
         self.state().shop(domain).oauth.refreshes
     }
@@ -151,17 +151,17 @@ impl StandIn {
         self.state().shop(domain).oauth.expire_access_tokens();
     }
 
-    /// The merchant uninstalls the application: no token of the shop is valid any more.
+    /// Uninstalls the application, as a merchant does: no token of the shop is valid any more.
     pub fn uninstall(&self, domain: &str) {
         self.state().shop(domain).oauth.revoke_all();
     }
 
-    /// What happens to a refresh token that was used before, on every shop.
+    /// Chooses what happens to a refresh token that was used before, on every shop.
     pub fn set_refresh_reuse(&self, reuse: RefreshReuse) {
         self.state().refresh_reuse = reuse;
     }
 
-    /// Time passes for the lifetimes of tokens.
+    /// Lets time pass for the lifetimes of tokens.
     pub fn advance(&self, by: Duration) {
         self.state().advanced += by;
     }
@@ -178,22 +178,22 @@ impl StandIn {
         self.state().answering_version = version;
     }
 
-    /// Whether the application may read the shop's payments account and disputes.
+    /// Chooses whether the application may read the shop's payments account and disputes.
     pub fn set_payments_access(&self, domain: &str, access: PaymentsAccess) {
         self.state().shop(domain).payments_access = access;
     }
 
-    /// How the shop's lists go wrong; `None` ends it.
+    /// Chooses how the shop's lists go wrong; `None` ends it.
     pub fn misbehave(&self, domain: &str, how: Option<Misbehaviour>) {
         self.state().shop(domain).misbehaviour = how;
     }
 
-    /// The size of the shop's bucket and how many points a second it gets back.
+    /// Sets the size of the shop's bucket and how many points a second it gets back.
     pub fn set_bucket(&self, domain: &str, capacity: f64, per_second: f64) {
         self.state().shop(domain).bucket = Bucket::new(capacity, per_second);
     }
 
-    /// The cost above which a single query is refused (1000 unless told otherwise).
+    /// Sets the cost above which a single query is refused (1000 unless told otherwise).
     pub fn set_max_cost(&self, domain: &str, max: u64) {
         self.state().shop(domain).max_cost = max;
     }

@@ -17,33 +17,33 @@ use super::{Shared, lock, state::RefreshReuse};
 const ACCESS_SECONDS: i64 = 3_600;
 const REFRESH_SECONDS: i64 = 7_776_000;
 
-/// A pair as Shopify issues it.
+/// Represents a pair as Shopify issues it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
     pub access_token: String,
     pub refresh_token: String,
-    /// When the access token ends.
+    /// Says when the access token ends.
     pub expires_at: DateTime<Utc>,
-    /// When the refresh token ends.
+    /// Says when the refresh token ends.
     pub refresh_expires_at: DateTime<Utc>,
 }
 
-/// The tokens of one shop.
+/// Holds the tokens of one shop.
 #[derive(Default)]
 pub(super) struct Oauth {
-    /// `None`: it does not expire.
+    /// Maps each access token to its end; `None` where it does not expire.
     access: HashMap<String, Option<DateTime<Utc>>>,
     refresh: HashMap<String, Refresh>,
     pub(super) refreshes: usize,
     pub(super) omits_lifetimes: bool,
-    /// What permanent tokens were exchanged for.
+    /// Holds what permanent tokens were exchanged for.
     exchanged: HashMap<String, Tokens>,
 }
 
 struct Refresh {
     ends: DateTime<Utc>,
     used: bool,
-    /// The token that this one replaced.
+    /// Is the token that this one replaced.
     replaces: Option<String>,
 }
 
@@ -63,7 +63,7 @@ impl Oauth {
         self.issue(now)
     }
 
-    /// A permanent token for a pair, which a repeated request gets again.
+    /// Gives a permanent token for a pair, which a repeated request gets again.
     fn cycle(&mut self, token: &str, now: DateTime<Utc>) -> Option<Tokens> {
         if let Some(tokens) = self.exchanged.get(token) {
             return Some(tokens.clone());
@@ -101,7 +101,7 @@ impl Oauth {
         self.refresh.clear();
     }
 
-    /// The access token from before stays good until it ends.
+    /// Exchanges a refresh token; the access token from before stays good until it ends.
     fn exchange(&mut self, token: &str, now: DateTime<Utc>, reuse: RefreshReuse) -> Option<Tokens> {
         let refresh = self.refresh.get_mut(token).filter(|refresh| now < refresh.ends)?;
         if refresh.used && reuse == RefreshReuse::Refused {
@@ -176,7 +176,7 @@ pub(super) async fn access_token(
     }
 }
 
-/// The body's fields, whether it came as JSON or as a form.
+/// Returns the body's fields, whether it came as JSON or as a form.
 fn fields(headers: &HeaderMap, body: &[u8]) -> HashMap<String, String> {
     let json = headers
         .get(header::CONTENT_TYPE)

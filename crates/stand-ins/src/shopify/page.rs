@@ -6,18 +6,18 @@ use serde_json::{Map, Value, json};
 
 use super::{errors::Error, state::Misbehaviour};
 
-/// The arguments of a connection.
+/// Holds the arguments of a connection.
 pub(super) struct Request {
     first: usize,
     after: Option<Cursor>,
     reverse: bool,
 }
 
-/// Where a page starts.
+/// Says where a page starts.
 #[derive(Clone, Copy)]
 enum Cursor {
     After(u64),
-    /// The first page once more: what [`Misbehaviour::DuplicatePage`] leads to.
+    /// It is the first page once more: what [`Misbehaviour::DuplicatePage`] leads to.
     Again,
 }
 
@@ -63,7 +63,7 @@ impl Request {
         Ok(Self { first, after, reverse })
     }
 
-    /// The page out of those of `rows` that `keep` keeps.
+    /// Returns the page out of those of `rows` that `keep` keeps.
     pub(super) fn page<T>(
         &self,
         connection: &str,

@@ -155,7 +155,7 @@ fn account(shop: &Shop) -> Result<Value, Error> {
     }
 }
 
-/// The number of a `gid://shopify/{kind}/123`.
+/// Returns the number of a `gid://shopify/{kind}/123`.
 fn gid(id: &str, kind: &str) -> Option<u64> {
     id.strip_prefix("gid://shopify/")?.strip_prefix(kind)?.strip_prefix('/')?.parse().ok()
 }

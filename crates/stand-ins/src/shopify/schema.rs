@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use apollo_compiler::{Schema, validation::Valid};
 
-/// The schema as it is written, to be compared with Shopify's own.
+/// Holds the schema as it is written, to be compared with Shopify's own.
 pub const SOURCE: &str = include_str!("admin.graphql");
 
 pub(super) const QUERY: &str = "QueryRoot";

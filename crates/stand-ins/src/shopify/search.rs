@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::errors::Error;
 
-/// What a field holds.
+/// Says what a field holds.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Id,
@@ -20,7 +20,7 @@ pub(super) enum Kind {
     Text,
 }
 
-/// The value of a row's field, or what a term compares it with.
+/// Holds the value of a row's field, or what a term compares it with.
 #[derive(Clone, Debug, PartialEq, PartialOrd)]
 pub(super) enum Cell {
     Id(u64),
@@ -49,7 +49,7 @@ impl Term {
     }
 }
 
-/// A parsed search.
+/// Represents a parsed search.
 #[derive(Debug, Default)]
 pub(super) struct Search {
     terms: Vec<Term>,
@@ -119,12 +119,12 @@ impl Search {
         self.warnings.push(json!({"field": field, "message": message, "code": code}));
     }
 
-    /// Whether a row is found; `cell` gives the value of one of its fields.
+    /// Tells whether a row is found; `cell` gives the value of one of its fields.
     pub(super) fn finds(&self, cell: impl Fn(&str) -> Option<Cell>) -> bool {
         self.terms.iter().all(|term| cell(&term.field).is_none_or(|value| term.holds(&value)))
     }
 
-    /// What `extensions.search` says, when there is something to say.
+    /// Returns what `extensions.search` says, when there is something to say.
     pub(super) fn extension(&self, path: &[Value], query: &str) -> Option<Value> {
         if self.warnings.is_empty() {
             return None;
@@ -156,8 +156,8 @@ mod tests {
 
     const FIELDS: &[(&str, Kind)] = &[("processed_at", Kind::Time), ("test", Kind::Bool), ("id", Kind::Id)];
 
-    /// Which of three rows (31 October, 1 November, 2 November; the last a test) are found, and the fields
-    /// warned about.
+    /// Checks which of three rows (31 October, 1 November, 2 November; the last a test) are found,
+    /// and the fields warned about.
     fn check(query: &str, found: [bool; 3], warned: &[&str]) {
         let search = Search::parse(query, FIELDS).expect("a search");
         let rows = [

@@ -10,31 +10,32 @@ use chrono::{DateTime, Utc};
 use super::oauth::Oauth;
 use crate::{bucket::Bucket, clock::Clock};
 
-/// What happens to a refresh token that was used before.
+/// Says what happens to a refresh token that was used before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RefreshReuse {
-    /// Refused at once: stricter than Shopify, so that a lost pair or a second refresh shows.
+    /// It is refused at once: stricter than Shopify, so that a lost pair or a second refresh shows.
     #[default]
     Refused,
-    /// As Shopify does since 28 August 2026: good until the refresh token that replaced it is used.
+    /// It does as Shopify has done since 28 August 2026: it is good until the refresh token that
+    /// replaced it is used.
     UntilReplacementUsed,
 }
 
-/// What the application may read of a shop's payments.
+/// Says what the application may read of a shop's payments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PaymentsAccess {
-    /// Account and disputes.
+    /// It may read account and disputes.
     #[default]
     Granted,
-    /// The account, not the disputes: `disputes` cannot be null, so the account is.
+    /// It may read the account, not the disputes: `disputes` cannot be null, so the account is.
     NoDisputes,
-    /// Not even the account.
+    /// It may not even read the account.
     NoAccount,
     /// The shop does not use Shopify Payments: the account is null, without an error.
     NotUsed,
 }
 
-/// How a shop's lists go wrong.
+/// Says how a shop's lists go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misbehaviour {
     /// Every page is the first, with a next page, at the same cursor.
@@ -51,10 +52,10 @@ pub(super) struct State {
     pub(super) shops: HashMap<String, Shop>,
     pub(super) refresh_reuse: RefreshReuse,
     pub(super) clock: Clock,
-    /// How much further than the clock the stand-in is.
+    /// Says how much further than the clock the stand-in is.
     pub(super) advanced: Duration,
     pub(super) requests: u64,
-    /// The version that answers, whichever is asked for.
+    /// Is the version that answers, whichever is asked for.
     pub(super) answering_version: &'static str,
     next_id: u64,
 }
@@ -108,10 +109,10 @@ pub(super) struct Shop {
     pub(super) payments_access: PaymentsAccess,
     pub(super) misbehaviour: Option<Misbehaviour>,
     pub(super) orders_from: Option<DateTime<Utc>>,
-    /// Tenders from before are not listed.
+    /// Hides tenders from before this instant.
     pub(super) tenders_from: Option<DateTime<Utc>>,
     pub(super) scopes: Vec<&'static str>,
-    /// By id, which is the order in which lists show them.
+    /// Is ordered by id, which is the order in which lists show them.
     pub(super) tenders: BTreeMap<u64, TenderRow>,
     pub(super) orders: BTreeMap<u64, OrderRow>,
     pub(super) disputes: BTreeMap<u64, DisputeRow>,
@@ -139,7 +140,7 @@ impl Shop {
     }
 }
 
-/// An amount as Shopify writes it, and its currency.
+/// Represents an amount as Shopify writes it, and its currency.
 #[derive(Clone, Debug)]
 pub(super) struct Money {
     pub(super) amount: String,

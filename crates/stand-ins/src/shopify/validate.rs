@@ -62,7 +62,7 @@ fn code(name: Option<&'static str>) -> &'static str {
     }
 }
 
-/// The values of the variables: given, by default, or none.
+/// Returns the values of the variables: given, by default, or none.
 pub(super) fn variables(operation: &Operation, given: &Map<String, Value>) -> Result<Valid<JsonMap>, Error> {
     let given = given.iter().map(|(name, value)| (name.as_str().into(), value.clone().into())).collect();
     coerce_variable_values(&SCHEMA, operation, &given)

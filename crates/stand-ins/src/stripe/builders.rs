@@ -4,23 +4,24 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{StandIn, ledger::Entry, objects::Source, state::State};
 
-/// The ids of a payment.
+/// Holds the ids of a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payment {
-    /// `txn_…`, the balance transaction.
+    /// Is `txn_…`, the balance transaction.
     pub transaction: String,
-    /// `ch_…`
+    /// Is `ch_…`.
     pub charge: String,
-    /// `pi_…`
+    /// Is `pi_…`.
     pub intent: String,
 }
 
-/// The ids of a movement that is no payment.
+/// Holds the ids of a movement that is no payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Movement {
-    /// `txn_…`, the balance transaction.
+    /// Is `txn_…`, the balance transaction.
     pub transaction: String,
-    /// What moved the money: `re_…`, `du_…`, `po_…`; empty when nothing stands behind the row.
+    /// Names what moved the money: `re_…`, `du_…`, `po_…`; empty when nothing stands behind the
+    /// row.
     pub source: String,
 }
 
@@ -31,13 +32,13 @@ fn processing_fee(amount: i64) -> i64 {
 
 /// An account or a charge that does not exist is a mistake of the test that called, and a panic.
 impl StandIn {
-    /// A card payment in the settlement currency.
+    /// Adds a card payment in the settlement currency.
     pub fn payment(&self, account: &str, at: DateTime<Utc>, amount: i64, currency: &str) -> Payment {
         payment(&mut self.state(), account, Entry::new(at, amount, currency), None)
     }
 
-    /// A SEPA debit on the day it is sent to the bank. Its row is there at once, its charge is `pending`, and
-    /// `available_on` is the day on which the money is expected
+    /// Adds a SEPA debit on the day it is sent to the bank. Its row is there at once, its charge is
+    /// `pending`, and `available_on` is the day on which the money is expected
     /// (<https://support.stripe.com/questions/changes-to-balance-transaction-behavior-for-debit-payment-methods>).
     pub fn debit(&self, account: &str, sent: DateTime<Utc>, amount: i64, expected: DateTime<Utc>) -> Payment {
         let mut state = self.state();
@@ -55,12 +56,12 @@ impl StandIn {
         Payment { transaction: added.transaction, charge, intent }
     }
 
-    /// A debit has succeeded; only its charge's status changes.
+    /// Lets a debit succeed; only its charge's status changes.
     pub fn settle_debit(&self, account: &str, debit: &Payment) {
         self.set_charge_status(account, &debit.charge, "succeeded");
     }
 
-    /// A debit has failed: a second row takes it back.
+    /// Lets a debit fail: a second row takes it back.
     pub fn fail_debit(&self, account: &str, debit: &Payment, at: DateTime<Utc>) -> Movement {
         self.set_charge_status(account, &debit.charge, "failed");
         let mut state = self.state();
@@ -77,8 +78,8 @@ impl StandIn {
         }
     }
 
-    /// A platform reverses a part of the transfer behind a payment, for instance for its fee
-    /// (<https://docs.stripe.com/api/refunds/object#refund_object-source_transfer_reversal>).
+    /// Takes a part of the transfer behind a payment back, as a platform does, for instance for its
+    /// fee (<https://docs.stripe.com/api/refunds/object#refund_object-source_transfer_reversal>).
     pub fn transfer_reversal(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
         let movement = self.against_charge(account, charge, at, -amount, ("payment_refund", "refund", 0));
         if let Some(Source::Refund { by_platform, .. }) =
@@ -89,7 +90,8 @@ impl StandIn {
         movement
     }
 
-    /// A card payment of `amount` in `currency` that settles as `settled` in `settlement_currency`.
+    /// Adds a card payment of `amount` in `currency` that settles as `settled` in
+    /// `settlement_currency`.
     #[expect(clippy::cast_precision_loss, reason = "an exchange rate, not an amount")]
     pub fn converted_payment(
         &self,
@@ -103,7 +105,8 @@ impl StandIn {
         payment(&mut self.state(), account, entry, Some((amount, currency.to_lowercase())))
     }
 
-    /// A payment whose authorisation was `authorised`, of which only `captured` was taken: two rows.
+    /// Adds a payment whose authorisation was `authorised`, of which only `captured` was taken: two
+    /// rows.
     pub fn partial_capture(
         &self,
         account: &str,
@@ -127,12 +130,12 @@ impl StandIn {
         self.against_charge(account, charge, at, -amount, ("refund", "refund", 0))
     }
 
-    /// A refund of `amount` that the customer's bank sent back.
+    /// Sends a refund of `amount` back, as the customer's bank does.
     pub fn refund_failure(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
         self.against_charge(account, charge, at, amount, ("refund_failure", "refund_failure", 0))
     }
 
-    /// A bank debit that succeeded at first and failed days later.
+    /// Lets a bank debit fail that had succeeded days before.
     pub fn charge_failure(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
         self.against_charge(account, charge, at, -amount, ("payment_failure_refund", "charge_failure", 0))
     }
@@ -142,31 +145,31 @@ impl StandIn {
         self.against_charge(account, charge, at, -amount, ("adjustment", "dispute", 2_000))
     }
 
-    /// A dispute that was won: `amount` comes back.
+    /// Wins a dispute: `amount` comes back.
     pub fn dispute_reversal(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
         self.against_charge(account, charge, at, amount, ("adjustment", "dispute_reversal", 0))
     }
 
-    /// Money that goes to the bank account: no turnover.
+    /// Moves money to the bank account: no turnover.
     pub fn payout(&self, account: &str, at: DateTime<Utc>, amount: i64, currency: &str) -> Movement {
         let source = Source::Payout { amount, currency: currency.to_lowercase(), created: at.timestamp() };
         let entry = Entry::new(at, -amount, currency).kind("payout", "payout").description("STRIPE PAYOUT");
         self.sourced(account, entry, "po", source)
     }
 
-    /// Money that comes from the bank account: no turnover.
+    /// Moves money from the bank account: no turnover.
     pub fn top_up(&self, account: &str, at: DateTime<Utc>, amount: i64, currency: &str) -> Movement {
         let source = Source::Topup { amount, currency: currency.to_lowercase(), created: at.timestamp() };
         self.sourced(account, Entry::new(at, amount, currency).kind("topup", "topup"), "tu", source)
     }
 
-    /// A fee that Stripe bills apart from payments.
+    /// Bills a fee apart from payments, as Stripe does.
     pub fn fee(&self, account: &str, at: DateTime<Utc>, amount: i64, currency: &str) -> Movement {
         let entry = Entry::new(at, -amount, currency).kind("stripe_fee", "fee").description("Billing");
         self.add(account, entry)
     }
 
-    /// Any other row.
+    /// Adds any other row.
     pub fn add(&self, account: &str, entry: Entry) -> Movement {
         add(&mut self.state(), account, entry)
     }
@@ -186,8 +189,8 @@ impl StandIn {
         self.state().account_mut(account).row_mut(transaction).hidden = false;
     }
 
-    /// `count` payments, `every` apart from `from` on, always the same: 10.00, 10.01, … 10.99, 10.00, …
-    /// Returns the sum of their amounts.
+    /// Adds `count` payments, `every` apart from `from` on, always the same: 10.00, 10.01, … 10.99,
+    /// 10.00, … Returns the sum of their amounts.
     pub fn payments(
         &self,
         account: &str,
@@ -206,7 +209,8 @@ impl StandIn {
         sum
     }
 
-    /// A row about an existing charge, in proportion when the charge was made in another currency.
+    /// Adds a row about an existing charge, in proportion when the charge was made in another
+    /// currency.
     fn against_charge(
         &self,
         account: &str,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::faults::Fault;
 
-/// An error answer.
+/// Represents an error answer.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
@@ -116,7 +116,7 @@ impl IntoResponse for Refusal {
 const TOO_MANY: &str = "Request rate limit exceeded. Learn more about rate limits here \
                         https://stripe.com/docs/rate-limits.";
 
-/// `sk_test_` and the last four characters stay legible.
+/// Masks a key: `sk_test_` and the last four characters stay legible.
 fn masked(key: &str) -> String {
     let tail = key.chars().count().saturating_sub(4);
     key.chars()
@@ -125,36 +125,37 @@ fn masked(key: &str) -> String {
         .collect()
 }
 
-/// A fault: two requests fought for the same object. No reason header, to be tried again.
+/// Makes a fault: two requests fought for the same object. No reason header, to be tried again.
 pub fn lock_timeout() -> Fault {
     let message = "This object cannot be accessed right now because another API request or Stripe process is \
                    currently accessing it.";
     fault(429, "invalid_request_error", Some("lock_timeout"), message, &[("stripe-should-retry", "true")])
 }
 
-/// A fault: over the limit, for this `Stripe-Rate-Limited-Reason`.
+/// Makes a fault: the account is over the limit, for this `Stripe-Rate-Limited-Reason`.
 pub fn rate_limited(reason: &str) -> Fault {
     let headers = [("stripe-rate-limited-reason", reason)];
     fault(429, "invalid_request_error", Some("rate_limit"), TOO_MANY, &headers)
 }
 
-/// A fault: the token of an application may not read its account, or not yet, while other endpoints answer it
-/// (<https://github.com/stripe/stripe-apps/issues/1027>, <https://github.com/stripe/stripe-apps/issues/851>).
-/// `whose`: `application` or `session`.
+/// Makes a fault: the token of an application may not read its account, or not yet, while other
+/// endpoints answer it (<https://github.com/stripe/stripe-apps/issues/1027>,
+/// <https://github.com/stripe/stripe-apps/issues/851>). `whose`: `application` or `session`.
 pub fn more_permissions(whose: &str) -> Fault {
     let code = format!("more_permissions_required_for_{whose}");
     let message = "The provided key does not have the required permissions for this endpoint.";
     fault(403, "invalid_request_error", Some(&code), message, &[])
 }
 
-/// A fault: our account is no platform any more (<https://github.com/stripe/stripe-apps/issues/505>).
+/// Makes a fault: our account is no platform any more
+/// (<https://github.com/stripe/stripe-apps/issues/505>).
 pub fn no_connect() -> Fault {
     let message = "Only Stripe Connect platforms can work with other accounts. If you specified a client_id \
                    parameter, make sure it's correct.";
     fault(403, "invalid_request_error", None, message, &[])
 }
 
-/// A fault: a restricted key lacks this permission, and no code says it
+/// Makes a fault: a restricted key lacks this permission, and no code says it
 /// (<https://github.com/stripe/stripe-node/issues/2246>).
 pub fn restricted(permission: &str) -> Fault {
     let message = format!(
@@ -164,7 +165,8 @@ pub fn restricted(permission: &str) -> Fault {
     fault(403, "invalid_request_error", None, &message, &[])
 }
 
-/// A fault: a live key was used for a test account (<https://github.com/Subscribie/subscribie/issues/982>).
+/// Makes a fault: a live key was used for a test account
+/// (<https://github.com/Subscribie/subscribie/issues/982>).
 pub fn test_account(account: &str) -> Fault {
     let message = format!(
         "The account {account} was a test account created with a testmode key, and therefore can only be used with \
@@ -173,7 +175,7 @@ pub fn test_account(account: &str) -> Fault {
     fault(400, "invalid_request_error", None, &message, &[])
 }
 
-/// A fault: Stripe failed, and says whether trying again makes sense.
+/// Makes a fault: Stripe failed, and says whether trying again makes sense.
 pub fn server_error(should_retry: bool) -> Fault {
     let retry = if should_retry { "true" } else { "false" };
     fault(500, "api_error", None, "An unknown error occurred", &[("stripe-should-retry", retry)])

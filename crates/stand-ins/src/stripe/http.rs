@@ -82,7 +82,8 @@ async fn unknown(method: Method, OriginalUri(uri): OriginalUri) -> Refusal {
     Refusal::unknown_url(method.as_str(), uri.path())
 }
 
-/// The account for which a request counts: the one that it names, or the one that its key was issued for.
+/// Returns the account for which a request counts: the one that it names, or the one that its key
+/// was issued for.
 fn asked_for<'a>(state: &'a State, headers: &'a HeaderMap) -> &'a str {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     text("stripe-account").unwrap_or_else(|| {

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::objects::Source;
 
-/// One row of an account's ledger, as the API shows it.
+/// Represents one row of an account's ledger, as the API shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct BalanceTransaction {
     pub id: String,
@@ -25,15 +25,15 @@ pub struct BalanceTransaction {
     pub status: &'static str,
     #[serde(rename = "type")]
     pub kind: String,
-    /// Happened, but not listed yet.
+    /// Is true of a row that has happened and is not listed yet.
     #[serde(skip)]
     pub hidden: bool,
-    /// What the row shows instead, field by field; null takes a field away.
+    /// Holds what the row shows instead, field by field; null takes a field away.
     #[serde(skip)]
     pub oddities: serde_json::Value,
 }
 
-/// Part of the fee of a [`BalanceTransaction`].
+/// Represents a part of the fee of a [`BalanceTransaction`].
 #[derive(Clone, Debug, Serialize)]
 pub struct FeeDetail {
     pub amount: i64,
@@ -44,7 +44,7 @@ pub struct FeeDetail {
     pub kind: &'static str,
 }
 
-/// A row to put into a ledger, for what the other builders do not cover.
+/// Represents a row to put into a ledger, for what the other builders do not cover.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub(super) at: DateTime<Utc>,
@@ -63,7 +63,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// A row of type and reporting category `charge` in the `payments` balance, without a source.
+    /// Makes a row of type and reporting category `charge` in the `payments` balance, without a
+    /// source.
     pub fn new(at: DateTime<Utc>, amount: i64, currency: &str) -> Self {
         Self {
             at,
@@ -82,7 +83,7 @@ impl Entry {
         }
     }
 
-    /// Its `available_on`; three days later without this.
+    /// Sets its `available_on`; three days later without this.
     #[must_use]
     pub fn available_on(mut self, at: DateTime<Utc>) -> Self {
         self.available_on = Some(at);
@@ -96,7 +97,7 @@ impl Entry {
         self
     }
 
-    /// Its `type` and its `reporting_category`.
+    /// Sets its `type` and its `reporting_category`.
     #[must_use]
     pub fn kind(mut self, kind: &str, reporting_category: &str) -> Self {
         self.kind = kind.into();
@@ -104,7 +105,7 @@ impl Entry {
         self
     }
 
-    /// Its `fee`, which `net` lacks.
+    /// Sets its `fee`, which `net` lacks.
     #[must_use]
     pub fn fee(mut self, fee: i64) -> Self {
         self.fee = fee;
@@ -118,21 +119,21 @@ impl Entry {
         self
     }
 
-    /// Its `description`.
+    /// Sets its `description`.
     #[must_use]
     pub fn description(mut self, description: &str) -> Self {
         self.description = Some(description.into());
         self
     }
 
-    /// The rate at which the customer's currency was converted into the settlement currency.
+    /// Sets the rate at which the customer's currency was converted into the settlement currency.
     #[must_use]
     pub fn exchange_rate(mut self, rate: f64) -> Self {
         self.exchange_rate = Some(rate);
         self
     }
 
-    /// Not listed until [`reveal`](super::StandIn::reveal).
+    /// Hides it from lists until [`reveal`](super::StandIn::reveal).
     #[must_use]
     pub fn late(mut self) -> Self {
         self.late = true;

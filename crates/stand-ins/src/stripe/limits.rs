@@ -26,7 +26,7 @@ impl Limits {
         self.accounts.clear();
     }
 
-    /// Whether it matters which account a request is for.
+    /// Tells whether it matters which account a request is for.
     pub(super) fn tell_accounts_apart(&self) -> bool {
         self.of_each.is_some()
     }
@@ -52,7 +52,7 @@ impl Limits {
     }
 }
 
-/// A bucket that a second's requests fit into.
+/// Makes a bucket that a second's requests fit into.
 fn full(per_second: f64) -> Bucket {
     Bucket::new(per_second.max(1.0), per_second)
 }

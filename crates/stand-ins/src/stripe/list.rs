@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::{errors::Refusal, ledger::BalanceTransaction, state::Account};
 
-/// The parameters of a list, decoded.
+/// Returns the parameters of a list, decoded.
 pub(super) fn pairs(query: Option<&str>) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     form_urlencoded::parse(query.unwrap_or_default().as_bytes())
 }
 
-/// What a request asks for.
+/// Holds what a request asks for.
 #[derive(Debug, Default)]
 pub(super) struct Params {
     from: Option<i64>,
@@ -74,7 +74,7 @@ fn limit(value: i64) -> Result<usize, Refusal> {
     Err(Refusal::bad_value("limit", &message))
 }
 
-/// One page of an account's ledger, newest first.
+/// Returns one page of an account's ledger, newest first.
 pub(super) fn page(account: &Account, params: &Params) -> Result<Value, Refusal> {
     let limit = params.limit.unwrap_or(10);
     let after = params.starting_after.as_deref();
@@ -93,7 +93,7 @@ pub(super) fn page(account: &Account, params: &Params) -> Result<Value, Refusal>
     }))
 }
 
-/// One row, asked for by its id ("Retrieve a balance transaction").
+/// Returns one row, asked for by its id ("Retrieve a balance transaction").
 pub(super) fn single(account: &Account, id: &str, query: Option<&str>) -> Result<Value, Refusal> {
     let mut expand = false;
     for (name, value) in pairs(query) {

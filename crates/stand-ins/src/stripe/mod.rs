@@ -43,7 +43,7 @@ use state::State;
 /// The API version this stand-in speaks, and wants every request to be pinned to.
 pub const API_VERSION: &str = "2026-10-28.endive";
 
-/// A running stand-in for Stripe; it stops when dropped.
+/// Represents a running stand-in for Stripe; it stops when dropped.
 pub struct StandIn {
     server: Server,
     state: Shared,
@@ -74,17 +74,17 @@ impl StandIn {
         Ok(Self { server, state })
     }
 
-    /// The value for `STRIPE_API_BASE`.
+    /// Returns the value for `STRIPE_API_BASE`.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
-    /// The injected faults and the recorded requests.
+    /// Returns the injected faults and the recorded requests.
     pub fn faults(&self) -> &InjectedFaults {
         self.server.faults()
     }
 
-    /// The platform's secret key, the value for `STRIPE_SECRET_KEY`.
+    /// Returns the platform's secret key, the value for `STRIPE_SECRET_KEY`.
     pub fn secret_key(&self) -> String {
         self.state().secret_key.clone()
     }
@@ -94,7 +94,7 @@ impl StandIn {
         self.state().secret_key = key.into();
     }
 
-    /// The platform's own account: what a call without `Stripe-Account` reads.
+    /// Returns the platform's own account: what a call without `Stripe-Account` reads.
     pub fn platform_account(&self) -> String {
         state::PLATFORM.into()
     }
@@ -133,7 +133,7 @@ impl StandIn {
         self.state().limits.set_of_each(per_second);
     }
 
-    /// When a request was refused for a limit, from the beginning.
+    /// Returns when a request was refused for a limit, from the beginning.
     pub fn rate_refusals(&self) -> Vec<std::time::Instant> {
         self.state().limits.refusals().to_vec()
     }
@@ -143,7 +143,7 @@ impl StandIn {
         self.state().any_version = true;
     }
 
-    /// The balance transactions of an account as a reader would see them now, newest first.
+    /// Returns the balance transactions of an account as a reader would see them now, newest first.
     ///
     /// # Panics
     /// When there is no such account.

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-/// What a row points to, in its own currency: the customer's, which need not be the settlement currency.
+/// Represents what a row points to, in its own currency: the customer's, which need not be the
+/// settlement currency.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
     Charge {
@@ -20,7 +21,8 @@ pub(super) enum Source {
         currency: String,
         created: i64,
         failed: bool,
-        /// The platform took a part of its transfer back (`source_transfer_reversal`).
+        /// Is true where the platform took a part of its transfer back
+        /// (`source_transfer_reversal`).
         by_platform: bool,
     },
     Dispute {
@@ -156,7 +158,7 @@ fn charge(
     )
 }
 
-/// The fields that the API shows as null.
+/// Adds the fields that the API shows as null.
 fn with_nulls(mut object: Value, names: &[&str]) -> Value {
     for name in names {
         object[*name] = Value::Null;
@@ -245,7 +247,7 @@ fn payout(id: &str, transaction: &str, amount: i64, currency: &str, created: i64
     })
 }
 
-/// `GET /v1/account`.
+/// Answers `GET /v1/account`.
 pub(super) fn account(id: &str) -> Value {
     json!({
         "id": id,

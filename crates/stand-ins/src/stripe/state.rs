@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{ledger::BalanceTransaction, limits::Limits, objects::Source};
 
-/// The account of the platform itself.
+/// Is the account of the platform itself.
 pub(super) const PLATFORM: &str = "acct_1PlatformStandIn";
 
 pub(super) struct State {
@@ -46,21 +46,22 @@ impl State {
         self.accounts.get_mut(id).unwrap_or_else(|| panic!("the stand-in has no Stripe account {id}"))
     }
 
-    /// A new id that looks like Stripe's and sorts in the order of creation.
+    /// Makes a new id that looks like Stripe's and sorts in the order of creation.
     pub(super) fn new_id(&mut self, prefix: &str) -> String {
         self.next_id += 1;
         format!("{prefix}_3StandIn{:016}", self.next_id)
     }
 }
 
-/// One account: its token and its ledger.
+/// Represents one account: its token and its ledger.
 pub(super) struct Account {
     pub(super) id: String,
     pub(super) token: String,
     pub(super) revoked: bool,
-    /// Oldest first; rows of the same second in the order in which they were put in.
+    /// Is ordered oldest first; rows of the same second stay in the order in which they were put
+    /// in.
     ledger: Vec<BalanceTransaction>,
-    /// When each row was created: where to look for it.
+    /// Says when each row was created: where to look for it.
     created: HashMap<String, i64>,
     pub(super) sources: HashMap<String, Source>,
 }
@@ -93,7 +94,7 @@ impl Account {
         Some(first + self.ledger[first..].iter().position(|row| row.id == id)?)
     }
 
-    /// The latest refund (or, for a dispute's category, dispute) of a charge.
+    /// Returns the latest refund (or, for a dispute's category, dispute) of a charge.
     pub(super) fn against(&self, charge: &str, category: &str) -> Option<String> {
         let of_charge = |source: &Source| match source {
             Source::Refund { charge: of, .. } => of == charge && category.starts_with("refund"),
@@ -105,17 +106,18 @@ impl Account {
         found.map(|(id, _)| id).max().cloned()
     }
 
-    /// All rows, hidden ones too, oldest first.
+    /// Returns all rows, hidden ones too, oldest first.
     pub(super) fn rows(&self) -> impl Iterator<Item = &BalanceTransaction> {
         self.ledger.iter()
     }
 
-    /// What a list shows, newest first.
+    /// Returns what a list shows, newest first.
     pub(super) fn listed(&self) -> impl Iterator<Item = &BalanceTransaction> {
         self.ledger.iter().rev().filter(|row| !row.hidden)
     }
 
-    /// The same, from behind `after` on, created in `from..to`; `None` when `after` is not listed.
+    /// Returns the same, from behind `after` on, created in `from..to`; `None` when `after` is not
+    /// listed.
     pub(super) fn listed_between(
         &self,
         from: Option<i64>,

@@ -49,14 +49,14 @@ impl Bench {
         send(self.client.post(url).header("x-shopify-access-token", &self.token).json(&body)).await
     }
 
-    /// The data of an answer without errors.
+    /// Returns the data of an answer without errors.
     async fn data(&self, query: &str, variables: Value) -> Value {
         let answer = self.ask(query, variables).await;
         assert_eq!((answer.status, &answer.body["errors"]), (200, &Value::Null), "{}", answer.body);
         answer.body["data"].clone()
     }
 
-    /// The code of the first error.
+    /// Returns the code of the first error.
     async fn code(&self, query: &str) -> String {
         let answer = self.ask(query, json!({})).await;
         assert_eq!(answer.status, 200);

@@ -45,7 +45,7 @@ impl Bench {
         rows.map(|row| row["amount"].as_i64().expect("an amount")).collect()
     }
 
-    /// Status, code and param of a refusal.
+    /// Returns status, code and param of a refusal.
     async fn refused(&self, query: &str) -> (u16, String, String) {
         let answer = self.get(&format!("{LIST}?{query}")).await;
         let text = |name: &str| answer.body["error"][name].as_str().unwrap_or_default().to_owned();

@@ -10,7 +10,7 @@ use stand_ins::{
 
 use crate::at;
 
-/// Every field that the Shopify stand-in knows.
+/// Asks for every field that the Shopify stand-in knows.
 const EVERYTHING: &str = "
 query Everything($order: ID!, $ids: [ID!]!) {
   shop { id name myshopifyDomain currencyCode }

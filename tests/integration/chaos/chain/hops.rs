@@ -18,7 +18,8 @@ use super::{
 };
 use crate::promises::WAITING;
 
-/// A whole company's work, a second at a time, on two instances: crons begin it, and nobody else does anything.
+/// A whole company's work is done in hops of a second, on two instances: crons begin it, and nobody
+/// else does anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn hops_carry_on_what_the_crons_began() -> Result<()> {
     let mut deployment = Deployment::of(Company::new(6, 12).await?).await?;
@@ -95,7 +96,7 @@ async fn data_does_not_wait_for_alerts_that_cannot_be_planned() -> Result<()> {
     deployment.taken_up(&instances[0]).await
 }
 
-/// Never two chains: who calls while one works, hears so and touches nothing.
+/// There are never two chains: who calls while one works, hears so and touches nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_call_does_nothing_while_a_chain_works() -> Result<()> {
     let deployment = Deployment::with_work().await?;

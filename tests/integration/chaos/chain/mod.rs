@@ -23,12 +23,12 @@ use crate::{
 const DRAIN: &str = jobs::Route::DrainQueue.path();
 const CHAIN: &str = "x-jobs-chain";
 const HOP: &str = "x-jobs-hop";
-/// More than three invocations work off in the second that each of them has.
+/// More than three invocations are needed to work off so many in the second that each of them has.
 const SELLERS: usize = 7;
-/// Two requests for each seller, one seller after another.
+/// Each seller takes two requests, one seller after another.
 const ROUND_TRIP: Duration = Duration::from_millis(300);
 
-/// A deployment that knows its own address and has hardly any time.
+/// Represents a deployment that knows its own address and has hardly any time.
 struct Deployment {
     company: Company,
     relay: Relay,
@@ -73,14 +73,14 @@ impl Deployment {
         &self.company.world
     }
 
-    /// So many instances of drain-queue, which the address leads to by turns.
+    /// Starts so many instances of drain-queue, which the address leads to by turns.
     async fn instances(&self, count: usize) -> Result<Vec<Function>> {
         let instances = try_join_all((0..count).map(|_| self.world().function("drain-queue"))).await?;
         self.relay.pass_to(instances.iter().map(Function::port));
         Ok(instances)
     }
 
-    /// The hops that were asked for, oldest first.
+    /// Returns the hops that were asked for, oldest first.
     fn hops(&self) -> Vec<Seen> {
         self.relay.faults().seen()
     }
@@ -107,7 +107,7 @@ impl Deployment {
         self.world().value("select count(*) from jobs.job_items where status = 'queued'").await
     }
 
-    /// A lease, a visibility timeout, a pause: whatever a dead invocation left passes.
+    /// Lets whatever a dead invocation left pass: a lease, a visibility timeout, a pause.
     async fn later(&self) -> Result<()> {
         self.world().run("update jobs.job_chain set held_until = '-infinity'").await?;
         time_passes(self.world()).await
@@ -126,7 +126,7 @@ impl Deployment {
     }
 }
 
-/// What the invocations of drain-queue said of themselves: (status, hop, settled, message).
+/// Returns what the invocations of drain-queue said of themselves: (status, hop, settled, message).
 async fn rows(world: &World) -> Result<Vec<(String, i64, Option<i64>, Option<String>)>> {
     let sql = "select status, (metadata ->> 'hop')::bigint, (metadata ->> 'settled')::bigint, error_message \
                from public.sync_logs where sync_type = 'drain' order by xmin::text::bigint";

@@ -72,7 +72,7 @@ async fn refused_with_its_batch() -> Result<()> {
     Ok(())
 }
 
-/// A whim: the same mails are accepted in two halves.
+/// The service refuses a batch on a whim: the same mails are accepted in two halves.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_is_refused_once() -> Result<()> {
     let world = world_of(100).await?;
@@ -84,7 +84,7 @@ async fn a_batch_that_is_refused_once() -> Result<()> {
     Ok(())
 }
 
-/// An outcome that was not known, then a refusal of the same payload: it never was accepted.
+/// An outcome is not known, then the same payload is refused: it never was accepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_at_the_second_try() -> Result<()> {
     let world = world_of(40).await?;
@@ -94,7 +94,8 @@ async fn refused_at_the_second_try() -> Result<()> {
     check(&world, 40, &part).await
 }
 
-/// Killed in the middle of the search, before and after the split is written down, and before and after a part left.
+/// The function is killed in the middle of the search, before and after the split is written down,
+/// and before and after a part left.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_the_middle_of_a_split() -> Result<()> {
     let long = Fault::Delay(Duration::from_mins(5));

@@ -36,7 +36,8 @@ where
     function.kill().await
 }
 
-/// What must hold after the next drain, whatever was lost before it; and a further one changes nothing.
+/// Checks what must hold after the next drain, whatever was lost before it; and a further one
+/// changes nothing.
 async fn check(world: &World) -> Result<()> {
     come_back(world).await?;
     for _ in 0..2 {
@@ -88,7 +89,7 @@ async fn after_the_service_accepted_and_before_we_noted_it() -> Result<()> {
     check(&world).await
 }
 
-/// Without anybody's help: the next cron waits until the dead worker's lease has passed.
+/// Nobody helps: the next cron waits until the dead worker's lease has passed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_cron_waits_for_what_a_dead_one_held() -> Result<()> {
     let world = world_of(USERS).await?;
@@ -137,7 +138,8 @@ async fn while_the_database_notes_it() -> Result<()> {
     Ok(())
 }
 
-/// Killed while the service is still at it: it finishes, and who asks meanwhile is told to wait.
+/// The function is killed while the service is still at it: it finishes, and who asks meanwhile is
+/// told to wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_service_works() -> Result<()> {
     let world = world_of(USERS).await?;
@@ -179,7 +181,7 @@ async fn answers_of_the_database_that_are_lost() -> Result<()> {
     Ok(())
 }
 
-/// Given back, and the answer to that was lost: one attempt is counted, not two.
+/// A mail is given back, and the answer to that is lost: one attempt is counted, not two.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_to_giving_back_counts_once() -> Result<()> {
     let world = world_of(USERS).await?;

@@ -22,7 +22,7 @@ fn page(status: u16) -> Fault {
     Fault::Answer { status, headers, body: "<html>gateway</html>".to_owned() }
 }
 
-/// What does not say whether the mails were accepted.
+/// Returns what does not say whether the mails were accepted.
 fn silences() -> Vec<Fault> {
     vec![
         Fault::CutBefore,
@@ -98,7 +98,8 @@ async fn the_fifth_attempt_ends_as_unknown() -> Result<()> {
     Ok(())
 }
 
-/// No connection: nothing was asked, so another batch may carry the mails; and nobody's mail is to blame, however often.
+/// No connection comes about: nothing was asked, so another batch may carry the mails; and nobody's
+/// mail is to blame, however often.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_cannot_be_reached() -> Result<()> {
     let mut world = world_of(USERS).await?;

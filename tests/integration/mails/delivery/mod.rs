@@ -32,10 +32,10 @@ use crate::{
     world::{Answer, SECRET, World},
 };
 
-/// Where batches go.
+/// Batches go there.
 const BATCH: &str = "/emails/batch";
 
-/// A world at midday with this many users for the J+3 mail, `user-0@example.test` and so on.
+/// Makes a world at midday with this many users for the J+3 mail, `user-0@example.test` and so on.
 async fn world_of(users: usize) -> Result<World> {
     let mut world = World::new().await?;
     world.midday();
@@ -121,7 +121,7 @@ async fn come_back(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// How many deliveries are in each state.
+/// Returns how many deliveries are in each state.
 async fn states(world: &World) -> Result<BTreeMap<String, i64>> {
     let rows: Vec<(String, i64)> =
         sqlx::query_as("select status, count(*) from jobs.email_deliveries group by 1")
@@ -143,7 +143,7 @@ async fn noted(world: &World) -> Result<i64> {
     world.value("select count(*) from public.marketing_emails where email_type = 'upgrade_day3'").await
 }
 
-/// Who got a mail, in the order of arrival.
+/// Returns who got a mail, in the order of arrival.
 fn recipients(world: &World) -> Vec<String> {
     world.resend.accepted().iter().map(|accepted| accepted.mail.to.join(",")).collect()
 }
@@ -156,7 +156,7 @@ fn assert_each_once(world: &World, expected: impl IntoIterator<Item = String>) {
     assert_eq!(got.iter().cloned().collect::<BTreeSet<_>>(), expected.into_iter().collect());
 }
 
-/// The same, with everything written down, and nothing left that a further drain could send.
+/// Checks the same, with everything written down, and nothing left that a further drain could send.
 async fn assert_all_sent(world: &World, users: usize) -> Result<()> {
     let count = i64::try_from(users)?;
     assert_each_once(world, (0..users).map(address));
@@ -167,7 +167,7 @@ async fn assert_all_sent(world: &World, users: usize) -> Result<()> {
     Ok(())
 }
 
-/// The requests that carried mails, in order.
+/// Returns the requests that carried mails, in order.
 fn requests(world: &World) -> Vec<Seen> {
     world.resend.faults().seen().into_iter().filter(|seen| seen.target.contains(BATCH)).collect()
 }
@@ -176,13 +176,13 @@ fn key(request: &Seen) -> &str {
     request.headers["idempotency-key"].to_str().expect("ASCII")
 }
 
-/// How many mails a request carried.
+/// Counts the mails that a request carried.
 fn size(request: &Seen) -> usize {
     let mails: Vec<Value> = serde_json::from_str(&request.body).expect("a list of mails");
     mails.len()
 }
 
-/// Whether a problem with this code is told, and blocks.
+/// Tells whether a problem with this code is told, and blocks.
 fn blocking(part: &Value, code: &str) -> bool {
     part["problems"]
         .as_array()

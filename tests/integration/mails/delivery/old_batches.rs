@@ -50,7 +50,7 @@ async fn a_template_changed_after_the_service_accepted() -> Result<()> {
     Ok(())
 }
 
-/// The same where nothing had been accepted: the new one leaves, under the old key.
+/// Nothing had been accepted: the new mail leaves, under the old key.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_changed_before_the_service_accepted() -> Result<()> {
     let mut world = world_of(USERS).await?;

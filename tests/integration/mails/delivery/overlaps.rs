@@ -7,7 +7,7 @@ use reqwest::Method;
 use super::{assert_all_sent, requests, world_of};
 use crate::world::SECRET;
 
-/// So many calls at once, half of each route, spread over four processes.
+/// Makes so many calls at once, half of each route, spread over four processes.
 async fn at_once(calls: usize) -> Result<()> {
     const USERS: usize = 230;
     let world = world_of(USERS).await?;

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::world::World;
 
-/// J+3 mails that wait, and then alerts.
+/// Plans J+3 mails that wait, and then alerts.
 async fn waiting(offers: usize, alerts: usize) -> Result<World> {
     let world = world_of(offers).await?;
     let run = plan(&world).await?;
@@ -29,7 +29,7 @@ fn alert(n: usize) -> String {
     format!("alert-{n}@example.test")
 }
 
-/// How many alerts and offers have left.
+/// Returns how many alerts and offers have left.
 fn left(world: &World) -> (usize, usize) {
     let all = recipients(world);
     let alerts = all.iter().filter(|to| to.starts_with("alert-")).count();

@@ -64,8 +64,8 @@ async fn a_rate_limit_that_does_not_end() -> Result<()> {
     assert_all_sent(&world, USERS).await
 }
 
-/// A strict account, and one, two or four processes that drain side by side: they share its pace by leasing turns, so
-/// that none of them is ever told to wait.
+/// An account is strict, and one, two or four processes drain side by side: they share its pace by
+/// leasing turns, so that none of them is ever told to wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_that_share_a_strict_limit() -> Result<()> {
     for processes in [1, 2, 4] {

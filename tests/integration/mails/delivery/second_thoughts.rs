@@ -99,7 +99,7 @@ async fn between_the_claim_and_the_seal() -> Result<()> {
     changed.and(part).map(|part| check(&world, &part))
 }
 
-/// Sealed, and perhaps accepted: the batch is sent again as it was, whoever has gone since.
+/// A batch is sealed, and perhaps accepted: it is sent again as it was, whoever has gone since.
 #[tokio::test(flavor = "multi_thread")]
 async fn between_the_seal_and_another_try() -> Result<()> {
     for lost in [Fault::CutAfter, Fault::CutBefore] {
@@ -127,7 +127,7 @@ async fn between_the_seal_and_another_try() -> Result<()> {
     Ok(())
 }
 
-/// A J+3 mail that could not leave by J+6.
+/// A J+3 mail that could not leave by J+6 expires.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mail_that_came_too_late_expires() -> Result<()> {
     let world = world_of(3).await?;

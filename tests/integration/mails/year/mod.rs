@@ -14,8 +14,8 @@ fn at(text: &str) -> DateTime<Utc> {
     text.parse().expect("an instant")
 }
 
-/// How far Paris is ahead of UTC: by the directive, summer is from 1 h UTC of March's last Sunday to 1 h UTC of
-/// October's.
+/// Returns how far Paris is ahead of UTC: by the directive, summer is from 1 h UTC of March's last
+/// Sunday to 1 h UTC of October's.
 fn ahead(at: DateTime<Utc>) -> TimeDelta {
     let change = |month| {
         let last = NaiveDate::from_ymd_opt(at.year(), month, 31).expect("both have 31 days");
@@ -25,12 +25,12 @@ fn ahead(at: DateTime<Utc>) -> TimeDelta {
     TimeDelta::hours(if (change(3)..change(10)).contains(&at) { 2 } else { 1 })
 }
 
-/// The date in Paris.
+/// Returns the date in Paris.
 fn paris_date(at: DateTime<Utc>) -> NaiveDate {
     (at + ahead(at)).date_naive()
 }
 
-/// The first instant of a Paris day.
+/// Returns the first instant of a Paris day.
 fn paris_start(day: NaiveDate) -> DateTime<Utc> {
     let midnight = day.and_time(NaiveTime::MIN).and_utc();
     midnight - ahead(midnight - TimeDelta::hours(2))

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{at, paris_date, paris_start};
 use crate::world::World;
 
-/// Small, and the same everywhere for a seed.
+/// Generates numbers: it is small, and the same everywhere for a seed.
 struct Rng(u64);
 
 impl Rng {
@@ -37,7 +37,7 @@ impl Rng {
         from[usize::try_from(self.below(from.len() as u64)).expect("small")]
     }
 
-    /// Some instant of a Paris day: its edges, the hours of the clock changes, or any second.
+    /// Draws some instant of a Paris day: its edges, the hours of the clock changes, or any second.
     fn instant(&mut self, day: NaiveDate) -> DateTime<Utc> {
         let (start, end) = (paris_start(day), paris_start(day + Days::new(1)));
         match self.below(6) {
@@ -52,7 +52,7 @@ impl Rng {
     }
 }
 
-/// What the database knows of somebody's plan and wishes.
+/// Holds what the database knows of somebody's plan and wishes.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "so many things are said of an account, each by itself")]
 struct Account {
@@ -60,7 +60,7 @@ struct Account {
     subscription: Option<(&'static str, &'static str)>,
     trial: Option<(&'static str, DateTime<Utc>)>,
     profile: Option<(&'static str, &'static str)>,
-    /// (reminders, offers); without a row: no reminder, but the offer.
+    /// Holds (reminders, offers); without a row there is no reminder, but the offer.
     preferences: Option<(bool, bool)>,
     says_paid: bool,
     suppressed: bool,
@@ -127,7 +127,7 @@ struct Person {
     id: Uuid,
     signs_up: DateTime<Utc>,
     account: Account,
-    /// To come, the last one first.
+    /// Lists what is to come, the last one first.
     changes: Vec<(DateTime<Utc>, Change)>,
     offered: bool,
     reminded: BTreeSet<NaiveDate>,
@@ -154,7 +154,7 @@ impl Person {
     }
 }
 
-/// Somebody, with what will become of them in the year from `first` on.
+/// Draws somebody, with what will become of them in the year from `first` on.
 fn somebody(rng: &mut Rng, first: NaiveDate, special: &[NaiveDate]) -> Person {
     let day = |rng: &mut Rng| first + Days::new(rng.below(366));
     let signed_up_on = match rng.below(4) {
@@ -304,7 +304,7 @@ async fn plan(
     Ok(planned.into_iter().collect())
 }
 
-/// A year from `first` on; answers how many offers and reminders there were.
+/// Plays a year from `first` on; answers how many offers and reminders there were.
 async fn year(
     world: &World,
     rng: &mut Rng,

@@ -9,14 +9,14 @@ use uuid::Uuid;
 use super::{at, paris_date, paris_start, signed_up_at};
 use crate::{mails::kind, world::World};
 
-/// Somebody's address, and what they got.
+/// Holds somebody's address, and what they got.
 type Got = BTreeSet<(String, &'static str)>;
 
 fn address(name: &str) -> String {
     format!("{name}@example.test")
 }
 
-/// What is called at each hour (UTC) of a day.
+/// These routes are called at these hours (UTC) of a day.
 const CALLS: [(i64, &str); 5] = [
     (0, "daily-orchestrator"),
     (6, "daily-orchestrator"),
@@ -25,8 +25,8 @@ const CALLS: [(i64, &str); 5] = [
     (18, "daily-orchestrator"),
 ];
 
-/// The leap day, both clock changes, and the days about them: all calls. Each month's last day, and its 2nd: those
-/// of the morning.
+/// Returns all calls of the leap day, of both clock changes, and of the days about them, and the
+/// morning's calls of each month's last day and its 2nd.
 fn calls() -> BTreeSet<(DateTime<Utc>, &'static str)> {
     let special = ["2028-02-29", "2028-03-26", "2028-10-29"].map(|day| day.parse().expect("a day"));
     let is_special = |day: NaiveDate| special.iter().any(|of: &NaiveDate| (*of - day).num_days().abs() <= 1);
@@ -43,13 +43,13 @@ fn calls() -> BTreeSet<(DateTime<Utc>, &'static str)> {
     calls
 }
 
-/// Who there is, and what they get: a model of a few lines for each rule.
+/// Says who there is, and what they get: a model of a few lines for each rule.
 struct Model {
-    /// Free: (name, signed up).
+    /// Lists who is free: (name, signed up).
     free: Vec<(&'static str, DateTime<Utc>)>,
-    /// Premium with reminders, in these spans.
+    /// Lists who is Premium with reminders, in these spans.
     reminded: Vec<(&'static str, DateTime<Utc>, DateTime<Utc>)>,
-    /// Payments: (account, instant, cents). All are services of users with Stripe.
+    /// Lists payments: (account, instant, cents). All are services of users with Stripe.
     payments: Vec<(&'static str, DateTime<Utc>, i64)>,
     offered: BTreeSet<&'static str>,
     offers_on: Option<NaiveDate>,
@@ -59,7 +59,7 @@ struct Model {
 }
 
 impl Model {
-    /// `GET daily-orchestrator` at a sync hour.
+    /// Calls `GET daily-orchestrator` at a sync hour.
     fn daily(&mut self, now: DateTime<Utc>) -> Got {
         let today = paris_date(now);
         let mut got = Got::new();
@@ -107,7 +107,7 @@ impl Model {
         got
     }
 
-    /// `GET monthly-orchestrator`.
+    /// Calls `GET monthly-orchestrator`.
     fn monthly(&mut self, now: DateTime<Utc>) -> Got {
         let today = paris_date(now);
         let mut got = Got::new();

@@ -16,7 +16,7 @@ pub(super) struct Batch {
     pub(super) id: Uuid,
     pub(super) claim: Uuid,
     pub(super) mails: Vec<RenderedMail>,
-    /// The most attempts that any of its mails has had.
+    /// Counts the attempts of the mail that has had the most.
     pub(super) attempts: u32,
     /// An earlier request may have been accepted.
     pub(super) maybe_accepted: bool,

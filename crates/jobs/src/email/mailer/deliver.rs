@@ -18,7 +18,8 @@ use crate::{
     supabase::SupabaseError,
 };
 
-/// Reserved at the end of the budget for recording outcomes, for the report and for the log.
+/// This much of the budget is reserved at its end for recording outcomes, for the report and for
+/// the log.
 const RESERVE: Duration = Duration::from_secs(10);
 /// After a longer rate limit the batch waits in the queue, not here.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);

@@ -3,19 +3,19 @@
 /// Holds what every mail of a deployment shows, whatever its facts.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Branding {
-    /// The web application, with no slash at its end.
+    /// Holds the address of the web application, with no slash at its end.
     pub app_url: String,
-    /// Who writes, as the law wants it in the foot. May have several lines.
+    /// Says who writes, as the law wants it in the foot. May have several lines.
     pub sender_identity: String,
-    /// Shown in the J+3 mail only.
+    /// Is shown in the J+3 mail only.
     pub promo: Option<Promo>,
 }
 
 /// Represents a promotional code.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Promo {
-    /// What the user types.
+    /// Is what the user types into the payment form.
     pub code: String,
-    /// What it gives, in French.
+    /// Holds what it gives, in French.
     pub label: String,
 }

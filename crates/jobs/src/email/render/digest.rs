@@ -21,7 +21,7 @@ pub(super) struct View {
 
 struct Point {
     title: String,
-    /// "12 fois".
+    /// Says how often it happened, as in "12 fois"; `None` where once.
     times: Option<String>,
     detail: String,
 }

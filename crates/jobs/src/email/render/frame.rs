@@ -17,7 +17,7 @@ pub(super) trait Mail {
 /// Is what an inbox shows of a mail.
 pub(super) struct Headline {
     pub(super) subject: String,
-    /// What stands behind the subject.
+    /// Holds what stands behind the subject.
     pub(super) preheader: String,
 }
 
@@ -25,14 +25,14 @@ pub(super) struct Headline {
 pub(super) struct Frame<'a> {
     pub(super) subject: String,
     pub(super) preheader: String,
-    /// The kind of mail, beside the sender's name.
+    /// Names the kind of mail, beside the sender's name.
     pub(super) section: &'static str,
     pub(super) greeting: String,
-    /// Why the reader gets this mail.
+    /// Says why the reader gets this mail.
     pub(super) why: &'static str,
-    /// How it is refused.
+    /// Says how it is refused.
     pub(super) refuse: Option<Refusal<'a>>,
-    /// Where a user chooses what they get; the operator chooses elsewhere.
+    /// Leads to where a user chooses what they get; the operator chooses elsewhere.
     pub(super) preferences: Option<String>,
     pub(super) sender: Vec<String>,
     pub(super) app_url: &'a str,

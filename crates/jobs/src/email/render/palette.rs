@@ -1,31 +1,32 @@
 //! Holds the colours of the mails, light and dark. A test holds their contrasts.
 
-/// Represents one scheme. `#rrggbb` each: three digits are read differently by some mail programs.
+/// Represents one scheme. Each colour is `#rrggbb`: three digits are read differently by some mail
+/// programs.
 #[derive(Debug)]
 pub(super) struct Palette {
-    /// Behind the card.
+    /// Lies behind the card.
     pub(super) page: &'static str,
-    /// Behind the text.
+    /// Lies behind the text.
     pub(super) card: &'static str,
-    /// Behind a figure or a remark.
+    /// Lies behind a figure or a remark.
     pub(super) panel: &'static str,
-    /// Thin rules.
+    /// Colours thin rules.
     pub(super) line: &'static str,
     pub(super) ink: &'static str,
-    /// Secondary text.
+    /// Colours secondary text.
     pub(super) muted: &'static str,
     pub(super) link: &'static str,
     pub(super) button: &'static str,
     pub(super) button_ink: &'static str,
-    /// The unfilled part of a bar.
+    /// Fills the part of a bar that is not reached.
     pub(super) track: &'static str,
-    /// A ceiling that comes near, in words.
+    /// Colours words about a ceiling that comes near.
     pub(super) near: &'static str,
-    /// The same in a bar.
+    /// Fills the bar of a ceiling that comes near.
     pub(super) near_bar: &'static str,
-    /// A ceiling exceeded.
+    /// Colours words about a ceiling exceeded.
     pub(super) over: &'static str,
-    /// A figure to verify.
+    /// Colours words about a figure to verify.
     pub(super) check: &'static str,
 }
 

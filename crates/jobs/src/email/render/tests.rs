@@ -61,7 +61,7 @@ fn facts_with(text: &str) -> Vec<Facts> {
     ]
 }
 
-/// The words of an HTML part.
+/// Returns the words of an HTML part.
 fn words(html: &str) -> String {
     let body = html.split_once("</style>").unwrap().1;
     body.split('<').filter_map(|piece| piece.split_once('>')).map(|(_, words)| words).collect()

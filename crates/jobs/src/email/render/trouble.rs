@@ -9,11 +9,12 @@ use super::{
 };
 
 pub(super) struct View {
-    /// "Stripe".
+    /// Is the provider's name as its users know it, such as "Stripe".
     provider: String,
     /// As the service tells it.
     reason: String,
-    /// "21 novembre 2026 à 19 h 05".
+    /// Says up to when everything was read, as in "21 novembre 2026 à 19 h 05"; `None` where
+    /// nothing ever was.
     read_until: Option<String>,
 }
 

@@ -9,7 +9,7 @@ use crate::providers::{
     ErrorKind, Provider, ProviderError, ReconnectReason, RefusedReason, Transient, TransientCause,
 };
 
-/// The `data` of an answer, and what the query cost where it says so.
+/// Returns the `data` of an answer, and what the query cost where it says so.
 pub(super) fn read(answer: &Answer) -> (Result<Value, ProviderError>, Option<Cost>) {
     let mut body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let cost = Cost::read(&body["extensions"]["cost"]);
@@ -26,8 +26,8 @@ fn is_not_approved(sentence: &str) -> bool {
     sentence.contains("not approved to access") || sentence.contains("protected-customer-data")
 }
 
-/// What the status says; `None` for 200. The body of a refusal is a string (`errors`) or a page of HTML; only that of
-/// a 403 adds something.
+/// Returns what the status says; `None` for 200. The body of a refusal is a string (`errors`) or a
+/// page of HTML; only that of a 403 adds something.
 pub(super) fn by_status(answer: &Answer) -> Option<ErrorKind> {
     let transient =
         |cause| ErrorKind::Transient(Transient { cause, retry_after: answer.retry_after(), retry_now: true });
@@ -91,7 +91,8 @@ fn by_codes(errors: &[Value], cost: Option<Cost>) -> ErrorKind {
     }
 }
 
-/// A term that cannot be parsed is dropped, with nothing but a warning to tell.
+/// Tells whether the answer warns about its search: a term that cannot be parsed is dropped, with
+/// nothing but a warning to tell.
 fn has_warnings(search: &Value) -> bool {
     let warned = |entry: &Value| match &entry["warnings"] {
         Value::Null => false,

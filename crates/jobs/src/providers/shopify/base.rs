@@ -9,23 +9,24 @@ use crate::http;
 
 const PLACE: &str = "{shop}";
 
-/// The value of `SHOPIFY_API_BASE`: an https URL, or a local one, in which a literal `{shop}` stands for the shop's domain.
+/// Represents the value of `SHOPIFY_API_BASE`: an https URL, or a local one, in which a literal
+/// `{shop}` stands for the shop's domain.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ApiBase(String);
 
-/// Not such a URL.
+/// The text is not such a URL.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("must be an https URL that contains {{shop}}")]
 pub struct InvalidApiBase;
 
 impl ApiBase {
-    /// The address of `path` (with its leading `/`) in one shop.
+    /// Returns the address of `path` (with its leading `/`) in one shop.
     pub(super) fn url(&self, shop: &ShopDomain, path: &str) -> String {
         format!("{}{path}", self.0.replace(PLACE, shop.as_str()))
     }
 }
 
-/// `https://{shop}`: the shop itself.
+/// Leads to the shop itself: `https://{shop}`.
 impl Default for ApiBase {
     fn default() -> Self {
         Self(format!("https://{PLACE}"))

@@ -14,7 +14,7 @@ use super::ShopDomain;
 use crate::deadline::{Deadline, OutOfTime};
 use crate::http::LONGEST_RETRY_AFTER;
 
-/// `extensions.cost` of an answer.
+/// Represents `extensions.cost` of an answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cost {
     requested: f64,
@@ -24,7 +24,7 @@ pub(super) struct Cost {
 }
 
 impl Cost {
-    /// `None` when a part is missing or senseless.
+    /// Reads the cost; `None` when a part is missing or senseless.
     pub(super) fn read(cost: &Value) -> Option<Self> {
         let status = &cost["throttleStatus"];
         let cost = Self {
@@ -36,12 +36,12 @@ impl Cost {
         (cost.restore_rate > 0.0 && cost.maximum > 0.0).then_some(cost)
     }
 
-    /// How long until the refused query fits.
+    /// Returns how long it is until the refused query fits.
     pub(super) fn wait(&self) -> Duration {
         refill(self.requested - self.available, self.restore_rate)
     }
 
-    /// Whether the query is larger than the full bucket: waiting would not help.
+    /// Tells whether the query is larger than the full bucket: waiting would not help.
     pub(super) fn never_fits(&self) -> bool {
         self.requested > self.maximum
     }
@@ -77,7 +77,7 @@ impl Bucket {
     }
 }
 
-/// What one process knows of the shops it asks. Clones share it.
+/// Holds what one process knows of the shops it asks. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Buckets(Arc<Mutex<HashMap<ShopDomain, Bucket>>>);
 

@@ -26,17 +26,17 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// A query above 1000 points is refused. A row of tenders or disputes costs one point for each object in it:
 /// itself, its amount, its order.
 const POINTS_PER_ROW: u32 = 3;
-/// The connection, its page info and the shop.
+/// A page costs these points besides its rows: the connection, its page info and the shop.
 const POINTS_PER_PAGE: u32 = 4;
 const LARGEST_PAGE: u32 = 200;
 /// A page this small that is still too expensive will not get cheaper.
 const SMALLEST_PAGE: u32 = 10;
 
-/// A transaction of an order: itself, its bag, two amounts.
+/// A transaction of an order costs these points: itself, its bag, two amounts.
 const POINTS_PER_TRANSACTION: u32 = 4;
 const ORDERS_AT_ONCE: usize = 8;
 const TRANSACTIONS_AT_FIRST: u32 = 25;
-/// For the rare order that has more, asked alone.
+/// So many transactions are asked for of the rare order that has more, which is asked alone.
 const TRANSACTIONS_AT_MOST: u32 = 240;
 
 /// Reads shops, each with its own token. Clones share the connections and what is known of the shops' limits.
@@ -47,12 +47,12 @@ pub struct ShopifyClient {
     client_id: Arc<str>,
     client_secret: SecretString,
     buckets: Buckets,
-    /// The version that answered instead of ours.
+    /// Holds the version that answered instead of ours.
     other_version: Arc<OnceLock<String>>,
     policy: RetryPolicy,
 }
 
-/// What every request to one shop needs.
+/// Holds what every request to one shop needs.
 #[derive(Clone, Copy)]
 struct Access<'a> {
     shop: &'a ShopDomain,
@@ -75,7 +75,7 @@ impl ShopifyClient {
         }
     }
 
-    /// With other pauses between retries.
+    /// Replaces the pauses between retries.
     #[must_use]
     pub fn with_retries(self, policy: RetryPolicy) -> Self {
         Self { policy, ..self }
@@ -137,8 +137,8 @@ impl ShopifyClient {
             .await
     }
 
-    /// The shop's currency, the cheapest proof that a token works, and whether orders of any age are within the token's
-    /// reach (`None`: not told).
+    /// Returns the shop's currency, the cheapest proof that a token works, and whether orders of
+    /// any age are within the token's reach (`None`: not told).
     pub async fn shop(
         &self,
         shop: &ShopDomain,
@@ -150,8 +150,8 @@ impl ShopifyClient {
         Ok((shop.currency_code, wire::reads_all_orders(&data["currentAppInstallation"])))
     }
 
-    /// One page of the money that moved within `window`, refunds negative. `cursor` is the `next` of the page
-    /// before.
+    /// Reads one page of the money that moved within `window`, refunds negative. `cursor` is the
+    /// `next` of the page before.
     ///
     /// With the scope `read_orders`, orders older than 60 days are out of reach and look deleted.
     pub async fn tender_page(
@@ -170,7 +170,7 @@ impl ShopifyClient {
         tenders.settle(cursor, &orders).map_err(refused)
     }
 
-    /// One page of the disputes that may be of interest within `window`, each with its state.
+    /// Reads one page of the disputes that may be of interest within `window`, each with its state.
     ///
     /// Disputes are searched by when they began, so each call reads well before the window; pages without any
     /// movement are normal.
@@ -195,7 +195,8 @@ impl ShopifyClient {
         disputes.settle(cursor, &orders).map(Disputes::Page).map_err(refused)
     }
 
-    /// One page of a searched connection, halved for as long as Shopify finds it too expensive.
+    /// Reads one page of a searched connection, halved for as long as Shopify finds it too
+    /// expensive.
     async fn page(
         &self,
         access: Access<'_>,
@@ -214,7 +215,7 @@ impl ShopifyClient {
         }
     }
 
-    /// The transactions of these orders, several orders a request.
+    /// Reads the transactions of these orders, several orders a request.
     async fn orders(&self, access: Access<'_>, ids: Vec<String>) -> Result<Orders, ProviderError> {
         let mut orders = Orders::default();
         let mut batches: Vec<(Vec<String>, u32)> =
@@ -239,8 +240,8 @@ impl ShopifyClient {
         Ok(orders)
     }
 
-    /// The version of Shopify's interface that answered instead of the one that was asked for: ours was retired, and the
-    /// oldest that is left answers in its place, without an error.
+    /// Returns the version of Shopify's interface that answered instead of the one that was asked
+    /// for: ours was retired, and the oldest that is left answers in its place, without an error.
     pub fn other_version(&self) -> Option<&str> {
         self.other_version.get().map(String::as_str)
     }
@@ -282,7 +283,7 @@ impl ShopifyClient {
     }
 }
 
-/// The version that an answer says it is of, where that is not ours.
+/// Returns the version that an answer says it is of, where that is not ours.
 fn other_version(answer: &Answer) -> Option<String> {
     let version = answer.headers.get("x-shopify-api-version")?.to_str().ok()?;
     let told = word(version);

@@ -24,10 +24,10 @@ use crate::schedule::Window;
 /// Disputes can only be searched by when they began; networks decide within months, this leaves a margin.
 const LONGEST_DISPUTE: TimeDelta = TimeDelta::days(540);
 
-/// What a shop says of its disputes.
+/// Says what a shop says of its disputes.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Disputes {
-    /// One page; empty for a shop without Shopify Payments.
+    /// A page was read, which is empty for a shop without Shopify Payments.
     Page(Page),
     /// The connection may not read disputes. No failure: say it once and go on.
     NotAvailable,
@@ -37,7 +37,7 @@ pub enum Disputes {
 #[serde(rename_all = "camelCase")]
 struct Data {
     shop: Shop,
-    /// Null for a shop without Shopify Payments; the field itself is always there.
+    /// Is null for a shop without Shopify Payments; the field itself is always there.
     #[serde(deserialize_with = "Option::deserialize")]
     shopify_payments_account: Option<Account>,
 }
@@ -54,7 +54,7 @@ struct Connection {
     page_info: PageInfo,
 }
 
-/// A dispute as it was read.
+/// Represents a dispute as it was read.
 struct Dispute<'a> {
     node: &'a Value,
     id: String,
@@ -64,13 +64,13 @@ struct Dispute<'a> {
     order: Option<Order>,
 }
 
-/// When disputes that may be of interest within `window` can have begun.
+/// Returns when disputes that may be of interest within `window` can have begun.
 pub(super) fn begun(window: Window) -> Window {
     Window { from: window.from - LONGEST_DISPUTE, ..window }
 }
 
 impl<'a> Dispute<'a> {
-    /// `None` for what takes no money: an inquiry that was not prevented.
+    /// Reads a dispute; `None` for what takes no money: an inquiry that was not prevented.
     fn read(node: &'a Value) -> Option<Result<Self, RefusedReason>> {
         let (kind, status) =
             (node["type"].as_str().unwrap_or_default(), node["status"].as_str().unwrap_or_default());
@@ -91,7 +91,8 @@ impl<'a> Dispute<'a> {
         Some(gid(&node["id"]).map(|id| Self { node, id, kind, source_kind, state, order }))
     }
 
-    /// Priced as the payment that it takes back: that is what the order knows in both currencies.
+    /// Is priced as the payment that it takes back: that is what the order knows in both
+    /// currencies.
     fn priced(&self) -> Option<Priced<'_>> {
         let amount = unsigned(Money(&self.node["amount"]))?;
         Some(Priced { amount, order: self.order.as_ref(), at: None })
@@ -124,7 +125,7 @@ impl<'a> Dispute<'a> {
     }
 }
 
-/// A page that was read and whose foreign currencies are still open.
+/// Represents a page that was read and whose foreign currencies are still open.
 pub(super) struct DisputePage {
     shop: Shop,
     connection: Option<Connection>,
@@ -143,13 +144,13 @@ impl DisputePage {
         self.connection.iter().flat_map(|connection| &connection.nodes).filter_map(Dispute::read).collect()
     }
 
-    /// The orders needed to settle foreign currencies.
+    /// Returns the orders needed to settle foreign currencies.
     pub(super) fn orders_to_ask(&self) -> Result<Vec<String>, RefusedReason> {
         let rows = self.rows()?;
         Ok(orders::to_ask(rows.iter().filter_map(Dispute::priced), &self.shop))
     }
 
-    /// The disputes of the page that was asked for behind `after`, each with its state.
+    /// Returns the disputes of the page that was asked for behind `after`, each with its state.
     pub(super) fn settle(self, after: Option<&str>, orders: &Orders) -> Result<Page, RefusedReason> {
         let (mut page, mut seen) = (Page::default(), HashMap::new());
         for dispute in self.rows()? {
@@ -170,7 +171,8 @@ fn unsigned(money: Money<'_>) -> Option<MinorAmount> {
     if amount.minor() >= 0 { Some(amount) } else { amount.checked_neg().ok() }
 }
 
-/// An instant, or the first of a Paris day. Midnight exists once every day there: clocks change at night, later.
+/// Reads an instant, or the first of a Paris day. Midnight exists once every day there: clocks
+/// change at night, later.
 fn decided(text: &Value) -> Option<DateTime<Utc>> {
     if let Some(instant) = wire::instant(text) {
         return Some(instant);

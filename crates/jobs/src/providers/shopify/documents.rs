@@ -1,15 +1,15 @@
 //! The GraphQL documents, as files of their own so that they can be validated against Shopify's schema.
 
-/// The shop's currency, and what our application may read of it.
+/// Asks for the shop's currency, and what our application may read of it.
 pub const SHOP: &str = include_str!("documents/shop.graphql");
-/// One page of money movements.
+/// Asks for one page of money movements.
 pub const TENDER_TRANSACTIONS: &str = include_str!("documents/tender_transactions.graphql");
-/// The transactions of some orders, with both currencies.
+/// Asks for the transactions of some orders, with both currencies.
 pub const ORDER_TRANSACTIONS: &str = include_str!("documents/order_transactions.graphql");
-/// One page of Shopify Payments disputes.
+/// Asks for one page of Shopify Payments disputes.
 pub const DISPUTES: &str = include_str!("documents/disputes.graphql");
 
-/// Every document that is ever sent, with its file name.
+/// Lists every document that is ever sent, with its file name.
 pub const ALL: [(&str, &str); 4] = [
     ("shop.graphql", SHOP),
     ("tender_transactions.graphql", TENDER_TRANSACTIONS),

@@ -14,13 +14,13 @@ use std::str::FromStr;
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct ShopDomain(String);
 
-/// Not the domain of a Shopify shop.
+/// The text is not the domain of a Shopify shop.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("not a shop's myshopify.com domain")]
 pub struct InvalidShopDomain;
 
 impl ShopDomain {
-    /// The whole domain.
+    /// Returns the whole domain.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -29,8 +29,8 @@ impl ShopDomain {
 impl FromStr for ShopDomain {
     type Err = InvalidShopDomain;
 
-    /// Strict: no trimming, no lower-casing, no scheme. What the web application stored is used as it is or not
-    /// at all.
+    /// Reads a domain strictly: no trimming, no lower-casing, no scheme. What the web application
+    /// stored is used as it is or not at all.
     fn from_str(text: &str) -> Result<Self, InvalidShopDomain> {
         let name = text.strip_suffix(".myshopify.com").ok_or(InvalidShopDomain)?;
         let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();

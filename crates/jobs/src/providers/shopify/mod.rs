@@ -27,5 +27,6 @@ pub use disputes::Disputes;
 pub use domain::{InvalidShopDomain, ShopDomain};
 pub use refresh::TokenPair;
 
-/// The API version that the documents were validated against; each lives at least twelve months.
+/// The documents were validated against this API version; each version lives at least twelve
+/// months.
 pub const API_VERSION: &str = "2026-10";

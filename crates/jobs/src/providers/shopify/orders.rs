@@ -20,7 +20,7 @@ struct Data {
     nodes: Vec<Value>,
 }
 
-/// One movement of an order in both currencies; amounts are unsigned.
+/// Represents one movement of an order in both currencies; its amounts are unsigned.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Exchange {
     incoming: bool,
@@ -29,25 +29,25 @@ struct Exchange {
     shop: MinorAmount,
 }
 
-/// An amount as far as the shop's currency is known.
+/// Represents an amount as far as the shop's currency is known.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Settled {
     pub(super) amount: MinorAmount,
-    /// Whether `amount` is in the shop's currency; else it is the buyer's.
+    /// Says whether `amount` is in the shop's currency; else it is the buyer's.
     pub(super) converted: bool,
-    /// The order that told the rate.
+    /// Names the order that told the rate.
     pub(super) rate_from: Option<String>,
 }
 
 impl Settled {
-    /// What is kept of the amount as it was read: nothing where it is the amount.
+    /// Returns what is kept of the amount as it was read: nothing where it is the amount.
     pub(super) fn original(&self, as_read: Original) -> Option<Original> {
         let foreign = !self.converted || self.rate_from.is_some();
         foreign.then(|| Original { rate_from: self.rate_from.clone(), ..as_read })
     }
 }
 
-/// What is known of some orders.
+/// Holds what is known of some orders.
 #[derive(Debug, Default)]
 pub(super) struct Orders(HashMap<String, Vec<Exchange>>);
 
@@ -72,7 +72,8 @@ impl Orders {
         Ok(cut)
     }
 
-    /// The amount in the shop's currency; unchanged and not converted when that cannot be told.
+    /// Returns the amount in the shop's currency; it is unchanged and not converted when that
+    /// cannot be told.
     pub(super) fn settle(&self, priced: &Priced<'_>, shop: &Shop) -> Settled {
         let amount = priced.amount;
         if amount.currency() == priced.shop_currency(shop) {
@@ -99,14 +100,15 @@ impl Orders {
     }
 }
 
-/// The shop's amount on which all of them agree.
+/// Returns the shop's amount on which all of them agree.
 fn single<'a>(exchanges: impl Iterator<Item = &'a Exchange>) -> Option<MinorAmount> {
     let mut amounts = exchanges.map(|exchange| exchange.shop);
     let first = amounts.next()?;
     amounts.all(|amount| amount == first).then_some(first)
 }
 
-/// `None` for what moved no money (authorisations, voids, failures, tests, kinds to come), and for what cannot be read.
+/// Reads a transaction; `None` for what moved no money (authorisations, voids, failures, tests,
+/// kinds to come), and for what cannot be read.
 fn exchange(transaction: &Value) -> Option<Exchange> {
     if transaction["test"] != false || transaction["status"] != "SUCCESS" {
         return None;
@@ -125,7 +127,7 @@ fn exchange(transaction: &Value) -> Option<Exchange> {
     Some(Exchange { incoming, at: instant(&transaction["processedAt"]), buyer, shop })
 }
 
-/// The distinct orders that must be asked, in a stable order.
+/// Returns the distinct orders that must be asked, in a stable order.
 pub(super) fn to_ask<'a>(priced: impl Iterator<Item = Priced<'a>>, shop: &Shop) -> Vec<String> {
     let ids: BTreeSet<_> = priced.filter_map(|one| one.order_to_ask(shop).map(str::to_owned)).collect();
     ids.into_iter().collect()
@@ -162,7 +164,7 @@ mod tests {
         orders
     }
 
-    /// A tender in dollars, settled: euro cents, or `None` when excluded.
+    /// Settles a tender in dollars: euro cents, or `None` when excluded.
     fn settle(orders: &Orders, minor: i64, at: &str) -> Option<i64> {
         let order = Order { id: "gid://shopify/Order/1".into(), currency_code: Some(Currency::EUR) };
         let priced = Priced {

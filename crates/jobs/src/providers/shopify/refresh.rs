@@ -10,18 +10,19 @@ use super::answer::by_status;
 use crate::http::Answer;
 use crate::providers::{ErrorKind, Provider, ProviderError, ReconnectReason, RefusedReason};
 
-/// A fresh pair. Store it before its first use: using the new access token ends the old refresh token.
+/// Represents a fresh pair. Store it before its first use: using the new access token ends the old
+/// refresh token.
 #[derive(Clone, Debug)]
 pub struct TokenPair {
-    /// For `X-Shopify-Access-Token`.
+    /// Goes into the header `X-Shopify-Access-Token`.
     pub access_token: SecretString,
-    /// How long the access token lives from now on.
+    /// Says how long the access token lives from now on.
     pub expires_in: Duration,
-    /// For the next refresh.
+    /// Pays for the next refresh.
     pub refresh_token: SecretString,
-    /// How long the refresh token lives from now on, where the answer says so.
+    /// Says how long the refresh token lives from now on, where the answer says so.
     pub refresh_token_expires_in: Option<Duration>,
-    /// The granted scopes, comma-separated.
+    /// Lists the granted scopes, comma-separated.
     pub scope: String,
 }
 

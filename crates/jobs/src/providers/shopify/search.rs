@@ -5,7 +5,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::schedule::Window;
 
-/// `field:>='from' AND field:<'to'`, in whole seconds.
+/// Writes `field:>='from' AND field:<'to'`, in whole seconds.
 pub(super) fn within(field: &str, window: Window) -> String {
     let Window { from, to } = window.in_whole_seconds();
     format!("{field}:>='{}' AND {field}:<'{}'", timestamp(from), timestamp(to))

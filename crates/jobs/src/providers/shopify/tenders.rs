@@ -25,7 +25,7 @@ struct Connection {
     page_info: PageInfo,
 }
 
-/// A row as it was read: what is missing or odd in it is missing here.
+/// Represents a row as it was read: what is missing or odd in it is missing here.
 struct Tender<'a> {
     node: &'a Value,
     id: String,
@@ -34,7 +34,7 @@ struct Tender<'a> {
 }
 
 impl<'a> Tender<'a> {
-    /// `None` for a test of the shop's; an error for what has no id, and so is no row.
+    /// Reads a row; `None` for a test of the shop's; an error for what has no id, and so is no row.
     fn read(node: &'a Value) -> Option<Result<Self, RefusedReason>> {
         if node["test"] == true {
             return None;
@@ -84,7 +84,7 @@ impl<'a> Tender<'a> {
     }
 }
 
-/// A page that was read and whose foreign currencies are still open.
+/// Represents a page that was read and whose foreign currencies are still open.
 pub(super) struct Tenders(Data);
 
 impl Tenders {
@@ -96,13 +96,14 @@ impl Tenders {
         self.0.tender_transactions.nodes.iter().filter_map(Tender::read).collect()
     }
 
-    /// The orders needed to settle foreign currencies.
+    /// Returns the orders needed to settle foreign currencies.
     pub(super) fn orders_to_ask(&self) -> Result<Vec<String>, RefusedReason> {
         let rows = self.rows()?;
         Ok(orders::to_ask(rows.iter().filter_map(Tender::priced), &self.0.shop))
     }
 
-    /// The page, asked for behind `after`. A row that cannot be understood is kept as it was read.
+    /// Returns the page, asked for behind `after`. A row that cannot be understood is kept as it
+    /// was read.
     pub(super) fn settle(self, after: Option<&str>, orders: &Orders) -> Result<Page, RefusedReason> {
         let (mut page, mut seen) = (Page::default(), HashMap::new());
         for tender in self.rows()? {

@@ -11,13 +11,13 @@ use serde_json::Value;
 use crate::money::{Currency, MinorAmount};
 use crate::providers::{Original, RefusedReason};
 
-/// `MoneyV2`: the amount is a decimal string; a JSON number would have been a float.
+/// Represents `MoneyV2`: the amount is a decimal string; a JSON number would have been a float.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Money<'a>(pub(super) &'a Value);
 
 impl Money<'_> {
-    /// The amount, where it can be read to the last digit: [`CurrencyCode`] has codes that are no currency, and
-    /// amounts come with more decimals than their currency has.
+    /// Returns the amount, where it can be read to the last digit: [`CurrencyCode`] has codes that
+    /// are no currency, and amounts come with more decimals than their currency has.
     ///
     /// [`CurrencyCode`]: https://shopify.dev/docs/api/admin-graphql/latest/enums/CurrencyCode
     pub(super) fn parse(self) -> Option<MinorAmount> {
@@ -25,7 +25,7 @@ impl Money<'_> {
         MinorAmount::from_decimal_str(self.0["amount"].as_str()?, currency).ok()
     }
 
-    /// What stands there.
+    /// Returns what stands there.
     pub(super) fn as_read(self) -> Original {
         let text = |value: &Value| match value {
             Value::Null => None,
@@ -37,7 +37,7 @@ impl Money<'_> {
     }
 }
 
-/// `Shop`.
+/// Represents `Shop`, as far as it is asked for.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Shop {
@@ -52,11 +52,12 @@ pub(super) fn reads_all_orders(installation: &Value) -> Option<bool> {
     (!handles.is_empty()).then(|| handles.contains(&"read_all_orders"))
 }
 
-/// `Order`, as far as a movement needs it; null once the order is deleted or out of reach.
+/// Represents `Order`, as far as a movement needs it; it is null once the order is deleted or out
+/// of reach.
 #[derive(Clone, Debug)]
 pub(super) struct Order {
     pub(super) id: String,
-    /// The shop's currency when the order was placed, where it can be read.
+    /// Is the shop's currency when the order was placed, where it can be read.
     pub(super) currency_code: Option<Currency>,
 }
 
@@ -75,7 +76,7 @@ pub(super) struct PageInfo {
 }
 
 impl PageInfo {
-    /// Where the page behind the one asked for with `after` begins.
+    /// Returns where the page behind the one asked for with `after` begins.
     pub(super) fn next(self, after: Option<&str>) -> Result<Option<String>, RefusedReason> {
         if !self.has_next_page {
             return Ok(None);
@@ -92,13 +93,14 @@ pub(super) fn shape<T: DeserializeOwned>(data: Value, part: &'static str) -> Res
     serde_json::from_value(data).map_err(|_| RefusedReason::InvalidAnswer(part))
 }
 
-/// A global id such as `gid://shopify/TenderTransaction/1`: stable, and of one type for ever.
+/// Returns a global id such as `gid://shopify/TenderTransaction/1`: it is stable, and of one type
+/// for ever.
 pub(super) fn gid(id: &Value) -> Result<String, RefusedReason> {
     let known = id.as_str().filter(|id| id.starts_with("gid://shopify/") && id.len() <= 255);
     known.map(str::to_owned).ok_or(RefusedReason::InvalidAnswer("id"))
 }
 
-/// An instant as Shopify writes it.
+/// Reads an instant as Shopify writes it.
 pub(super) fn instant(text: &Value) -> Option<DateTime<Utc>> {
     text.as_str()?.parse().ok().filter(|at: &DateTime<Utc>| {
         // What the database can store.
@@ -106,7 +108,7 @@ pub(super) fn instant(text: &Value) -> Option<DateTime<Utc>> {
     })
 }
 
-/// Something to be settled in the shop's currency.
+/// Represents something to be settled in the shop's currency.
 #[derive(Clone, Debug)]
 pub(super) struct Priced<'a> {
     pub(super) amount: MinorAmount,
@@ -115,13 +117,14 @@ pub(super) struct Priced<'a> {
 }
 
 impl Priced<'_> {
-    /// The order that must be looked into because the amount is in another currency than the shop's.
+    /// Returns the order that must be looked into because the amount is in another currency than
+    /// the shop's.
     pub(super) fn order_to_ask(&self, shop: &Shop) -> Option<&str> {
         let order = self.order?;
         (self.amount.currency() != self.shop_currency(shop)).then_some(order.id.as_str())
     }
 
-    /// The order remembers what the shop's currency was on its day.
+    /// Returns the shop's currency on the order's day, which the order remembers.
     pub(super) fn shop_currency(&self, shop: &Shop) -> Currency {
         self.order.and_then(|order| order.currency_code).unwrap_or(shop.currency_code)
     }

@@ -3,20 +3,20 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// `acct_` and up to 64 letters or digits: safe in a header.
+/// Represents `acct_` and up to 64 letters or digits: safe in a header.
 ///
 /// Well-formed does not mean the user's own: with our platform key, any connected account would open. See
 /// [`StripeClient::prove_account`](super::StripeClient::prove_account).
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct StripeAccountId(String);
 
-/// Not an account id.
+/// The text is not an account id.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("not a Stripe account id")]
 pub struct NotAnAccount;
 
 impl StripeAccountId {
-    /// The id, e.g. `acct_1Nv0FGQ9RKHgCVdK`.
+    /// Returns the id, e.g. `acct_1Nv0FGQ9RKHgCVdK`.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -7,12 +7,12 @@ use crate::providers::{
     ErrorKind, Provider, ProviderError, ReconnectReason, RefusedReason, Transient, TransientCause,
 };
 
-/// Whose key the request carried: it decides who has to act when it is refused.
+/// Says whose key the request carried: that decides who has to act when it is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Key {
-    /// The platform's secret key.
+    /// It is the platform's secret key.
     Platform,
-    /// The access token of one row.
+    /// It is the access token of one row.
     Row,
 }
 

@@ -20,7 +20,7 @@ struct List {
     has_more: bool,
 }
 
-/// The categories that are turnover: what customers pay and get back.
+/// These categories are turnover: what customers pay and get back.
 const COUNTED: [(&str, MovementKind); 7] = [
     ("charge", MovementKind::Payment),
     ("partial_capture_reversal", MovementKind::PartialCapture),
@@ -31,8 +31,9 @@ const COUNTED: [(&str, MovementKind); 7] = [
     ("charge_failure", MovementKind::ChargeFailure),
 ];
 
-/// The categories that are none: what moves between balances, banks and Stripe. `platform_earning` and
-/// `other_adjustment` are missing on purpose: they are money of which this version does not know whether it counts.
+/// These categories are none: what moves between balances, banks and Stripe. `platform_earning` and
+/// `other_adjustment` are missing on purpose: they are money of which this version does not know
+/// whether it counts.
 const NO_TURNOVER: [&str; 31] = [
     "payout",
     "payout_reversal",
@@ -102,7 +103,8 @@ fn holds_turnover(balance_type: Option<&str>, kind: MovementKind) -> bool {
     }
 }
 
-/// Ways to pay that tell days later whether the money was received. Their row is there from the day the debit is sent
+/// These ways to pay tell days later whether the money was received. Their row is there from the
+/// day the debit is sent
 /// (<https://support.stripe.com/questions/changes-to-balance-transaction-behavior-for-debit-payment-methods>).
 const DEBITS: [&str; 7] = [
     "acss_debit",
@@ -204,8 +206,8 @@ fn instant(seconds: &Value) -> Option<DateTime<Utc>> {
     (instant.timestamp() > -62_000_000_000 && instant.timestamp() < 250_000_000_000).then_some(instant)
 }
 
-/// The state of the payment behind a row, where the source tells it. A payment that is only named may be a debit on its
-/// way, unless its id is a card's (`ch_`).
+/// Returns the state of the payment behind a row, where the source tells it. A payment that is only
+/// named may be a debit on its way, unless its id is a card's (`ch_`).
 fn payment_state(source: &Value) -> Option<String> {
     match source {
         Value::Object(_) => source["status"].as_str().map(word),
@@ -214,7 +216,7 @@ fn payment_state(source: &Value) -> Option<String> {
     }
 }
 
-/// What the buyer paid, where that was another currency than the row's.
+/// Returns what the buyer paid, where that was another currency than the row's.
 fn bought_for(source: &Value, amount_minor: Option<i64>, currency: Option<&str>) -> Option<Original> {
     let (paid, bought_in) = (source["amount"].as_i64()?, source["currency"].as_str()?.to_uppercase());
     if currency == Some(bought_in.as_str()) {
@@ -224,7 +226,7 @@ fn bought_for(source: &Value, amount_minor: Option<i64>, currency: Option<&str>)
     Some(Original { currency: Some(word(&bought_in)), amount_minor: Some(signed), ..Original::default() })
 }
 
-/// What stands where an amount and a currency are expected.
+/// Returns what stands where an amount and a currency are expected.
 fn as_read(row: &Value) -> Original {
     let text = |value: &Value| match value {
         Value::Null => None,
@@ -279,7 +281,7 @@ mod tests {
         page(list.to_string().as_bytes(), cursor)
     }
 
-    /// A row with one field replaced, or removed for `None`.
+    /// Returns a row with one field replaced, or removed for `None`.
     fn with(field: &str, value: Option<Value>) -> Value {
         let mut row = row("txn_1", "charge", 1000);
         match value {
@@ -390,7 +392,8 @@ mod tests {
         assert_eq!(kept.external_id, "txn_1");
     }
 
-    /// Stripe: a debit has its row from the day it is sent; the charge's own status says when it has succeeded.
+    /// Checks what Stripe says: a debit has its row from the day it is sent; the charge's own
+    /// status says when it has succeeded.
     #[rstest]
     #[case("sepa_debit", "pending", 300)]
     #[case("sepa_debit", "succeeded", 300)]

@@ -15,7 +15,7 @@ use crate::providers::{ErrorKind, Movement, Page, Provider, ProviderError, Refus
 use crate::retry::RetryPolicy;
 use crate::schedule::Window;
 
-/// Stripe's own upper bound of `limit`.
+/// Stripe documents this as the upper bound of `limit`.
 const PAGE_SIZE: &str = "100";
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -35,19 +35,20 @@ pub struct StripeClient {
 }
 
 impl StripeClient {
-    /// `api_base` without a path, e.g. [`super::DEFAULT_API_BASE`].
+    /// Creates a client of `api_base`, which has no path, e.g. [`super::DEFAULT_API_BASE`].
     pub fn new(http: Client, api_base: &str, secret_key: SecretString, pacer: Pacer) -> Self {
         let api_base = api_base.trim_end_matches('/').to_owned();
         Self { http, api_base, secret_key, pacer, policy: RetryPolicy::PROVIDER }
     }
 
-    /// With other pauses between retries.
+    /// Replaces the pauses between retries.
     #[must_use]
     pub fn with_retries(self, policy: RetryPolicy) -> Self {
         Self { policy, ..self }
     }
 
-    /// Whose account a row's own access token opens ("Retrieve account": `GET /v1/account`).
+    /// Returns whose account a row's own access token opens ("Retrieve account": `GET
+    /// /v1/account`).
     ///
     /// The user can write `stripe_account_id`, and our platform key opens every account that ever connected:
     /// read an account only for the row whose token has answered its id. A token that is refused is a
@@ -64,7 +65,7 @@ impl StripeClient {
             .ok_or_else(|| refused(RefusedReason::InvalidAnswer("account"), &answer))
     }
 
-    /// One page of the account's movements, newest first ("List all balance transactions").
+    /// Reads one page of the account's movements, newest first ("List all balance transactions").
     ///
     /// `cursor` is the `next` of the page before. A row can become visible some time after its own timestamp:
     /// overlap the windows of two runs.
@@ -91,7 +92,8 @@ impl StripeClient {
         balance::page(&answer.body, cursor).map_err(|reason| refused(reason, &answer))
     }
 
-    /// One movement by its id ("Retrieve a balance transaction"); `None` where the account does not know it.
+    /// Reads one movement by its id ("Retrieve a balance transaction"); `None` where the account
+    /// does not know it.
     pub async fn balance_transaction(
         &self,
         account: &StripeAccountId,
@@ -112,8 +114,9 @@ impl StripeClient {
         }
     }
 
-    /// Whether the platform's key may read movements: the request of every sync, once, of `account` where one is known.
-    /// What that account alone refuses says nothing of the key: then the platform itself is asked.
+    /// Returns whether the platform's key may read movements: the request of every sync, once, of
+    /// `account` where one is known. What that account alone refuses says nothing of the key: then
+    /// the platform itself is asked.
     pub async fn check_key(
         &self,
         account: Option<&StripeAccountId>,

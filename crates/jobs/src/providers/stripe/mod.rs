@@ -17,8 +17,9 @@ pub use balance::kinds;
 pub use client::StripeClient;
 pub use pacer::Pacer;
 
-/// Where Stripe listens unless `STRIPE_API_BASE` says otherwise.
+/// Stripe listens there unless `STRIPE_API_BASE` says otherwise.
 pub const DEFAULT_API_BASE: &str = "https://api.stripe.com";
 
-/// The API version that this code was written against; pinned, so that the account's default does not matter.
+/// This code was written against this API version; it is pinned, so that the account's default does
+/// not matter.
 pub const API_VERSION: &str = "2026-10-28.endive";

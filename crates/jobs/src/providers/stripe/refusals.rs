@@ -29,8 +29,8 @@ const FORGOTTEN: Duration = Duration::from_mins(1);
 /// (<https://docs.stripe.com/rate-limits>).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Reason {
-    /// Too many requests, of all or of one endpoint, in a second or at once: slower is better for each of them. A name
-    /// that we do not know, or none, is taken for one of these.
+    /// Too many requests came, of all or of one endpoint, in a second or at once: slower is better
+    /// for each of them. A name that we do not know, or none, is taken for one of these.
     Rate,
     /// One object is asked for too often.
     Resource,
@@ -82,7 +82,7 @@ impl Asked {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Scope {
     Everybody,
-    /// The account that was refused; it waits already.
+    /// Names the account that was refused; it waits already.
     Account,
 }
 
@@ -94,9 +94,9 @@ struct Waiting {
 /// Holds which accounts were refused a moment ago.
 #[derive(Default)]
 pub(super) struct Refusals {
-    /// How many requests have been answered or refused.
+    /// Says how many requests have been answered or refused.
     requests: u64,
-    /// Who was refused last, at which request and when.
+    /// Says who was refused last, at which request and when.
     last: Option<(Asked, u64, Instant)>,
     waiting: HashMap<Asked, Waiting>,
 }

@@ -151,8 +151,8 @@ fn thresholds_run_once_an_iso_week() {
     check(task, MANUAL, "2024-12-30T10:00:00Z", "2025-W01");
 }
 
-/// Summer time as the directive says it, without the zone database: from 01:00 UTC on the last Sunday
-/// of March to 01:00 UTC on the last Sunday of October (since 1996).
+/// Returns summer time as the directive says it, without the zone database: from 01:00 UTC on the
+/// last Sunday of March to 01:00 UTC on the last Sunday of October (since 1996).
 fn paris_by_the_directive(at: DateTime<Utc>) -> NaiveDate {
     let change = |month: u32| {
         let last = NaiveDate::from_ymd_opt(at.year(), month, 31).unwrap();

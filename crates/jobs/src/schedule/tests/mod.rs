@@ -12,7 +12,7 @@ fn utc(text: &str) -> DateTime<Utc> {
     text.parse().expect("an instant")
 }
 
-/// Any second of the tested calendar.
+/// Draws any second of the tested calendar.
 fn instants() -> impl Strategy<Value = DateTime<Utc>> {
     let (first, last) = (utc("1970-01-01T00:00:00Z"), utc("2099-12-31T22:59:59Z"));
     (first.timestamp()..=last.timestamp()).prop_map(|second| DateTime::from_timestamp(second, 0).unwrap())

@@ -27,7 +27,8 @@ fn acre(created: &str) -> TaxProfile {
     TaxProfile { has_acre: Some(true), created: Some(created.parse().unwrap()), ..TaxProfile::default() }
 }
 
-/// Everything that decides about caveats is known, and none applies.
+/// Returns a profile in which everything that decides about caveats is known, and no caveat
+/// applies.
 fn known() -> TaxProfile {
     TaxProfile {
         created: Some("2020-01-15".parse().unwrap()),
@@ -42,7 +43,7 @@ fn with(income_tax: IncomeTax) -> TaxProfile {
     TaxProfile { income_tax: Some(income_tax), ..known() }
 }
 
-/// Contributions, training, total.
+/// Compares contributions, training and total.
 fn check(of: &[(&str, i64)], at: &str, profile: TaxProfile, expected: [i64; 3]) {
     let aside = put_aside(&receipts(of), month(at), profile).unwrap();
     assert_eq!([aside.contributions.0, aside.training.0, aside.total.0], expected);

@@ -134,7 +134,8 @@ fn where_nothing_is_refused_only_the_network_bounds_the_pace() {
     assert!(answered > 190.0, "32 at once, 160 ms each, are 200 a second, not {answered}");
 }
 
-/// As many requests as 500 accounts of three pages make: the first run finds the limit on its way.
+/// A first run makes as many requests as 500 accounts of three pages: it finds the limit on its
+/// way.
 #[test]
 fn a_first_run_is_within_a_quarter_of_what_stripe_allows() {
     const REQUESTS: usize = 2_000;
