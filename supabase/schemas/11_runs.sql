@@ -66,6 +66,17 @@ begin
     return jsonb_build_object('state', 'planned', 'run_id', p_run_id, 'plan', '{}'::jsonb);
 end $$;
 
+-- Whether nobody has taken this slot, although this installation was at work before it opened (p_opens): then a later
+-- cron makes it up. What was due before anything ever ran here is owed to nobody.
+create function public.jobs_slot_missed(p_task text, p_slot text, p_opens timestamptz) returns boolean
+language sql stable security definer set search_path = '' set statement_timeout = '5s' as $$
+    select not exists (select from jobs.job_slots s where s.task = p_task and s.slot = p_slot)
+        and (exists (select from jobs.job_runs r where r.finished_at < p_opens)
+            -- Not ended yet. A replay works for an instant at which nothing ran.
+            or exists (select from jobs.job_runs r
+                where r.finished_at is null and r.as_of < p_opens and r.trigger <> 'replay'));
+$$;
+
 -- Whether there is such a user: who asks for one by id may have mistyped it.
 create function public.jobs_user_exists(p_user_id uuid) returns boolean
 language sql stable security definer set search_path = '' set statement_timeout = '5s' as $$

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use url::Url;
 use uuid::Uuid;
 
 use crate::{
@@ -47,22 +48,33 @@ async fn run_task(context: &Context, call: &Call, task: Task) -> TaskOutcome {
         call.user_id.is_none() && !call.dry_run && due_slot(task, call, context.tuning.schedule).is_ok();
     let monitor = context.config.monitors.get(&task).filter(|_| whole);
     let outcome = match monitor {
-        None => dispatch(context, call, task).await,
-        Some(address) => {
-            let tell = |signal, words: String| async move {
-                ping(&context.http, address, signal, &words, &context.deadline).await;
-            };
-            let ((), outcome) =
-                tokio::join!(tell(Signal::Start, String::new()), dispatch(context, call, task));
-            match trouble(&outcome) {
-                None => tell(Signal::Success, summary(&outcome)).await,
-                Some(reason) => tell(Signal::Fail, reason).await,
+        None => {
+            let outcome = dispatch(context, call, task).await;
+            // Whether a missed occasion is made up shows only now.
+            let made_up = matches!(&outcome, TaskOutcome::Ran(run) if run.made_up.is_some());
+            if let Some(address) = context.config.monitors.get(&task).filter(|_| made_up) {
+                tell_end(context, address, &outcome).await;
             }
+            outcome
+        }
+        Some(address) => {
+            let start = ping(&context.http, address, Signal::Start, "", &context.deadline);
+            let ((), outcome) = tokio::join!(start, dispatch(context, call, task));
+            tell_end(context, address, &outcome).await;
             outcome
         }
     };
     log(task, &outcome, begun.elapsed());
     outcome
+}
+
+/// Tells a monitor how a task has ended.
+async fn tell_end(context: &Context, address: &Url, outcome: &TaskOutcome) {
+    let (signal, words) = match trouble(outcome) {
+        None => (Signal::Success, summary(outcome)),
+        Some(reason) => (Signal::Fail, reason),
+    };
+    ping(&context.http, address, signal, &words, &context.deadline).await;
 }
 
 async fn dispatch(context: &Context, call: &Call, task: Task) -> TaskOutcome {

@@ -3,6 +3,7 @@
 pub(crate) mod delivery;
 pub(crate) mod dry_run;
 pub(crate) mod given;
+mod made_up;
 mod many;
 mod offers;
 mod plans;

@@ -10,7 +10,7 @@ use crate::{
     lane::Lane,
     queue::MailCounts,
     routes::Route,
-    schedule::{Task, paris},
+    schedule::{Month, Task, describe_making_up, paris},
     tasks::{Call, RunSummary, TaskOutcome, month_of},
     words::{capitalized, counted_in_answers},
 };
@@ -132,7 +132,8 @@ fn details(fields: Fields, run: &RunSummary, work: Counters) -> Fields {
     // Why people got nothing is a question about mails; how much was new, one about data.
     let excluded = run.outline.get("skipped").filter(|reasons| sends && *reasons != &serde_json::json!({}));
     let fields = fields
-        .with_some("note", run.joined.as_ref().or(run.no_recap.as_ref()))
+        .with_some("note", note(run).as_ref())
+        .with_some("madeUp", run.made_up.as_ref().map(|missed| &missed.slot))
         .with_some("records", (!sends).then_some(&run.records))
         .with_some("checked", run.outline.get("scanned"))
         .with_some("excluded", excluded)
@@ -156,6 +157,14 @@ fn details(fields: Fields, run: &RunSummary, work: Counters) -> Fields {
         .with_some("unsent", (!unsent.is_empty()).then_some(&unsent))
         .with_some("problems", problems(run).as_ref())
         .with_some("runId", run.run_id.as_ref())
+}
+
+/// Returns what a reader has to know of a run: who else had planned it, what it makes up, why no recap follows.
+fn note(run: &RunSummary) -> Option<String> {
+    let made_up = run.made_up.as_ref().map(describe_making_up);
+    let notes: Vec<String> =
+        [run.joined.clone(), made_up, run.no_recap.clone()].into_iter().flatten().collect();
+    (!notes.is_empty()).then(|| notes.join(" ; "))
 }
 
 /// Returns one lane's mails, beside the data they came from.
@@ -249,7 +258,7 @@ fn monthly_sync(call: &Call, outcome: &TaskOutcome) -> Fields {
         TaskOutcome::Ran(run) => details(
             fields
                 .with("message", "Sync mensuel terminé")
-                .with_some("month", month_of(call).ok().map(crate::schedule::Month::french).as_ref())
+                .with_some("month", month(call, run).map(Month::french).as_ref())
                 .with("totalUsers", &run.counts.planned)
                 .with("errors", &run.errors())
                 .with_some("skipped", run.joined.is_some().then_some(&true))
@@ -273,6 +282,12 @@ fn monthly_sync(call: &Call, outcome: &TaskOutcome) -> Fields {
             .with("dryRun", plan),
         TaskOutcome::Failed(error) => fields.with("error", &error.user_message()),
     }
+}
+
+/// Returns the month that a run of the monthly sync has read.
+fn month(call: &Call, run: &RunSummary) -> Option<Month> {
+    let made_up = run.made_up.as_ref().map(|missed| paris::month(missed.opens));
+    made_up.or_else(|| month_of(call).ok())
 }
 
 /// Sums the tasks up for `sync_logs`: never a success where a part failed.

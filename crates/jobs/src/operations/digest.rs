@@ -14,7 +14,7 @@ use crate::{
     failure::cut,
     providers::Outage,
     routes::Route,
-    schedule::{Settings, Task, paris},
+    schedule::{Missed, Settings, Task, paris},
     words,
 };
 
@@ -106,10 +106,7 @@ pub(crate) fn points(
         if let Some(newest) = missed.first() {
             points.push(point(
                 format!("Passage manqué : {}", task.french()),
-                format!(
-                    "Le créneau {} n’a été pris par aucun cron. La page d’état permet de le rejouer.",
-                    newest.occurrence.slot
-                ),
+                missed_detail(newest),
                 missed.len() as u64,
             ));
         }
@@ -149,6 +146,17 @@ pub(crate) fn points(
         points.push(point("Jetons Shopify permanents".to_owned(), permanent_tokens(count), count));
     }
     points
+}
+
+fn missed_detail(missed: &Missed) -> String {
+    let taken = format!("Le créneau {} n’a été pris par aucun cron.", missed.occurrence.slot);
+    match missed.made_up_until {
+        Some(end) => format!(
+            "{taken} Le prochain passage de ce cron le rattrape, jusqu’au {}.",
+            paris::french(paris::date(end - TimeDelta::seconds(1)))
+        ),
+        None => format!("{taken} La page d’état permet de le rejouer."),
+    }
 }
 
 fn point(title: String, mut detail: String, count: u64) -> DigestPoint {

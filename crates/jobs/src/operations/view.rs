@@ -63,6 +63,9 @@ pub(crate) struct MissedSlot {
     pub(crate) due_at: DateTime<Utc>,
     /// A later run did what this one would have done.
     pub(crate) made_up: bool,
+    /// The next call of its cron makes it up, until this instant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) made_up_until: Option<DateTime<Utc>>,
     /// Is the instant that a replay works for; `None` where nothing can be replayed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) replay_at: Option<DateTime<Utc>>,
@@ -78,6 +81,7 @@ impl From<Missed> for MissedSlot {
             slot: missed.occurrence.slot.to_string(),
             due_at: missed.occurrence.opens,
             made_up: missed.made_up,
+            made_up_until: missed.made_up_until,
             replay_at: missed.replay.ok(),
             no_replay: missed.replay.err().map(|why| why.to_string()),
         }

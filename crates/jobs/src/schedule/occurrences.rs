@@ -6,35 +6,16 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
     due::{Opening, next_due},
+    making_up::made_up_until,
+    occurrence::{Occurrence, door},
     paris,
     settings::Settings,
-    slot::Slot,
-    task::{Task, Via},
+    task::Task,
 };
 
 /// The J+3 mail is sent on these Paris days after sign-up. There are several, so that a missed cron costs nobody
 /// theirs.
 pub const DAYS_AFTER_SIGN_UP: RangeInclusive<u32> = 3..=6;
-
-/// Represents one slot, from its first instant to the one at which no cron can claim it any more.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Occurrence {
-    /// The task that is due.
-    pub task: Task,
-    /// The slot that a cron claims.
-    pub slot: Slot,
-    /// The task is due from this instant on.
-    pub opens: DateTime<Utc>,
-    /// The slot is over from this instant on.
-    pub closes: DateTime<Utc>,
-}
-
-impl Occurrence {
-    /// Returns the door through which a cron would have asked.
-    pub fn via(&self) -> Via {
-        door(self.task)
-    }
-}
 
 /// Represents an occurrence that nobody took.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -43,6 +24,8 @@ pub struct Missed {
     pub occurrence: Occurrence,
     /// A later run has done what this one would have: nothing is lost.
     pub made_up: bool,
+    /// Until this instant a cron that comes by makes it up by itself.
+    pub made_up_until: Option<DateTime<Utc>>,
     /// The instant to replay, or why not.
     pub replay: Result<DateTime<Utc>, NoReplay>,
 }
@@ -59,11 +42,6 @@ pub enum NoReplay {
     /// A reminder belongs into its month.
     #[error("le mois de ce rappel est passé")]
     MonthOver,
-}
-
-/// Returns the door through which crons ask for a task.
-const fn door(task: Task) -> Via {
-    if task.is_scheduled_everywhere() { Via::CronRoute } else { Via::ManualRoute }
 }
 
 /// Returns the rhythm of a task, for a sentence that begins "dû …".
@@ -104,6 +82,7 @@ pub fn missed(
         .map(|occurrence| Missed {
             occurrence: occurrence.clone(),
             made_up: all.iter().any(|later| taken(later) && covers(later, occurrence)),
+            made_up_until: made_up_until(occurrence).filter(|end| now < *end),
             replay: replay(occurrence, now, settings),
         })
         .collect();

@@ -21,7 +21,7 @@ pub use self::{
 use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
 /// Names every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 44] = [
+pub const FUNCTIONS: [&str; 45] = [
     "integration_context",
     "integration_outages",
     "integration_prove",
@@ -54,6 +54,7 @@ pub const FUNCTIONS: [&str; 44] = [
     "jobs_sign_in",
     "jobs_sign_out",
     "jobs_signed_in",
+    "jobs_slot_missed",
     "jobs_status",
     "jobs_troubles",
     "jobs_user_exists",

@@ -3,7 +3,7 @@
 use super::{
     call::Call,
     context::Context,
-    due::due_slot,
+    due::occasion,
     mails::{MailPlan, plan_post_report},
     outcome::{TaskError, TaskOutcome},
 };
@@ -12,14 +12,15 @@ use crate::{
     schedule::{Task, paris},
 };
 
-/// Runs the task, which is due on the 2nd, for the month before; replayed only within the same real month.
+/// Runs the task, which is due on the 2nd, for the month before; replayed only within the same real month. Where nobody
+/// took the 2nd, a cron of the days after makes it up.
 pub async fn run(context: &Context, call: &Call) -> TaskOutcome {
     remind(context, call).await.into()
 }
 
 async fn remind(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> {
-    let slot = match due_slot(Task::MonthlyReminders, call, context.tuning.schedule) {
-        Ok(slot) => slot,
+    let due = match occasion(Task::MonthlyReminders, context, call).await? {
+        Ok(due) => due,
         Err(not_due) => return Ok(TaskOutcome::NotDue { note: not_due.note() }),
     };
     let month = paris::month(call.at).previous();
@@ -31,10 +32,11 @@ async fn remind(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError
     let wanted = MailPlan {
         task: Task::MonthlyReminders,
         kind: MailKind::MonthlyReminder,
-        slot: slot.as_ref(),
+        slot: due.slot.as_ref(),
         days_after_sign_up: None,
         month: Some(month),
         now: if call.dry_run { call.at } else { context.now },
     };
-    plan_post_report(context, call, wanted).await
+    let outcome = plan_post_report(context, call, wanted).await?;
+    Ok(outcome.making_up(due.made_up))
 }

@@ -3,27 +3,33 @@
 use super::{
     call::Call,
     context::Context,
-    due::{due_slot, month_of},
+    due::{month_of, occasion},
     outcome::{TaskError, TaskOutcome},
     second_chance,
     sync::{SyncPlan, plan_drain_report},
 };
 use crate::{
     queue::WorkItem,
-    schedule::{Task, recap_due},
+    schedule::{Task, paris, recap_due},
 };
 
-/// Runs the task, which is due on the last day of the Paris month, or for the month an operator names.
+/// Runs the task, which is due on the last day of the Paris month, or for the month an operator names. Where nobody took
+/// the last day, a cron of the first days after makes it up.
 pub async fn run(context: &Context, call: &Call) -> TaskOutcome {
     sync(context, call).await.into()
 }
 
 async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> {
-    let due = month_of(call)
-        .and_then(|month| Ok((month, due_slot(Task::MonthlySync, call, context.tuning.schedule)?)));
-    let (month, slot) = match due {
+    let due = match occasion(Task::MonthlySync, context, call).await? {
         Ok(due) => due,
         Err(not_due) => return second_chance::run(context, call, not_due.note()).await,
+    };
+    let month = match &due.made_up {
+        Some(missed) => paris::month(missed.opens),
+        None => match month_of(call) {
+            Ok(month) => month,
+            Err(not_due) => return Ok(TaskOutcome::NotDue { note: not_due.note() }),
+        },
     };
     if let Err(faults) = &context.integrations {
         return Err(TaskError::Configuration(faults.clone()));
@@ -31,7 +37,7 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
     let recap = recap_due(month, call.at);
     let wanted = SyncPlan {
         task: Task::MonthlySync,
-        slot: slot.as_ref(),
+        slot: due.slot.as_ref(),
         // Months before the first sync were typed by hand: only a month that is named is written over them.
         work: WorkItem::SyncMonth {
             month: month.to_string(),
@@ -52,5 +58,5 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
             TaskOutcome::NotDue { .. } | TaskOutcome::Failed(_) => {}
         }
     }
-    Ok(outcome)
+    Ok(outcome.making_up(due.made_up))
 }

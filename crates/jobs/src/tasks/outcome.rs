@@ -9,6 +9,7 @@ use crate::{
     config_faults::ConfigFaults,
     failure::{CountedFailure, Failure},
     queue::{Counts, MailCounts},
+    schedule::Occurrence,
     supabase::SupabaseError,
 };
 
@@ -59,6 +60,21 @@ impl TaskError {
     }
 }
 
+impl TaskOutcome {
+    /// Returns the same outcome, which says which missed occasion this call made up. Where another call was faster, it
+    /// has made it up.
+    pub(super) fn making_up(mut self, missed: Option<Occurrence>) -> Self {
+        match (&mut self, missed) {
+            (Self::Ran(run), Some(missed)) if run.joined.is_none() => run.made_up = Some(missed),
+            (Self::DryRun { plan: Value::Object(plan) }, Some(missed)) => {
+                plan.insert("madeUp".into(), missed.slot.as_str().into());
+            }
+            _ => {}
+        }
+        self
+    }
+}
+
 impl From<Result<TaskOutcome, TaskError>> for TaskOutcome {
     fn from(result: Result<TaskOutcome, TaskError>) -> Self {
         result.unwrap_or_else(Self::Failed)
@@ -87,6 +103,8 @@ pub struct RunSummary {
     pub results_total: u64,
     /// Counts its mails, by lane.
     pub mails: BTreeMap<String, MailCounts>,
+    /// Names the occasion that nobody took on its day and that this call made up.
+    pub made_up: Option<Occurrence>,
     /// Says why a month's recap is not mailed.
     pub no_recap: Option<String>,
     /// Counts months that had failed and were planned again with this call.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use chrono::{DateTime, Datelike, Timelike, Utc};
+use chrono::{DateTime, Datelike, TimeDelta, Timelike, Utc};
 
 use crate::{
     lane,
@@ -77,6 +77,12 @@ impl DatabaseView {
 }
 
 impl MissedSlot {
+    /// Returns the last day on which a cron makes it up by itself.
+    pub(super) fn made_up_to(&self) -> Option<String> {
+        let end = self.made_up_until.filter(|_| !self.made_up)?;
+        Some(paris::french(paris::date(end - TimeDelta::seconds(1))))
+    }
+
     pub(super) fn name(&self) -> String {
         capitalized(self.task.french())
     }
