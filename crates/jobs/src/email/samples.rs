@@ -2,13 +2,15 @@
 //!
 //! Nobody's data. The figures are those of 2026.
 
+mod alerts;
+
 use chrono::{DateTime, NaiveDate, Utc};
 
 use super::{ActivityTurnover, Branding, DigestPoint, Facts, Promo, Rendered, SourceTotal, render};
 use crate::{
     mail_kind::MailKind,
     schedule::Month,
-    urssaf::{ActivitySum, Consequence, Crossing, Doubt, IncomeTax, TaxProfile, Threshold},
+    urssaf::{ActivitySum, IncomeTax, TaxProfile},
 };
 
 /// Returns the branding of a deployment; with `promo`, it offers a code.
@@ -46,9 +48,9 @@ pub fn samples() -> Vec<(&'static str, Facts)> {
     ];
     samples.extend(reminders());
     samples.extend(recaps());
-    samples.extend(micro_alerts());
-    samples.extend(vat_alerts());
-    samples.extend(mixed_alerts());
+    samples.extend(alerts::micro());
+    samples.extend(alerts::vat());
+    samples.extend(alerts::mixed());
     samples.extend(troubles());
     samples
 }
@@ -206,94 +208,6 @@ fn recaps() -> Vec<(&'static str, Facts)> {
     ]
 }
 
-fn micro_alerts() -> Vec<(&'static str, Facts)> {
-    let over =
-        |consequence| alert(vec![crossing(Threshold::MicroServices, 100, 8_912_040, 8_360_000, consequence)]);
-    vec![
-        (
-            "alert-micro-80",
-            alert(vec![crossing(
-                Threshold::MicroTotal,
-                80,
-                16_250_000,
-                20_310_000,
-                Consequence::Approaching,
-            )]),
-        ),
-        ("alert-micro-once", over(Consequence::MicroOnce)),
-        ("alert-micro-previous-unknown", over(Consequence::MicroPreviousUnknown)),
-        ("alert-micro-out", over(Consequence::MicroOut { from: new_year(2027) })),
-    ]
-}
-
-fn vat_alerts() -> Vec<(&'static str, Facts)> {
-    let from = Consequence::VatFrom { from: new_year(2027) };
-    vec![
-        (
-            "alert-vat-90",
-            alert(vec![crossing(
-                Threshold::VatBaseServices,
-                90,
-                3_399_999,
-                3_750_000,
-                Consequence::Approaching,
-            )]),
-        ),
-        (
-            "alert-vat-from-january",
-            alert(vec![crossing(Threshold::VatBaseServices, 100, 3_750_001, 3_750_000, from)]),
-        ),
-        (
-            "alert-vat-at-once",
-            alert(vec![
-                crossing(Threshold::VatBaseServices, 100, 4_300_000, 3_750_000, from),
-                crossing(Threshold::VatIncreasedServices, 100, 4_300_000, 4_125_000, Consequence::VatAtOnce),
-            ]),
-        ),
-        (
-            "alert-creation-year",
-            alert(vec![
-                Crossing {
-                    full_year_ceiling: Some(3_750_000),
-                    ..crossing(Threshold::VatBaseServices, 100, 3_200_000, 2_825_342, from)
-                },
-                Crossing {
-                    full_year_ceiling: Some(4_125_000),
-                    ..crossing(
-                        Threshold::VatIncreasedServices,
-                        100,
-                        3_200_000,
-                        3_107_876,
-                        Consequence::VatAtOnce,
-                    )
-                },
-            ]),
-        ),
-    ]
-}
-
-fn mixed_alerts() -> Vec<(&'static str, Facts)> {
-    let doubtful = |threshold, step, ceiling| Crossing {
-        doubt: Some(Doubt { typed: 4_000_000, imported: 3_100_050 }),
-        ..crossing(threshold, step, 7_100_050, ceiling, Consequence::ToVerify)
-    };
-    let many = Facts::ThresholdAlert {
-        first_name: None,
-        year: 2026,
-        crossings: vec![
-            crossing(Threshold::MicroTotal, 90, 18_700_000, 20_310_000, Consequence::Approaching),
-            doubtful(Threshold::VatBaseTotal, 80, 8_500_000),
-            crossing(Threshold::MicroServices, 100, 123_456_789, 8_360_000, Consequence::MicroOnce),
-            crossing(Threshold::VatIncreasedServices, 90, 3_800_000, 4_125_000, Consequence::Approaching),
-        ],
-        unknown_activities: vec!["artisanat d’art".to_owned(), "<b>autre</b>".to_owned()],
-    };
-    vec![
-        ("alert-to-verify", alert(vec![doubtful(Threshold::MicroServices, 80, 8_360_000)])),
-        ("alert-many", many),
-    ]
-}
-
 fn recap(total: i64, sources: Vec<SourceTotal>) -> Facts {
     Facts::MonthlyRecap {
         first_name: Some("Camille".to_owned()),
@@ -329,31 +243,8 @@ fn source(source: &str, gross: i64, refunds: i64) -> SourceTotal {
     SourceTotal { source: source.to_owned(), gross, refunds }
 }
 
-fn alert(crossings: Vec<Crossing>) -> Facts {
-    Facts::ThresholdAlert {
-        first_name: Some("Camille".to_owned()),
-        year: 2026,
-        crossings,
-        unknown_activities: Vec::new(),
-    }
-}
-
-fn crossing(
-    threshold: Threshold,
-    step: u8,
-    turnover: i64,
-    ceiling: i64,
-    consequence: Consequence,
-) -> Crossing {
-    Crossing { threshold, step, turnover, ceiling, full_year_ceiling: None, doubt: None, consequence }
-}
-
 fn month(year: i32, month: u32) -> Month {
     Month::new(year, month).expect("a month of the samples")
-}
-
-fn new_year(year: i32) -> NaiveDate {
-    month(year, 1).first_day()
 }
 
 fn at(instant: &str) -> DateTime<Utc> {

@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 use crate::http::{Answer, NetworkError};
 use crate::retry::{RetryDecision, Retryable};
 
-/// Represents a source of movements.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Provider {
-    /// Stripe is read as a connected account of our platform.
-    Stripe,
-    /// Shopify is read through the Admin API.
-    Shopify,
+listed! {
+    /// Represents a source of movements.
+    #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Provider {
+        /// Stripe is read as a connected account of our platform.
+        Stripe,
+        /// Shopify is read through the Admin API.
+        Shopify,
+    }
 }
 
 impl Provider {

@@ -66,7 +66,7 @@ pub(super) fn status(status: &Status, viewer: &Viewer, notice: Option<&str>) -> 
             None => kinds.push((kind, mail.counts)),
         }
     }
-    let providers = [Provider::Stripe, Provider::Shopify]
+    let providers = Provider::ALL
         .into_iter()
         .map(|provider| (provider, known.map(|known| states(known, provider)).unwrap_or_default()))
         .collect();
