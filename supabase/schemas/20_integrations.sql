@@ -9,9 +9,10 @@
 -- Why a movement does not count, from what its row says alone; null: it counts. This is the one place that decides it
 -- (but for money that two providers report: see movements_reported_twice). The row's column `excluded` is this answer.
 --
--- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts when
--- it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for debit
--- payment methods"). A payment that failed was never received, so the row that takes it back does not count either.
+-- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts
+-- when it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for
+-- debit payment methods"). A payment that failed was never received, so the row that takes it back does not count
+-- either.
 create function jobs.why_excluded(
     p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
     p_converted boolean
@@ -42,11 +43,11 @@ create table jobs.integration_transactions (
     provider text not null check (provider in ('shopify', 'stripe')),
     external_id text not null,                   -- txn_… (Stripe), the number of the tender or dispute (Shopify)
     account text not null,                       -- acct_… or name.myshopify.com, as proven
-    kind text not null,                          -- payment, refund, …; unknown: this version does not know source_kind
+    kind text not null,                     -- payment, refund, …; unknown: this version does not know source_kind
     occurred_at timestamptz,                     -- when it counts; null where the provider says no date
     amount_minor bigint,                         -- null: not readable
     currency text,                               -- as amount_minor; null: not told
-    refs text[] not null default '{}',           -- ch_…, pi_…, re_…: the payment behind it, as both providers name
+    refs text[] not null default '{}',      -- ch_…, pi_…, re_…: the payment behind it, as both providers name
                                                  -- it; gid://shopify/Order/…: the order it belongs to
     first_seen_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
@@ -54,7 +55,7 @@ create table jobs.integration_transactions (
     state text,                                  -- of the payment or dispute behind it; null: not told, or has none
     method text,                                 -- how it was paid, in the provider's words
     listed_at timestamptz,                       -- the date under which the provider lists it
-    converted boolean not null default true,     -- false: amount and currency are the buyer's, the account's are not known
+    converted boolean not null default true,     -- false: amount and currency are the buyer's, not the account's
     original jsonb,                              -- as read, where that differs: {amount, currency, rate_from}
     paris_month date not null generated always as
         (date_trunc('month', coalesce(occurred_at, first_seen_at) at time zone 'Europe/Paris')::date) stored,
@@ -99,9 +100,9 @@ create table jobs.integration_state (
     primary key (user_id, provider)
 );
 
--- The books of accounts that a user had connected before the present one. Their movements go on counting in the months in
--- which they were connected; connected again, an account finds its books here. A movement whose account has no row here
--- belongs to the present books (integration_state).
+-- The books of accounts that a user had connected before the present one. Their movements go on counting in the months
+-- in which they were connected; connected again, an account finds its books here. A movement whose account has no row
+-- here belongs to the present books (integration_state).
 create table jobs.former_accounts (
     user_id uuid not null references auth.users (id) on delete cascade,
     provider text not null check (provider in ('shopify', 'stripe')),
@@ -137,11 +138,12 @@ create table jobs.auto_sync_totals (
 -- The rates by which imported rows were last estimated, as the code has them: one row. See write_estimates.
 create table jobs.rates_in_use (
     is_only boolean primary key default true check (is_only),
-    rates jsonb not null      -- [{activity, from: YYYY-MM, full, acre_half, acre_three_quarters, flat_tax}]: 1230 is 12.3 %
+    -- [{activity, from: YYYY-MM, full, acre_half, acre_three_quarters, flat_tax}]: 1230 is 12.3 %
+    rates jsonb not null
 );
 
--- Whether a movement is money that its month's figure lacks, or may lack: not readable, of an unknown kind, not known in
--- euros. Without a setting of its own, so that it becomes part of the query that uses it. It names no table.
+-- Whether a movement is money that its month's figure lacks, or may lack: not readable, of an unknown kind, not known
+-- in euros. Without a setting of its own, so that it becomes part of the query that uses it. It names no table.
 create function jobs.is_uncounted(t jobs.integration_transactions) returns boolean
 language sql immutable as $$
     select t.excluded is not null and t.excluded in ('unknown_kind', 'no_date', 'no_currency', 'amount_not_read', 'prevented',
@@ -149,8 +151,8 @@ language sql immutable as $$
 $$;
 
 -- The first month of an account's books: the Paris month of the connection. The user may write connected_at: it is
--- believed where it lies at most 31 days before a run first saw the account there, and not after p_latest. A replay sees
--- an account at an instant that may lie before its connection: it reaches no month before that.
+-- believed where it lies at most 31 days before a run first saw the account there, and not after p_latest. A replay
+-- sees an account at an instant that may lie before its connection: it reaches no month before that.
 create function jobs.first_month(p_connected_at timestamptz, p_seen_at timestamptz, p_latest timestamptz) returns date
 language sql immutable as $$
     select date_trunc('month', case when p_connected_at between p_seen_at - interval '31 days' and p_latest

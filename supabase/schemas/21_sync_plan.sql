@@ -15,8 +15,10 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- What a new item inherits from the items that it supersedes: attempts, last error, stored movements, days to look
--- back. No row for a subject whose items have nothing of that.
-create function jobs.inherited_progress(p_items bigint[], p_payload jsonb, p_as_of timestamptz)
+-- back (p_most_days at most). No row for a subject whose items have nothing of that.
+create function jobs.inherited_progress(
+    p_items bigint[], p_payload jsonb, p_most_days integer, p_as_of timestamptz
+)
 returns table (subject uuid, attempts integer, error jsonb, progress jsonb, payload jsonb)
 language sql stable as $$
     with old as materialized (
@@ -37,7 +39,7 @@ language sql stable as $$
         select o.subject, jsonb_agg(distinct m) as months
         from old o, jsonb_array_elements(o.progress -> 'months') m group by o.subject
     ), summed as (
-        select o.subject, max(case when o.days > 366 then 366 else o.days end) as days,
+        select o.subject, max(case when o.days > p_most_days then p_most_days else o.days end) as days,
             -- A provider that keeps failing is given up after five attempts, however often it is planned anew.
             max(o.attempts) as attempts, (array_agg(o.error order by o.attempts desc))[1] as error,
             bool_or(o.progress ? 'records') as stored, sum((o.progress ->> 'records')::bigint) as records
@@ -56,14 +58,14 @@ $$;
 -- Items of the same subject that older runs left in the queue are superseded: the new one reads at least as far
 -- back, accounts for what they had stored, goes on counting their attempts, and has waited as long as they have.
 -- (Their messages go with them, but for those that a claim is reading just now: it finds no item behind them.)
--- With p_dry_run nothing is written.
+-- p_most_days bounds how far back. With p_dry_run nothing is written.
 --
 -- Never by loops: statistics know nothing yet of the items that were just planned. Old items by their ids alone: a
 -- join would read 90 days of finished ones. No just-in-time compilation, which what loops would have cost sets off.
 --   {state: planned | joined | repeated | dry_run, run_id, plan: {items, skipped: {reason: n}, candidates?: […]}}
 create function public.jobs_plan_sync(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
-    p_parameters jsonb, p_payload jsonb, p_user_id uuid, p_dry_run boolean, p_now timestamptz
+    p_parameters jsonb, p_payload jsonb, p_user_id uuid, p_dry_run boolean, p_most_days integer, p_now timestamptz
 ) returns jsonb language plpgsql security definer
 set search_path = '' set statement_timeout = '28s' set enable_nestloop = off set work_mem = '32MB' set jit = off as $$
 declare
@@ -125,15 +127,15 @@ begin
     with c as materialized (
         select * from jobs.sync_candidates(p_user_id, p_as_of)
     ), planned as (
-        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress, created_at,
-            waiting_since)
+        insert into jobs.job_items (run_id, lane, kind, subject, user_id, payload, attempts, error, progress,
+            created_at, waiting_since)
         select p_run_id, d.lane, p_kind, d.subject, d.user_id, coalesce(t.payload, p_payload),
             coalesce(t.attempts, 0), t.error, coalesce(t.progress, '{}'), p_now, least(w.since, p_now)
         from (select distinct c.user_id,
                   case p_kind when 'sync_month' then c.user_id else c.integration_id end as subject,
                   case p_kind when 'sync_month' then 'months' else c.provider end as lane
               from c where c.reason is null) d
-        left join jobs.inherited_progress(likely, p_payload, p_as_of) t using (subject)
+        left join jobs.inherited_progress(likely, p_payload, p_most_days, p_as_of) t using (subject)
         left join (select i.subject, min(i.waiting_since) as since from jobs.job_items i
             where i.item_id = any (likely) group by 1) w using (subject)
         order by d.user_id, d.subject     -- as the index of all users' items has them: its pages are met once
@@ -182,7 +184,7 @@ begin
     -- Most of it was written right at once: a row that is written twice in one transaction has its foreign keys checked
     -- twice, too. Something was tried, stored or claimed since.
     with now as materialized (
-        select * from jobs.inherited_progress(needless, p_payload, p_as_of)
+        select * from jobs.inherited_progress(needless, p_payload, p_most_days, p_as_of)
     ), differing as (
         select n.item_id, coalesce(t.attempts, 0) as attempts, t.error, coalesce(t.progress, '{}') as progress,
             coalesce(t.payload, p_payload) as payload

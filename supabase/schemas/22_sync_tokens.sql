@@ -38,8 +38,8 @@ language sql stable security definer set search_path = '' set statement_timeout 
 $$;
 
 -- Notes that the stored token opens exactly p_account. Where another account was connected before, its books are put
--- aside, and those of this one taken up again, should it have been connected once. p_all_orders: whether the token reads
--- orders of any age; null where the provider did not tell.
+-- aside, and those of this one taken up again, should it have been connected once. p_all_orders: whether the token
+-- reads orders of any age; null where the provider did not tell.
 create function public.integration_prove(
     p_integration_id uuid, p_access_token text, p_account text, p_all_orders boolean
 ) returns jsonb

@@ -142,8 +142,8 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
     where o.paris_month <> all (p_months);
 $$;
 
--- What a user's month lacks or may have twice, by its reason, with how many movements; {} for nothing. Besides the reasons
--- of is_uncounted:
+-- What a user's month lacks or may have twice, by its reason, with how many movements; {} for nothing. Besides the
+-- reasons of is_uncounted:
 --   pending: a payment that is still on its way, where the month is over
 --   platform_reversal: a whole payment that a platform took back, as a refund or as a fee
 --   refund_of_unknown_sale: a refund of an order whose payment was never read: Stripe may report it, too
@@ -216,8 +216,8 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
     select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') from flaws f;
 $$;
 
--- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up
--- to now), partial (something of it was never read, or it has flaws). It follows from the ledger and from what was read,
+-- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up to
+-- now), partial (something of it was never read, or it has flaws). It follows from the ledger and from what was read,
 -- of each account whose books have the month; of every active integration where none has, or that was never read.
 --   {status, flaws?: see month_flaws}
 create function jobs.month_worth(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb

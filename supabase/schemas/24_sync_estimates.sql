@@ -1,4 +1,5 @@
--- What imported rows carry beside their amount: contributions, income tax and what is left, as the application sums them.
+-- What imported rows carry beside their amount: contributions, income tax and what is left, as the application sums
+-- them.
 
 -- Keeps the rates that the code sent. An older version sends none: then the last ones stay.
 -- Looks first: an insert that conflicts would lock the one row until its settlement ends.

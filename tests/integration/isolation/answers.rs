@@ -125,7 +125,7 @@ async fn the_worst_that_is_written_stays_within_the_bounds() -> Result<()> {
         json!({
             "p_run_id": run_id, "p_task": "sync_integrations", "p_kind": "sync_integration", "p_slot": null,
             "p_trigger": "manual", "p_route": "/test", "p_as_of": now, "p_parameters": {},
-            "p_payload": {"days": null}, "p_user_id": null, "p_dry_run": dry_run, "p_now": now,
+            "p_payload": {"days": null}, "p_user_id": null, "p_dry_run": dry_run, "p_most_days": jobs::schedule::MOST_DAYS, "p_now": now,
         })
     };
     let (activities, alerts) = alerts();

@@ -105,7 +105,7 @@ async fn no_row_of_the_application_is_lost() -> Result<()> {
     assert_eq!(manual, 1_200);
     // The rows of before are planned for like any other.
     let plan = "select public.jobs_plan_sync(gen_random_uuid(), 'sync_integrations', 'sync_integration', null, \
-                'manual', '/', '2026-11-18T10:20:00Z', '{}', '{}', null, false, '2026-11-18T10:20:00Z') #>> '{plan,items}'";
+                'manual', '/', '2026-11-18T10:20:00Z', '{}', '{}', null, false, 366, '2026-11-18T10:20:00Z') #>> '{plan,items}'";
     let items: String = sqlx::query_scalar(plan).fetch_one(pool).await?;
     assert_eq!(items, "50");
     Ok(())

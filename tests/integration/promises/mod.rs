@@ -119,7 +119,7 @@ fn plan(world: &World, run_id: Uuid, slot: Option<&str>, user: Option<Uuid>) -> 
         "p_run_id": run_id, "p_task": "sync_integrations", "p_kind": "sync_integration", "p_slot": slot,
         "p_trigger": if slot.is_some() { "cron" } else { "manual" }, "p_route": "/test",
         "p_as_of": world.now(), "p_parameters": {}, "p_payload": {"days": null},
-        "p_user_id": user, "p_dry_run": false, "p_now": world.now(),
+        "p_user_id": user, "p_dry_run": false, "p_most_days": jobs::schedule::MOST_DAYS, "p_now": world.now(),
     })
 }
 

@@ -89,7 +89,7 @@ async fn the_row_of_a_drain_is_no_success_where_something_failed() -> Result<()>
         json!({
             "p_run_id": Uuid::new_v4(), "p_task": "sync_integrations", "p_kind": "sync_integration", "p_slot": null,
             "p_trigger": "manual", "p_route": "/test", "p_as_of": world.now(), "p_parameters": {},
-            "p_payload": {"days": null}, "p_user_id": null, "p_dry_run": false, "p_now": world.now(),
+            "p_payload": {"days": null}, "p_user_id": null, "p_dry_run": false, "p_most_days": jobs::schedule::MOST_DAYS, "p_now": world.now(),
         })
     };
     rpc(&world, "jobs_plan_sync", &plan_sync()).await?;

@@ -37,4 +37,4 @@ pub use self::replay::{AtError, YEARS, parse_at};
 pub use self::settings::{InvalidHour, Settings};
 pub use self::slot::Slot;
 pub use self::task::{Task, UnknownTask, Via};
-pub use self::window::{DEFAULT_DAYS, Days, InvalidDays, Window};
+pub use self::window::{DEFAULT_DAYS, Days, InvalidDays, MOST_DAYS, Window};

@@ -15,7 +15,7 @@ use super::paris;
 pub const DEFAULT_DAYS: Days = Days(NonZeroU16::new(30).unwrap());
 
 /// A sync reads a year and a day at most: enough for the year-end, little enough for one run.
-const MOST_DAYS: u16 = 366;
+pub const MOST_DAYS: u16 = 366;
 
 /// Movements that the provider shows late are looked for this long before the last success.
 const OVERLAP: TimeDelta = TimeDelta::days(3);

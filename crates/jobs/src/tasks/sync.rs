@@ -14,7 +14,7 @@ use crate::{
     failure::Failure,
     providers::{OUTAGE, Outage},
     queue::WorkItem,
-    schedule::{Slot, Task},
+    schedule::{MOST_DAYS, Slot, Task},
     supabase::SupabaseError,
 };
 
@@ -69,6 +69,7 @@ async fn plan(context: &Context, call: &Call, wanted: &SyncPlan<'_>) -> Result<P
         "p_parameters": call.parameters(),
         "p_user_id": call.user_id,
         "p_dry_run": call.dry_run,
+        "p_most_days": MOST_DAYS,
         "p_now": context.now,
     });
     Ok(context.supabase.rpc("jobs_plan_sync", &arguments, &context.deadline).await?)

@@ -62,7 +62,7 @@ impl Deployment {
             "p_run_id": Uuid::new_v4(), "p_task": "sync_integrations", "p_kind": "sync_integration",
             "p_slot": null, "p_trigger": "manual", "p_route": "/test", "p_as_of": super::SECOND,
             "p_parameters": {}, "p_payload": {"days": null}, "p_user_id": null, "p_dry_run": false,
-            "p_now": super::SECOND,
+            "p_most_days": jobs::schedule::MOST_DAYS, "p_now": super::SECOND,
         });
         let planned = rpc(&company.world, "jobs_plan_sync", &arguments).await?;
         assert_eq!(planned["plan"]["items"], SELLERS, "{planned}");

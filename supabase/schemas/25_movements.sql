@@ -1,0 +1,107 @@
+-- Movements as they are stored: what an answer adds, and what a later one says of them.
+
+-- Stores movements in bulk. {records: how many were new or changed, months: the Paris months they touch}
+--
+-- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again, one
+-- that has failed (another row may have said so) is nothing else again; an amount that was known in the account's
+-- currency stays, as long as the amount that was told is the same; so do the state, the references, a debit's date.
+create function jobs.store_movements(
+    p_user_id uuid, p_provider text, p_account text, p_movements jsonb, p_now timestamptz
+) returns jsonb language sql set search_path = '' as $$
+    with incoming as (
+        select distinct on (m.external_id) m.external_id, m.kind, m.occurred_at, m.amount_minor, left(m.currency, 20) as currency,
+            coalesce(m."references", '{}') as refs, m.source_kind, m.state, m.listed_at, m.original,
+            -- As the version before this one told it, as long as one of its calls is under way.
+            coalesce(m.method, nullif(m.excluded, 'unresolved_currency')) as method,
+            coalesce(m.converted, m.excluded is distinct from 'unresolved_currency') as converted
+        from jsonb_to_recordset(p_movements) as m (
+            external_id text, kind text, occurred_at timestamptz, amount_minor bigint, currency text,
+            "references" text[], source_kind text, state text, method text, listed_at timestamptz, converted boolean,
+            original jsonb, excluded text)
+    ), before as (
+        select t.external_id, t.paris_month from jobs.integration_transactions t join incoming using (external_id)
+        where t.user_id = p_user_id and t.provider = p_provider
+    ), merged as (
+        select n.external_id,
+            case when n.kind = 'unknown' or (n.kind = 'refund' and t.kind = 'platform_reversal')
+                then coalesce(t.kind, n.kind) else n.kind end as kind,
+            case when n.kind = 'dispute' and n.state is distinct from t.state then n.occurred_at
+                when t.occurred_at <> t.listed_at and n.occurred_at = n.listed_at and n.listed_at = t.listed_at
+                then t.occurred_at else coalesce(n.occurred_at, t.occurred_at) end as occurred_at,
+            case when k.keep then t.amount_minor else n.amount_minor end as amount_minor,
+            case when k.keep then t.currency else n.currency end as currency,
+            case when k.keep then true else n.converted end as converted,
+            case when k.keep then coalesce(t.original, n.original) when t.amount_minor is null then n.original
+                else coalesce(n.original, t.original) end as original,
+            case when t.refs @> n.refs then t.refs
+                else array(select distinct r from unnest(t.refs || n.refs) r order by r) end as refs,
+            coalesce(n.source_kind, t.source_kind) as source_kind,
+            case when n.kind = 'payment' and t.state = 'failed' then t.state
+                when n.state in ('pending', 'unknown') and t.state = 'succeeded' then t.state
+                when n.state = 'unknown' then coalesce(t.state, n.state)
+                else coalesce(n.state, t.state) end as state,
+            coalesce(n.method, t.method) as method,
+            coalesce(n.listed_at, t.listed_at) as listed_at
+        from incoming n
+        left join jobs.integration_transactions t
+            on t.user_id = p_user_id and t.provider = p_provider and t.external_id = n.external_id
+        cross join lateral (
+            select coalesce(t.converted and t.amount_minor is not null and (not n.converted or n.amount_minor is null)
+                and (t.original is null or (t.original -> 'amount', t.original -> 'currency')
+                    is not distinct from (n.original -> 'amount', n.original -> 'currency')), false) as keep) k
+    ), stored as (
+        insert into jobs.integration_transactions as t
+            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, state,
+            method, listed_at, converted, original, first_seen_at)
+        select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs,
+            m.source_kind, m.state, m.method, m.listed_at, m.converted, m.original, p_now
+        from merged m order by m.external_id
+        on conflict (user_id, provider, external_id) do update set
+            account = excluded.account, kind = excluded.kind, occurred_at = excluded.occurred_at,
+            amount_minor = excluded.amount_minor, currency = excluded.currency, refs = excluded.refs,
+            source_kind = excluded.source_kind, state = excluded.state, method = excluded.method,
+            listed_at = excluded.listed_at, converted = excluded.converted, original = excluded.original,
+            updated_at = clock_timestamp()
+        where (t.account, t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.source_kind, t.state, t.method,
+                t.listed_at, t.converted, t.original)
+            is distinct from
+            (excluded.account, excluded.kind, excluded.occurred_at, excluded.amount_minor, excluded.currency, excluded.refs,
+                excluded.source_kind, excluded.state, excluded.method, excluded.listed_at, excluded.converted,
+                excluded.original)
+        returning t.external_id, t.paris_month
+    )
+    -- A movement whose date was corrected touches the month it leaves, too.
+    select jsonb_build_object(
+        'records', count(*),
+        'months', coalesce(jsonb_agg(distinct s.paris_month), '[]')
+            || coalesce(jsonb_agg(distinct b.paris_month) filter (where b.paris_month <> s.paris_month), '[]'))
+    from stored s left join before b using (external_id);
+$$;
+
+-- Brings the rows of a provider up to what is known since they were stored: a kind that this version has learned
+-- (p_kinds: {the provider's name: our kind}), and payments of which another row says that they failed. The months that
+-- this touches.
+create function jobs.follow_movements(p_user_id uuid, p_provider text, p_kinds jsonb, p_now timestamptz) returns date[]
+language sql set search_path = '' as $$
+    with learned as (
+        update jobs.integration_transactions t set kind = p_kinds ->> t.source_kind, updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'unknown_kind'
+            and p_kinds ->> t.source_kind is not null and t.kind = 'unknown'
+        returning t.paris_month
+    ), failures as materialized (
+        select r, t.paris_month from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'charge_failure'
+            and r !~ '^pi_'
+    ), failed as (
+        update jobs.integration_transactions t set state = 'failed', updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'payment' and t.state is distinct from 'failed'
+            and exists (select from failures)
+            and exists (select from failures f where f.r = any (t.refs))
+        returning t.paris_month, t.refs
+    )
+    select coalesce(array_agg(distinct m.paris_month), '{}')
+    from (select paris_month from learned
+        union all select paris_month from failed
+        -- What took it back counted once, too, where it was stored before failures were followed.
+        union all select f.paris_month from failed p join failures f on f.r = any (p.refs)) m;
+$$;
