@@ -84,6 +84,8 @@ end $$;
 
 -- The books of these users in some years, in cents: added up by year and activity, typed and imported apart, and months
 -- that have both once more by month. One row for each user who has any; with a flaw there are no years.
+-- What a user has confirmed of a month with both (book_confirmations) is settled: it is not mixed any more, and of what
+-- is the same money one side counts (side_counts).
 --   years: [{year, sums: [{activity, typed, imported}], mixed: [{month, activity, typed, imported}]}]
 create function jobs.books(p_users uuid[], p_first_year integer, p_last_year integer)
 returns table (user_id uuid, created date, years jsonb, flaw text)
@@ -113,16 +115,32 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
         group by c.user_id, o.company_creation_date
     ), sound as materialized (
         select c.user_id, c.year, c.month, c.activity, c.typed::bigint as typed, c.imported::bigint as imported,
-            bool_or(c.is_typed) over w and bool_or(c.is_imported) over w as is_mixed
+            bool_or(c.is_typed) over w and bool_or(c.is_imported) over w as is_mixed,
+            sum(c.typed) over w as month_typed, sum(c.imported) over w as month_imported
         from cells c join owners n on n.user_id = c.user_id and n.flaw is null
         window w as (partition by c.user_id, c.year, c.month)
+    ), answers as materialized (
+        select a.user_id, extract(year from a.month)::integer as year, extract(month from a.month)::integer as month,
+            a.verdict
+        from jobs.book_confirmations a where a.user_id = any (p_users)
+    ), judged as materialized (
+        select s.*, coalesce(o.verdict, e.verdict) as verdict
+        from sound s
+        left join answers o on o.user_id = s.user_id and o.year = s.year and o.month = s.month
+        left join answers e on e.user_id = s.user_id and e.month is null
+    ), settled as materialized (
+        select j.user_id, j.year, j.month, j.activity, j.is_mixed and j.verdict is null as is_mixed,
+            case when jobs.side_counts(false, j.month_typed, j.month_imported, j.verdict) then j.typed else 0 end as typed,
+            case when jobs.side_counts(true, j.month_typed, j.month_imported, j.verdict) then j.imported else 0 end
+                as imported
+        from judged j
     ), sums as (
         select s.user_id, s.year, s.activity, sum(s.typed)::bigint as typed, sum(s.imported)::bigint as imported
-        from sound s group by 1, 2, 3
+        from settled s group by 1, 2, 3
     ), mixed as (
         select s.user_id, s.year, jsonb_agg(jsonb_build_object('month', s.month, 'activity', s.activity,
             'typed', s.typed, 'imported', s.imported) order by s.month, s.activity) as months
-        from sound s where s.is_mixed group by 1, 2
+        from settled s where s.is_mixed group by 1, 2
     ), summed as (
         select s.user_id, s.year, jsonb_agg(jsonb_build_object('activity', s.activity, 'typed', s.typed,
             'imported', s.imported) order by s.activity) as sums
@@ -137,28 +155,59 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
     select n.user_id, n.created, b.years, n.flaw from owners n left join books b using (user_id);
 $$;
 
--- What stands in a user's books for a month, in cents; amounts are null with a flaw.
+-- A user's months of a year that have both typed and imported rows, in cents, with what the user has confirmed of each.
+-- None where the year cannot be read (see month_books).
+create function jobs.mixed_months(p_user_id uuid, p_year integer)
+returns table (month date, typed bigint, imported bigint, verdict text)
+language sql stable set search_path = '' as $$
+    with found as materialized (
+        select * from public.ca_records a where a.user_id = p_user_id and a.year = p_year limit 50001
+    ), months as materialized (
+        select make_date(p_year, r.month, 1) as month,
+            coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100 as typed,
+            coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100 as imported
+        from found r group by r.month
+        having bool_or(r.source <> 'auto_sync') and bool_or(r.source = 'auto_sync')
+    ), soundness as materialized (
+        select (select count(*) from found) <= 50000 and not coalesce(bool_or('NaN' in (m.typed, m.imported)), false)
+            as is_sound
+        from months m
+    )
+    select m.month, case when s.is_sound then m.typed::bigint end, case when s.is_sound then m.imported::bigint end,
+        jobs.book_verdict(p_user_id, m.month)
+    from months m cross join soundness s where s.is_sound;
+$$;
+
+-- What stands in a user's books for a month, in cents; amounts are null with a flaw. What is confirmed to be the same
+-- money counts once (side_counts). verdict: what the user has confirmed of a month that has both typed and imported rows.
 create function jobs.month_books(p_user_id uuid, p_month date)
-returns table (recorded bigint, typed bigint, entries integer, flaw text)
+returns table (recorded bigint, typed bigint, entries integer, flaw text, verdict text)
 language sql stable set search_path = '' as $$
     with sums as (
-        select coalesce(sum(r.amount_eur), 0) * 100 as recorded,
-            sum(r.amount_eur) filter (where r.source <> 'auto_sync') * 100 as typed, count(*) as entries
+        select coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100 as typed,
+            coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100 as imported,
+            bool_or(r.source <> 'auto_sync') as is_typed, bool_or(r.source = 'auto_sync') as is_imported,
+            count(*) as entries
         from (select * from public.ca_records a
               where a.user_id = p_user_id and a.year = extract(year from p_month)
                   and a.month = extract(month from p_month)
               limit 50001) r
     ), judged as (
-        select s.*, case when s.recorded = 'NaN' then 'unreadable_amount'
-            when s.entries > 50000 then 'too_many_rows' end as flaw from sums s
+        select s.*, case when s.is_typed and s.is_imported then jobs.book_verdict(p_user_id, p_month) end as verdict,
+            case when 'NaN' in (s.typed, s.imported) then 'unreadable_amount'
+                when s.entries > 50000 then 'too_many_rows' end as flaw
+        from sums s
     )
-    select case when j.flaw is null then j.recorded::bigint end, case when j.flaw is null then j.typed::bigint end,
-        j.entries::integer, j.flaw
+    select case when j.flaw is null then
+            (case when jobs.side_counts(false, j.typed, j.imported, j.verdict) then j.typed else 0 end
+            + case when jobs.side_counts(true, j.typed, j.imported, j.verdict) then j.imported else 0 end)::bigint end,
+        case when j.flaw is null and j.is_typed then j.typed::bigint end, j.entries::integer, j.flaw, j.verdict
     from judged j;
 $$;
 
 -- What a user's books hold for a month, and for its quarter up to its end, by activity, in cents: what there is to
--- declare. Null where it cannot be read (see month_books), or has more than 20 activities.
+-- declare. What is confirmed to be the same money counts once (side_counts). Null where it cannot be read (see
+-- month_books), or has more than 20 activities.
 --   [{activity, typed, imported, quarter}]
 create function jobs.books_to_declare(p_user_id uuid, p_month date) returns jsonb
 language sql stable set search_path = '' as $$
@@ -167,13 +216,22 @@ language sql stable set search_path = '' as $$
         where a.user_id = p_user_id and a.year = extract(year from p_month)
             and a.month between extract(month from date_trunc('quarter', p_month)) and extract(month from p_month)
         limit 50001
+    ), months as materialized (
+        select r.month, jobs.book_verdict(p_user_id, make_date(extract(year from p_month)::integer, r.month, 1)) as verdict,
+            coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) as typed,
+            coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) as imported
+        from found r group by r.month
+    ), counted as materialized (
+        select r.activity_type, r.month, r.source, r.amount_eur
+        from found r join months m on m.month = r.month
+        where jobs.side_counts(r.source = 'auto_sync', m.typed, m.imported, m.verdict)
     ), sums as (
         select left(r.activity_type, 80) as activity, coalesce(sum(r.amount_eur), 0) * 100 as quarter,
             coalesce(sum(r.amount_eur) filter (where r.month = extract(month from p_month) and r.source <> 'auto_sync'), 0)
                 * 100 as typed,
             coalesce(sum(r.amount_eur) filter (where r.month = extract(month from p_month) and r.source = 'auto_sync'), 0)
                 * 100 as imported
-        from found r group by 1
+        from counted r group by 1
     )
     select case when count(*) <= 20 and (select count(*) from found) <= 50000
             and not coalesce(bool_or('NaN' in (s.quarter, s.typed, s.imported)), false)

@@ -126,8 +126,9 @@ begin
                     jsonb_build_object('recorded', m.recorded, 'entries', m.entries,
                         'books', jobs.books_to_declare(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')),
                         'profile', jsonb_build_object('created', t.created, 'has_acre', t.has_acre,
-                            'income_tax', t.income_tax))
-                    when 'monthly_recap' then jsonb_build_object('year', y.sums, 'created', y.created) else '{}' end end,
+                            'income_tax', t.income_tax), 'mixed', x.months, 'verdict', m.verdict)
+                    when 'monthly_recap' then jsonb_build_object('year', y.sums, 'created', y.created,
+                        'mixed', x.months, 'verdict', m.verdict) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
                 then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,
                     case when d.kind = 'integration_trouble'
@@ -153,7 +154,12 @@ begin
             select b.created, b.years -> 0 -> 'sums' as sums
             from jobs.books(array[d.user_id], left(d.facts ->> 'month', 4)::integer, left(d.facts ->> 'month', 4)::integer) b
             where jsonb_array_length(b.years -> 0 -> 'sums') <= 20   -- no mail is long
-        ) y on d.kind = 'monthly_recap' and d.status = 'planned'));
+        ) y on d.kind = 'monthly_recap' and d.status = 'planned'
+        left join lateral (     -- the year's months that may count twice: nothing is confirmed of them
+            select coalesce(jsonb_agg(jsonb_build_object('month', to_char(q.month, 'YYYY-MM'), 'typed', q.typed,
+                'imported', q.imported) order by q.month), '[]') as months
+            from jobs.mixed_months(d.user_id, left(d.facts ->> 'month', 4)::integer) q where q.verdict is null
+        ) x on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'));
 end $$;
 
 -- Keeps mails invisible for another p_seconds; whether this claim still has all of them.

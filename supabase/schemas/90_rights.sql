@@ -22,7 +22,7 @@ end $$;
 revoke all on function
     public.integration_context, public.integration_outages, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
-    public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
+    public.jobs_close_runs, public.jobs_confirm_books, public.jobs_confirmations, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
     public.jobs_hold_turns, public.jobs_lanes, public.jobs_learn_pace, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
     public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
     public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retake_months,
@@ -36,7 +36,7 @@ from public, anon, authenticated, service_role;
 grant execute on function
     public.integration_context, public.integration_outages, public.integration_prove, public.integration_refresh_begin,
     public.integration_refresh_end, public.integration_refresh_store, public.integration_settle, public.jobs_claim,
-    public.jobs_close_runs, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
+    public.jobs_close_runs, public.jobs_confirm_books, public.jobs_confirmations, public.jobs_give_back, public.jobs_heartbeat, public.jobs_hold_chain,
     public.jobs_hold_turns, public.jobs_lanes, public.jobs_learn_pace, public.jobs_lease_turns, public.jobs_log, public.jobs_note_alerts,
     public.jobs_plan_alerts, public.jobs_plan_digest, public.jobs_plan_mails, public.jobs_plan_sync,
     public.jobs_prune, public.jobs_release, public.jobs_report, public.jobs_retake_months,

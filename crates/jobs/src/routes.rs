@@ -30,6 +30,8 @@ listed! {
         SyncIntegrations,
         /// It is `/api/unsubscribe`.
         Unsubscribe,
+        /// It is `/api/confirm`.
+        Confirm,
         /// It is `POST /api/webhooks/resend`.
         WebhooksResend,
         /// It is `/api/status`.
@@ -208,6 +210,14 @@ impl Route {
                 tasks: &[],
                 parameters: &[],
                 purpose: "Arrête une sorte de courriels pour qui suit le lien d’un courriel.",
+            },
+            Self::Confirm => Row {
+                path: "/api/confirm",
+                binary: "confirm",
+                kind: Kind::Link,
+                tasks: &[],
+                parameters: &[],
+                purpose: "Confirme si des saisies et des imports d’un même mois sont les mêmes encaissements.",
             },
             Self::WebhooksResend => Row {
                 path: "/api/webhooks/resend",

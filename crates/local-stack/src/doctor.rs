@@ -118,7 +118,10 @@ impl Doctor {
                 }
                 Kind::Link => {
                     let seen = self.ask(Method::GET, &format!("{path}?t=1.x.y.z"), None).await;
-                    self.note("un lien de désabonnement faux donne une page d’erreur", is(seen, 400));
+                    self.note(
+                        &format!("GET {path} avec un lien faux donne une page d’erreur"),
+                        is(seen, 400),
+                    );
                 }
                 Kind::Webhook => {
                     let seen = self.ask(Method::POST, path, None).await;

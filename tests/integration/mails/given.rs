@@ -3,13 +3,13 @@
 use anyhow::{Context, Result};
 use chrono::{DateTime, Datelike, Days, NaiveDate, TimeDelta, Utc};
 use jobs::schedule::{Month, paris};
-use reqwest::Method;
+use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::Value;
 use stand_ins::resend::Mail;
 use uuid::Uuid;
 
 pub(super) use crate::clock::at;
-use crate::world::{Answer, World};
+use crate::world::{Answer, Function, World};
 
 /// Returns the 2nd of the month after this one, at noon: reminders about this month are due, and
 /// their time is not over.
@@ -118,6 +118,13 @@ pub(super) fn unsubscribe_query(mail: &Mail) -> String {
     link.split_once('?').expect("a query").1.to_owned()
 }
 
+/// Returns the query of the link in a mail's text that leads to the confirmation.
+pub(super) fn confirm_query(mail: &Mail) -> String {
+    let text = mail.text.as_deref().expect("a text part");
+    let link = text.lines().find(|line| line.starts_with("https://jobs.comptalyze.example/api/confirm?"));
+    link.expect("a link to confirm").split_once('?').expect("a query").1.to_owned()
+}
+
 /// Returns the message of a reported problem.
 #[track_caller]
 pub(super) fn problem<'a>(part: &'a Value, code: &str) -> &'a Value {
@@ -128,4 +135,27 @@ pub(super) fn problem<'a>(part: &'a Value, code: &str) -> &'a Value {
 /// Makes a cron's call, whatever its status.
 pub(super) async fn cron(world: &World, name: &str, query: &str) -> Result<Answer> {
     world.call(Method::GET, name, query).await
+}
+
+/// What a link leads to.
+pub(super) struct Page {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    /// On one line.
+    pub(super) text: String,
+}
+
+/// What follows a link: a browser, a mail program. Redirects are not followed.
+pub(super) async fn visit(
+    function: &Function,
+    method: Method,
+    query: &str,
+    body: Option<(&str, &str)>,
+) -> Result<Page> {
+    let mut request = jobs::http::client()?.request(method, format!("{}?{query}", function.url()));
+    if let Some((content_type, body)) = body {
+        request = request.header("content-type", content_type).body(body.to_owned());
+    }
+    let Answer { status, headers, text } = function.send(request).await?;
+    Ok(Page { status, headers, text: plain(&text) })
 }

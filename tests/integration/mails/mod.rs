@@ -1,5 +1,6 @@
 //! The mails, end to end: planned, sealed, sent, settled, each exactly once.
 
+mod confirm;
 pub(crate) mod delivery;
 pub(crate) mod dry_run;
 pub(crate) mod given;

@@ -3,16 +3,16 @@
 use anyhow::Result;
 use chrono::TimeDelta;
 use jobs::mail_kind::MailKind;
-use reqwest::{Method, StatusCode, header::HeaderMap};
+use reqwest::Method;
 use serde_json::{Value, json};
 use stand_ins::faults::{Fault, Rule};
 use uuid::Uuid;
 
 use super::given::{
-    about, mail_to, plain, recipients, says, says_not, second_of_next_month, unsubscribe_query,
+    about, mail_to, recipients, says, says_not, second_of_next_month, unsubscribe_query, visit,
 };
 use super::signed_up_at;
-use crate::world::{Answer, Function, World};
+use crate::world::World;
 
 /// What a kind of mail is refused by, each kind on its own; a kind that nobody knows is an error and no consent.
 #[tokio::test(flavor = "multi_thread")]
@@ -49,22 +49,6 @@ async fn every_kind_can_be_refused_and_an_unknown_one_is_an_error() -> Result<()
     assert!(refusal(user, "weekly_news").await.is_err());
     assert!(stop(user, "weekly_news").await.is_err());
     Ok(())
-}
-
-struct Page {
-    status: StatusCode,
-    headers: HeaderMap,
-    text: String,
-}
-
-/// Returns what follows a link: a browser, a mail program. Redirects are not followed.
-async fn visit(function: &Function, method: Method, query: &str, body: Option<(&str, &str)>) -> Result<Page> {
-    let mut request = jobs::http::client()?.request(method, format!("{}?{query}", function.url()));
-    if let Some((content_type, body)) = body {
-        request = request.header("content-type", content_type).body(body.to_owned());
-    }
-    let Answer { status, headers, text } = function.send(request).await?;
-    Ok(Page { status, headers, text: plain(&text) })
 }
 
 const ONE_CLICK: (&str, &str) = ("application/x-www-form-urlencoded", "List-Unsubscribe=One-Click");

@@ -89,6 +89,7 @@ const NAMED: &[(&str, &str)] = &[
     ("jobs.email_batches", "sealed_at"),
     ("jobs.email_events", "received_at"),
     ("jobs.found_alerts", "found_at"),
+    ("jobs.book_confirmations", "confirmed_at"),
     ("jobs.job_sign_ins", "tried_at"),
     ("public.marketing_emails", "sent_at"),
     ("public.sync_logs", "synced_at"),

@@ -6,12 +6,8 @@ use url::Url;
 use super::environment::{Environment, checked};
 use crate::{
     config_faults::ConfigFaults,
-    crypto::keys::{PurposeKey, derive},
-    email::{MailConfig, Prices, Promo},
+    email::{LinkKeys, MailConfig, Prices, Promo},
 };
-
-/// Names the purpose of the key that signs links.
-const LINKS: &str = "unsubscribe-link/v1";
 
 pub(super) fn mail(env: &Environment) -> Result<MailConfig, ConfigFaults> {
     let mut faults = ConfigFaults::default();
@@ -55,20 +51,20 @@ pub(super) fn mail(env: &Environment) -> Result<MailConfig, ConfigFaults> {
             jobs_url: without_slash(&jobs?),
             sender_identity: sender_identity?,
             promo,
-            link_key: derive(&SecretString::from(key?), LINKS),
+            link_keys: LinkKeys::derive(&SecretString::from(key?)),
         })
     })();
     checked(parts, faults)
 }
 
-/// Returns the key that signs links, by itself: a link must work where a mail could not be sent.
-pub(super) fn link_key(env: &Environment) -> Result<PurposeKey, ConfigFaults> {
+/// Returns the keys that sign links, by themselves: a link must work where a mail could not be sent.
+pub(super) fn link_keys(env: &Environment) -> Result<LinkKeys, ConfigFaults> {
     let mut faults = ConfigFaults::default();
     let key = env.required("ENCRYPTION_KEY", None, &mut faults);
     if key.as_ref().is_some_and(|key| key.len() != 32) {
         faults.add("ENCRYPTION_KEY doit faire exactement 32 octets");
     }
-    checked(key.map(|key| derive(&SecretString::from(key), LINKS)), faults)
+    checked(key.map(|key| LinkKeys::derive(&SecretString::from(key))), faults)
 }
 
 /// Returns the secret of the webhook, as Resend shows it: `whsec_…`.

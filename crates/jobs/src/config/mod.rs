@@ -20,9 +20,8 @@ use url::Url;
 use self::environment::{Environment, checked, sendable};
 use crate::{
     config_faults::ConfigFaults,
-    crypto::keys::PurposeKey,
     deadline::Budget,
-    email::{MailConfig, Prices},
+    email::{LinkKeys, MailConfig, Prices},
     integrations::IntegrationsConfig,
     ping::Monitors,
     schedule::Settings,
@@ -44,8 +43,8 @@ pub struct Config {
     pub mail: Result<Arc<MailConfig>, ConfigFaults>,
     /// Says which plan a price stands for.
     pub prices: Result<Prices, ConfigFaults>,
-    /// Checks the links in mails, with a key derived from `CRON_SECRET` and nothing else.
-    pub link_key: Result<PurposeKey, ConfigFaults>,
+    /// Checks the links in mails.
+    pub link_keys: Result<LinkKeys, ConfigFaults>,
     /// Checks the mail service's webhooks.
     pub webhook_secret: Result<SecretString, ConfigFaults>,
     /// Holds the address under which this deployment calls itself to continue; `None` outside
@@ -97,7 +96,7 @@ impl Config {
             integrations: integrations::integrations(&env),
             mail: mail::mail(&env).map(Arc::new),
             prices: mail::prices(&env),
-            link_key: mail::link_key(&env),
+            link_keys: mail::link_keys(&env),
             webhook_secret: mail::webhook_secret(&env),
             own_url,
             clock: clock(&env),

@@ -32,6 +32,12 @@ pub enum Facts {
         /// Says how the user says to be taxed.
         #[serde(default)]
         profile: TaxProfile,
+        /// Lists the year's months that may count twice.
+        #[serde(default)]
+        mixed: Vec<MonthTwice>,
+        /// Says what the user has confirmed of the month, where it has both typed and imported rows.
+        #[serde(default)]
+        verdict: Option<BooksVerdict>,
     },
     /// It says what was imported for a month.
     MonthlyRecap {
@@ -59,6 +65,12 @@ pub enum Facts {
         /// Says when the user says that the activity began.
         #[serde(default)]
         created: Option<NaiveDate>,
+        /// Lists the year's months that may count twice.
+        #[serde(default)]
+        mixed: Vec<MonthTwice>,
+        /// Says what the user has confirmed of the month, where it has both typed and imported rows.
+        #[serde(default)]
+        verdict: Option<BooksVerdict>,
     },
     /// It tells which steps of a threshold a year's turnover has newly crossed.
     ThresholdAlert {
@@ -112,6 +124,25 @@ pub struct ActivityTurnover {
     pub quarter: i64,
 }
 
+/// Represents a month with both typed and imported rows of which the user has confirmed nothing, in cents.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct MonthTwice {
+    pub month: Month,
+    pub typed: i64,
+    pub imported: i64,
+}
+
+/// Says what a user has confirmed of a month with both typed and imported rows. The names are stored in
+/// `book_confirmations`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BooksVerdict {
+    /// They are different money: both count.
+    Distinct,
+    /// They are the same money: the greater side counts.
+    Same,
+}
+
 /// Represents one source's part of a month, in cents.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SourceTotal {
@@ -132,6 +163,17 @@ impl Facts {
             Self::ThresholdAlert { .. } => MailKind::ThresholdAlert,
             Self::IntegrationTrouble { .. } => MailKind::IntegrationTrouble,
             Self::OperatorDigest { .. } => MailKind::OperatorDigest,
+        }
+    }
+
+    /// Returns the year whose books the mail is about, if it is about books.
+    pub fn books_year(&self) -> Option<i32> {
+        match self {
+            Self::MonthlyReminder { month, .. } | Self::MonthlyRecap { month, .. } => Some(month.year()),
+            Self::ThresholdAlert { year, .. } => Some(*year),
+            Self::MarketingDay3 { .. } | Self::IntegrationTrouble { .. } | Self::OperatorDigest { .. } => {
+                None
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! This folder makes and sends the mails: what they say, how they look, how each leaves exactly once.
 //!
-//! `facts` is what a mail is about, `render` what it looks like, `links` how it is refused; `mailer` works the
+//! `facts` is what a mail is about, `render` what it looks like, `links` where it leads to; `mailer` works the
 //! `outbox` empty through the `sender`, within its `quotas`; `feedback` is what comes back.
 
 mod allowance;
@@ -18,8 +18,9 @@ mod settings;
 
 pub use self::{
     domain::Domain,
-    facts::{ActivityTurnover, DigestPoint, Facts, SourceTotal},
+    facts::{ActivityTurnover, BooksVerdict, DigestPoint, Facts, MonthTwice, SourceTotal},
+    links::LinkKeys,
     mailer::{MailLimits, MailReport, Mailer},
-    render::{Branding, Promo, Rendered, render},
+    render::{Branding, Links, Promo, Rendered, render},
     settings::{MailConfig, Prices},
 };

@@ -18,8 +18,9 @@ mod reminder;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod twice;
 
-pub use self::branding::{Branding, Promo};
+pub use self::branding::{Branding, Links, Promo};
 use self::frame::{Frame, Mail};
 use super::Facts;
 
@@ -33,19 +34,13 @@ pub struct Rendered {
 }
 
 /// Renders a mail.
-///
-/// `unsubscribe` is the absolute address that stops mails of this kind. Alerts do not show it: their foot leads to
-/// the preferences only.
-pub fn render(
-    facts: &Facts,
-    branding: &Branding,
-    unsubscribe: Option<&str>,
-) -> Result<Rendered, askama::Error> {
+pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Rendered, askama::Error> {
     let (first_name, mail): (_, Box<dyn Mail>) = match facts {
         Facts::MarketingDay3 { first_name } => (first_name, Box::new(marketing::View::new(branding))),
-        Facts::MonthlyReminder { first_name, month, recorded, entries, books, profile } => {
+        Facts::MonthlyReminder { first_name, month, recorded, entries, books, profile, mixed, verdict } => {
             let view = reminder::View::new(*month, *recorded, *entries)
-                .declaring(books.as_deref().unwrap_or_default(), *profile);
+                .declaring(books.as_deref().unwrap_or_default(), *profile)
+                .confirmed(mixed, *verdict);
             (first_name, Box::new(view))
         }
         Facts::MonthlyRecap {
@@ -61,13 +56,16 @@ pub fn render(
             maybe_twice,
             year,
             created,
+            mixed,
+            verdict,
         } => {
             let view = recap::View::new(*month, *total, sources)
                 .provisional(*provisional_at)
                 .typed(*typed)
                 .missing(uncounted, unread, *partial)
                 .maybe_twice(*maybe_twice)
-                .year(month.year(), year.as_deref().unwrap_or_default(), *created);
+                .year(month.year(), year.as_deref().unwrap_or_default(), *created)
+                .confirmed(mixed, *verdict);
             (first_name, Box::new(view))
         }
         Facts::ThresholdAlert { first_name, year, crossings, unknown_activities } => {
@@ -84,7 +82,7 @@ pub fn render(
     let subject = french::typeset(&french::one_line(&headline.subject, 150));
     let frame = Frame {
         greeting: frame::greeting(first_name.as_deref()),
-        ..Frame::new(facts.kind(), subject, headline.preheader, branding, unsubscribe)
+        ..Frame::new(facts.kind(), subject, headline.preheader, branding, links)
     };
     Ok(Rendered {
         html: layout::html(&mail.html(&frame)?),

@@ -6,7 +6,10 @@ mod alerts;
 
 use chrono::{DateTime, NaiveDate, Utc};
 
-use super::{ActivityTurnover, Branding, DigestPoint, Facts, Promo, Rendered, SourceTotal, render};
+use super::{
+    ActivityTurnover, BooksVerdict, Branding, DigestPoint, Facts, Links, MonthTwice, Promo, Rendered,
+    SourceTotal, render,
+};
 use crate::{
     mail_kind::MailKind,
     schedule::Month,
@@ -29,12 +32,15 @@ pub fn branding(promo: bool) -> Branding {
 
 /// Returns every sample as it looks to its reader, by name. What a promotional code changes comes twice.
 pub fn mails() -> Result<Vec<(String, Rendered)>, askama::Error> {
-    const UNSUBSCRIBE: &str = "https://jobs.comptalyze.example/api/unsubscribe?t=v1.exemple";
+    const LINKS: Links = Links {
+        unsubscribe: Some("https://jobs.comptalyze.example/api/unsubscribe?t=v1.exemple"),
+        confirm: Some("https://jobs.comptalyze.example/api/confirm?t=v1.exemple"),
+    };
     let mut mails = Vec::new();
     for (name, facts) in samples() {
-        mails.push((name.to_owned(), render(&facts, &branding(false), Some(UNSUBSCRIBE))?));
+        mails.push((name.to_owned(), render(&facts, &branding(false), LINKS)?));
         if facts.kind() == MailKind::MarketingDay3 {
-            mails.push((format!("{name}-promo"), render(&facts, &branding(true), Some(UNSUBSCRIBE))?));
+            mails.push((format!("{name}-promo"), render(&facts, &branding(true), LINKS)?));
         }
     }
     Ok(mails)
@@ -118,6 +124,8 @@ fn reminders() -> Vec<(&'static str, Facts)> {
         entries,
         books: None,
         profile: TaxProfile::default(),
+        mixed: Vec::new(),
+        verdict: None,
     };
     let known = TaxProfile {
         created: NaiveDate::from_ymd_opt(2026, 2, 9),
@@ -127,6 +135,11 @@ fn reminders() -> Vec<(&'static str, Facts)> {
     };
     let (sales, services) = ("Vente de marchandises", "Prestation de services");
     let liberal = vec![turnover("Activité libérale", 90_000, 0, 215_000), turnover("autre", 4_000, 0, 4_000)];
+    let typed_and_imported = declaring(
+        reminder(month(2026, 12), 412_350, 12),
+        vec![turnover(services, 98_750, 313_600, 1_204_120)],
+        known,
+    );
     vec![
         (
             "reminder",
@@ -136,14 +149,8 @@ fn reminders() -> Vec<(&'static str, Facts)> {
                 TaxProfile { has_acre: Some(false), ..known },
             ),
         ),
-        (
-            "reminder-typed-and-imported",
-            declaring(
-                reminder(month(2026, 12), 412_350, 12),
-                vec![turnover(services, 98_750, 313_600, 1_204_120)],
-                known,
-            ),
-        ),
+        ("reminder-typed-and-imported", twice(typed_and_imported.clone(), None)),
+        ("reminder-confirmed", twice(typed_and_imported, Some(BooksVerdict::Distinct))),
         (
             "reminder-unknown-profile",
             declaring(reminder(month(2026, 8), 94_000, 2), liberal, TaxProfile::default()),
@@ -164,6 +171,17 @@ fn reminders() -> Vec<(&'static str, Facts)> {
 fn declaring(mut facts: Facts, rows: Vec<ActivityTurnover>, taxed: TaxProfile) -> Facts {
     if let Facts::MonthlyReminder { books, profile, .. } = &mut facts {
         (*books, *profile) = (Some(rows), taxed);
+    }
+    facts
+}
+
+/// The same where October and the mail's month have both typed and imported rows.
+fn twice(mut facts: Facts, said: Option<BooksVerdict>) -> Facts {
+    if let Facts::MonthlyReminder { month: of, mixed, verdict, .. } = &mut facts {
+        let both =
+            [month(of.year(), 10), *of].map(|month| MonthTwice { month, typed: 98_750, imported: 313_600 });
+        *mixed = if said.is_some() { Vec::new() } else { both.to_vec() };
+        *verdict = said;
     }
     facts
 }
@@ -203,8 +221,23 @@ fn recaps() -> Vec<(&'static str, Facts)> {
                     sum("autre", 1_250, 0),
                 ]),
                 created: NaiveDate::from_ymd_opt(2026, 2, 9),
+                mixed: [2, 3, 4]
+                    .map(|number| MonthTwice {
+                        month: month(2026, number),
+                        typed: 150_000,
+                        imported: 250_000,
+                    })
+                    .to_vec(),
+                verdict: None,
             },
         ),
+        ("recap-confirmed", {
+            let mut facts = recap(412_350, vec![source("stripe", 412_350, 0)]);
+            if let Facts::MonthlyRecap { typed, verdict, .. } = &mut facts {
+                (*typed, *verdict) = (Some(250_000), Some(BooksVerdict::Same));
+            }
+            facts
+        }),
     ]
 }
 
@@ -225,6 +258,8 @@ fn recap(total: i64, sources: Vec<SourceTotal>) -> Facts {
             sum("services", 640_000, 2_412_350),
         ]),
         created: None,
+        mixed: Vec::new(),
+        verdict: None,
     }
 }
 

@@ -1,16 +1,19 @@
 //! HTTP in and out, panics and lifetime: the only module that knows the runtime, and the only one that reads
 //! the clock.
 //!
-//! There is one handler for each kind of route: `run` (cron and manual), `drain`, `unsubscribe` (links), `webhook` and
-//! `status` (the page). `request` and `admission` let the callers of the first two in. All work is given to the
-//! runtime's `wait_until` and awaited there (`lifetime`), so that neither SIGTERM nor a client that hangs up cuts it.
+//! There is one handler for each kind of route: `run` (cron and manual), `drain`, `unsubscribe` and `confirm` (links),
+//! `webhook` and `status` (the page). `request` and `admission` let the callers of the first two in. All work is given to
+//! the runtime's `wait_until` and awaited there (`lifetime`), so that neither SIGTERM nor a client that hangs up cuts it.
 
 mod admission;
 mod answer;
 mod app;
 mod body;
+mod confirm;
 mod drain;
+mod form;
 mod lifetime;
+mod link_page;
 mod log;
 mod request;
 mod run;
@@ -95,7 +98,10 @@ async fn respond(
                 (Err(answer), _) => answer,
             }
         }
-        Kind::Link => unsubscribe::answer(&app, method, query, body, now, begun).await,
+        Kind::Link => match app.route {
+            Route::Confirm => confirm::answer(&app, method, query, body, now, begun).await,
+            _ => unsubscribe::answer(&app, method, query, body, now, begun).await,
+        },
         Kind::Webhook => webhook::answer(&app, method, &Signed::of(headers), body, now, begun).await,
         Kind::Page => {
             let request = PageRequest::new(method, query, headers);

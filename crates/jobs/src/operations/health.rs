@@ -118,7 +118,7 @@ fn configuration(config: &Config) -> Check {
         config.integrations.as_ref().err(),
         config.mail.as_ref().err(),
         config.prices.as_ref().err(),
-        config.link_key.as_ref().err(),
+        config.link_keys.as_ref().err(),
         config.webhook_secret.as_ref().err(),
     ];
     let faults = ConfigFaults::all(parts.into_iter().flatten());

@@ -21,7 +21,7 @@ pub use self::{
 use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
 /// Names every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 45] = [
+pub const FUNCTIONS: [&str; 47] = [
     "integration_context",
     "integration_outages",
     "integration_prove",
@@ -31,6 +31,8 @@ pub const FUNCTIONS: [&str; 45] = [
     "integration_settle",
     "jobs_claim",
     "jobs_close_runs",
+    "jobs_confirm_books",
+    "jobs_confirmations",
     "jobs_give_back",
     "jobs_heartbeat",
     "jobs_hold_chain",

@@ -9,8 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use jobs::{
-    crypto::keys,
-    email::links,
+    email::{LinkKeys, links},
     mail_kind::MailKind,
     routes::{Kind, Route},
 };
@@ -154,9 +153,12 @@ async fn upstream(route: Route, binary: &Path) -> Result<Duration> {
     let started = Started::new(binary, database.local_addr()?.port())?;
     let request = match route.kind() {
         Kind::Link => {
-            let key = keys::derive(&KEY.to_owned().into(), "unsubscribe-link/v1");
-            let link = links::unsubscribe("", &key, Uuid::new_v4(), MailKind::MarketingDay3);
-            http(route, &link.unwrap_or_default(), "", "")
+            let (keys, user) = (LinkKeys::derive(&KEY.to_owned().into()), Uuid::new_v4());
+            let link = match route {
+                Route::Confirm => links::confirm("", &keys, user, 2026),
+                _ => links::unsubscribe("", &keys, user, MailKind::MarketingDay3).unwrap_or_default(),
+            };
+            http(route, &link, "", "")
         }
         Kind::Webhook => {
             let body = webhooks::complained(&Uuid::new_v4().to_string(), "a@exemple.fr").to_string();

@@ -11,7 +11,7 @@ use super::{Batch, MailReport, Mailer, RenderedMail, unknown};
 use crate::{
     deadline::Deadline,
     email::{
-        Facts, links,
+        Facts, Links, links,
         outbox::{Claimed, Outcome, Sealed, Status},
         render,
         sender::{self, KEY_REMEMBERED},
@@ -164,12 +164,16 @@ impl Mailer {
         let facts: Facts =
             serde_json::from_value(mail.facts.clone()).map_err(|error| broken(&error.to_string()))?;
         let address = mail.address.as_deref().ok_or_else(|| broken("no address"))?;
-        let link = mail.user_id.and_then(|user| {
-            links::unsubscribe(&self.config.jobs_url, &self.config.link_key, user, facts.kind())
-        });
-        let rendered =
-            render(&facts, &self.branding, link.as_deref()).map_err(|error| broken(&error.to_string()))?;
-        Ok(sender::compose(&self.config.from, address, &rendered, link.as_deref()))
+        let (jobs_url, keys) = (&self.config.jobs_url, &self.config.link_keys);
+        let unsubscribe =
+            mail.user_id.and_then(|user| links::unsubscribe(jobs_url, keys, user, facts.kind()));
+        let confirm = mail
+            .user_id
+            .zip(facts.books_year())
+            .map(|(user, year)| links::confirm(jobs_url, keys, user, year));
+        let links = Links { unsubscribe: unsubscribe.as_deref(), confirm: confirm.as_deref() };
+        let rendered = render(&facts, &self.branding, links).map_err(|error| broken(&error.to_string()))?;
+        Ok(sender::compose(&self.config.from, address, &rendered, unsubscribe.as_deref()))
     }
 }
 

@@ -19,3 +19,13 @@ pub struct Promo {
     /// Holds what it gives, in French.
     pub label: String,
 }
+
+/// Holds the absolute addresses of this deployment to which a mail leads. Without one, the mail does not speak of what
+/// is behind it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Links<'a> {
+    /// Stops mails of this kind. Alerts do not show it: their foot leads to the preferences only.
+    pub unsubscribe: Option<&'a str>,
+    /// Takes the reader's word on months with both typed and imported rows.
+    pub confirm: Option<&'a str>,
+}

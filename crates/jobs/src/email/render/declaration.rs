@@ -26,19 +26,12 @@ pub(super) struct Declaration {
     pub(super) total: String,
     /// What the figures assume or leave out.
     pub(super) caveats: Vec<String>,
-    /// Typed and imported of the month, where there is both.
-    pub(super) twice: Option<Twice>,
 }
 
 /// What it is, how much.
 pub(super) struct Figure {
     pub(super) label: String,
     pub(super) amount: String,
-}
-
-pub(super) struct Twice {
-    pub(super) typed: String,
-    pub(super) imported: String,
 }
 
 impl Declaration {
@@ -54,7 +47,6 @@ impl Declaration {
             quarter: quarter.map_or_else(Vec::new, |quarter| turnover(&quarter.lines)),
             quarter_until_now: quarter_until(month),
             quarter_is_over: month.month().is_multiple_of(3),
-            twice: twice(books),
             ..aside.map_or_else(Self::default, |aside| Self::of(month, &aside))
         }
     }
@@ -68,12 +60,6 @@ impl Declaration {
             ..Self::default()
         }
     }
-}
-
-fn twice(books: &[ActivityTurnover]) -> Option<Twice> {
-    let typed: i64 = books.iter().map(|row| row.typed).fold(0, i64::saturating_add);
-    let imported: i64 = books.iter().map(|row| row.imported).fold(0, i64::saturating_add);
-    (typed != 0 && imported != 0).then(|| Twice { typed: euros(typed), imported: euros(imported) })
 }
 
 fn turnover(lines: &[DeclaredTurnover]) -> Vec<Figure> {
@@ -244,7 +230,6 @@ mod tests {
         let amounts: Vec<&str> = costs.iter().map(|(_, amount)| amount.as_str()).collect();
         assert_eq!(amounts, ["295 €", "127 €", "3 €"]);
         assert_eq!(said.total, "425\u{a0}€");
-        assert!(said.twice.is_some(), "typed and imported of one month");
         let flat = TaxProfile { income_tax: Some(IncomeTax::Flat), ..TaxProfile::default() };
         assert_eq!(Declaration::new(november, &books, flat).total, "459\u{a0}€", "24 and 10,20 more");
     }
@@ -253,7 +238,7 @@ mod tests {
     fn nothing_is_said_of_what_is_not_known() {
         let said = Declaration::new(Month::new(2026, 11).unwrap(), &[], TaxProfile::default());
         assert!(said.month.is_empty() && said.quarter.is_empty() && said.aside.is_empty());
-        assert!(said.caveats.is_empty() && said.twice.is_none());
+        assert!(said.caveats.is_empty());
         let before_the_table = Month::new(2022, 11).unwrap();
         let said = Declaration::new(before_the_table, &[row("Vente", 1, 0, 1)], TaxProfile::default());
         assert!(said.month.is_empty() && said.aside.is_empty());

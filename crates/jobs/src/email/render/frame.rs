@@ -1,7 +1,7 @@
 //! Writes what stands around the words of every mail: greeting, reason, ways out, sender.
 
 use super::{
-    branding::Branding,
+    branding::{Branding, Links},
     french::one_line,
     palette::{DARK, LIGHT, Palette},
 };
@@ -34,6 +34,8 @@ pub(super) struct Frame<'a> {
     pub(super) refuse: Option<Refusal<'a>>,
     /// Leads to where a user chooses what they get; the operator chooses elsewhere.
     pub(super) preferences: Option<String>,
+    /// Leads to where a reader confirms whether what was typed and what was imported is the same money.
+    pub(super) confirm: Option<&'a str>,
     pub(super) sender: Vec<String>,
     pub(super) app_url: &'a str,
     pub(super) light: &'static Palette,
@@ -53,7 +55,7 @@ impl<'a> Frame<'a> {
         subject: String,
         preheader: String,
         branding: &'a Branding,
-        unsubscribe: Option<&'a str>,
+        links: Links<'a>,
     ) -> Self {
         Self {
             subject,
@@ -61,10 +63,12 @@ impl<'a> Frame<'a> {
             section: kind.section(),
             greeting: greeting(None),
             why: kind.why(),
-            refuse: unsubscribe
+            refuse: links
+                .unsubscribe
                 .filter(|_| kind.has_unsubscribe_link())
                 .map(|url| Refusal { label: format!("Ne plus recevoir {}", kind.refused_as()), url }),
             preferences: kind.is_for_users().then(|| format!("{}/dashboard/compte", branding.app_url)),
+            confirm: links.confirm,
             sender: branding.sender_identity.lines().map(|line| one_line(line, 200)).collect(),
             app_url: &branding.app_url,
             light: &LIGHT,

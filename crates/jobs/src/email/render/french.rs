@@ -58,6 +58,12 @@ pub(super) fn month(month: Month) -> String {
     month.french().replacen(' ', "\u{a0}", 1)
 }
 
+/// Writes "novembre".
+pub(super) fn month_name(of: Month) -> String {
+    let name = of.french();
+    name.split(' ').next().unwrap_or_default().to_owned()
+}
+
 /// Writes "de novembre 2026", "d’avril 2026".
 pub(super) fn of_month(of: Month) -> String {
     let name = month(of);

@@ -8,15 +8,17 @@ use super::{
     consequence::Limit,
     frame::{Frame, Headline, Mail},
     french::{self, date_and_time, euros, list, of_month, one_line, per_mille, percent, round_euros},
+    twice::{Remark, Twice},
 };
 use crate::{
-    email::SourceTotal,
+    email::{BooksVerdict, MonthTwice, SourceTotal},
     schedule::Month,
     urssaf::{ActivitySum, Category, Progress, by_category, progress},
     words::agreeing,
 };
 
 pub(super) struct View {
+    of: Month,
     /// "novembre 2026".
     month: String,
     /// "de novembre 2026".
@@ -26,8 +28,9 @@ pub(super) struct View {
     sources: Vec<Source>,
     /// "30 novembre 2026 à 18 h 05".
     provisional_at: Option<String>,
-    /// Says what was typed by hand as well.
-    typed: Option<String>,
+    /// Holds what was typed by hand as well, in cents.
+    typed: Option<i64>,
+    twice: Twice,
     /// "USD et GBP".
     uncounted: Option<String>,
     /// "Shopify".
@@ -63,6 +66,7 @@ struct Source {
 impl View {
     pub(super) fn new(month: Month, total: i64, sources: &[SourceTotal]) -> Self {
         Self {
+            of: month,
             month: french::month(month),
             of_month: of_month(month),
             total: euros(total),
@@ -70,6 +74,7 @@ impl View {
             sources: sources.iter().map(Source::new).collect(),
             provisional_at: None,
             typed: None,
+            twice: Twice::default(),
             uncounted: None,
             unread: None,
             several_unread: false,
@@ -95,7 +100,24 @@ impl View {
     }
 
     pub(super) fn typed(mut self, typed: Option<i64>) -> Self {
-        self.typed = typed.map(euros);
+        self.typed = typed;
+        self
+    }
+
+    /// Says what may count twice, or what the user has confirmed. Comes after [`typed`](Self::typed).
+    pub(super) fn confirmed(mut self, mixed: &[MonthTwice], verdict: Option<BooksVerdict>) -> Self {
+        let month = self.typed.map(|typed| {
+            let both = format!("Vous avez aussi saisi {} à la main pour ce mois.", euros(typed));
+            match verdict {
+                Some(verdict) => Remark::settled(verdict, &both),
+                None => Remark::open(format!(
+                    "{both} Si cette saisie reprend des encaissements importés, ils sont comptés deux fois dans votre \
+                     année : gardez l’un ou l’autre."
+                )),
+            }
+        });
+        let others = if self.ceilings.is_empty() { None } else { Twice::others(mixed, self.of, |_| true) };
+        self.twice = Twice { month, others };
         self
     }
 

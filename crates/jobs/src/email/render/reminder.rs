@@ -6,9 +6,10 @@ use super::{
     declaration::Declaration,
     frame::{Frame, Headline, Mail},
     french::{self, date, euros, grouped, of_month, quarter},
+    twice::{Remark, Twice, both_sides},
 };
 use crate::{
-    email::ActivityTurnover,
+    email::{ActivityTurnover, BooksVerdict, MonthTwice},
     schedule::Month,
     urssaf::{TaxProfile, monthly_due, quarterly_due},
 };
@@ -28,6 +29,7 @@ pub(super) struct View {
     monthly_due: String,
     quarterly_due: String,
     declaration: Declaration,
+    twice: Twice,
 }
 
 impl View {
@@ -47,7 +49,33 @@ impl View {
             monthly_due: date(monthly_due(month)),
             quarterly_due: date(quarterly_due(month)),
             declaration: Declaration::default(),
+            twice: Twice::default(),
         }
+    }
+
+    /// Says what may count twice, or what the user has confirmed.
+    pub(super) fn confirmed(mut self, mixed: &[MonthTwice], verdict: Option<BooksVerdict>) -> Self {
+        let open = mixed.iter().find(|mixed| mixed.month == self.of).map(|mixed| {
+            Remark::open(format!(
+                "Pour ce mois, {}. S’ils sont distincts, déclarez les deux, comme ici. Si votre saisie reprend des \
+                 encaissements importés, ils sont comptés deux fois ici : ne déclarez que l’un des deux montants.",
+                both_sides(mixed.typed, mixed.imported)
+            ))
+        });
+        let settled = verdict.map(|verdict| {
+            Remark::settled(
+                verdict,
+                "Ce mois contient à la fois des montants saisis et des montants importés.",
+            )
+        });
+        let quarter = quarter(self.of);
+        self.twice = Twice {
+            month: open.or(settled),
+            others: Twice::others(mixed, self.of, |other| {
+                other < self.of && french::quarter(other) == quarter && !self.declaration.quarter.is_empty()
+            }),
+        };
+        self
     }
 
     /// Says what to declare and what to put aside, too.

@@ -2,8 +2,8 @@
 
 use crate::{
     email::{
-        ActivityTurnover, Facts, SourceTotal,
-        render::{Branding, Promo, Rendered, render},
+        ActivityTurnover, BooksVerdict, Facts, MonthTwice, SourceTotal,
+        render::{Branding, Links, Promo, Rendered, render},
         samples::{HOSTILE, branding, mails, samples},
     },
     mail_kind::MailKind,
@@ -12,9 +12,11 @@ use crate::{
 };
 
 const UNSUBSCRIBE: &str = "https://jobs.example/api/unsubscribe?a=1&b=2";
+const CONFIRM: &str = "https://jobs.example/api/confirm?a=1&b=2";
+const LINKS: Links = Links { unsubscribe: Some(UNSUBSCRIBE), confirm: Some(CONFIRM) };
 
 fn rendered(facts: &Facts) -> Rendered {
-    render(facts, &branding(true), Some(UNSUBSCRIBE)).unwrap()
+    render(facts, &branding(true), LINKS).unwrap()
 }
 
 fn every_sample() -> impl Iterator<Item = (&'static str, Facts, Rendered)> {
@@ -37,6 +39,8 @@ fn facts_with(text: &str) -> Vec<Facts> {
             entries: 1,
             books: Some(vec![ActivityTurnover { activity: text.clone(), typed: 1, imported: 1, quarter: 2 }]),
             profile: TaxProfile::default(),
+            mixed: vec![MonthTwice { month, typed: 1, imported: 1 }],
+            verdict: None,
         },
         Facts::MonthlyRecap {
             first_name: first_name.clone(),
@@ -51,6 +55,8 @@ fn facts_with(text: &str) -> Vec<Facts> {
             maybe_twice: 1,
             year: Some(vec![ActivitySum { activity: text.clone(), typed: 1, imported: 1 }]),
             created: None,
+            mixed: Vec::new(),
+            verdict: Some(BooksVerdict::Same),
         },
         Facts::ThresholdAlert {
             first_name,
@@ -128,11 +134,11 @@ fn nothing_is_fetched_and_every_link_is_known() {
             assert!(!tags.contains(fetch), "{name}: {fetch}");
         }
         for address in mail.html.split("href=\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
-            let unsubscribe = UNSUBSCRIBE.replace('&', "&#38;");
+            let ours = [UNSUBSCRIBE, CONFIRM].map(|link| link.replace('&', "&#38;"));
             let status = address == "https://jobs.comptalyze.example/api/status" && name == "operator-digest";
             let urssaf = address == "https://www.autoentrepreneur.urssaf.fr" && name.starts_with("reminder");
             assert!(
-                address == unsubscribe || address.starts_with(&app) || status || urssaf,
+                ours.iter().any(|link| link == address) || address.starts_with(&app) || status || urssaf,
                 "{name}: {address}"
             );
         }
@@ -176,8 +182,10 @@ fn every_mail_can_be_refused_and_says_who_writes() {
 #[test]
 fn without_an_address_nothing_is_offered_that_does_not_work() {
     for (name, facts) in samples() {
-        let mail = render(&facts, &branding(true), None).unwrap();
-        assert!(!mail.text.contains("Ne plus recevoir") && !mail.html.contains("Ne plus recevoir"), "{name}");
+        let mail = render(&facts, &branding(true), Links::default()).unwrap();
+        for part in [&mail.text, &mail.html] {
+            assert!(!part.contains("Ne plus recevoir") && !part.contains("Dire si ce sont"), "{name}");
+        }
     }
 }
 
@@ -203,7 +211,7 @@ fn service_mails_sell_nothing() {
 #[test]
 fn a_code_is_shown_only_where_there_is_one() {
     let facts = Facts::MarketingDay3 { first_name: None };
-    let mail = render(&facts, &branding(false), None).unwrap();
+    let mail = render(&facts, &branding(false), Links::default()).unwrap();
     assert!(!mail.text.contains("code") && !words(&mail.html).contains("code"));
 }
 
@@ -214,9 +222,12 @@ fn configured_text_is_escaped_too() {
         sender_identity: "A & B <sarl>\nici".to_owned(),
         promo: Some(Promo { code: "<b>\nX".to_owned(), label: "\"1\" & 2".to_owned() }),
     };
-    let mail =
-        render(&Facts::MarketingDay3 { first_name: None }, &branding, Some("https://j.example/?a=\"&b"))
-            .unwrap();
+    let mail = render(
+        &Facts::MarketingDay3 { first_name: None },
+        &branding,
+        Links { unsubscribe: Some("https://j.example/?a=\"&b"), confirm: None },
+    )
+    .unwrap();
     assert!(mail.html.contains("A &#38; B &#60;sarl&#62;<br>ici"), "{}", mail.html);
     assert!(mail.html.contains("&#60;b&#62; X") && mail.html.contains("&#34;1&#34; &#38; 2"));
     assert!(mail.html.contains("https://j.example/?a=&#34;&#38;b"));
@@ -251,7 +262,12 @@ fn punctuation_is_french() {
                     ['«', after] => *after == '\u{a0}',
                     _ => true,
                 };
-                assert!(right || part.contains("unsubscribe?") && pair[1] == '?', "{name}: {pair:?}");
+                assert!(
+                    right
+                        || pair[1] == '?'
+                            && ["unsubscribe?", "confirm?"].iter().any(|link| part.contains(link)),
+                    "{name}: {pair:?}"
+                );
             }
         }
     }
@@ -334,6 +350,8 @@ fn a_recap_need_not_have_sources() {
         maybe_twice: 0,
         year: None,
         created: None,
+        mixed: Vec::new(),
+        verdict: None,
     };
     let mail = rendered(&facts);
     assert!(!mail.text.contains("Par source"));

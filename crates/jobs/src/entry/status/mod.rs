@@ -7,7 +7,6 @@ mod action;
 mod chart;
 mod client;
 mod ended;
-mod form;
 mod page;
 mod session;
 mod sign_in;
@@ -23,12 +22,11 @@ use vercel_runtime::{AppState, Error};
 use self::{
     action::{Action, NOTICES},
     ended::{NOT_VERIFIED, is_ended, sign_out},
-    form::Form,
     page::Viewer,
     session::{Keys, Session},
     sign_in::sign_in,
 };
-use super::{answer::Answer, app::App, request};
+use super::{answer::Answer, app::App, form::Form, request};
 use crate::{
     crypto::secret,
     deadline::Deadline,

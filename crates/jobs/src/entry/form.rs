@@ -1,9 +1,9 @@
-//! A form of the page, read.
+//! A form of one of our pages, read.
 
 use http_body_util::BodyExt;
 use vercel_runtime::Error;
 
-use crate::entry::body;
+use super::body;
 
 /// No form of ours is larger.
 const LARGEST_FORM: usize = 4 * 1024;
