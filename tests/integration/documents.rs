@@ -18,7 +18,7 @@ const BEGINNINGS: [&str; 6] = [
 const FOREIGN: [&str; 2] = ["ROUTER_EXTERNAL_TARGET_ERROR", "headless_chrome"];
 
 /// These documents are about what others say and do: they are full of such names.
-const OF_OTHERS: [&str; 2] = ["docs/field-reports.md", "docs/law.md"];
+const OF_OTHERS: [&str; 3] = ["docs/field-reports.md", "docs/law.md", "docs/refusals.md"];
 
 /// Others make or own these: build products, the platform's files.
 const ELSEWHERE: [&str; 3] = ["target/", ".vercel/", "node_modules/"];

@@ -9,7 +9,17 @@
 //! | any known key | `Bearer` and a token | the role of the token |
 //! | any known key | `Bearer sb_…` | 401: those keys are no tokens |
 //!
+//! For a secret key the gateway makes a short-lived token of its own. Where its clock is ahead of PostgREST's, the token is
+//! refused although the key is good: 401 `PGRST303`, "JWT issued at future", gone with a later request
+//! (<https://github.com/supabase/supabase/issues/49655>, <https://github.com/supabase/supabase/issues/50651>; code and body as
+//! in <https://github.com/PostgREST/postgrest/issues/5172>). [`Gateway::run_ahead`] does that.
+//!
 //! Not here: the key as a parameter of the query, and anything but `/rest/v1`.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use anyhow::{Context, Result};
 use axum::{
@@ -30,20 +40,27 @@ const PREFIX: &str = "/rest/v1";
 pub struct Gateway {
     server: Server,
     keys: Keys,
+    ahead: Arc<AtomicUsize>,
 }
 
 impl Gateway {
     /// Starts a gateway in front of the PostgREST that listens on `port`.
     pub async fn start(keys: &Keys, port: u16) -> Result<Self> {
-        let project = Project { keys: keys.clone(), postgrest: Upstream::new(port) };
+        let ahead = Arc::new(AtomicUsize::new(0));
+        let project = Project { keys: keys.clone(), postgrest: Upstream::new(port), ahead: ahead.clone() };
         let router = Router::new().fallback(pass_on).with_state(project);
         let server = faults::serve(router, None).await.context("cannot start the gateway")?;
-        Ok(Self { server, keys: keys.clone() })
+        Ok(Self { server, keys: keys.clone(), ahead })
     }
 
     /// Returns what goes into `SUPABASE_URL`.
     pub fn url(&self) -> String {
         self.server.url()
+    }
+
+    /// Makes the gateway's clock run ahead for the next `requests` with a secret key: their tokens are refused.
+    pub fn run_ahead(&self, requests: usize) {
+        self.ahead.store(requests, Ordering::SeqCst);
     }
 
     pub fn keys(&self) -> &Keys {
@@ -59,6 +76,7 @@ impl Gateway {
 struct Project {
     keys: Keys,
     postgrest: Upstream,
+    ahead: Arc<AtomicUsize>,
 }
 
 /// Says why a request does not get through.
@@ -67,6 +85,8 @@ enum Refusal {
     NoKey,
     UnknownKey,
     SecretInBrowser,
+    /// The token that the gateway made is of the future, by PostgREST's clock.
+    IssuedAtFuture,
     NoRoute,
     NotAnswering,
 }
@@ -95,6 +115,10 @@ impl IntoResponse for Refusal {
                     "hint": "Secret API keys can only be used in a protected environment and should never be \
                              used in a browser. Delete this secret API key immediately.",
                 }),
+            ),
+            Self::IssuedAtFuture => (
+                StatusCode::UNAUTHORIZED,
+                json!({"code": "PGRST303", "details": null, "hint": null, "message": "JWT issued at future"}),
             ),
             Self::NoRoute => {
                 (StatusCode::NOT_FOUND, json!({"message": "no Route matched with those values"}))
@@ -130,6 +154,12 @@ fn inner(uri: &Uri) -> Option<Uri> {
 }
 
 impl Project {
+    /// Tells whether this request's token is one of those that come too early.
+    fn is_ahead(&self) -> bool {
+        let one_less = |left: usize| left.checked_sub(1);
+        self.ahead.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok()
+    }
+
     /// Returns the token to give the request; `None` where it goes on with the one it has.
     fn token(&self, headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
         let key = headers.get("apikey").and_then(|key| key.to_str().ok()).ok_or(Refusal::NoKey)?;
@@ -138,6 +168,7 @@ impl Project {
             headers.get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"Mozilla/"));
         let token = match key {
             _ if key == secret && browser => return Err(Refusal::SecretInBrowser),
+            _ if key == secret && self.is_ahead() => return Err(Refusal::IssuedAtFuture),
             _ if key == secret || key == service_role => service_role,
             _ if key == publishable || key == anon => anon,
             _ => return Err(Refusal::UnknownKey),

@@ -4,6 +4,7 @@ mod configuration;
 mod currencies;
 mod database;
 mod exchanged;
+mod gateway_clock;
 mod hostile;
 mod lost_answers;
 mod parameters;

@@ -95,6 +95,7 @@ impl MailReport {
                 Status::Sent => self.sent += 1,
                 Status::Skipped | Status::Expired => self.skipped += 1,
                 Status::Refused | Status::Failed | Status::Unknown => self.failed += 1,
+                Status::Planned => self.given_back += 1,
             }
         }
     }

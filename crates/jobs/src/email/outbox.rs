@@ -78,6 +78,8 @@ pub(super) enum Status {
     Failed,
     /// It is unknown whether it was sent.
     Unknown,
+    /// It has not left for a reason that is no mail's own: it waits again, for another batch.
+    Planned,
 }
 
 impl Outcome {

@@ -28,11 +28,22 @@ const UNSAID_WAIT: Duration = Duration::from_secs(1);
 /// An idempotency key is remembered for 24 hours; an hour less, for clocks.
 pub(super) const KEY_REMEMBERED: Duration = Duration::from_hours(23);
 
+/// Says what came of one mail of a batch that was looked at mail by mail.
+#[derive(Clone, Debug)]
+pub(super) enum OfMail {
+    /// It was accepted under this id.
+    Accepted(String),
+    /// It is refused for what is in it.
+    Refused(Failure),
+    /// It is refused for what all mails have in common: the sender, the domain, the key. It has not left, and will.
+    Blocked(Failure),
+}
+
 /// Says what came of a batch's request.
 #[derive(Debug)]
 pub(super) enum Sent {
     /// Each mail has an outcome, in order: the service's id, or why it refuses this one.
-    Accepted(Vec<Result<String, Failure>>),
+    Accepted(Vec<OfMail>),
     /// The same key came with another payload before, and that one was accepted.
     AcceptedBefore,
     /// Nothing of it was or will be accepted, because of what is in it.
@@ -139,11 +150,16 @@ fn accepted(answer: Value, mails: usize) -> Sent {
     let Ok(answer) = serde_json::from_value::<SendEmailBatchPermissiveResponse>(answer) else {
         return Sent::Unknown(failure("bad_answer", "La réponse de Resend est inattendue."));
     };
-    let mut outcomes: Vec<Option<Result<String, Failure>>> = vec![None; mails];
+    let mut outcomes: Vec<Option<OfMail>> = vec![None; mails];
     let mut sound = true;
     for error in &answer.errors {
         match usize::try_from(error.index).ok().and_then(|index| outcomes.get_mut(index)) {
-            Some(outcome) => *outcome = Some(Err(refused(&error.message))),
+            Some(outcome) => {
+                *outcome = Some(match common_cause(&error.message) {
+                    Some(failure) => OfMail::Blocked(failure),
+                    None => OfMail::Refused(refused(&error.message)),
+                });
+            }
             // Some mail is refused, and nobody can tell which.
             None => sound = false,
         }
@@ -152,7 +168,7 @@ fn accepted(answer: Value, mails: usize) -> Sent {
     sound &= ids.iter().collect::<HashSet<_>>().len() == ids.len() && ids.iter().all(|id| !id.is_empty());
     let mut ids = ids.into_iter();
     for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
-        *outcome = ids.next().map(Ok);
+        *outcome = ids.next().map(OfMail::Accepted);
     }
     let all: Option<Vec<_>> = outcomes.into_iter().collect();
     match (all, ids.next()) {
@@ -169,6 +185,26 @@ fn refused(message: &str) -> Failure {
     let words: Vec<&str> = message.split_whitespace().filter(|word| !word.contains('@')).collect();
     let words: String = words.join(" ").chars().take(200).collect();
     failure("refused", format!("Resend a refusé ce courriel : {words}"))
+}
+
+/// Returns the failure that a refusal's words lay on all our mails alike: nothing of ours is accepted until somebody mends
+/// it, whichever mail it was said of.
+///
+/// Sources: <https://resend.com/docs/api-reference/errors> (of a deleted key 400 and 401 `validation_error` say "API key is
+/// invalid"), <https://resend.com/docs/knowledge-base/403-error-domain-mismatch>.
+fn common_cause(message: &str) -> Option<Failure> {
+    let message = message.to_lowercase();
+    let says = |words: &str| message.contains(words);
+    if says("api key") {
+        return Some(failure("mail_key", "La clé Resend est refusée ; vérifiez RESEND_API_KEY."));
+    }
+    let sender = says("`from`") || says("from address") || says("from field") || says("sender");
+    let domain = says("domain") && (says("verif") || says("not allowed") || says("not found"));
+    (sender || domain || says("testing emails")).then(refused_sender)
+}
+
+fn refused_sender() -> Failure {
+    failure("mail_domain", "Resend refuse l’expéditeur ; vérifiez COMPANY_FROM_EMAIL.")
 }
 
 fn kind(error: &Error) -> String {
@@ -190,18 +226,19 @@ fn classify(error: &Error) -> Sent {
         Error::Resend(error) => match (error.status_code, error.name.as_str()) {
             (409, "invalid_idempotent_request") => Sent::AcceptedBefore,
             (409, "concurrent_idempotent_requests") => Sent::UnderWay,
-            (422, "invalid_from_address") => Sent::Blocked(failure(
-                "mail_domain",
-                "Resend refuse l’expéditeur ; vérifiez COMPANY_FROM_EMAIL.",
-            )),
-            (400 | 413 | 422, _) => Sent::Refused(refused(&error.message)),
+            (_, "invalid_from_address") => Sent::Blocked(refused_sender()),
+            (400 | 413 | 422, _) => match common_cause(&error.message) {
+                Some(failure) => Sent::Blocked(failure),
+                None => Sent::Refused(refused(&error.message)),
+            },
             (401, _) => {
                 Sent::Blocked(failure("mail_key", "La clé Resend est refusée ; vérifiez RESEND_API_KEY."))
             }
             (403, name @ ("invalid_api_key" | "suspended_api_key" | "restricted_api_key")) => Sent::Blocked(
                 failure("mail_key", format!("La clé Resend est refusée ({name}) ; vérifiez RESEND_API_KEY.")),
             ),
-            (403, _) => Sent::Blocked(failure(
+            // 451: they see a problem of safety in what we send.
+            (403 | 451, _) => Sent::Blocked(failure(
                 "mail_domain",
                 "Resend refuse d’envoyer pour ce compte ; vérifiez le domaine de COMPANY_FROM_EMAIL et l’état du compte.",
             )),
@@ -250,7 +287,11 @@ mod tests {
             Sent::Accepted(outcomes) => Some(
                 outcomes
                     .into_iter()
-                    .map(|one| one.unwrap_or_else(|_| "-".into()))
+                    .map(|one| match one {
+                        OfMail::Accepted(id) => id,
+                        OfMail::Refused(_) => "-".into(),
+                        OfMail::Blocked(failure) => failure.code,
+                    })
                     .collect::<Vec<_>>()
                     .join(" "),
             ),
@@ -283,6 +324,23 @@ mod tests {
         assert_eq!(of_three(answer(ids, refused)).as_deref(), expected);
     }
 
+    /// One cause of all mails, told of each: nobody's mail is refused for it.
+    #[rstest]
+    #[case(
+        "The comptalyze.example domain is not verified. Please, add and verify your domain.",
+        Some("mail_domain")
+    )]
+    #[case("Invalid `from` field. The email address needs to follow the format.", Some("mail_domain"))]
+    #[case("You can only send testing emails to your own email address.", Some("mail_domain"))]
+    #[case("API key is invalid", Some("mail_key"))]
+    #[case("Invalid `to` field. The email address needs to follow the format.", None)]
+    #[case("The `subject` field is too long.", None)]
+    fn a_common_cause_is_one_cause(#[case] message: &str, #[case] code: Option<&str>) {
+        assert_eq!(common_cause(message).map(|failure| failure.code).as_deref(), code);
+        let told = json!({"data": [{"id": "a"}, {"id": "c"}], "errors": [{"index": 1, "message": message}]});
+        assert_eq!(of_three(told), Some(format!("a {} c", code.unwrap_or("-"))));
+    }
+
     proptest! {
         /// Whatever the answer is, nobody can tell, or each mail has an outcome of its own and each
         /// id of the answer is one mail's.
@@ -295,12 +353,16 @@ mod tests {
                     // serde reads a list as an object's fields, in order.
                     let id = |mail: &Value| mail.get("id").or(mail.get(0)).and_then(Value::as_str).map(str::to_owned);
                     let told: Vec<_> = told.iter().map(|mail| id(mail).unwrap()).collect();
-                    let sent: Vec<_> = outcomes.iter().filter_map(|one| one.clone().ok()).collect();
+                    let id_of = |one: &OfMail| match one {
+                        OfMail::Accepted(id) => Some(id.clone()),
+                        OfMail::Refused(_) | OfMail::Blocked(_) => None,
+                    };
+                    let sent: Vec<_> = outcomes.iter().filter_map(id_of).collect();
                     prop_assert_eq!(sent, told);
                     let errors = answer["errors"].as_array();
                     let index = |error: &Value| error.get("index").or(error.get(0)).and_then(Value::as_i64);
                     for index in errors.into_iter().flatten().map(|error| index(error).unwrap()) {
-                        prop_assert!(outcomes[usize::try_from(index).unwrap()].is_err());
+                        prop_assert!(id_of(&outcomes[usize::try_from(index).unwrap()]).is_none());
                     }
                 }
                 Sent::Unknown(failure) => prop_assert_eq!(failure.code, "bad_answer"),

@@ -10,6 +10,9 @@ use crate::{
     email::{LinkKeys, links},
 };
 
+/// Says after how many seconds a mail program may ask again.
+const ASK_AGAIN: &str = "300";
+
 #[derive(Template)]
 #[template(path = "page.html")]
 struct Page<'a> {
@@ -52,14 +55,16 @@ pub(super) fn follow<T>(
 
 /// Says that nothing was changed, for a reason of ours.
 pub(super) fn trouble(config: &Config, status: u16) -> Answer {
-    page(
+    let told = page(
         config,
         status,
         "Votre demande n’a pas pu être enregistrée",
         &["Le problème vient de nous. Réessayez dans quelques minutes avec le même lien : il reste valable."
             .into()],
         None,
-    )
+    );
+    // A mail program that asked in one click learns that it may ask again, and when.
+    if status == 503 { told.with_header("retry-after", ASK_AGAIN) } else { told }
 }
 
 /// Shows a page of paragraphs, with one button or none.

@@ -87,10 +87,12 @@ impl From<SupabaseError> for ItemError {
         }
         // The statement itself was refused: an attempt, so that it does not come back for ever. What passes, or
         // is everybody's configuration, is none; but reading everything again at once would not help it.
-        let refused = matches!(
-            error,
-            SupabaseError::Api { .. } | SupabaseError::Shape { .. } | SupabaseError::NotPostgrest { .. }
-        );
+        let refused = match error {
+            SupabaseError::Api { .. } | SupabaseError::Shape { .. } => true,
+            // A gateway that does not take what is in it. All else that it refuses, it refuses everybody.
+            SupabaseError::NotPostgrest { status } => matches!(status, 400 | 403 | 413 | 414 | 431),
+            _ => false,
+        };
         let failure = Failure { code: "database".into(), message: error.user_message() };
         let attempt = refused && !error.is_passing();
         Self::Later { failure: Some(failure), attempt, after: Some(pause_after(0)) }

@@ -1,5 +1,7 @@
 //! Classifies once what can go wrong between us and the database.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use crate::{
@@ -39,6 +41,10 @@ pub enum SupabaseError {
     /// The key is good, and not allowed to call our functions: it is not a service key.
     #[error("the key is not a service key")]
     NotServiceKey,
+    /// A token is refused that is not ours: Supabase's gateway makes one of an `sb_secret_…` key for each request, and
+    /// PostgREST did not take it (<https://github.com/supabase/supabase/issues/49655>). The key is good, and it passes.
+    #[error("the database refuses the gateway's token: {status} {code}")]
+    TokenRefused { status: u16, code: String },
     /// The answer does not have the shape this version expects.
     #[error("{function}: unexpected answer: {error}")]
     Shape { function: &'static str, error: String },
@@ -66,6 +72,17 @@ fn without_value(message: &str) -> String {
     }
 }
 
+/// A token that is dated in the future is a matter of their clocks, whoever made it. Anything else that is wrong with a
+/// token is wrong with the key where the key is the token.
+fn token_refused(status: u16, error: ApiError, brings_token: bool) -> SupabaseError {
+    let words = error.message.to_lowercase().replace(' ', "");
+    if brings_token && !words.contains("future") && !words.contains("notyetvalid") {
+        SupabaseError::BadKey
+    } else {
+        SupabaseError::TokenRefused { status, code: error.code }
+    }
+}
+
 fn hint(error: &ApiError) -> String {
     error.hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default()
 }
@@ -85,8 +102,9 @@ impl SupabaseError {
         Self::Shape { function, error: words + &place }
     }
 
-    /// Classifies an answer that is not a success.
-    pub(super) fn from_answer(function: &'static str, status: u16, body: &[u8]) -> Self {
+    /// Classifies an answer that is not a success: by its code, and by its status only where it has none.
+    /// `brings_token`: the key is itself the token that PostgREST judges.
+    pub(super) fn from_answer(function: &'static str, status: u16, body: &[u8], brings_token: bool) -> Self {
         let Ok(error) = serde_json::from_slice::<ApiError>(body) else {
             return Self::NotPostgrest { status };
         };
@@ -95,8 +113,9 @@ impl SupabaseError {
             (_, "PGRST202" | "42883") => Self::MissingMigration { function },
             // 42501: the role behind the key may not execute it.
             (_, "42501") => Self::NotServiceKey,
-            (401 | 403, _) => Self::BadKey,
-            // PostgREST's errors have a code, a gateway's have none.
+            (_, "PGRST301" | "PGRST303") => token_refused(status, error, brings_token),
+            // No token reached PostgREST; or the gateway speaks, whose errors have no code.
+            (_, "PGRST302") | (401 | 403, "") => Self::BadKey,
             (_, "") => Self::NotPostgrest { status },
             _ => Self::Api { function, status, error },
         }
@@ -107,8 +126,18 @@ impl SupabaseError {
         match self {
             Self::Network(NetworkError::Timeout) => "La base de données ne répond pas à temps.".into(),
             Self::Network(_) => "La base de données est injoignable ; vérifiez SUPABASE_URL.".into(),
+            Self::NotPostgrest { status: 402 } => {
+                "Supabase a restreint le projet (402) : quota dépassé ou facture en retard ; voir Usage et Billing chez Supabase.".into()
+            }
             Self::NotPostgrest { status } => format!(
                 "Une passerelle a répondu {status} à la place de la base de données ; vérifiez SUPABASE_URL et l’état du projet Supabase."
+            ),
+            Self::TokenRefused { status, code } => format!(
+                "Supabase refuse momentanément le jeton de sa propre passerelle ({status} {code}) ; la clé n’est pas en cause."
+            ),
+            Self::Api { status, error, .. } if matches!(error.code.as_str(), "25006" | "53100") => format!(
+                "La base de données n’accepte plus d’écriture ({status} {}) ; voir l’espace disque du projet Supabase.",
+                error.code
             ),
             Self::Api { status, error, .. } if self.is_passing() => {
                 format!("La base de données est momentanément indisponible ({status} {}).", error.code)
@@ -146,25 +175,34 @@ impl SupabaseError {
         match self {
             Self::Network(fault) => *fault != NetworkError::TooLarge,
             Self::NotPostgrest { status } => *status >= 500 || *status == 429,
-            // PGRST000–003: no connection or none in time; 40001, 40P01: lost against another transaction;
-            // 53300: too many connections; 57P0x: the server restarts; 08…: the connection broke.
+            Self::TokenRefused { .. } => true,
             Self::Api { status, error, .. } => {
-                matches!(*status, 429 | 502 | 503 | 504)
-                    || matches!(
-                        error.code.as_str(),
-                        "40001" | "40P01" | "53300" | "57P01" | "57P02" | "57P03"
-                    )
-                    || error.code.starts_with("PGRST00")
-                    || error.code.starts_with("08")
+                matches!(*status, 429 | 502 | 503 | 504) || code_passes(&error.code)
             }
             _ => false,
         }
     }
 }
 
+/// PGRST000–003: no connection or none in time; 08: the connection broke; 40001, 40P01, 55P03: lost against another
+/// transaction; 53: out of memory, disk or connections, but not a limit that was set; 57P0x: the server restarts; 58: its
+/// system failed; 25006: it takes no writes, for it is full or a copy takes its place.
+fn code_passes(code: &str) -> bool {
+    let classes = ["PGRST00", "08", "53", "57P0", "58"];
+    matches!(code, "40001" | "40P01" | "55P03" | "25006")
+        || (classes.iter().any(|class| code.starts_with(class)) && code != "53400")
+}
+
+/// Two seconds were seen not to be enough for the gateway's clock (<https://github.com/supabase/supabase/issues/50651>).
+const CLOCKS_AGREE: Duration = Duration::from_secs(2);
+
 impl Retryable for SupabaseError {
     fn retry(&self) -> RetryDecision {
-        if self.is_passing() { RetryDecision::After(None) } else { RetryDecision::No }
+        match self {
+            Self::TokenRefused { .. } => RetryDecision::After(Some(CLOCKS_AGREE)),
+            _ if self.is_passing() => RetryDecision::After(None),
+            _ => RetryDecision::No,
+        }
     }
 }
 
@@ -177,7 +215,7 @@ mod tests {
     use crate::{damage::damaged, providers::Provider};
 
     fn classify(status: u16, body: &str) -> SupabaseError {
-        SupabaseError::from_answer("jobs_claim", status, body.as_bytes())
+        SupabaseError::from_answer("jobs_claim", status, body.as_bytes(), false)
     }
 
     #[rstest]
@@ -192,6 +230,30 @@ mod tests {
     #[case(404, "<html>not found</html>", true, false)]
     #[case(502, r#"{"message":"An invalid response was received from the upstream server"}"#, false, true)]
     #[case(404, r#"{"message":"no Route matched with those values"}"#, true, false)]
+    #[case(
+        401,
+        r#"{"code":"PGRST303","message":"JWT issued at future","details":null,"hint":null}"#,
+        false,
+        true
+    )]
+    #[case(401, r#"{"code":"PGRST301","message":"JWSError JWSInvalidSignature"}"#, false, true)]
+    #[case(401, r#"{"code":"PGRST302","message":"Anonymous access is disabled"}"#, true, false)]
+    #[case(403, r#"{"code":"28P01","message":"password authentication failed"}"#, false, false)]
+    #[case(402, r#"{"message":"Service for this project is restricted: exceed_egress_quota"}"#, true, false)]
+    #[case(
+        405,
+        r#"{"code":"25006","message":"cannot execute INSERT in a read-only transaction"}"#,
+        false,
+        true
+    )]
+    #[case(500, r#"{"code":"55P03","message":"canceling statement due to lock timeout"}"#, false, true)]
+    #[case(
+        503,
+        r#"{"code":"53100","message":"could not extend file: No space left on device"}"#,
+        false,
+        true
+    )]
+    #[case(500, r#"{"code":"53400","message":"configuration limit exceeded"}"#, false, false)]
     fn is_classified_once(
         #[case] status: u16,
         #[case] body: &str,
@@ -201,6 +263,27 @@ mod tests {
         let error = classify(status, body);
         assert_eq!(error.is_configuration(), configuration, "{error:?}");
         assert_eq!(error.retry() != RetryDecision::No, passing, "{error:?}");
+    }
+
+    /// A legacy key is the token: what is wrong with it is ours to mend, except for the clocks of others.
+    #[rstest]
+    #[case("JWT expired", true)]
+    #[case("JWSError JWSInvalidSignature", true)]
+    #[case("JWT issued at future", false)]
+    #[case("JWTIssuedAtFuture", false)]
+    fn of_a_legacy_key(#[case] message: &str, #[case] bad: bool) {
+        for code in ["PGRST301", "PGRST303"] {
+            let body = format!(r#"{{"code":"{code}","message":"{message}"}}"#);
+            let error = SupabaseError::from_answer("jobs_claim", 401, body.as_bytes(), true);
+            assert_eq!((error.is_configuration(), error.is_passing()), (bad, !bad), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_gateways_clock_is_waited_for() {
+        let error = classify(401, r#"{"code":"PGRST303","message":"JWT issued at future"}"#);
+        assert_eq!(error.retry(), RetryDecision::After(Some(CLOCKS_AGREE)));
+        assert!(error.user_message().contains("la clé n’est pas en cause"), "{}", error.user_message());
     }
 
     #[test]

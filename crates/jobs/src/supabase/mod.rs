@@ -79,6 +79,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(32);
 pub struct Supabase {
     http: reqwest::Client,
     rest: postgrest::Postgrest,
+    /// A legacy key is the token that PostgREST judges; of the other kind the gateway makes one.
+    brings_token: bool,
 }
 
 impl Supabase {
@@ -96,7 +98,8 @@ impl Supabase {
         if let SupabaseKey::LegacyJwt(_) = config.key {
             rest = rest.insert_header("Authorization", format!("Bearer {key}"));
         }
-        Ok(Self { http, rest })
+        let brings_token = matches!(config.key, SupabaseKey::LegacyJwt(_));
+        Ok(Self { http, rest, brings_token })
     }
 
     /// Calls one of our functions, repeating it while that can help: each of them is safe to repeat.
@@ -136,7 +139,8 @@ impl Supabase {
         if answer.status.is_success() {
             Ok(answer.body)
         } else {
-            Err(SupabaseError::from_answer(function, answer.status.as_u16(), &answer.body))
+            let status = answer.status.as_u16();
+            Err(SupabaseError::from_answer(function, status, &answer.body, self.brings_token))
         }
     }
 

@@ -1,8 +1,11 @@
 //! Our own key, domain or account is refused: nobody's attempt, one message, and all leaves once it is mended.
 
 use anyhow::Result;
-use serde_json::json;
-use stand_ins::{faults::Rule, resend::refuse};
+use serde_json::{Value, json};
+use stand_ins::{
+    faults::{Fault, Rule},
+    resend::refuse,
+};
 
 use super::{BATCH, all, assert_all_sent, attempts, blocking, drain, requests, states, world_of};
 
@@ -25,6 +28,43 @@ async fn a_wrong_key_blocks_and_counts_nothing() -> Result<()> {
     assert_all_sent(&world, USERS).await
 }
 
+/// The key's, the sender's or the domain's fault, told under a name that stands for a mail's own: nobody's mail is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_common_cause_told_as_a_mails_own_blocks() -> Result<()> {
+    let world = world_of(5).await?;
+    let domain = "The comptalyze.example domain is not verified. Please, add and verify your domain.";
+    for (status, words, code) in [
+        (400, "API key is invalid", "mail_key"),
+        (401, "API key is invalid", "mail_key"),
+        (422, "Invalid `from` field. The email address needs to follow the format.", "mail_domain"),
+        (400, domain, "mail_domain"),
+    ] {
+        world.resend.faults().add(Rule::on(BATCH, refuse(status, "validation_error", words)));
+        let part = drain(&world).await?;
+        assert_eq!((&part["sent"], &part["remaining"]), (&json!(0), &json!(5)), "{words}: {part}");
+        assert!(blocking(&part, code), "{words}: {part}");
+        world.resend.faults().clear();
+    }
+    // Of each mail alone, and of some only.
+    for (ids, refused) in [(0, vec![0, 1, 2, 3, 4]), (3, vec![1, 3])] {
+        let data: Vec<_> = (0..ids).map(|id| json!({"id": format!("mail-{id}")})).collect();
+        let errors: Vec<_> = refused.iter().map(|index| json!({"index": index, "message": domain})).collect();
+        let answer = Fault::json(200, &json!({"data": data, "errors": errors}));
+        world.resend.faults().add(Rule::on(BATCH, answer));
+        let part = drain(&world).await?;
+        assert_eq!((&part["sent"], &part["remaining"]), (&json!(ids), &json!(refused.len())), "{part}");
+        assert!(blocking(&part, "mail_domain"), "{part}");
+        assert_eq!(attempts(&world).await?, 0, "nobody's attempt");
+        world.resend.faults().clear();
+    }
+    let expected = [("planned".to_owned(), 2), ("sent".to_owned(), 3)];
+    assert_eq!(states(&world).await?, expected.into(), "three are known to have left");
+    let part = drain(&world).await?;
+    assert_eq!((&part["remaining"], &part["errors"]), (&Value::Null, &json!(0)), "{part}");
+    assert_eq!((states(&world).await?, world.resend.accepted_count()), (all("sent", 5), 2));
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_refused_of_ours_blocks() -> Result<()> {
     let world = world_of(5).await?;
@@ -34,6 +74,7 @@ async fn whatever_is_refused_of_ours_blocks() -> Result<()> {
         (403, "suspended_api_key", "mail_key"),
         (403, "validation_error", "mail_domain"),
         (422, "invalid_from_address", "mail_domain"),
+        (451, "security_error", "mail_domain"),
     ] {
         world.resend.faults().add(Rule::on(BATCH, refuse(status, name, "No.")));
         let before = requests(&world).len();

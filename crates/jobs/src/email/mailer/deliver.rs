@@ -11,7 +11,7 @@ use crate::{
     email::{
         allowance::Allowance,
         outbox::{Outcome, Status},
-        sender::Sent,
+        sender::{OfMail, Sent},
     },
     failure::Failure,
     queue::pause_after,
@@ -42,13 +42,7 @@ impl Mailer {
         loop {
             let payload: Vec<&Value> = batch.mails.iter().map(|mail| &mail.payload).collect();
             let (wait, failure) = match self.sender.send(batch.id, &payload, &asking).await {
-                Sent::Accepted(outcomes) => {
-                    let outcomes = batch.mails.iter().zip(outcomes).map(|(mail, outcome)| match outcome {
-                        Ok(id) => Outcome::sent(mail.delivery_id, Some(id)),
-                        Err(failure) => Outcome::because(mail.delivery_id, Status::Refused, &failure),
-                    });
-                    return self.settle(&batch, outcomes.collect(), deadline).await;
-                }
+                Sent::Accepted(outcomes) => return self.settle_each(&batch, outcomes, deadline).await,
                 Sent::AcceptedBefore => {
                     let outcomes = batch.all(|delivery| Outcome::sent(delivery, None));
                     return self.settle(&batch, outcomes, deadline).await;
@@ -195,6 +189,32 @@ impl Mailer {
         } else {
             report.count(&outcomes);
         }
+        Ok(report)
+    }
+
+    /// Settles each mail by what was said of it alone. What is refused for a common cause waits again, and blocks the rest.
+    async fn settle_each(
+        &self,
+        batch: &Batch,
+        outcomes: Vec<OfMail>,
+        deadline: &Deadline,
+    ) -> Result<MailReport, SupabaseError> {
+        let mut blocked = None;
+        let mails = batch.mails.iter().zip(outcomes);
+        let outcomes: Vec<Outcome> = mails
+            .map(|(mail, outcome)| match outcome {
+                OfMail::Accepted(id) => Outcome::sent(mail.delivery_id, Some(id)),
+                OfMail::Refused(failure) => Outcome::because(mail.delivery_id, Status::Refused, &failure),
+                OfMail::Blocked(failure) => {
+                    blocked.get_or_insert(failure);
+                    Outcome::new(mail.delivery_id, Status::Planned)
+                }
+            })
+            .collect();
+        let back = outcomes.iter().filter(|outcome| outcome.status == Status::Planned).count();
+        self.limits.quotas.put_back(back).await;
+        let mut report = self.settle(batch, outcomes, deadline).await?;
+        report.blocked = blocked;
         Ok(report)
     }
 
