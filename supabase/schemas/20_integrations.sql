@@ -48,7 +48,8 @@ create table jobs.integration_transactions (
     amount_minor bigint,                         -- null: not readable
     currency text,                               -- as amount_minor; null: not told
     refs text[] not null default '{}',      -- ch_…, pi_…, re_…: the payment behind it, as both providers name
-                                                 -- it; gid://shopify/Order/…: the order it belongs to
+                                                 -- it; gid://shopify/Order/…: the order it belongs to;
+                                                 -- tr_…: the transfer by which a platform passed it on
     first_seen_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
     source_kind text,                            -- the provider's own name of the kind
@@ -97,6 +98,8 @@ create table jobs.integration_state (
     deep_read_to timestamptz,                    -- end of the last one that reached far back for rows that show late
     all_orders boolean,                          -- false: the scope reaches 60 days back only; null: not told
     left_out boolean not null default false,     -- taken out of the books: see leave_account_out
+    -- What was read of a list that lacked movements which were known from before, or was empty ever since.
+    doubted tstzmultirange not null default '{}',
     primary key (user_id, provider)
 );
 

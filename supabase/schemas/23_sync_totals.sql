@@ -149,6 +149,8 @@ $$;
 --   refund_of_unknown_sale: a refund of an order whose payment was never read: Stripe may report it, too
 --   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount and day
 --   beyond_scope: days that lay more than 60 days back when the shop was read, with a scope that reaches no further: 1
+--   passed_on: a payment that a platform passed on, which may have kept a part of what the buyer paid
+--   doubted_list: days of a list that lacked what it had shown before: 1 for each provider
 create function jobs.month_flaws(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
 language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
     with found as materialized (
@@ -212,6 +214,15 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
             (p_month + interval '1 month') at time zone 'Europe/Paris',
             greatest(p_as_of - interval '60 days', p_month::timestamp at time zone 'Europe/Paris'))) as days) old
         where s.user_id = p_user_id and s.all_orders is false and s.counted @> p_month and not s.covered @> old.days
+        union all
+        select 'passed_on', count(*) from found t
+        where t.provider = 'stripe' and t.kind = 'payment' and t.excluded is null
+            and exists (select from unnest(t.refs) r where r ~ '^tr_')
+        union all
+        select 'doubted_list', count(*) from jobs.integration_state s
+        where s.user_id = p_user_id and s.counted @> p_month and not s.left_out
+            and s.doubted && tstzrange(p_month::timestamp at time zone 'Europe/Paris',
+                (p_month + interval '1 month') at time zone 'Europe/Paris')
     )
     select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') from flaws f;
 $$;

@@ -41,8 +41,10 @@ begin
         'unread', (select coalesce(jsonb_agg(e ->> 'provider' order by e ->> 'provider'), '[]')
             from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null),
         'maybe_twice', coalesce((flaws ->> 'maybe_twice')::integer, 0),
-        -- Something else: what is in other currencies, what was not read and what may count twice is told by itself.
-        'partial', flaws - array['currency', 'unresolved_currency', 'maybe_twice'] <> '{}'
+        'passed_on', coalesce((flaws ->> 'passed_on')::integer, 0),
+        -- Something else: what is in other currencies, what was not read, what may count twice and what a platform
+        -- passed on is told by itself.
+        'partial', flaws - array['currency', 'unresolved_currency', 'maybe_twice', 'passed_on'] <> '{}'
             or (coalesce(i.result ->> 'month_status' = 'partial', true) and flaws = '{}'
                 and not exists (select from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null)))
     into facts

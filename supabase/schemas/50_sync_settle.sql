@@ -6,7 +6,8 @@
 --
 -- p_parts: one object for each integration read:
 --   {integration_id, provider, account, window: {from, to}, movements: […], error: {code, message} | null,
---    notes: {…}, count_month: bool, kinds: {the provider's name of a kind: ours}, rates: see rates_in_use}
+--    notes: {…}, count_month: bool, kinds: {the provider's name of a kind: ours}, rates: see rates_in_use,
+--    listed: how many movements the list had, null: not counted}
 -- p_chunk numbers the calls of one lease, from 1. p_cursor comes back with the next claim, should this one be lost.
 -- p_month (a Paris month) asks for that month's figures in the result.
 --   {state: settled | stored | lost, result, repeated: an earlier call settled it}
@@ -31,6 +32,9 @@ declare
     not_euro jsonb;
     unknown jsonb;      -- kinds of movement that this version does not know, with how many
     unreadable jsonb;   -- why movements could not be understood, with how many
+    unlisted jsonb := '{}';     -- how many known movements each provider's list has lacked
+    known bigint;
+    fresh tstzmultirange;       -- what this read covers and none before it
     left_alone jsonb;
     flawed boolean;
     outcome text;
@@ -59,7 +63,7 @@ begin
     for part in
         select * from jsonb_to_recordset(p_parts) as x (
             integration_id uuid, provider text, account text, "window" jsonb, movements jsonb, error jsonb,
-            count_month boolean, kinds jsonb, deep boolean)
+            count_month boolean, kinds jsonb, deep boolean, listed bigint)
         order by x.provider
     loop
         parts := parts + 1;
@@ -117,13 +121,35 @@ begin
             update public.integration_tokens k
             set last_sync_at = greatest(k.last_sync_at, p_as_of), last_error = null, updated_at = clock_timestamp()
             where k.id = part.integration_id;
+            fresh := tstzmultirange(tstzrange((part."window" ->> 'from')::timestamptz,
+                (part."window" ->> 'to')::timestamptz));
+            -- What the list showed before it still has to show: rows are never taken back. Both lists go by seconds.
+            select count(*) into known from jobs.integration_transactions x
+            where x.user_id = p_user_id and x.provider = part.provider and x.account = part.account
+                -- By the index. What counts long after it was listed is left out: fewer are known than could be.
+                and x.paris_month >= date_trunc('month', (part."window" ->> 'from')::timestamptz
+                    at time zone 'Europe/Paris')
+                and x.paris_month <= (part."window" ->> 'to')::timestamptz at time zone 'Europe/Paris'
+                and x.kind <> 'no_turnover' and (x.kind <> 'dispute' or x.provider = 'stripe')
+                and x.listed_at >= (part."window" ->> 'from')::timestamptz
+                and x.listed_at < date_trunc('second', (part."window" ->> 'to')::timestamptz);
+            s.doubted := case
+                when s.account is distinct from part.account or part.listed is null then s.doubted
+                when known > part.listed then s.doubted + (fresh - s.covered)
+                when part.listed > 0 then s.doubted - fresh
+                -- Nothing is known there and nothing listed: as doubtful as the days before it.
+                when s.doubted && fresh then s.doubted + (fresh - s.covered)
+                else s.doubted end;
+            if known > part.listed then
+                unlisted := unlisted || jsonb_build_object(part.provider, known - part.listed);
+            end if;
             update jobs.integration_state k
             -- Where the user has connected another account meanwhile, nothing of that one was read.
             -- What the scope does not reach was not read either, whatever the list said.
-            set covered = case when k.account = part.account then k.covered + (tstzmultirange(
-                    tstzrange((part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz))
-                    * tstzmultirange(tstzrange(case when k.all_orders is false then p_now - interval '60 days' end, null)))
+            set covered = case when k.account = part.account then k.covered + (fresh - s.doubted)
+                    * tstzmultirange(tstzrange(case when k.all_orders is false then p_now - interval '60 days' end, null))
                     else k.covered end,
+                doubted = s.doubted,
                 last_success_at = p_now,
                 -- Only these windows follow one another without a hole; a month read on request does not.
                 last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
@@ -170,7 +196,7 @@ begin
             where m.reason not in ('unknown_kind', 'currency', 'unresolved_currency') group by 1) k)
     into not_euro, unknown, unreadable;
 
-    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}' or unreadable <> '{}';
+    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}' or unreadable <> '{}' or unlisted <> '{}';
     outcome := case
         when parts > 0 and failed = parts then 'failed'
         when failed > 0 or flawed then 'partial'
@@ -181,7 +207,8 @@ begin
         'records', records,
         'status', case outcome when 'failed' then 'error' when 'partial' then 'partial' else 'success' end,
         'error', first_error, 'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
-        'unknown_movements', nullif(unknown, '{}'), 'unreadable_movements', nullif(unreadable, '{}')));
+        'unknown_movements', nullif(unknown, '{}'), 'unreadable_movements', nullif(unreadable, '{}'),
+        'unlisted_movements', nullif(unlisted, '{}')));
     if p_month is not null then
         answer := answer || (
             -- Not read to its end: no figure rather than a wrong one.
@@ -203,7 +230,8 @@ begin
         coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message', p_now,
         jsonb_strip_nulls(jsonb_build_object('run_id', i.run_id, 'window', e -> 'window', 'code', e -> 'error' -> 'code',
             'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
-            'unreadable_movements', nullif(unreadable, '{}'), 'notes', nullif(e -> 'notes', '{}'),
+            'unreadable_movements', nullif(unreadable, '{}'), 'unlisted_movements', unlisted -> (e ->> 'provider'),
+            'notes', nullif(e -> 'notes', '{}'),
             -- The same account or shop, claimed by others too: proven by its own token or refused. Theirs is
             -- written out, as the index integration_tokens_account has it.
             'also_claimed_by', nullif((

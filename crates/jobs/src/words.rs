@@ -113,7 +113,7 @@ pub fn waits_too_long(stored_lane: &str) -> String {
 }
 
 /// Says why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 48] = [
+const REASONS: [(&str, &str); 51] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -142,6 +142,7 @@ const REASONS: [(&str, &str); 48] = [
     ("left_alone", "lignes modifiées par l’utilisateur, laissées telles quelles"),
     ("unknown_movements", "mouvements d’un type inconnu"),
     ("unreadable_movements", "mouvements illisibles"),
+    ("unlisted_movements", "mouvements déjà lus, absents de la liste"),
     // Of a movement that does not count, or of its month (20_integrations.sql, 23_sync_totals.sql).
     ("amount_not_read", "montant illisible"),
     ("no_currency", "devise absente"),
@@ -159,6 +160,8 @@ const REASONS: [(&str, &str); 48] = [
     ("maybe_twice", "compté deux fois peut-être"),
     ("beyond_scope", "plus de 60 jours avant la lecture, hors de portée de l’autorisation Shopify"),
     ("refund_of_unknown_sale", "remboursement d’une vente jamais lue"),
+    ("passed_on", "versé par une plateforme, peut-être sans sa commission"),
+    ("doubted_list", "liste qui ne montre plus ce qu’elle montrait, ou vide depuis"),
     // The state of a mail, where nothing says more.
     ("planned", "prévu"),
     ("sealed", "envoi en cours"),

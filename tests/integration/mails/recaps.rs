@@ -4,7 +4,7 @@ use anyhow::Result;
 use chrono::{DateTime, TimeDelta, Utc};
 use jobs::schedule::{Month, paris};
 use serde_json::json;
-use stand_ins::shopify::Tender;
+use stand_ins::{shopify::Tender, stripe::PassedOn};
 use uuid::Uuid;
 
 use super::given::{about, last_day, mail_to, mails_to, plain, recipients, says, says_not, text, turnover};
@@ -298,12 +298,17 @@ async fn what_may_count_twice_is_said_and_what_has_not_come_is_not() -> Result<(
     world.shopify.tender(SHOP, Tender::new(day(month, 3), "100.0", "EUR"));
     world.stripe_user("acct_waits").await?;
     world.stripe.debit("acct_waits", day(month, 20), 5_000, day(month, 26));
+    world.stripe_user("acct_host").await?;
+    world.stripe.passed_on("acct_host", day(month, 3), 8_500, PassedOn::Part);
 
     let answer = world.post("monthly-sync", "force=true").await?;
-    assert_eq!(answer["recaps"], json!({"sent": 1, "errors": 0}), "{answer}");
+    assert_eq!(answer["recaps"], json!({"sent": 2, "errors": 0}), "{answer}");
     assert!(mails_to(&world, &of("acct_waits")).is_empty());
     let text = text(&mail_to(&world, &of("acct_both")));
     says(&text, &["Des ventes sont peut-être comptées deux fois", "Une vente Shopify a le même montant"]);
+    says_not(&text, &["Des opérations manquent", "incomplet", "plateforme a encaissé"]);
+    let text = super::given::text(&mail_to(&world, &of("acct_host")));
+    says(&text, &["Une plateforme a encaissé pour vous", "Hors paiements reversés par une plateforme"]);
     says_not(&text, &["Des opérations manquent", "incomplet"]);
     Ok(())
 }

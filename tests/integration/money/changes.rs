@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 use serde_json::json;
-use stand_ins::shopify::{Dispute, Tender};
+use stand_ins::{
+    shopify::{Dispute, Tender},
+    stripe::PassedOn,
+};
 
 use super::{books, excluded, said, sync_at, world_at, worth};
 use crate::clock::at;
@@ -118,6 +121,44 @@ async fn a_platforms_fee_is_no_refund() -> Result<()> {
         json!({"status": "partial", "flaws": {"platform_reversal": 1}}),
         "all of it: the fee, or the sale"
     );
+    Ok(())
+}
+
+/// What a platform passed on may lack its commission, which the account does not tell: it is counted and said. With an
+/// application fee the account shows the buyer's amount.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_platform_passed_on_is_said() -> Result<()> {
+    for (how, expected) in [
+        (PassedOn::Part, json!({"status": "partial", "flaws": {"passed_on": 1}})),
+        (PassedOn::WithFee, json!({"status": "provisional"})),
+    ] {
+        let mut world = world_at("2026-11-18T12:00:00Z").await?;
+        let user = world.stripe_user("acct_host").await?;
+        world.stripe.payment("acct_host", at("2026-11-02T09:00:00Z"), 1_000, "eur");
+        let paid = world.stripe.passed_on("acct_host", at("2026-11-03T09:00:00Z"), 8_500, how);
+        sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+        assert_eq!(books(&world, user).await?, said(&[("2026-11", "95.00")]));
+        assert_eq!(worth(&world, user, 11).await?, expected);
+        // An answer that only names the charge says less, and changes nothing.
+        world.stripe.show("acct_host", &paid.transaction, json!({"source": paid.charge}));
+        sync_at(&mut world, "2026-11-18T18:10:00Z").await?;
+        assert_eq!(worth(&world, user, 11).await?, expected, "{how:?}");
+    }
+    Ok(())
+}
+
+/// A refund that is cancelled after it was booked comes back like one that failed: Stripe's own example of a cancelled
+/// refund has a `failure_balance_transaction` (<https://docs.stripe.com/api/refunds/cancel>).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_that_is_cancelled_comes_back_on_that_day() -> Result<()> {
+    let mut world = world_at("2026-11-18T12:00:00Z").await?;
+    let user = world.stripe_user("acct_cancels").await?;
+    let paid = world.stripe.payment("acct_cancels", at("2026-10-28T09:00:00Z"), 10_000, "eur");
+    world.stripe.refund("acct_cancels", &paid.charge, at("2026-10-30T09:00:00Z"), 4_000);
+    world.stripe.refund_failure("acct_cancels", &paid.charge, at("2026-11-03T09:00:00Z"), 4_000);
+    sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+    world.post("monthly-sync", "month=2026-10").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-10", "60.00"), ("2026-11", "40.00")]));
     Ok(())
 }
 

@@ -38,6 +38,48 @@ async fn a_month_beyond_the_scope_is_not_complete() -> Result<()> {
     Ok(())
 }
 
+/// A list that lacks what it has shown before, or is empty ever since, makes no month of 0 €: the doubt is said until
+/// the list is whole again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_lacks_what_it_has_shown_is_a_doubt() -> Result<()> {
+    let mut world = world_at("2026-11-18T12:00:00Z").await?;
+    let user = world.shopify_user(SHOP).await?;
+    for day in ["2026-11-04T09:00:00Z", "2026-11-17T09:00:00Z"] {
+        world.shopify.tender(SHOP, Tender::new(at(day), "10.0", "EUR"));
+    }
+    sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+    assert_eq!(worth(&world, user, 11).await?, json!({"status": "provisional"}));
+
+    // Without approval the shop answers with an empty list.
+    world.shopify.hide_tenders_before(SHOP, Some(at("2027-01-01T00:00:00Z")));
+    let part = sync_at(&mut world, "2026-11-18T18:10:00Z").await?;
+    assert_eq!((&part["partial"], &part["errors"]), (&json!(1), &json!(0)), "{part}");
+    let lacking: Value = world
+        .value("select metadata -> 'unlisted_movements' from public.sync_logs where provider = 'shopify' order by synced_at desc limit 1")
+        .await?;
+    assert_eq!(lacking, json!(1));
+    let doubt = json!({"status": "partial", "flaws": {"doubted_list": 1}});
+    assert_eq!(worth(&world, user, 11).await?, doubt);
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "20.00")]), "what was read stays");
+    // Windows in which nothing is known are as doubtful, however long it lasts.
+    for now in
+        ["2026-11-25T06:10:00Z", "2026-12-10T06:10:00Z", "2026-12-29T06:10:00Z", "2027-01-02T06:10:00Z"]
+    {
+        sync_at(&mut world, now).await?;
+    }
+    assert_eq!(worth(&world, user, 11).await?, doubt);
+    let told = world.post("monthly-sync", "month=2026-12").await?;
+    assert_eq!(told["results"][0]["month_status"], "partial", "{told}");
+
+    world.shopify.hide_tenders_before(SHOP, None);
+    world.shopify.tender(SHOP, Tender::new(at("2026-12-20T09:00:00Z"), "5.0", "EUR"));
+    for month in ["month=2026-11", "month=2026-12"] {
+        let told = world.post("monthly-sync", month).await?;
+        assert_eq!(told["results"][0]["month_status"], "complete", "{told}");
+    }
+    Ok(())
+}
+
 /// A version that is retired is not refused: another one answers. The data are read, and the operator is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_version_that_answers_is_told() -> Result<()> {

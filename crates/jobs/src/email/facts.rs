@@ -58,6 +58,9 @@ pub enum Facts {
         /// Says how many sales of a shop may be payments at Stripe, too.
         #[serde(default)]
         maybe_twice: u32,
+        /// Counts payments that a platform passed on, which may have kept a part of them.
+        #[serde(default)]
+        passed_on: u32,
         /// Holds the turnover recorded in the month's year, by activity; `None` where the books
         /// cannot be read that far.
         #[serde(default)]

@@ -54,6 +54,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             unread,
             partial,
             maybe_twice,
+            passed_on,
             year,
             created,
             mixed,
@@ -64,6 +65,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
                 .typed(*typed)
                 .missing(uncounted, unread, *partial)
                 .maybe_twice(*maybe_twice)
+                .passed_on(*passed_on)
                 .year(month.year(), year.as_deref().unwrap_or_default(), *created)
                 .confirmed(mixed, *verdict);
             (first_name, Box::new(view))

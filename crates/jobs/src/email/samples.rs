@@ -215,6 +215,7 @@ fn recaps() -> Vec<(&'static str, Facts)> {
                 unread: vec!["shopify".to_owned(), "stripe".to_owned()],
                 partial: true,
                 maybe_twice: 2,
+                passed_on: 3,
                 year: Some(vec![
                     sum("Vente de marchandises", 98_765_400, 1_240_000_000),
                     sum("Prestation de services", 0, 3_223_445),
@@ -253,6 +254,7 @@ fn recap(total: i64, sources: Vec<SourceTotal>) -> Facts {
         unread: Vec::new(),
         partial: false,
         maybe_twice: 0,
+        passed_on: 0,
         year: Some(vec![
             sum("Vente de marchandises", 90_000, 2_815_400),
             sum("services", 640_000, 2_412_350),

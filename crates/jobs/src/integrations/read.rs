@@ -34,6 +34,9 @@ pub(super) struct ReadPosition {
     list: List,
     after: Option<String>,
     notes: Map<String, Value>,
+    /// Counts the rows of the list of movements up to there.
+    #[serde(default)]
+    listed: Option<u64>,
 }
 
 /// Names the lists of a provider, which are read one after the other.
@@ -90,7 +93,7 @@ impl Reader<'_> {
         let (mut window, mut first, mut after) = (window, List::Movements, None);
         if let Some(position) = resume_from {
             (window, first, after) = (position.window, position.list, position.after);
-            self.parts[part].resume(position.window, position.notes);
+            self.parts[part].resume(position.window, position.notes, position.listed);
         }
         let lists: &[List] = match integration.provider {
             Provider::Stripe => &[List::Movements],
@@ -111,7 +114,7 @@ impl Reader<'_> {
                     }
                     None => page.await?,
                 };
-                let next = self.take(page);
+                let next = self.take(page, list);
                 if let Some(next) = &next {
                     guard.advance(next)?;
                 }
@@ -181,12 +184,16 @@ impl Reader<'_> {
             list,
             after,
             notes: part.notes.clone(),
+            listed: part.listed,
         }
     }
 
     /// Adds a page to the last part; answers where the next one begins.
-    fn take(&mut self, page: Page) -> Option<String> {
+    fn take(&mut self, page: Page, list: List) -> Option<String> {
         if let Some(part) = self.parts.last_mut() {
+            if list == List::Movements {
+                part.listed = part.listed.map(|listed| listed + page.movements.len() as u64);
+            }
             part.movements.extend(page.movements);
             for (kind, rows) in page.unknown {
                 part.note_unknown(&kind, rows);

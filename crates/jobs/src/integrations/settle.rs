@@ -35,6 +35,8 @@ pub(super) struct Part {
     rates: Vec<RowRate>,
     /// Says whether the window reaches far back for rows that show late.
     deep: bool,
+    /// Counts the rows of the list of movements; `None` where a part of them was read by a version that did not count.
+    pub(super) listed: Option<u64>,
 }
 
 impl Part {
@@ -54,12 +56,13 @@ impl Part {
             },
             rates: row_rates(),
             deep: window.is_deep(),
+            listed: Some(0),
         }
     }
 
     /// Goes on with the window of an earlier reading.
-    pub(super) fn resume(&mut self, window: Window, notes: Map<String, Value>) {
-        (self.window, self.notes, self.deep) = (window, notes, window.is_deep());
+    pub(super) fn resume(&mut self, window: Window, notes: Map<String, Value>, listed: Option<u64>) {
+        (self.window, self.notes, self.deep, self.listed) = (window, notes, window.is_deep(), listed);
     }
 
     /// Counts rows of a kind that this version does not know: the figure may lack something.

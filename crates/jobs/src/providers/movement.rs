@@ -75,8 +75,8 @@ pub struct Movement {
     pub converted: bool,
     /// Holds what was read, where `amount_minor` and `currency` are something else.
     pub original: Option<Original>,
-    /// Lists Stripe ids (`ch_`, `py_`, `pi_`, `re_`, `pyr_`) of what was paid, sorted; behind them
-    /// the Shopify order, which tells whose refund it is where Shopify names no payment. A payment
+    /// Lists Stripe ids (`ch_`, `py_`, `pi_`, `re_`, `pyr_`) of what was paid, and of the transfer
+    /// (`tr_`) by which a platform passed it on, sorted; behind them the Shopify order, which tells whose refund it is where Shopify names no payment. A payment
     /// and its refunds share the payment's id: the same movement seen through both providers has a
     /// common reference *and* the same kind of movement (money in or money back).
     pub references: Vec<String>,
@@ -148,8 +148,17 @@ pub(super) fn word(text: &str) -> String {
 
 /// Returns whether `text` is the id of a Stripe object that identifies a payment or its refund.
 pub(super) fn is_payment_reference(text: &str) -> bool {
+    is_id_of(text, &["ch", "py", "pi", "re", "pyr"])
+}
+
+/// Returns whether `text` is the id of a transfer between two accounts of Stripe.
+pub(super) fn is_transfer(text: &str) -> bool {
+    is_id_of(text, &["tr"])
+}
+
+fn is_id_of(text: &str, prefixes: &[&str]) -> bool {
     let Some((prefix, rest)) = text.split_once('_') else { return false };
-    matches!(prefix, "ch" | "py" | "pi" | "re" | "pyr")
+    prefixes.contains(&prefix)
         && (1..=255).contains(&rest.len())
         && rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }

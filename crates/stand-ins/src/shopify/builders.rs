@@ -214,6 +214,13 @@ impl StandIn {
         self.state().shop(domain).orders_from = Some(at);
     }
 
+    /// Empties the list of tenders without an error, as for an application that is not approved
+    /// (<https://github.com/nozzlegear/ShopifySharp/issues/894>); `None` fills it again. What was sold before `at` is not
+    /// listed.
+    pub fn hide_tenders_before(&self, domain: &str, at: Option<DateTime<Utc>>) {
+        self.state().shop(domain).tenders_from = at;
+    }
+
     /// Takes the scope `read_all_orders` away: what is older than 60 days is listed no more and looks deleted, without
     /// an error (<https://github.com/Shopify/shopify_app/issues/767>,
     /// <https://github.com/Shopify/shopify_python_api/issues/370>).

@@ -2,7 +2,12 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{StandIn, ledger::Entry, objects::Source, state::State};
+use super::{
+    StandIn,
+    ledger::Entry,
+    objects::{PassedOn, Source},
+    state::State,
+};
 
 /// Holds the ids of a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +55,7 @@ impl StandIn {
             created: sent.timestamp(),
             method: "sepa_debit",
             status: "pending",
+            passed_on: None,
         };
         let entry = Entry::new(sent, amount, "eur").kind("payment", "charge").available_on(expected).fee(35);
         let added = add(&mut state, account, entry.source(&charge, source));
@@ -76,6 +82,26 @@ impl StandIn {
             Some(Source::Charge { status, .. }) => *status = now,
             _ => panic!("{account} has no charge {charge}"),
         }
+    }
+
+    /// Adds a payment of a buyer to a platform, as the seller's account shows it: what was passed on by a transfer
+    /// (<https://docs.stripe.com/connect/destination-charges>; `source_transfer` is "the transfer ID which created this
+    /// charge").
+    pub fn passed_on(&self, account: &str, at: DateTime<Utc>, amount: i64, how: PassedOn) -> Payment {
+        let mut state = self.state();
+        let (charge, intent) = (state.new_id("py"), state.new_id("pi"));
+        let source = Source::Charge {
+            intent: intent.clone(),
+            amount,
+            currency: "eur".into(),
+            created: at.timestamp(),
+            method: "card",
+            status: "succeeded",
+            passed_on: Some(how),
+        };
+        let entry = Entry::new(at, amount, "eur").kind("payment", "charge");
+        let added = add(&mut state, account, entry.source(&charge, source));
+        Payment { transaction: added.transaction, charge, intent }
     }
 
     /// Takes a part of the transfer behind a payment back, as a platform does, for instance for its
@@ -261,8 +287,15 @@ fn payment(state: &mut State, account: &str, entry: Entry, charged: Option<(i64,
     let (charge, intent) = (state.new_id("ch"), state.new_id("pi"));
     let (amount, currency) = charged.unwrap_or_else(|| (entry.amount, entry.currency.clone()));
     let (intent_of, created) = (intent.clone(), entry.at.timestamp());
-    let source =
-        Source::Charge { intent: intent_of, amount, currency, created, method: "card", status: "succeeded" };
+    let source = Source::Charge {
+        intent: intent_of,
+        amount,
+        currency,
+        created,
+        method: "card",
+        status: "succeeded",
+        passed_on: None,
+    };
     let fee = processing_fee(entry.amount);
     let added = add(state, account, entry.fee(fee).source(&charge, source));
     Payment { transaction: added.transaction, charge, intent }

@@ -36,6 +36,7 @@ pub use errors::{
     lock_timeout, more_permissions, no_connect, rate_limited, restricted, server_error, test_account,
 };
 pub use ledger::{BalanceTransaction, Entry};
+pub use objects::PassedOn;
 
 use crate::faults::{InjectedFaults, Server, serve};
 use state::State;

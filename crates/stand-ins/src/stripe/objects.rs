@@ -2,6 +2,15 @@
 
 use serde_json::{Value, json};
 
+/// Says what a platform keeps of a payment that it passes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PassedOn {
+    /// It transfers what it likes, and keeps the rest without a trace in the seller's account.
+    Part,
+    /// It transfers all of it, and takes an application fee of it.
+    WithFee,
+}
+
 /// Represents what a row points to, in its own currency: the customer's, which need not be the
 /// settlement currency.
 #[derive(Clone, Debug)]
@@ -13,6 +22,8 @@ pub(super) enum Source {
         created: i64,
         method: &'static str,
         status: &'static str,
+        /// Says how a platform passed it on, if one did.
+        passed_on: Option<PassedOn>,
     },
     Refund {
         charge: String,
@@ -49,8 +60,16 @@ impl Source {
     /// As `expand[]=data.source` shows it.
     pub(super) fn json(&self, id: &str, transaction: &str) -> Value {
         match self {
-            Self::Charge { intent, amount, currency, created, method, status } => {
-                charge((id, transaction, intent), (*amount, currency), *created, (method, status))
+            Self::Charge { intent, amount, currency, created, method, status, passed_on } => {
+                let mut charge =
+                    charge((id, transaction, intent), (*amount, currency), *created, (method, status));
+                if let Some(passed_on) = passed_on {
+                    charge["source_transfer"] = format!("tr_{id}").into();
+                    if *passed_on == PassedOn::WithFee {
+                        charge["application_fee"] = format!("fee_{id}").into();
+                    }
+                }
+                charge
             }
             Self::Refund { charge, intent, amount, currency, created, failed, by_platform } => json!({
                 "id": id,

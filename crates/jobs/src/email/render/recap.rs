@@ -39,6 +39,8 @@ pub(super) struct View {
     partial: bool,
     /// Says that some sales may be counted twice.
     maybe_twice: Option<&'static str>,
+    /// Says that a platform passed some payments on.
+    passed_on: Option<&'static str>,
     year: i32,
     /// The year's turnover by category: what it is, how much.
     categories: Vec<(&'static str, String)>,
@@ -80,6 +82,7 @@ impl View {
             several_unread: false,
             partial: false,
             maybe_twice: None,
+            passed_on: None,
             year: month.year(),
             categories: Vec::new(),
             ceilings: Vec::new(),
@@ -140,6 +143,21 @@ impl View {
                  paiement, il est compté deux fois\u{a0}: vérifiez-le.",
                 "Des ventes Shopify ont le même montant et le même jour que des paiements Stripe. Si ce sont les mêmes \
                  paiements, ils sont comptés deux fois\u{a0}: vérifiez-les.",
+            )
+        });
+        self
+    }
+
+    /// Says how many payments a platform passed on, which may have kept a part of what the buyers paid.
+    pub(super) fn passed_on(mut self, payments: u32) -> Self {
+        self.passed_on = (payments > 0).then(|| {
+            agreeing(
+                payments.into(),
+                "Un paiement Stripe vous a été reversé par une plateforme. Si elle a gardé sa commission, le client a \
+                 payé davantage, et c’est ce qu’il a payé qui se déclare\u{a0}: vérifiez-le sur le relevé de la plateforme.",
+                "Des paiements Stripe vous ont été reversés par une plateforme. Si elle a gardé sa commission, vos clients \
+                 ont payé davantage, et c’est ce qu’ils ont payé qui se déclare\u{a0}: vérifiez-le sur le relevé de la \
+                 plateforme.",
             )
         });
         self

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::providers::movement::{Original, is_payment_reference, word};
+use crate::providers::movement::{Original, is_payment_reference, is_transfer, word};
 use crate::providers::{Movement, MovementKind, Page, RefusedReason};
 
 #[derive(Deserialize)]
@@ -184,6 +184,8 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
         && currency.as_deref().is_some_and(|code| code.parse::<crate::money::Currency>().is_ok());
     let original =
         if readable { bought_for(source, amount_minor, currency.as_deref()) } else { Some(as_read(row)) };
+    let mut references = references(source);
+    references.extend(passed_on(source, kind).map(str::to_owned));
     Ok(Movement {
         external_id,
         kind,
@@ -196,7 +198,7 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
         currency,
         converted: true,
         original,
-        references: references(source),
+        references,
     })
 }
 
@@ -235,6 +237,17 @@ fn as_read(row: &Value) -> Original {
     };
     let (amount, currency) = (text(&row["amount"]), text(&row["currency"]));
     Original { amount_minor: None, ..Original::of(amount.as_deref(), currency.as_deref()) }
+}
+
+/// Returns the transfer by which a platform passed a payment on, where the amount may be less than what the buyer paid:
+/// the platform decides [whether all of it or a part is transferred]. With an application fee all of it is, and the fee
+/// goes back apart, so that the amount is the buyer's.
+///
+/// [whether all of it or a part is transferred]: https://docs.stripe.com/connect/destination-charges
+fn passed_on(source: &Value, kind: MovementKind) -> Option<&str> {
+    let transfer = source["source_transfer"].as_str().or_else(|| source["source_transfer"]["id"].as_str())?;
+    let is_whole = !source["application_fee"].is_null();
+    (kind == MovementKind::Payment && !is_whole && is_transfer(transfer)).then_some(transfer)
 }
 
 /// The source is a charge, a refund or a dispute, expanded or as its id; refunds and disputes name their charge.

@@ -153,6 +153,21 @@ fn a_debit_counts_when_its_money_is_there(#[case] method: &str, #[case] status: 
     assert_eq!(movement.listed_at.map(|at| at.timestamp()), Some(1_795_000_000));
 }
 
+/// With an application fee the whole amount was passed on; without one a part may have stayed with the platform.
+#[rstest]
+#[case(json!({"source_transfer": "tr_1"}), &["py_1", "tr_1"])]
+#[case(json!({"source_transfer": {"id": "tr_1"}}), &["py_1", "tr_1"])]
+#[case(json!({"source_transfer": "tr_1", "application_fee": null}), &["py_1", "tr_1"])]
+#[case(json!({"source_transfer": "tr_1", "application_fee": "fee_1"}), &["py_1"])]
+#[case(json!({"source_transfer": null}), &["py_1"])]
+#[case(json!({"source_transfer": "tr 1"}), &["py_1"])]
+fn a_payment_names_the_transfer_that_passed_it_on(#[case] more: Value, #[case] expected: &[&str]) {
+    let mut row = row("txn_1", "charge", 900);
+    row["source"] = json!({"id": "py_1", "object": "charge", "status": "succeeded"});
+    row["source"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    assert_eq!(read(&[row], false).unwrap().movements[0].references, expected);
+}
+
 #[test]
 fn a_platform_that_takes_a_part_back_makes_no_refund() {
     let mut row = row("txn_1", "refund", -200);
