@@ -239,3 +239,47 @@ language sql stable set search_path = '' as $$
             'imported', trunc(s.imported), 'quarter', trunc(s.quarter)) order by s.activity), '[]') end
     from sums s;
 $$;
+
+-- A day of somebody's life as a user, or null: a user may write infinity, or a year of five digits.
+create function jobs.readable_instant(p_at timestamptz) returns timestamptz
+language sql immutable as $$
+    select case when p_at between '1900-01-01 00:00:00+00' and '2100-12-31 00:00:00+00' then p_at end;
+$$;
+
+-- An amount in cents, or null where it is no number.
+create function jobs.readable_cents(p_amount numeric) returns bigint
+language sql immutable as $$
+    select case when p_amount between -1e15 and 1e15 then trunc(p_amount * 100)::bigint end;
+$$;
+
+-- What stands in a user's books, by month, in cents, from 2000 to 2100; amounts are null with a flaw. Worth: of the imported
+-- rows, as they say it themselves.
+create function jobs.recorded_months(p_user_id uuid)
+returns table (month date, typed bigint, imported bigint, entries integer, flaw text, worth text)
+language sql stable set search_path = '' as $$
+    with found as materialized (
+        select * from public.ca_records a where a.user_id = p_user_id and a.year between 2000 and 2100 limit 50001
+    ), sums as (
+        select make_date(r.year, r.month, 1) as month, count(*) as entries,
+            coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) as typed,
+            coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) as imported,
+            max(case when r.source = 'auto_sync' and r.metadata ->> 'status' in ('complete', 'provisional', 'partial')
+                then r.metadata ->> 'status' end) as worth
+        from found r group by 1
+    )
+    select s.month, case when f.flaw is null then jobs.readable_cents(s.typed) end,
+        case when f.flaw is null then jobs.readable_cents(s.imported) end, s.entries::integer, f.flaw, s.worth
+    from sums s cross join lateral (select case when 'NaN' in (s.typed, s.imported) then 'unreadable_amount'
+        when (select count(*) from found) > 50000 then 'too_many_rows' end as flaw) f;
+$$;
+
+-- The rows of a user's month, the largest first; an amount that is no number comes as null, before all others.
+create function jobs.recorded_rows(p_user_id uuid, p_month date, p_limit integer)
+returns table (activity text, amount bigint, is_imported boolean, written_at timestamptz)
+language sql stable set search_path = '' as $$
+    select left(r.activity_type, 80), jobs.readable_cents(r.amount_eur), r.source = 'auto_sync',
+        jobs.readable_instant(r.created_at)
+    from public.ca_records r
+    where r.user_id = p_user_id and r.year = extract(year from p_month) and r.month = extract(month from p_month)
+    order by r.amount_eur desc, r.id limit p_limit;
+$$;

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::tasks::Context;
 
 /// Logs, events, finished runs and their items are kept for so long.
-const KEPT: TimeDelta = TimeDelta::days(90);
+pub(crate) const KEPT: TimeDelta = TimeDelta::days(90);
 /// What is personal in the ledger of mails is kept for so long after the mail.
 const KEPT_PERSONAL: Months = Months::new(13);
 /// A sealed batch of users who are gone may be sent again as sealed for so long.

@@ -4,6 +4,9 @@
 //! Pages, mails, the operator's digest, answers and the unsubscribe pages take their words from here, so that one
 //! thing is called alike everywhere and no stored name reaches a reader.
 
+mod user;
+
+pub use self::user::{item_status, means, month_worth, movement_kind, plan, provider, threshold};
 use crate::{lane::Lane, mail_kind::MailKind, schedule::Task};
 
 impl Task {
@@ -175,7 +178,7 @@ const REASONS: [(&str, &str); 51] = [
 /// Returns the words for a stored reason, which is a code of ours or a sentence in French already. A code that this
 /// version does not know is not shown.
 pub fn reason(stored: &str) -> &str {
-    match REASONS.into_iter().find(|(code, _)| *code == stored) {
+    match REASONS.iter().chain(&user::REASONS).find(|(code, _)| *code == stored) {
         Some((_, words)) => words,
         None if is_code(stored) => OTHER_REASON,
         None => stored,
@@ -211,6 +214,7 @@ pub fn integration_state(stored: &str, n: u64) -> &'static str {
         "late" => "en retard de plus de 36\u{a0}h",
         "failing" => "en panne",
         "inactive" => agreeing(n, "désactivée", "désactivées"),
+        "gone" => agreeing(n, "retirée", "retirées"),
         _ => UNKNOWN_STATE,
     }
 }

@@ -44,6 +44,15 @@ fn worst(udt: &str) -> &'static [&'static str] {
     }
 }
 
+/// Table, column and value: each column that a user may write, with each of the worst values of its type.
+pub(crate) async fn worst_columns(world: &World) -> Result<Vec<(String, String, &'static str)>> {
+    let columns: Vec<(String, String, String)> = sqlx::query_as(COLUMNS).fetch_all(world.pool()).await?;
+    let of = |(table, column, udt): (String, String, String)| {
+        worst(&udt).iter().map(move |value| (table.clone(), column.clone(), *value))
+    };
+    Ok(columns.into_iter().flat_map(of).collect())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_a_user_writes_costs_nobody_else_anything() -> Result<()> {
     let mut world = World::new().await?;

@@ -9,6 +9,7 @@ mod mended;
 mod rule;
 mod sizes;
 
+pub(crate) use self::columns::worst_columns;
 use anyhow::{Context, Result, ensure};
 use chrono::TimeDelta;
 use reqwest::Method;

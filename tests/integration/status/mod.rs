@@ -4,6 +4,7 @@ mod actions;
 mod browser;
 mod doors;
 mod facts;
+mod user;
 
 use anyhow::{Context, Result};
 use reqwest::Method;

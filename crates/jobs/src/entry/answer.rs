@@ -83,6 +83,12 @@ impl Answer {
         Self { status, headers, body: html, content_type: "text/html; charset=utf-8", complaint: None }
     }
 
+    /// A file that a browser keeps.
+    pub(super) fn file(content_type: &'static str, name: &str, body: String) -> Self {
+        let headers = vec![("content-disposition", format!("attachment; filename=\"{name}\"").into())];
+        Self { status: 200, headers, body, content_type, complaint: None }
+    }
+
     pub(super) fn error(status: u16, message: &str) -> Self {
         let complaint = Some(message.to_owned());
         Self { complaint, ..Self::json(status, &Fields::new().with("error", message)) }

@@ -55,6 +55,18 @@ fn who_acts(code: &str) -> Actor {
     ACTORS.iter().find(|(known, _)| *known == code).map_or(Actor::Operator, |(_, actor)| *actor)
 }
 
+/// Says in French who has to act on a failure of an integration, and how.
+pub fn remedy(code: &str) -> &'static str {
+    match who_acts(code) {
+        Actor::User { reconnects: true } => "L’utilisateur refait la connexion dans l’application.",
+        Actor::User { reconnects: false } => {
+            "L’utilisateur voit avec le fournisseur ; refaire la connexion n’y change rien."
+        }
+        Actor::Operator => "C’est à l’exploitant d’agir : voir ce message dans le guide d’exploitation.",
+        Actor::Nobody => "Rien à faire : cela passe de soi-même, la synchronisation suivante relit tout.",
+    }
+}
+
 /// Returns whether this failure of an integration is one user's to mend: nobody who runs the deployment can.
 pub fn is_the_users_to_mend(code: &str) -> bool {
     matches!(who_acts(code), Actor::User { .. })

@@ -25,7 +25,7 @@ pub(crate) const MAIL_DAYS: u32 = 14;
 /// Failures are shown and may be retried for so long.
 pub(crate) const FAILURES_SINCE: TimeDelta = TimeDelta::days(30);
 /// An integration is late after six syncs without a success.
-const LATE_AFTER: TimeDelta = TimeDelta::hours(36);
+pub(crate) const LATE_AFTER: TimeDelta = TimeDelta::hours(36);
 /// So many broken integrations are shown.
 const BROKEN: u32 = 30;
 

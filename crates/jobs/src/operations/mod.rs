@@ -8,5 +8,6 @@ pub(crate) mod claims;
 pub(crate) mod digest;
 pub(crate) mod facts;
 pub(crate) mod health;
+pub(crate) mod user;
 pub(crate) mod view;
 pub(crate) mod waiting;

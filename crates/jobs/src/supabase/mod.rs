@@ -21,7 +21,7 @@ pub use self::{
 use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
 /// Names every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 47] = [
+pub const FUNCTIONS: [&str; 53] = [
     "integration_context",
     "integration_outages",
     "integration_prove",
@@ -33,6 +33,7 @@ pub const FUNCTIONS: [&str; 47] = [
     "jobs_close_runs",
     "jobs_confirm_books",
     "jobs_confirmations",
+    "jobs_find_user",
     "jobs_give_back",
     "jobs_heartbeat",
     "jobs_hold_chain",
@@ -40,6 +41,8 @@ pub const FUNCTIONS: [&str; 47] = [
     "jobs_lanes",
     "jobs_learn_pace",
     "jobs_lease_turns",
+    "jobs_leave_account_out",
+    "jobs_lift_suppression",
     "jobs_log",
     "jobs_note_alerts",
     "jobs_plan_alerts",
@@ -49,6 +52,7 @@ pub const FUNCTIONS: [&str; 47] = [
     "jobs_prune",
     "jobs_release",
     "jobs_report",
+    "jobs_resend_mails",
     "jobs_retake_months",
     "jobs_retry",
     "jobs_run_waits",
@@ -59,7 +63,9 @@ pub const FUNCTIONS: [&str; 47] = [
     "jobs_slot_missed",
     "jobs_status",
     "jobs_troubles",
+    "jobs_user",
     "jobs_user_exists",
+    "jobs_user_receipts",
     "mail_claim",
     "mail_extend",
     "mail_feedback",

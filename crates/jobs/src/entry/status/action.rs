@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vercel_runtime::AppState;
 
+use super::{refused::Refused, user::Wanted};
 use crate::{
     chain,
     entry::{answer::Fields, log, shape},
@@ -19,37 +20,29 @@ use crate::{
 /// What a form or a caller asks for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Action {
-    Replay { task: Task, slot: String },
-    Retry { lane: Lane },
+    Replay {
+        task: Task,
+        slot: String,
+    },
+    Retry {
+        lane: Lane,
+    },
+    /// Finds a user by id or address.
+    Find {
+        who: String,
+    },
+    /// Something for one user.
+    ForUser(Wanted),
     SignOut,
-}
-
-/// Why an action is not done.
-pub(super) struct Refused {
-    pub(super) status: u16,
-    pub(super) message: String,
-}
-
-impl Refused {
-    fn new(status: u16, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
-    }
 }
 
 /// An action that was started.
 pub(super) struct Started {
-    /// The word by which the page finds its text in [`NOTICES`].
+    /// The word by which the page finds its text in [`NOTICES`](super::notice::NOTICES).
     pub(super) notice: &'static str,
     /// The answer to a caller.
     pub(super) fields: Fields,
 }
-
-/// What the page says after an action, by the word in its address.
-pub(super) const NOTICES: [(&str, &str); 3] = [
-    ("rejeu", "Le rejeu est lancé. Rechargez la page dans un instant : l’exécution apparaît sous sa tâche."),
-    ("reprise", "La reprise est lancée. Rechargez la page dans un instant pour voir la file se vider."),
-    ("rien", "Il n’y avait rien à reprendre dans cette file."),
-];
 
 /// Reads a form. An error names the field.
 pub(super) fn read(value: impl Fn(&str) -> Option<String>) -> Result<Action, Refused> {
@@ -66,8 +59,17 @@ pub(super) fn read(value: impl Fn(&str) -> Option<String>) -> Result<Action, Ref
             let lane = value("lane").and_then(|lane| Lane::from_stored(&lane));
             Ok(Action::Retry { lane: lane.ok_or_else(|| bad("Champ lane : file inconnue."))? })
         }
+        Some("find") => match value("who").filter(|who| !who.trim().is_empty()) {
+            Some(who) => Ok(Action::Find { who }),
+            None => Err(bad("Champ who : un identifiant ou une adresse entière est attendu.")),
+        },
         Some("sign-out") => Ok(Action::SignOut),
-        _ => Err(bad("Champ action : replay ou retry est attendu.")),
+        _ => match Wanted::read(value) {
+            Some(wanted) => wanted.map(Action::ForUser),
+            None => {
+                Err(bad("Champ action : replay, retry, find ou une action pour un utilisateur est attendu."))
+            }
+        },
     }
 }
 
@@ -186,6 +188,9 @@ mod tests {
     #[case(&[("action", "replay"), ("task", "x"), ("slot", "2026-10")], Err(400))]
     #[case(&[("action", "replay"), ("task", "monthly_sync")], Err(400))]
     #[case(&[("action", "delete")], Err(400))]
+    #[case(&[("action", "find"), ("who", " ")], Err(400))]
+    #[case(&[("action", "find"), ("who", "a@b.fr")], Ok(Action::Find { who: "a@b.fr".into() }))]
+    #[case(&[("action", "resend-mails")], Err(400))]
     #[case(&[], Err(400))]
     fn a_form_is_read_or_refused(#[case] form: &[(&str, &str)], #[case] expected: Result<Action, u16>) {
         assert_eq!(asked(form), expected);

@@ -7,29 +7,33 @@ mod action;
 mod chart;
 mod client;
 mod ended;
+mod notice;
 mod page;
+mod page_request;
+mod query;
+mod refused;
 mod session;
 mod sign_in;
-
-use std::net::IpAddr;
+mod user;
 
 use chrono::{DateTime, Utc};
 use http_body_util::BodyExt;
-use reqwest::header::{self, HeaderMap, HeaderName};
 use tokio::time::Instant;
 use vercel_runtime::{AppState, Error};
 
+pub(super) use self::page_request::PageRequest;
 use self::{
-    action::{Action, NOTICES},
+    action::Action,
     ended::{NOT_VERIFIED, is_ended, sign_out},
     page::Viewer,
+    page_request::page_deadline,
+    query::Query,
     session::{Keys, Session},
     sign_in::sign_in,
 };
 use super::{answer::Answer, app::App, form::Form, request};
 use crate::{
     crypto::secret,
-    deadline::Deadline,
     operations::{
         facts,
         health::{self, Live},
@@ -37,46 +41,6 @@ use crate::{
     },
     routes::Route,
 };
-
-/// A request, as far as it matters here.
-pub(super) struct PageRequest<'a> {
-    method: &'a str,
-    query: &'a str,
-    authorization: Option<String>,
-    cookies: String,
-    accept: String,
-    /// The client's address, as the platform says it.
-    address: Option<IpAddr>,
-}
-
-impl<'a> PageRequest<'a> {
-    pub(super) fn new(method: &'a str, query: &'a str, headers: &HeaderMap) -> Self {
-        let header = |name: HeaderName| {
-            let values = headers.get_all(name).iter();
-            values.filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join("; ")
-        };
-        Self {
-            method,
-            query,
-            authorization: headers.contains_key(header::AUTHORIZATION).then(|| header(header::AUTHORIZATION)),
-            cookies: header(header::COOKIE),
-            accept: header(header::ACCEPT),
-            address: client::address(headers),
-        }
-    }
-}
-
-impl PageRequest<'_> {
-    /// Browsers name HTML among others; whoever wants JSON names it alone.
-    fn wants_json(&self) -> bool {
-        self.accept.contains("application/json") && !self.accept.contains("text/html")
-    }
-
-    /// An error in the form that the caller reads.
-    fn refuse(&self, status: u16, message: &str) -> Answer {
-        if self.wants_json() { Answer::error(status, message) } else { page::message(status, message) }
-    }
-}
 
 /// Tells who asks.
 enum Caller {
@@ -121,8 +85,8 @@ where
             return Answer::error(405, "Méthode non autorisée.").with_header("allow", Route::Status.allow());
         }
     }
-    let notice = match notice(request) {
-        Ok(notice) => notice,
+    let query = match Query::read(request.query, request.method == "GET") {
+        Ok(query) => query,
         Err(complaint) => return request.refuse(400, &complaint),
     };
     let keys = app.config.cron_secret.as_ref().map(Keys::new);
@@ -153,7 +117,10 @@ where
             (Caller::Browser(session), Some(keys)) => Some(keys.form_token(session)),
             _ => None,
         };
-        return show(app, request, token, notice, now).await;
+        return match query.user {
+            Some(user) => user::show(app, request, user, &query, token.as_deref(), now).await,
+            None => show(app, request, token, query.notice, now).await,
+        };
     }
 
     let Some(form) = Form::read(body).await else {
@@ -182,32 +149,6 @@ async fn is_over(app: &App, session: &Session) -> Option<bool> {
     is_ended(supabase, session, &page_deadline()).await.ok()
 }
 
-/// How long the page asks the database: longer than a live check does.
-fn page_deadline() -> Deadline {
-    let end = Instant::now() + 4 * health::TIMEOUT;
-    Deadline::new(end, end)
-}
-
-/// What the page is to say, after an action. Never a secret: that would be in logs by now.
-fn notice(request: &PageRequest) -> Result<Option<&'static str>, String> {
-    let mut notice = None;
-    for (name, value) in form_urlencoded::parse(request.query.as_bytes()) {
-        notice = match name.as_ref() {
-            "secret" => {
-                return Err("Le secret ne se met jamais dans l’adresse : elle reste dans les journaux. Changez CRON_SECRET s’il vient d’y être écrit.".into());
-            }
-            "fait" if request.method == "GET" => {
-                NOTICES.iter().find(|(known, _)| *known == value).map(|(_, text)| *text)
-            }
-            // The name is the caller's: cut, and escaped like every text.
-            name => {
-                return Err(format!("Paramètre inconnu : {}.", name.chars().take(40).collect::<String>()));
-            }
-        };
-    }
-    Ok(notice)
-}
-
 /// Does what a form or a caller asks for.
 async fn act(
     app: &App,
@@ -224,6 +165,7 @@ async fn act(
             let supabase = app.parts().ok().and_then(|parts| parts.supabase.as_ref().ok());
             return sign_out(supabase, session, &page_deadline()).await;
         }
+        Ok(Action::Find { who }) => return user::find(app, request, &who).await,
         Ok(asked) => asked,
         Err(refused) => return request.refuse(refused.status, &refused.message),
     };
@@ -239,7 +181,11 @@ async fn act(
     let begun = match asked {
         Action::Replay { task, slot } => action::replay(context, state, task, &slot),
         Action::Retry { lane } => action::retry(context, state, lane).await,
-        Action::SignOut => return Answer::empty(204),
+        Action::ForUser(wanted) => {
+            // The form's token goes on into the form of the confirmation.
+            return user::act(context, state, request, &wanted, form.value("csrf")).await;
+        }
+        Action::Find { .. } | Action::SignOut => return Answer::empty(204),
     };
     match begun {
         Ok(begun) if bearer => Answer::json(202, &begun.fields),
@@ -283,54 +229,4 @@ async fn show(
         return Answer::object(200, &status);
     }
     page::status(&status, &Viewer { token: token.as_deref() }, notice)
-}
-
-#[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    fn request<'a>(query: &'a str, accept: &str) -> PageRequest<'a> {
-        PageRequest {
-            method: "GET",
-            query,
-            authorization: None,
-            cookies: String::new(),
-            accept: accept.to_owned(),
-            address: None,
-        }
-    }
-
-    #[rstest]
-    #[case("", Ok(None))]
-    #[case("fait=rejeu", Ok(Some("Le rejeu est lancé.")))]
-    // Only our own words are shown.
-    #[case("fait=%3Cscript%3E", Ok(None))]
-    #[case("secret=abc", Err("dans l’adresse"))]
-    #[case("fait=rejeu&secret=", Err("dans l’adresse"))]
-    #[case("page=2", Err("page"))]
-    fn the_address(#[case] query: &str, #[case] expected: Result<Option<&str>, &str>) {
-        match (notice(&request(query, "")), expected) {
-            (Ok(said), Ok(expected)) => {
-                assert!(said.unwrap_or_default().starts_with(expected.unwrap_or_default()), "{said:?}");
-                assert_eq!(said.is_some(), expected.is_some());
-            }
-            (Err(said), Err(expected)) => {
-                assert!(said.contains(expected) && !said.contains("abc"), "{said}");
-            }
-            (said, expected) => panic!("{said:?} instead of {expected:?}"),
-        }
-    }
-
-    #[rstest]
-    #[case("application/json", true)]
-    #[case("application/json, */*;q=0.5", true)]
-    #[case("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false)]
-    #[case("text/html, application/json", false)]
-    #[case("*/*", false)]
-    #[case("", false)]
-    fn who_wants_json(#[case] accept: &str, #[case] json: bool) {
-        assert_eq!(request("", accept).wants_json(), json);
-    }
 }

@@ -100,7 +100,7 @@ pub(super) fn message(status: u16, message: &str) -> Answer {
     rendered(status, &MessagePage { message })
 }
 
-fn rendered(status: u16, page: &impl Template) -> Answer {
+pub(super) fn rendered(status: u16, page: &impl Template) -> Answer {
     match page.render() {
         Ok(html) => Answer::page(status, html),
         Err(error) => {
