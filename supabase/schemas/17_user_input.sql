@@ -90,7 +90,7 @@ end $$;
 create function jobs.books(p_users uuid[], p_first_year integer, p_last_year integer)
 returns table (user_id uuid, created date, years jsonb, flaw text)
 -- Never by loops: how many rows each step has is not known, and loops over thousands of users take minutes.
-language sql stable set search_path = '' set enable_nestloop = off as $$
+language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
     with cells as materialized (
         select r.user_id, r.year, r.month, left(r.activity_type, 80) as activity, count(*) as entries,
             coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100 as typed,

@@ -10,7 +10,10 @@
 -- Never by loops: a merchant may have a thousand times as many rows as the average that the planner reckons with.
 create function jobs.movements_reported_twice(p_user_id uuid, p_months date[], p_written boolean)
 returns table (external_id text)
-language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
+language plpgsql stable set search_path = '' set enable_nestloop = off set jit = off as $$
+#variable_conflict use_column
+begin
+    return query
     with shop as materialized (
         select t.external_id, t.kind, t.paris_month, t.occurred_at, t.amount_minor > 0 as is_in, t.amount_minor, t.currency,
             t.original, t.excluded,
@@ -92,7 +95,7 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
         union select d3.external_id from d3 join p3 using (name, is_in, nth)
     )
     select e.external_id from explained e join doubted d using (external_id) where d.paris_month = any (p_months);
-$$;
+end $$;
 
 -- A user's countable movements of some months, one row for each movement: what counts by its row (why_excluded), and a
 -- payment that Stripe and Shopify both report only as Stripe does. p_written: only days that go into ca_records.
@@ -100,7 +103,10 @@ $$;
 -- What both report is only looked for where Stripe has reported something.
 create function jobs.countable_movements(p_user_id uuid, p_months date[], p_written boolean)
 returns table (provider text, month date, activity text, amount_minor bigint)
-language sql stable set search_path = '' set enable_nestloop = off as $$
+language plpgsql stable set search_path = '' set enable_nestloop = off set jit = off as $$
+#variable_conflict use_column
+begin
+    return query
     select t.provider, t.paris_month, case when f.account is null then s.activity else f.activity end, t.amount_minor
     from jobs.integration_transactions t
     join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
@@ -113,13 +119,16 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
                 where x.user_id = p_user_id and x.provider = 'stripe')
             and t.external_id in (
             select w.external_id from jobs.movements_reported_twice(p_user_id, p_months, p_written) w));
-$$;
+end $$;
 
 -- Other months in which a user's Shopify rows may now count or no longer count: those of the same payments and
 -- orders as the rows of these months. None where only one provider can report: then nothing that it reports changes
 -- what another month's rows count for.
 create function jobs.months_reported_twice(p_user_id uuid, p_months date[]) returns date[]
-language sql stable set search_path = '' set enable_nestloop = off as $$
+language plpgsql stable set search_path = '' set enable_nestloop = off set jit = off as $$
+declare
+    answer date[];
+begin
     with named as materialized (
         select t.provider, t.external_id, t.paris_month, r as ref
         from jobs.integration_transactions t, unnest(t.refs) r
@@ -137,10 +146,12 @@ language sql stable set search_path = '' set enable_nestloop = off as $$
         where p.provider = 'stripe' and p.paris_month = any (p_months)
     )
     select coalesce(array_agg(distinct o.paris_month), '{}')
+    into answer
     from touched t join named n on n.provider = 'shopify' and n.external_id = t.external_id
     join named o on o.provider = 'shopify' and o.ref = n.ref
     where o.paris_month <> all (p_months);
-$$;
+    return answer;
+end $$;
 
 -- What a user's month lacks or may have twice, by its reason, with how many movements; {} for nothing. Besides the
 -- reasons of is_uncounted:
@@ -152,7 +163,9 @@ $$;
 --   passed_on: a payment that a platform passed on, which may have kept a part of what the buyer paid
 --   doubted_list: days of a list that lacked what it had shown before: 1 for each provider
 create function jobs.month_flaws(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
-language sql stable set search_path = '' set enable_nestloop = off set jit = off as $$
+language plpgsql stable set search_path = '' set enable_nestloop = off set jit = off as $$
+begin
+    return (
     with found as materialized (
         select t.* from jobs.integration_transactions t
         left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
@@ -224,15 +237,18 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
             and s.doubted && tstzrange(p_month::timestamp at time zone 'Europe/Paris',
                 (p_month + interval '1 month') at time zone 'Europe/Paris')
     )
-    select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') from flaws f;
-$$;
+    select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') from flaws f);
+end $$;
 
 -- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up to
 -- now), partial (something of it was never read, or it has flaws). It follows from the ledger and from what was read,
 -- of each account whose books have the month; of every active integration where none has, or that was never read.
 --   {status, flaws?: see month_flaws}
 create function jobs.month_worth(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
-language sql stable set search_path = '' as $$
+language plpgsql stable set search_path = '' as $$
+declare
+    answer jsonb;
+begin
     with flaws as materialized (
         select jobs.month_flaws(p_user_id, p_month, p_as_of) as found
     ), bounds as (
@@ -259,9 +275,11 @@ language sql stable set search_path = '' as $$
             select count(*) = 1 from unnest(s.covered * tstzmultirange(tstzrange(b.starts, b.ends))) piece)), false)
             then 'provisional'
         else 'partial' end))
+    into answer
     from flaws f cross join bounds b left join sources s on true
     group by f.found, b.starts, b.ends;
-$$;
+    return answer;
+end $$;
 
 -- The status alone.
 create function jobs.month_status(p_user_id uuid, p_month date, p_as_of timestamptz) returns text

@@ -4,12 +4,13 @@
 -- Keeps the rates that the code sent. An older version sends none: then the last ones stay.
 -- Looks first: an insert that conflicts would lock the one row until its settlement ends.
 create function jobs.take_rates(p_rates jsonb) returns void
-language sql set search_path = '' as $$
+language plpgsql set search_path = '' as $$
+begin
     insert into jobs.rates_in_use as u (rates)
     select p_rates
     where jsonb_typeof(p_rates) = 'array' and not exists (select from jobs.rates_in_use k where k.rates = p_rates)
     on conflict (is_only) do update set rates = excluded.rates;
-$$;
+end $$;
 
 -- Writes the estimates of a user's imported rows, of all months: rates and profile may have changed since. By the rates
 -- of each row's month, to the cent. Without rates (before 2023, or none sent yet) what stands there stays.
@@ -17,7 +18,8 @@ $$;
 -- user's; the amount stays ours.
 -- The rule is urssaf::row_amounts, against which a test compares this. Call only under the user's lock.
 create function jobs.write_estimates(p_user_id uuid) returns void
-language sql set search_path = '' as $$
+language plpgsql set search_path = '' as $$
+begin
     with rates as materialized (
         select x.* from jobs.rates_in_use u cross join jsonb_to_recordset(u.rates) as x (
             activity text, "from" text, "full" numeric, acre_half numeric, acre_three_quarters numeric, flat_tax numeric)
@@ -62,4 +64,4 @@ language sql set search_path = '' as $$
     set written_contrib_eur = w.contrib, written_net_eur = w.net, written_ir_mode = w.mode, written_ir_eur = w.tax
     from wanted w join written n on n.id = w.record_id
     where l.user_id = p_user_id and l.month = w.month and l.activity = w.activity;
-$$;
+end $$;

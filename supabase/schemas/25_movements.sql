@@ -7,7 +7,10 @@
 -- currency stays, as long as the amount that was told is the same; so do the state, the references, a debit's date.
 create function jobs.store_movements(
     p_user_id uuid, p_provider text, p_account text, p_movements jsonb, p_now timestamptz
-) returns jsonb language sql set search_path = '' as $$
+) returns jsonb language plpgsql set search_path = '' as $$
+declare
+    answer jsonb;
+begin
     with incoming as (
         select distinct on (m.external_id) m.external_id, m.kind, m.occurred_at, m.amount_minor, left(m.currency, 20) as currency,
             coalesce(m."references", '{}') as refs, m.source_kind, m.state, m.listed_at, m.original,
@@ -75,14 +78,19 @@ create function jobs.store_movements(
         'records', count(*),
         'months', coalesce(jsonb_agg(distinct s.paris_month), '[]')
             || coalesce(jsonb_agg(distinct b.paris_month) filter (where b.paris_month <> s.paris_month), '[]'))
+    into answer
     from stored s left join before b using (external_id);
-$$;
+    return answer;
+end $$;
 
 -- Brings the rows of a provider up to what is known since they were stored: a kind that this version has learned
 -- (p_kinds: {the provider's name: our kind}), and payments of which another row says that they failed. The months that
 -- this touches.
 create function jobs.follow_movements(p_user_id uuid, p_provider text, p_kinds jsonb, p_now timestamptz) returns date[]
-language sql set search_path = '' as $$
+language plpgsql set search_path = '' as $$
+declare
+    answer date[];
+begin
     with learned as (
         update jobs.integration_transactions t set kind = p_kinds ->> t.source_kind, updated_at = p_now
         where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'unknown_kind'
@@ -100,8 +108,10 @@ language sql set search_path = '' as $$
         returning t.paris_month, t.refs
     )
     select coalesce(array_agg(distinct m.paris_month), '{}')
+    into answer
     from (select paris_month from learned
         union all select paris_month from failed
         -- What took it back counted once, too, where it was stored before failures were followed.
         union all select f.paris_month from failed p join failures f on f.r = any (p.refs)) m;
-$$;
+    return answer;
+end $$;

@@ -67,6 +67,19 @@ async fn the_catalogue_knows_what_is_ours() -> Result<()> {
     assert_none(&world, strangers).await
 }
 
+/// A plan without nested loops has a price as if it took days, for which `PostgreSQL` compiles it first: a third of a
+/// second for what takes none. It is told not to, wherever loops are ruled out.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_without_loops_is_not_compiled() -> Result<()> {
+    let world = World::new().await?;
+    let sets = |setting: &str| format!("coalesce(p.proconfig, '{{}}') @> array['{setting}']");
+    let ours = format!("(({OUR_RPC}) or ({INNER_FUNCTIONS}))");
+    let without_loops =
+        format!("select p.proname from pg_proc p where {ours} and {}", sets("enable_nestloop=off"));
+    assert!(strings(&world, without_loops.clone()).await?.len() >= 5);
+    assert_none(&world, [("compiled", format!("{without_loops} and not {}", sets("jit=off")))]).await
+}
+
 /// The database has one list of lanes and one of kinds of mail: those of the code, in the same order.
 #[tokio::test(flavor = "multi_thread")]
 async fn lanes_and_kinds_of_mail_are_the_codes() -> Result<()> {
