@@ -13,7 +13,7 @@ create function jobs.lane_of_mail(p_kind text) returns text
 language sql immutable as $$
     select case p_kind when 'threshold_alert' then 'alerts' when 'integration_trouble' then 'alerts'
         when 'operator_digest' then 'alerts' when 'monthly_reminder' then 'reminders'
-        when 'monthly_recap' then 'recaps' when 'marketing_day3' then 'marketing' end;
+        when 'monthly_recap' then 'recaps' when 'definitive_month' then 'recaps' when 'marketing_day3' then 'marketing' end;
 $$;
 
 do $$

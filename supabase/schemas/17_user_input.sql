@@ -283,3 +283,49 @@ language sql stable set search_path = '' as $$
     where r.user_id = p_user_id and r.year = extract(year from p_month) and r.month = extract(month from p_month)
     order by r.amount_eur desc, r.id limit p_limit;
 $$;
+
+-- A user's year up to the end of a month, as the month's recap shows it, in cents: sums by activity, with what is confirmed
+-- to be the same money once (side_counts); what is typed for the months after (ahead); and the months between p_since and
+-- p_month in which nothing stands (empty). Null where the year cannot be read (see month_books), or has more than 20
+-- activities.
+--   {sums: [{activity, typed, imported}], ahead, empty: [YYYY-MM]}
+create function jobs.year_to_date(p_user_id uuid, p_month date, p_since date) returns jsonb
+language sql stable set search_path = '' as $$
+    with found as materialized (
+        select * from public.ca_records a
+        where a.user_id = p_user_id and a.year = extract(year from p_month) limit 50001
+    ), months as materialized (
+        select r.month, jobs.book_verdict(p_user_id, make_date(extract(year from p_month)::integer, r.month, 1)) as verdict,
+            coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) as typed,
+            coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) as imported
+        from found r where r.month <= extract(month from p_month) group by r.month
+    ), sums as materialized (
+        select left(r.activity_type, 80) as activity,
+            coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100 as typed,
+            coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100 as imported
+        from found r join months m on m.month = r.month
+        where jobs.side_counts(r.source = 'auto_sync', m.typed, m.imported, m.verdict)
+        group by 1
+    ), later as materialized (
+        select coalesce(sum(r.amount_eur), 0) * 100 as ahead from found r where r.month > extract(month from p_month)
+    ), empty as (
+        select jsonb_agg(to_char(g.month, 'YYYY-MM') order by g.month) as months
+        from generate_series(greatest(p_since, date_trunc('year', p_month)), p_month - interval '1 month', '1 month')
+            as g (month)
+        where extract(month from g.month) not in (select r.month from found r)
+    )
+    select case when (select count(*) from sums) <= 20 and (select count(*) from found) <= 50000
+            and l.ahead <> 'NaN' and not exists (select from sums s where 'NaN' in (s.typed, s.imported))
+        then jsonb_build_object('ahead', trunc(l.ahead), 'empty', coalesce(e.months, '[]'),
+            'sums', (select coalesce(jsonb_agg(jsonb_build_object('activity', s.activity, 'typed', trunc(s.typed),
+                'imported', trunc(s.imported)) order by s.activity), '[]') from sums s)) end
+    from later l cross join empty e;
+$$;
+
+-- Whether anything stands in a user's books for the twelve months before a month.
+create function jobs.has_books_before(p_user_id uuid, p_month date) returns boolean
+language sql stable set search_path = '' as $$
+    select exists (select from public.ca_records a where a.user_id = p_user_id and (
+        a.year = extract(year from p_month) and a.month < extract(month from p_month)
+        or a.year = extract(year from p_month) - 1 and a.month >= extract(month from p_month)));
+$$;

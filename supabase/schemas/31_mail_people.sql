@@ -47,6 +47,7 @@ language sql stable as $$
         when 'integration_trouble' then true
         when 'monthly_reminder' then p.wants_reminder
         when 'monthly_recap' then p.wants_recap
+        when 'definitive_month' then p.wants_recap    -- what the recap said, put right
         when 'marketing_day3' then p.wants_marketing
         else jobs.reject_unknown_kind(p_kind) end then 'refused_by_user' end);
 $$;

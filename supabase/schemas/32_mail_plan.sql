@@ -86,7 +86,8 @@ end $$;
 -- Plans the J+3 mails (p_first_day, p_last_day) or the reminders for a month (p_month, p_expires_at). With p_dry_run
 -- nothing is written.
 --   {state: planned | joined | repeated | dry_run, run_id,
---    plan: {items, skipped: {reason: n}, unknown_prices: […], unreadable?: n, candidates?: […]}}
+--    plan: {items, skipped: {reason: n}, unknown_prices: […], unreadable?: n, definitive?: n, candidates?: […]}}
+-- definitive: how many get the month's definitive total by a mail of its own, since no reminder tells them.
 -- unreadable: how many of those that were looked at have an account that cannot be read (see account_flaws); noted.
 create function public.jobs_plan_mails(
     p_run_id uuid, p_task text, p_kind text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
@@ -100,6 +101,8 @@ declare
     users uuid[];
     flawed uuid[];
     flaws text[];
+    reminded uuid[];
+    definitive integer;
 begin
     if p_kind not in ('marketing_day3', 'monthly_reminder') then
         raise exception 'unknown kind %', p_kind using errcode = '22023';
@@ -122,8 +125,15 @@ begin
             'candidates', (select coalesce(jsonb_agg(f), '[]') from (
                 select c.user_id, coalesce(c.reason, 'due') as outcome
                 from c order by c.reason nulls first, c.user_id limit 100) f)),
-            array_agg(c.user_id)
-        into outline, users from c;
+            array_agg(c.user_id), array_agg(c.user_id) filter (where c.reason is null)
+        into outline, users, reminded from c;
+        if p_kind = 'monthly_reminder' then
+            select count(*) into definitive from jobs.definitive_candidates(p_user_id, p_month, p_now) f
+            where f.user_id <> all (coalesce(reminded, '{}'));
+            if definitive > 0 then
+                outline := outline || jsonb_build_object('definitive', definitive);
+            end if;
+        end if;
         return jsonb_build_object('state', 'dry_run', 'run_id', p_run_id, 'plan', outline
             || coalesce((select jsonb_build_object('unreadable', count(*))
                 from jobs.account_flaws(users) having count(*) > 0), '{}'));
@@ -155,6 +165,18 @@ begin
                 from c where unknown_price is not null order by 1 limit 10) n)),
         (select array_agg(c.user_id) from c)
     into outline, users;
+    if p_kind = 'monthly_reminder' then
+        insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
+        select f.dedupe_key, 'definitive_month', f.user_id, f.user_id, p_run_id,
+            jsonb_build_object('month', to_char(p_month, 'YYYY-MM')), p_expires_at
+        from jobs.definitive_candidates(p_user_id, p_month, p_now) f
+        order by f.user_id
+        on conflict (dedupe_key) do nothing;
+        get diagnostics definitive = row_count;
+        if definitive > 0 then
+            outline := outline || jsonb_build_object('definitive', definitive);
+        end if;
+    end if;
     select array_agg(f.user_id order by f.user_id), array_agg(f.flaw order by f.user_id) into flawed, flaws
     from jobs.account_flaws(users) f;
     perform jobs.note_unreadable('account', users, flawed, flaws, p_now);

@@ -126,13 +126,19 @@ begin
                     jsonb_build_object('recorded', m.recorded, 'entries', m.entries,
                         'books', jobs.books_to_declare(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')),
                         'profile', jsonb_build_object('created', t.created, 'has_acre', t.has_acre,
-                            'income_tax', t.income_tax), 'mixed', x.months, 'verdict', m.verdict)
-                    when 'monthly_recap' then jsonb_build_object('year', y.sums, 'created', y.created,
+                            'income_tax', t.income_tax), 'mixed', x.months, 'verdict', m.verdict,
+                        'definitive', f.told, 'uncounted', f.uncounted,
+                        'today', (p_now at time zone 'Europe/Paris')::date)
+                    when 'definitive_month' then jsonb_build_object('definitive', f.told)
+                    when 'monthly_recap' then jsonb_build_object('year', y.to_date -> 'sums', 'created', t.created,
+                        'ahead', y.to_date -> 'ahead', 'empty', coalesce(y.to_date -> 'empty', '[]'),
                         'mixed', x.months, 'verdict', m.verdict) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
                 then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,
                     case when d.kind = 'integration_trouble'
-                        then jobs.trouble_is_over(d.user_id, d.facts ->> 'provider') end) end,
+                        then jobs.trouble_is_over(d.user_id, d.facts ->> 'provider') end,
+                    case when d.kind = 'definitive_month' then case when f.told is null then 'month_incomplete'
+                        when f.told ->> 'mailed' = f.told ->> 'total' then 'month_unchanged' end end) end,
             'expired', coalesce(d.expires_at <= p_now, false),
             'age_seconds', greatest(0, extract(epoch from p_now - b.sealed_at))::bigint)
             order by d.position, d.delivery_id), '[]')
@@ -149,11 +155,19 @@ begin
         left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true
         left join lateral jobs.month_books(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')) m
             on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'
-        left join lateral jobs.tax_profiles(array[d.user_id]) t on d.kind = 'monthly_reminder' and d.status = 'planned'
+        left join lateral jobs.tax_profiles(array[d.user_id]) t
+            on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'
         left join lateral (
-            select b.created, b.years -> 0 -> 'sums' as sums
-            from jobs.books(array[d.user_id], left(d.facts ->> 'month', 4)::integer, left(d.facts ->> 'month', 4)::integer) b
-            where jsonb_array_length(b.years -> 0 -> 'sums') <= 20   -- no mail is long
+            select jobs.definitive_month(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM'), p_now) as told,
+                -- The month and those before it in its quarter: what a declaration is about.
+                jobs.uncounted_currencies(d.user_id, array(select g::date from generate_series(
+                    date_trunc('quarter', to_date(d.facts ->> 'month', 'YYYY-MM')),
+                    to_date(d.facts ->> 'month', 'YYYY-MM'), '1 month') g)) as uncounted
+        ) f on d.kind in ('monthly_reminder', 'definitive_month') and d.status = 'planned'
+        left join lateral (     -- no longer than a mail may be
+            select jobs.year_to_date(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM'), coalesce(
+                date_trunc('month', t.created)::date,
+                (select min(c.first_month) from jobs.integration_state c where c.user_id = d.user_id))) as to_date
         ) y on d.kind = 'monthly_recap' and d.status = 'planned'
         left join lateral (     -- the year's months that may count twice: nothing is confirmed of them
             select coalesce(jsonb_agg(jsonb_build_object('month', to_char(q.month, 'YYYY-MM'), 'typed', q.typed,

@@ -5,16 +5,16 @@
 create function public.mail_unsubscribe(p_user_id uuid, p_kind text) returns boolean
 language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 begin
-    if p_kind not in ('monthly_reminder', 'monthly_recap', 'marketing_day3', 'threshold_alert') then
+    if p_kind not in ('monthly_reminder', 'monthly_recap', 'definitive_month', 'marketing_day3', 'threshold_alert') then
         perform jobs.reject_unknown_kind(p_kind);
     end if;
     insert into public.email_preferences as e
         (user_id, monthly_reminder, monthly_recap_email, marketing_email, threshold_alert_email)
-    select u.id, false, p_kind <> 'monthly_recap', p_kind <> 'marketing_day3', p_kind <> 'threshold_alert'
+    select u.id, false, p_kind not in ('monthly_recap', 'definitive_month'), p_kind <> 'marketing_day3', p_kind <> 'threshold_alert'
     from auth.users u where u.id = p_user_id
     on conflict (user_id) do update set
         monthly_reminder = e.monthly_reminder and p_kind <> 'monthly_reminder',
-        monthly_recap_email = case when p_kind = 'monthly_recap' then false else e.monthly_recap_email end,
+        monthly_recap_email = case when p_kind in ('monthly_recap', 'definitive_month') then false else e.monthly_recap_email end,
         marketing_email = e.marketing_email and p_kind <> 'marketing_day3',
         threshold_alert_email = e.threshold_alert_email and p_kind <> 'threshold_alert',
         updated_at = clock_timestamp();

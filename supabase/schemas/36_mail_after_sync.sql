@@ -1,6 +1,7 @@
 -- Mails that follow from the settlement of a sync.
 
--- Plans the month's recap, where the run wants recaps and the user, too. Call in the settlement's transaction.
+-- Plans the month's recap, where the run wants recaps and the user, too: of what was imported, or that there was nothing
+-- where there used to be. Call in the settlement's transaction.
 create function jobs.plan_recap(
     p_item_id bigint, p_user_id uuid, p_month date, p_as_of timestamptz, p_parts jsonb, p_now timestamptz
 ) returns void language plpgsql set search_path = '' as $$
@@ -10,6 +11,7 @@ declare
     over boolean := p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris';
     facts jsonb;
     flaws jsonb;
+    is_empty boolean;
     -- What ca_records says, where the month is in the books at all; else what was read.
     in_books boolean := exists (select from jobs.integration_state s where s.user_id = p_user_id and s.counted @> p_month)
         or exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month);
@@ -20,9 +22,20 @@ begin
     end if;
     select * into p from jobs.mail_people where user_id = p_user_id;
     if jobs.mail_refusal(p, 'monthly_recap', p_now) is not null
-        or not exists (select from public.integration_tokens t where t.user_id = p_user_id and t.is_active)
+        or not exists (select from public.integration_tokens t where t.user_id = p_user_id and t.is_active) then
+        return;
+    end if;
+    -- Nothing was sold, and all of it was read: told to those who sold before, since it is declared as 0 as well. Who
+    -- typed something knows what to declare.
+    is_empty := in_books and coalesce(i.result ->> 'month_status' in ('complete', 'provisional'), false)
+        and not exists (select from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null)
+        and not exists (select from jobs.integration_transactions t
+            where t.user_id = p_user_id and t.paris_month = p_month)
+        and (select m.typed is null and m.flaw is null from jobs.month_books(p_user_id, p_month) m)
+        and jobs.has_books_before(p_user_id, p_month);
+    if not is_empty
         -- A debit on its way, an open dispute, an account that was taken out of the books: nothing to tell of.
-        or not exists (select from jobs.integration_transactions t
+        and not exists (select from jobs.integration_transactions t
             join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
             left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
             where t.user_id = p_user_id and t.paris_month = p_month and not coalesce(f.left_out, s.left_out)
@@ -33,6 +46,11 @@ begin
     select jsonb_build_object(
         'month', to_char(p_month, 'YYYY-MM'),
         'total', coalesce(sum(s.gross + s.refunds), 0)::bigint,
+        'activities', (select coalesce(jsonb_agg(jsonb_build_object('activity', a.activity, 'total', a.total)
+                order by a.activity), '[]')
+            from (select left(c.activity, 80) as activity, sum(c.amount_minor)::bigint as total
+                  from jobs.countable_movements(p_user_id, array[p_month], in_books) c
+                  where c.activity is not null group by 1) a),
         'sources', coalesce(jsonb_agg(jsonb_build_object(
             'source', s.provider, 'gross', s.gross, 'refunds', s.refunds) order by s.provider), '[]'),
         'provisional_at', case when not over then p_as_of end,

@@ -16,6 +16,8 @@ listed! {
         OperatorDigest,
         MonthlyReminder,
         MonthlyRecap,
+        /// Tells the definitive total of a month of which a recap has named another one.
+        DefinitiveMonth,
         MarketingDay3,
     }
 }
@@ -26,7 +28,7 @@ impl MailKind {
         match self {
             Self::ThresholdAlert | Self::IntegrationTrouble | Self::OperatorDigest => Lane::Alerts,
             Self::MonthlyReminder => Lane::Reminders,
-            Self::MonthlyRecap => Lane::Recaps,
+            Self::MonthlyRecap | Self::DefinitiveMonth => Lane::Recaps,
             Self::MarketingDay3 => Lane::Marketing,
         }
     }
@@ -35,7 +37,7 @@ impl MailKind {
     /// whoever runs the deployment.
     pub const fn has_unsubscribe_link(self) -> bool {
         match self {
-            Self::MonthlyReminder | Self::MonthlyRecap | Self::MarketingDay3 => true,
+            Self::MonthlyReminder | Self::MonthlyRecap | Self::DefinitiveMonth | Self::MarketingDay3 => true,
             Self::ThresholdAlert | Self::IntegrationTrouble | Self::OperatorDigest => false,
         }
     }
@@ -53,6 +55,7 @@ impl MailKind {
             Self::OperatorDigest => "operator_digest",
             Self::MonthlyReminder => "monthly_reminder",
             Self::MonthlyRecap => "monthly_recap",
+            Self::DefinitiveMonth => "definitive_month",
             Self::MarketingDay3 => "marketing_day3",
         }
     }

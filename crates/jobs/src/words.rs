@@ -46,6 +46,7 @@ impl MailKind {
             Self::OperatorDigest => "courriels à l’exploitant",
             Self::MonthlyReminder => "rappels mensuels",
             Self::MonthlyRecap => "récapitulatifs mensuels",
+            Self::DefinitiveMonth => "totaux définitifs",
             Self::MarketingDay3 => "courriels J+3",
         }
     }
@@ -58,6 +59,7 @@ impl MailKind {
             Self::OperatorDigest => "Exploitation",
             Self::MonthlyReminder => "Rappel mensuel",
             Self::MonthlyRecap => "Récapitulatif mensuel",
+            Self::DefinitiveMonth => "Total définitif du mois",
             Self::MarketingDay3 => "Découvrir Comptalyze",
         }
     }
@@ -68,7 +70,7 @@ impl MailKind {
             Self::ThresholdAlert => {
                 "Vous recevez ce message parce que les alertes de seuil sont activées dans votre compte Comptalyze."
             }
-            Self::IntegrationTrouble | Self::MonthlyRecap => {
+            Self::IntegrationTrouble | Self::MonthlyRecap | Self::DefinitiveMonth => {
                 "Vous recevez ce message parce que votre compte Comptalyze est relié à une source de paiements."
             }
             Self::OperatorDigest => {
@@ -89,7 +91,7 @@ impl MailKind {
             Self::ThresholdAlert => "les alertes de seuil",
             Self::IntegrationTrouble | Self::OperatorDigest => "ces messages",
             Self::MonthlyReminder => "le rappel mensuel",
-            Self::MonthlyRecap => "le récapitulatif mensuel",
+            Self::MonthlyRecap | Self::DefinitiveMonth => "le récapitulatif mensuel",
             Self::MarketingDay3 => "les actualités et les offres",
         }
     }
@@ -116,7 +118,7 @@ pub fn waits_too_long(stored_lane: &str) -> String {
 }
 
 /// Says why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 51] = [
+const REASONS: [(&str, &str); 53] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -131,6 +133,8 @@ const REASONS: [(&str, &str); 51] = [
     ("paid_plan", "déjà abonné"),
     ("metadata_says_paid", "se dit abonné"),
     ("not_premium", "pas Premium"),
+    ("month_incomplete", "mois pas encore lu en entier"),
+    ("month_unchanged", "total inchangé"),
     // Of what the person wrote (17_user_input.sql).
     ("unreadable_amount", "montant saisi illisible"),
     ("unreadable_creation_date", "date de création illisible"),

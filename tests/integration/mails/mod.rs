@@ -1,6 +1,7 @@
 //! The mails, end to end: planned, sealed, sent, settled, each exactly once.
 
 mod confirm;
+mod definitive;
 pub(crate) mod delivery;
 pub(crate) mod dry_run;
 pub(crate) mod given;

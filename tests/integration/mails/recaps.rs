@@ -7,7 +7,9 @@ use serde_json::json;
 use stand_ins::{shopify::Tender, stripe::PassedOn};
 use uuid::Uuid;
 
-use super::given::{about, last_day, mail_to, mails_to, plain, recipients, says, says_not, text, turnover};
+use super::given::{
+    about, at, last_day, mail_to, mails_to, plain, recipients, says, says_not, text, turnover,
+};
 use crate::world::World;
 
 const SHOP: &str = "recaps.myshopify.com";
@@ -283,6 +285,85 @@ async fn what_keeps_the_figure_from_being_whole_is_said() -> Result<()> {
     );
     says(&read("acct_none"), &["100,00 €"]);
     assert_eq!(world.resend.accepted_count(), 6);
+    Ok(())
+}
+
+/// A month without sales is declared as 0: told to those who sold before, and to nobody who has never sold, has typed
+/// something, or could not be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_month_without_sales_says_declare_nothing() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, _) = last_day(&mut world);
+    for account in ["acct_sold", "acct_never", "acct_typed", "acct_broken"] {
+        let user = world.stripe_user(account).await?;
+        if account != "acct_never" {
+            let before = month.previous().to_string();
+            turnover(&world, user, &before, "Prestation de services", "100", "manual").await?;
+        }
+        if account == "acct_typed" {
+            turnover(&world, user, &month.to_string(), "Prestation de services", "50", "manual").await?;
+        }
+    }
+    world.stripe.revoke("acct_broken");
+    for _ in 0..2 {
+        let answer = world.cron("monthly-orchestrator", "").await?;
+        let part = &answer["results"]["monthlySync"];
+        assert_eq!((&part["synced"], &part["recaps"]["sent"]), (&json!(3), &json!(1)), "{answer}");
+        assert_eq!(recipients(&world), [of("acct_sold")]);
+    }
+    let mail = mail_to(&world, &of("acct_sold"));
+    let text = text(&mail);
+    says(
+        &text,
+        &[
+            &format!("Comptalyze n’a importé aucun encaissement pour {}", month.french()),
+            "Total importé, provisoire : 0,00 €",
+            "Si vous n’avez rien encaissé par ailleurs, déclarez 0 €",
+        ],
+    );
+    says_not(&text, &["Par source", "Par activité", "incomplet", "négatif"]);
+    Ok(())
+}
+
+/// The year up to the month: later months are planned, not cashed; months of which nothing is known are named; what may
+/// count twice is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_year_goes_up_to_the_month() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set_now(at("2026-11-18T10:20:00Z"));
+    let (month, _) = last_day(&mut world);
+    assert_eq!(month.to_string(), "2026-10");
+    let user = world.stripe_user("acct_year").await?;
+    about(
+        &world,
+        user,
+        "insert into public.user_onboarding_data (user_id, company_creation_date) values ($1, '2026-05-11')",
+    )
+    .await?;
+    for (of, euros, source) in [
+        ("2026-05", "400", "manual"),
+        ("2026-08", "300", "manual"),
+        ("2026-08", "200", "auto_sync"),
+        ("2026-12", "9000", "manual"),
+    ] {
+        turnover(&world, user, of, "Prestation de services", euros, source).await?;
+    }
+    world.stripe.payment("acct_year", day(month, 3), 10_000, "eur");
+    let answer = world.cron("monthly-orchestrator", "").await?;
+    assert_eq!(answer["results"]["monthlySync"]["recaps"], json!({"sent": 1, "errors": 0}), "{answer}");
+    let text = text(&mail_to(&world, &of("acct_year")));
+    says(
+        &text,
+        &[
+            "Par activité : - Prestations de services : 100,00 €",
+            "Prestations de services : 1 000,00 €",
+            "Ce que vous avez saisi pour les mois suivants (9 000,00 €) n’est pas compté.",
+            "Rien n’est enregistré pour juin, juillet et septembre 2026.",
+            "En août 2026, vos enregistrements contiennent à la fois des saisies et des imports",
+            ": c’est le plus proche",
+        ],
+    );
+    says_not(&text, &["10 000,00", "janvier", "déclarez 0 €"]);
     Ok(())
 }
 

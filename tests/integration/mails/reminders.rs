@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     given::{
-        about, mail_to, mails_to, plain, recipients, says, says_not, second_of_next_month, text, turnover,
+        about, at, mail_to, mails_to, plain, recipients, says, says_not, second_of_next_month, text, turnover,
     },
     signed_up,
 };
@@ -184,6 +184,62 @@ async fn it_says_what_to_declare_and_what_to_put_aside() -> Result<()> {
         let french = text(&mail_to(&world, &format!("{name}@example.test")));
         says_not(&french, &["À déclarer", "À mettre de côté"]);
     }
+    Ok(())
+}
+
+/// The figures of one declaration, to the euro: goods of 1 500 in October, 2 400 in November, services of 600 in November.
+#[tokio::test(flavor = "multi_thread")]
+async fn november_2026_to_the_euro() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set_now(at("2026-11-18T10:20:00Z"));
+    second_of_next_month(&mut world);
+    let user = premium(&world, "camille", Some(true)).await?;
+    turnover(&world, user, "2026-10", "Vente de marchandises", "1500", "manual").await?;
+    turnover(&world, user, "2026-11", "Vente de marchandises", "2400", "manual").await?;
+    turnover(&world, user, "2026-11", "Prestation de services", "600", "manual").await?;
+    world.cron("send-reminders", "").await?;
+    let french = text(&mail_to(&world, "camille@example.test"));
+    says(
+        &french,
+        &[
+            "si vous déclarez chaque mois (novembre 2026) : - Ventes de marchandises : 2 400 € - Prestations de services : 600 €",
+            "pour l’instant d’octobre à novembre 2026, et ne déclarez qu’une fois le trimestre terminé : \
+             - Ventes de marchandises : 3 900 € - Prestations de services : 600 €",
+            "Cotisations, ventes (12,3 %) : 295 €",
+            "Cotisations, prestations (21,2 %) : 127 €",
+            "Contribution à la formation : 3 €",
+            "Total estimé : 425 €",
+            "au plus tard le 31 décembre 2026, avant midi : il vous reste 29 jours",
+            "au plus tard le 1er février 2027, avant midi : il vous reste 61 jours",
+            "https://www.autoentrepreneur.urssaf.fr",
+        ],
+    );
+    says_not(&french, &["double compte", "devises", "définitif"]);
+    Ok(())
+}
+
+/// What is not in euros is in no figure, and said.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_names_what_is_not_counted() -> Result<()> {
+    let mut world = World::new().await?;
+    let month = world.month();
+    let user = world.stripe_user("acct_dollars").await?;
+    about(
+        &world,
+        user,
+        "insert into public.subscriptions (user_id, status, price_id) values ($1, 'active', 'price_premium')",
+    )
+    .await?;
+    about(&world, user, "insert into public.email_preferences (user_id, monthly_reminder) values ($1, true)")
+        .await?;
+    world.stripe.payment("acct_dollars", month.start() + TimeDelta::hours(1), 4_000_000, "usd");
+    world.stripe.payment("acct_dollars", month.start() + TimeDelta::hours(2), 10_000, "eur");
+    world.post("sync-integrations", "").await?;
+    second_of_next_month(&mut world);
+    world.cron("send-reminders", "").await?;
+    let mail = mail_to(&world, "acct_dollars@example.test");
+    says(&text(&mail), &["Les opérations en USD ne sont pas dans ces montants", "100,00 €"]);
+    says(&plain(mail.html.as_deref().unwrap_or_default()), &["Les opérations en USD"]);
     Ok(())
 }
 

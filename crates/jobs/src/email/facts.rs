@@ -38,6 +38,15 @@ pub enum Facts {
         /// Says what the user has confirmed of the month, where it has both typed and imported rows.
         #[serde(default)]
         verdict: Option<BooksVerdict>,
+        /// Says what a recap of the month named, and what its total is now.
+        #[serde(default)]
+        definitive: Option<Definitive>,
+        /// Names the currencies of the quarter's money that no figure has.
+        #[serde(default)]
+        uncounted: Vec<String>,
+        /// Is the Paris day of the mail.
+        #[serde(default)]
+        today: Option<NaiveDate>,
     },
     /// It says what was imported for a month.
     MonthlyRecap {
@@ -74,7 +83,18 @@ pub enum Facts {
         /// Says what the user has confirmed of the month, where it has both typed and imported rows.
         #[serde(default)]
         verdict: Option<BooksVerdict>,
+        /// Holds what was imported for the month, by activity.
+        #[serde(default)]
+        activities: Vec<ActivityTotal>,
+        /// Says what is typed for the months after, which the year does not count.
+        #[serde(default)]
+        ahead: Option<i64>,
+        /// Lists the year's months of which nothing is recorded, since the activity or the connection began.
+        #[serde(default)]
+        empty: Vec<Month>,
     },
+    /// It tells the definitive total of a month of which a recap has named another one.
+    DefinitiveMonth { first_name: Option<String>, month: Month, definitive: Definitive },
     /// It tells which steps of a threshold a year's turnover has newly crossed.
     ThresholdAlert {
         first_name: Option<String>,
@@ -146,6 +166,26 @@ pub enum BooksVerdict {
     Same,
 }
 
+/// Represents what was imported for one activity, in cents.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ActivityTotal {
+    /// Is the activity as the books spell it.
+    pub activity: String,
+    pub total: i64,
+}
+
+/// Holds what a recap said of a month, and what is true now that the month was read to its end. Cents.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Definitive {
+    /// Is the total that the recap named.
+    pub mailed: i64,
+    /// Says when the recap left.
+    pub mailed_at: Option<DateTime<Utc>>,
+    /// Says that the recap called its total provisional.
+    pub provisional: bool,
+    pub total: i64,
+}
+
 /// Represents one source's part of a month, in cents.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SourceTotal {
@@ -163,6 +203,7 @@ impl Facts {
             Self::MarketingDay3 { .. } => MailKind::MarketingDay3,
             Self::MonthlyReminder { .. } => MailKind::MonthlyReminder,
             Self::MonthlyRecap { .. } => MailKind::MonthlyRecap,
+            Self::DefinitiveMonth { .. } => MailKind::DefinitiveMonth,
             Self::ThresholdAlert { .. } => MailKind::ThresholdAlert,
             Self::IntegrationTrouble { .. } => MailKind::IntegrationTrouble,
             Self::OperatorDigest { .. } => MailKind::OperatorDigest,
@@ -174,9 +215,10 @@ impl Facts {
         match self {
             Self::MonthlyReminder { month, .. } | Self::MonthlyRecap { month, .. } => Some(month.year()),
             Self::ThresholdAlert { year, .. } => Some(*year),
-            Self::MarketingDay3 { .. } | Self::IntegrationTrouble { .. } | Self::OperatorDigest { .. } => {
-                None
-            }
+            Self::DefinitiveMonth { .. }
+            | Self::MarketingDay3 { .. }
+            | Self::IntegrationTrouble { .. }
+            | Self::OperatorDigest { .. } => None,
         }
     }
 }

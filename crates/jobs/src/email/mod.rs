@@ -18,7 +18,10 @@ mod settings;
 
 pub use self::{
     domain::Domain,
-    facts::{ActivityTurnover, BooksVerdict, DigestPoint, Facts, MonthTwice, SourceTotal},
+    facts::{
+        ActivityTotal, ActivityTurnover, BooksVerdict, Definitive, DigestPoint, Facts, MonthTwice,
+        SourceTotal,
+    },
     links::LinkKeys,
     mailer::{MailLimits, MailReport, Mailer},
     render::{Branding, Links, Promo, Rendered, render},

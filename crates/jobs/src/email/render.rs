@@ -7,6 +7,7 @@ mod alert;
 mod branding;
 mod consequence;
 mod declaration;
+mod definitive;
 mod digest;
 mod frame;
 mod french;
@@ -37,10 +38,25 @@ pub struct Rendered {
 pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Rendered, askama::Error> {
     let (first_name, mail): (_, Box<dyn Mail>) = match facts {
         Facts::MarketingDay3 { first_name } => (first_name, Box::new(marketing::View::new(branding))),
-        Facts::MonthlyReminder { first_name, month, recorded, entries, books, profile, mixed, verdict } => {
+        Facts::MonthlyReminder {
+            first_name,
+            month,
+            recorded,
+            entries,
+            books,
+            profile,
+            mixed,
+            verdict,
+            definitive,
+            uncounted,
+            today,
+        } => {
             let view = reminder::View::new(*month, *recorded, *entries)
                 .declaring(books.as_deref().unwrap_or_default(), *profile)
-                .confirmed(mixed, *verdict);
+                .confirmed(mixed, *verdict)
+                .definitive(*definitive)
+                .uncounted(uncounted)
+                .on(*today);
             (first_name, Box::new(view))
         }
         Facts::MonthlyRecap {
@@ -59,6 +75,9 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             created,
             mixed,
             verdict,
+            activities,
+            ahead,
+            empty,
         } => {
             let view = recap::View::new(*month, *total, sources)
                 .provisional(*provisional_at)
@@ -67,8 +86,13 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
                 .maybe_twice(*maybe_twice)
                 .passed_on(*passed_on)
                 .year(month.year(), year.as_deref().unwrap_or_default(), *created)
-                .confirmed(mixed, *verdict);
+                .confirmed(mixed, *verdict)
+                .activities(activities)
+                .months(empty, *ahead);
             (first_name, Box::new(view))
+        }
+        Facts::DefinitiveMonth { first_name, month, definitive } => {
+            (first_name, Box::new(definitive::View::new(*month, *definitive)))
         }
         Facts::ThresholdAlert { first_name, year, crossings, unknown_activities } => {
             (first_name, Box::new(alert::View::new(*year, crossings, unknown_activities)))

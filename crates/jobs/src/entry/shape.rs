@@ -98,7 +98,7 @@ fn part_after(fields: Fields, outcome: &TaskOutcome, worked: &'static str) -> Fi
     match outcome {
         TaskOutcome::Ran(run) => details(
             fields
-                .with(worked, &if worked == "sent" { run.sent() } else { run.worked() })
+                .with(worked, &if worked == "sent" { own_mails(run) } else { run.worked() })
                 .with("errors", &run.errors())
                 .with("skipped", &run.joined.is_some()),
             run,
@@ -116,6 +116,11 @@ fn part_after(fields: Fields, outcome: &TaskOutcome, worked: &'static str) -> Fi
             .with("skipped", &false)
             .with("error", &error.user_message()),
     }
+}
+
+/// Counts what a task that only sends has sent. A run of reminders also puts recaps right: these are counted beside.
+fn own_mails(run: &RunSummary) -> u64 {
+    run.sent() - run.sent_in(Lane::Recaps)
 }
 
 /// Says what a task is there for: it decides what its report has to say.
@@ -142,8 +147,8 @@ fn details(fields: Fields, run: &RunSummary, work: Counters) -> Fields {
         .with_some("partial", (run.counts.partial > 0).then_some(&run.counts.partial))
         .with_some("superseded", (run.counts.superseded > 0).then_some(&run.counts.superseded));
     let fields = Lane::mails().map(Lane::as_str).fold(fields, |fields, lane| {
-        // Beside data: mails alone are the answer's own counters.
-        let beside = run.mails.get(lane).filter(|_| !sends);
+        // Beside data: mails alone are the answer's own counters, but for what puts recaps right.
+        let beside = run.mails.get(lane).filter(|_| !sends || lane == Lane::Recaps.as_str());
         fields.with_some(lane, beside.map(mails).as_ref())
     });
     let unsent: BTreeMap<&str, u64> = run.mails.values().flat_map(|mails| &mails.unsent).fold(
@@ -227,7 +232,7 @@ fn well(outcome: &TaskOutcome) -> bool {
 fn send_reminders(outcome: &TaskOutcome) -> Fields {
     let message = match outcome {
         TaskOutcome::Ran(run) => {
-            let (sent, errors) = (run.sent(), run.errors());
+            let (sent, errors) = (own_mails(run), run.errors());
             let sent = counted_in_answers(sent, "envoyé", "envoyés");
             format!("Rappels mensuels : {sent}, {}", counted_in_answers(errors, "erreur", "erreurs"))
         }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::{
     config_faults::ConfigFaults,
     failure::{CountedFailure, Failure},
+    lane::Lane,
     queue::{Counts, MailCounts},
     schedule::Occurrence,
     supabase::SupabaseError,
@@ -124,6 +125,11 @@ impl RunSummary {
     /// Counts the mails that left.
     pub fn sent(&self) -> u64 {
         self.mails.values().map(|mails| mails.sent).sum()
+    }
+
+    /// Counts the mails of this lane that left.
+    pub fn sent_in(&self, lane: Lane) -> u64 {
+        self.mails.get(lane.as_str()).map_or(0, |mails| mails.sent)
     }
 
     /// Counts items in trouble (failed, in part, or to be tried again), lanes that could not work at all, and parts

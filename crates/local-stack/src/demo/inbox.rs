@@ -86,7 +86,7 @@ fn kind(accepted: &Accepted) -> Mail {
         Mail::Offer
     } else if of("monthly_reminder") {
         Mail::Reminder
-    } else if of("monthly_recap") {
+    } else if of("monthly_recap") || of("definitive_month") {
         Mail::Recap
     } else if accepted.mail.subject.starts_with("Votre connexion à") {
         Mail::Reconnect

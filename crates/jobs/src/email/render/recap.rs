@@ -1,5 +1,7 @@
 //! Tells what was imported for a month.
 
+use std::cmp::Reverse;
+
 use askama::Template;
 use chrono::{DateTime, NaiveDate, Utc};
 
@@ -11,7 +13,7 @@ use super::{
     twice::{Remark, Twice},
 };
 use crate::{
-    email::{BooksVerdict, MonthTwice, SourceTotal},
+    email::{ActivityTotal, BooksVerdict, MonthTwice, SourceTotal},
     schedule::Month,
     urssaf::{ActivitySum, Category, Progress, by_category, progress},
     words::agreeing,
@@ -24,7 +26,7 @@ pub(super) struct View {
     /// "de novembre 2026".
     of_month: String,
     total: String,
-    negative: bool,
+    cents: i64,
     sources: Vec<Source>,
     /// "30 novembre 2026 à 18 h 05".
     provisional_at: Option<String>,
@@ -45,6 +47,12 @@ pub(super) struct View {
     /// The year's turnover by category: what it is, how much.
     categories: Vec<(&'static str, String)>,
     ceilings: Vec<Ceiling>,
+    /// Holds what was imported for the month, by activity.
+    activities: Vec<(&'static str, String)>,
+    /// Is what is typed for the months after.
+    ahead: Option<String>,
+    /// Names the months of which nothing is recorded.
+    empty: Option<String>,
 }
 
 /// Represents a year's turnover against one ceiling.
@@ -72,7 +80,7 @@ impl View {
             month: french::month(month),
             of_month: of_month(month),
             total: euros(total),
-            negative: total < 0,
+            cents: total,
             sources: sources.iter().map(Source::new).collect(),
             provisional_at: None,
             typed: None,
@@ -86,6 +94,9 @@ impl View {
             year: month.year(),
             categories: Vec::new(),
             ceilings: Vec::new(),
+            activities: Vec::new(),
+            ahead: None,
+            empty: None,
         }
     }
 
@@ -93,8 +104,51 @@ impl View {
     pub(super) fn year(mut self, year: i32, sums: &[ActivitySum], created: Option<NaiveDate>) -> Self {
         self.categories =
             by_category(sums).into_iter().map(|(category, cents)| (name(category), euros(cents))).collect();
-        self.ceilings = progress(sums, created, year).iter().map(Ceiling::new).collect();
+        let mut found = progress(sums, created, year);
+        found.sort_by_key(|progress| Reverse(per_mille(progress.turnover, progress.ceiling)));
+        self.ceilings =
+            found.iter().enumerate().map(|(place, found)| Ceiling::new(found, place == 0)).collect();
         self
+    }
+
+    /// Shows what was imported by activity, too.
+    pub(super) fn activities(mut self, totals: &[ActivityTotal]) -> Self {
+        let sums: Vec<_> = totals
+            .iter()
+            .map(|of| ActivitySum { activity: of.activity.clone(), typed: 0, imported: of.total })
+            .collect();
+        self.activities =
+            by_category(&sums).into_iter().map(|(category, cents)| (name(category), euros(cents))).collect();
+        self
+    }
+
+    /// Names the months of the year of which nothing is recorded, and says what is typed for those to come.
+    pub(super) fn months(mut self, empty: &[Month], ahead: Option<i64>) -> Self {
+        let names: Vec<_> = empty.iter().map(|month| french::month_name(*month)).collect();
+        self.empty = (!names.is_empty()).then(|| {
+            let then = if names.len() == 1 {
+                "ce mois-là, il se déclare à 0\u{a0}€ ; sinon, complétez-le"
+            } else {
+                "ces mois-là, ils se déclarent à 0\u{a0}€ ; sinon, complétez-les"
+            };
+            format!(
+                "Rien n’est enregistré pour {} {}. Si vous n’avez rien encaissé {then}.",
+                list(&names),
+                self.year
+            )
+        });
+        self.ahead = ahead.filter(|cents| *cents != 0).map(euros);
+        self
+    }
+
+    /// Returns whether more was paid back than cashed.
+    fn is_negative(&self) -> bool {
+        self.cents < 0
+    }
+
+    /// Returns whether the month is to be declared as 0, as far as is known.
+    fn is_nothing_to_declare(&self) -> bool {
+        self.cents == 0 && self.typed.is_none() && !self.incomplete()
     }
 
     pub(super) fn provisional(mut self, at: Option<DateTime<Utc>>) -> Self {
@@ -190,7 +244,7 @@ impl View {
 }
 
 impl Ceiling {
-    fn new(progress: &Progress) -> Self {
+    fn new(progress: &Progress, nearest: bool) -> Self {
         let limit = Limit::of(progress.threshold);
         let scope = if limit.services { "services" } else { "chiffre d’affaires total" };
         let reached = per_mille(progress.turnover, progress.ceiling);
@@ -200,10 +254,11 @@ impl Ceiling {
         Self {
             name: format!("{}, {scope}", capitalised(limit.name)),
             reached: format!(
-                "{} sur {}{part}, soit {}",
+                "{} sur {}{part}, soit {}{}",
                 euros(progress.turnover),
                 round_euros(progress.ceiling),
-                percent(reached)
+                percent(reached),
+                if nearest { " : c’est le plus proche" } else { "" }
             ),
             filled: (reached / 10).clamp(1, 100),
             near: reached >= 800,

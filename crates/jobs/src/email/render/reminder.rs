@@ -1,15 +1,17 @@
 //! Says "Record your turnover of last month."
 
 use askama::Template;
+use chrono::NaiveDate;
 
 use super::{
     declaration::Declaration,
+    definitive,
     frame::{Frame, Headline, Mail},
-    french::{self, date, euros, grouped, of_month, quarter},
+    french::{self, date, euros, grouped, list, of_month, one_line, quarter},
     twice::{Remark, Twice, both_sides},
 };
 use crate::{
-    email::{ActivityTurnover, BooksVerdict, MonthTwice},
+    email::{ActivityTurnover, BooksVerdict, Definitive, MonthTwice},
     schedule::Month,
     urssaf::{TaxProfile, monthly_due, quarterly_due},
 };
@@ -28,6 +30,13 @@ pub(super) struct View {
     negative: bool,
     monthly_due: String,
     quarterly_due: String,
+    /// Is "il vous reste 29 jours"; `None` where the mail's day is not known.
+    monthly_left: Option<String>,
+    quarterly_left: Option<String>,
+    /// Says what the month's recap named and what is true now.
+    definitive: Option<String>,
+    /// Is "USD et GBP".
+    uncounted: Option<String>,
     declaration: Declaration,
     twice: Twice,
 }
@@ -48,6 +57,10 @@ impl View {
             negative: recorded < 0,
             monthly_due: date(monthly_due(month)),
             quarterly_due: date(quarterly_due(month)),
+            monthly_left: None,
+            quarterly_left: None,
+            definitive: None,
+            uncounted: None,
             declaration: Declaration::default(),
             twice: Twice::default(),
         }
@@ -78,10 +91,41 @@ impl View {
         self
     }
 
+    /// Says how many days are left on the day of the mail.
+    pub(super) fn on(mut self, today: Option<NaiveDate>) -> Self {
+        let left = |due: NaiveDate| today.map(|today| days_left((due - today).num_days()));
+        self.monthly_left = left(monthly_due(self.of));
+        self.quarterly_left = left(quarterly_due(self.of));
+        self
+    }
+
+    /// Says what the month's total is, where its recap said something else or called it provisional.
+    pub(super) fn definitive(mut self, definitive: Option<Definitive>) -> Self {
+        self.definitive = definitive.and_then(|definitive| definitive::words(self.of, definitive));
+        self
+    }
+
+    /// Names the currencies that no figure has.
+    pub(super) fn uncounted(mut self, currencies: &[String]) -> Self {
+        let currencies: Vec<_> = currencies.iter().map(|currency| one_line(currency, 10)).collect();
+        self.uncounted = (!currencies.is_empty()).then(|| list(&currencies));
+        self
+    }
+
     /// Says what to declare and what to put aside, too.
     pub(super) fn declaring(mut self, books: &[ActivityTurnover], profile: TaxProfile) -> Self {
         self.declaration = Declaration::new(self.of, books, profile);
         self
+    }
+}
+
+/// Writes "il vous reste 29 jours".
+fn days_left(days: i64) -> String {
+    match days {
+        ..0 => "cette date est passée".to_owned(),
+        0 => "c’est aujourd’hui".to_owned(),
+        1 => "il vous reste 1\u{a0}jour".to_owned(),
+        days => format!("il vous reste {days}\u{a0}jours"),
     }
 }
 
@@ -117,4 +161,20 @@ struct Html<'a> {
 struct Text<'a> {
     frame: &'a Frame<'a>,
     view: &'a View,
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(-1, "cette date est passée")]
+    #[case(0, "c’est aujourd’hui")]
+    #[case(1, "il vous reste 1\u{a0}jour")]
+    #[case(29, "il vous reste 29\u{a0}jours")]
+    fn days_are_counted(#[case] left: i64, #[case] expected: &str) {
+        assert_eq!(days_left(left), expected);
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     email::{
-        ActivityTurnover, BooksVerdict, Facts, MonthTwice, SourceTotal,
+        ActivityTotal, ActivityTurnover, BooksVerdict, Facts, MonthTwice, SourceTotal,
         render::{Branding, Links, Promo, Rendered, render},
         samples::{HOSTILE, branding, mails, samples},
     },
@@ -41,6 +41,9 @@ fn facts_with(text: &str) -> Vec<Facts> {
             profile: TaxProfile::default(),
             mixed: vec![MonthTwice { month, typed: 1, imported: 1 }],
             verdict: None,
+            definitive: None,
+            uncounted: vec![text.clone()],
+            today: None,
         },
         Facts::MonthlyRecap {
             first_name: first_name.clone(),
@@ -58,6 +61,9 @@ fn facts_with(text: &str) -> Vec<Facts> {
             created: None,
             mixed: Vec::new(),
             verdict: Some(BooksVerdict::Same),
+            activities: vec![ActivityTotal { activity: text.clone(), total: 1 }],
+            ahead: None,
+            empty: Vec::new(),
         },
         Facts::ThresholdAlert {
             first_name,
@@ -137,7 +143,8 @@ fn nothing_is_fetched_and_every_link_is_known() {
         for address in mail.html.split("href=\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
             let ours = [UNSUBSCRIBE, CONFIRM].map(|link| link.replace('&', "&#38;"));
             let status = address == "https://jobs.comptalyze.example/api/status" && name == "operator-digest";
-            let urssaf = address == "https://www.autoentrepreneur.urssaf.fr" && name.starts_with("reminder");
+            let urssaf = address == "https://www.autoentrepreneur.urssaf.fr"
+                && ["reminder", "definitive"].iter().any(|kind| name.starts_with(kind));
             assert!(
                 ours.iter().any(|link| link == address) || address.starts_with(&app) || status || urssaf,
                 "{name}: {address}"
@@ -153,7 +160,7 @@ fn each_kind_leads_to_its_page() {
     for (name, facts, mail) in every_sample() {
         let page = match facts.kind() {
             MailKind::MarketingDay3 => "/pricing",
-            MailKind::MonthlyReminder | MailKind::MonthlyRecap => "/dashboard",
+            MailKind::MonthlyReminder | MailKind::MonthlyRecap | MailKind::DefinitiveMonth => "/dashboard",
             MailKind::ThresholdAlert => "/dashboard/statistiques",
             MailKind::IntegrationTrouble => "/dashboard/compte/integrations",
             MailKind::OperatorDigest => continue, // leads to the deployment, not to the application
@@ -354,6 +361,9 @@ fn a_recap_need_not_have_sources() {
         created: None,
         mixed: Vec::new(),
         verdict: None,
+        activities: Vec::new(),
+        ahead: None,
+        empty: Vec::new(),
     };
     let mail = rendered(&facts);
     assert!(!mail.text.contains("Par source"));

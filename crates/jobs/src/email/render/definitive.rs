@@ -1,0 +1,137 @@
+//! Tells the definitive total of a month of which a recap has named another one.
+
+use askama::Template;
+
+use super::{
+    frame::{Frame, Headline, Mail},
+    french::{self, date, euros, of_month, quarter},
+};
+use crate::{
+    email::Definitive,
+    schedule::{Month, paris},
+    urssaf::{monthly_due, quarterly_due},
+};
+
+pub(super) struct View {
+    /// Is "novembre 2026".
+    month: String,
+    /// Is "de novembre 2026".
+    of_month: String,
+    /// Is "4e trimestre 2026".
+    quarter: String,
+    total: String,
+    mailed: String,
+    /// Is "Annoncé le 30 novembre 2026".
+    mailed_when: String,
+    /// Is "100,00 € de plus".
+    difference: String,
+    monthly_due: String,
+    quarterly_due: String,
+}
+
+impl View {
+    pub(super) fn new(month: Month, definitive: Definitive) -> Self {
+        Self {
+            month: french::month(month),
+            of_month: of_month(month),
+            quarter: quarter(month),
+            total: euros(definitive.total),
+            mailed: euros(definitive.mailed),
+            mailed_when: match definitive.mailed_at {
+                Some(at) => format!("Annoncé le {}", date(paris::date(at))),
+                None => "Annoncé par le récapitulatif".to_owned(),
+            },
+            difference: difference(definitive),
+            monthly_due: date(monthly_due(month)),
+            quarterly_due: date(quarterly_due(month)),
+        }
+    }
+}
+
+/// Says of a month what its recap named and what is true now; returns `None` where the recap said it all.
+pub(super) fn words(month: Month, definitive: Definitive) -> Option<String> {
+    let recap = match definitive.mailed_at {
+        Some(at) => format!("Le récapitulatif du {}", date(paris::date(at))),
+        None => "Le récapitulatif".to_owned(),
+    };
+    let provisional = if definitive.provisional { " provisoire" } else { "" };
+    let mailed = euros(definitive.mailed);
+    if definitive.total != definitive.mailed {
+        return Some(format!(
+            "{recap} annonçait un total importé{provisional} de {mailed}. Le total définitif {} est de {}, soit {}.",
+            of_month(month),
+            euros(definitive.total),
+            difference(definitive)
+        ));
+    }
+    definitive
+        .provisional
+        .then(|| format!("{recap} annonçait un total importé provisoire de {mailed} : il est définitif."))
+}
+
+/// Writes "100,00 € de plus".
+fn difference(definitive: Definitive) -> String {
+    let difference = definitive.total.saturating_sub(definitive.mailed);
+    let more = if difference < 0 { "de moins" } else { "de plus" };
+    format!("{} {more}", euros(difference.saturating_abs()))
+}
+
+impl Mail for View {
+    fn headline(&self) -> Headline {
+        Headline {
+            subject: format!("Le total définitif {} : {}", self.of_month, self.total),
+            preheader: format!("Le récapitulatif annonçait {} : {}.", self.mailed, self.difference),
+        }
+    }
+
+    fn html(&self, frame: &Frame) -> askama::Result<String> {
+        Html { frame, view: self }.render()
+    }
+
+    fn text(&self, frame: &Frame) -> askama::Result<String> {
+        Text { frame, view: self }.render()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "definitive_month.html")]
+struct Html<'a> {
+    frame: &'a Frame<'a>,
+    view: &'a View,
+}
+
+#[derive(Template)]
+#[template(path = "definitive_month.txt")]
+struct Text<'a> {
+    frame: &'a Frame<'a>,
+    view: &'a View,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(mailed: i64, total: i64, provisional: bool) -> Option<String> {
+        let mailed_at = Some("2026-11-30T17:05:00Z".parse().unwrap());
+        let definitive = Definitive { mailed, mailed_at, provisional, total };
+        words(Month::new(2026, 11).unwrap(), definitive)
+            .map(|words| words.replace(['\u{a0}', '\u{202f}'], " "))
+    }
+
+    #[test]
+    fn a_difference_is_said_and_so_is_that_there_is_none() {
+        let more = said(10_000, 12_550, true).unwrap();
+        assert!(
+            more.contains("du 30 novembre 2026 annonçait un total importé provisoire de 100,00 €"),
+            "{more}"
+        );
+        assert!(more.ends_with("est de 125,50 €, soit 25,50 € de plus."), "{more}");
+        let less = said(10_000, -500, false).unwrap();
+        assert!(
+            !less.contains("provisoire") && less.ends_with("est de -5,00 €, soit 105,00 € de moins."),
+            "{less}"
+        );
+        assert!(said(10_000, 10_000, true).unwrap().ends_with("de 100,00 € : il est définitif."));
+        assert_eq!(said(10_000, 10_000, false), None, "the recap has said it");
+    }
+}
