@@ -32,11 +32,12 @@ create table jobs.email_deliveries (
         check (status in ('planned', 'sealed', 'sent', 'skipped', 'expired', 'refused', 'failed', 'unknown')),
     reason text,                                 -- why it was not sent
     provider_id text,                            -- as the mail service names it
-    feedback text,                               -- bounced, complained
+    feedback text,                               -- what came back of it: see jobs.feedback_rank
     planned_at timestamptz not null default clock_timestamp(),
     expires_at timestamptz,                      -- not sent from then on
     sealed_at timestamptz,
-    settled_at timestamptz
+    settled_at timestamptz,
+    feedback_at timestamptz                      -- since when it is known not to have arrived, as feedback says
 );
 create index email_deliveries_planned on jobs.email_deliveries (run_id, user_id) where status = 'planned';
 create index email_deliveries_batch on jobs.email_deliveries (batch_id) where status = 'sealed';
@@ -45,12 +46,13 @@ create index email_deliveries_provider on jobs.email_deliveries (provider_id) wh
 create index email_deliveries_personal on jobs.email_deliveries (settled_at) where address is not null or facts <> '{}';
 create index email_deliveries_gone on jobs.email_deliveries (delivery_id)
     where user_id is null and (address is not null or facts <> '{}' or status in ('planned', 'sealed'));
+create index email_deliveries_came_back on jobs.email_deliveries (kind, feedback_at) where feedback is not null;
 create index email_deliveries_settled on jobs.email_deliveries (settled_at) include (kind, status);
 
 -- Addresses that no mail goes to, as hashes.
 create table jobs.email_suppressions (
     address_hash bytea primary key,
-    reason text not null check (reason in ('bounced', 'complained')),
+    reason text not null check (reason in ('bounced', 'complained', 'suppressed')),
     created_at timestamptz not null default clock_timestamp()
 );
 
@@ -58,6 +60,9 @@ create table jobs.email_suppressions (
 create table jobs.email_events (
     event_id text primary key,
     kind text not null,
-    received_at timestamptz not null
+    received_at timestamptz not null,
+    provider_id text,                            -- the mail that it is about
+    outcome text                                 -- what it says of that mail: see jobs.feedback_rank
 );
 create index email_events_received on jobs.email_events (received_at);
+create index email_events_provider on jobs.email_events (provider_id) where outcome is not null;

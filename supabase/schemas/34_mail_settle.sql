@@ -1,5 +1,53 @@
 -- How a sender seals a batch of mails and settles what came of it.
 
+-- What the mail service reports of a mail that it had accepted, the worse the higher; 0: nothing.
+--   delayed: it is still trying; delivered; returned: the mailbox did not take it this time; failed: it did not leave, for a
+--   reason of ours or of the service; refused: it did not leave, because of the address; suppressed: the service keeps mails
+--   from this address; bounced: the address refuses mails; complained: the reader called it spam
+create function jobs.feedback_rank(p_outcome text) returns integer
+language sql immutable set search_path = '' as $$
+    select coalesce(array_position(array['delayed', 'delivered', 'returned', 'failed', 'refused', 'suppressed', 'bounced',
+        'complained'], p_outcome), 0);
+$$;
+
+-- Notes on these mails what the service has reported of them, the worst that there is, whether it came before or after our
+-- note of their ids. What did not arrive for a reason that is ours or passes is planned once more, under a key of its
+-- own; not an offer, for which nobody waits.
+create function jobs.apply_feedback(p_provider_ids text[], p_now timestamptz) returns void
+language plpgsql set search_path = '' as $$
+declare
+    run record;
+begin
+    with worst as (
+        select distinct on (e.provider_id) e.provider_id, e.outcome
+        from jobs.email_events e where e.provider_id = any (p_provider_ids) and e.outcome is not null
+        order by e.provider_id, jobs.feedback_rank(e.outcome) desc
+    )
+    update jobs.email_deliveries d
+    set feedback = nullif(w.outcome, 'delivered'), feedback_at = case when w.outcome <> 'delivered' then p_now end
+    from worst w
+    where d.provider_id = w.provider_id and jobs.feedback_rank(w.outcome) > jobs.feedback_rank(d.feedback)
+        -- A mailbox that is full for an offer is nothing to note.
+        and (w.outcome <> 'returned' or d.kind <> 'marketing_day3');
+    for run in
+        with again as (
+            insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
+            select d.dedupe_key || '/again', d.kind, d.user_id, d.recipient, d.run_id, d.facts, d.expires_at
+            from jobs.email_deliveries d join jobs.job_runs r on r.run_id = d.run_id
+            where d.provider_id = any (p_provider_ids) and d.feedback in ('failed', 'returned')
+                and d.kind <> 'marketing_day3' and d.facts <> '{}' and d.dedupe_key not like '%/again'
+                and (d.user_id is not null or d.recipient is null)
+                and (d.expires_at is null or d.expires_at > p_now)
+            order by d.delivery_id
+            on conflict (dedupe_key) do nothing
+            returning run_id
+        )
+        select distinct a.run_id from again a order by 1
+    loop
+        perform jobs.queue_mails(run.run_id, null, p_now);
+    end loop;
+end $$;
+
 -- Writes outcomes down: deliveries, items, messages, and what others read (marketing_emails). Call only under the
 -- ledger's lock, with deliveries that hold_mails let pass.
 create function jobs.write_mail_outcomes(p_claim uuid, p_outcomes jsonb, p_now timestamptz) returns void
@@ -8,9 +56,14 @@ declare
     batch record;
 begin
     update jobs.email_deliveries d
-    set status = o.status, reason = left(o.reason, 500), provider_id = o.provider_id, settled_at = p_now
+    set status = o.status, reason = left(o.reason, 500), provider_id = o.provider_id, settled_at = p_now,
+        feedback = case o.status when 'refused' then 'refused' end,
+        feedback_at = case o.status when 'refused' then p_now end
     from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text, reason text, provider_id text)
     where d.delivery_id = o.delivery_id;
+    perform jobs.apply_feedback(array(
+        select o.provider_id from jsonb_to_recordset(p_outcomes) as o (provider_id text) where o.provider_id is not null),
+        p_now);
 
     insert into public.marketing_emails (user_id, email_type, sent_at)
     select d.user_id, 'upgrade_day3', p_now

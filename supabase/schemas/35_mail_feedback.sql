@@ -21,23 +21,27 @@ begin
     return found;
 end $$;
 
--- What the mail service reports of a mail, once for each event id. p_suppress (bounced, complained): no mail goes to
--- p_address any more. False: the event was known.
+-- What the mail service reports, once for each event id: of a mail that it had accepted, or of an address. p_report: see
+-- feedback_rank; where it is bounced, complained or suppressed, no mail goes to p_address any more; lifted: mails may go to
+-- it again. False: the event was known.
 create function public.mail_feedback(
-    p_event_id text, p_kind text, p_provider_id text, p_suppress text, p_address text, p_now timestamptz
+    p_event_id text, p_kind text, p_provider_id text, p_report text, p_address text, p_now timestamptz
 ) returns boolean language plpgsql security definer set search_path = '' set statement_timeout = '10s' as $$
 begin
-    insert into jobs.email_events (event_id, kind, received_at) values (p_event_id, p_kind, p_now)
+    insert into jobs.email_events (event_id, kind, received_at, provider_id, outcome)
+    values (p_event_id, p_kind, p_now, p_provider_id, case when jobs.feedback_rank(p_report) > 0 then p_report end)
     on conflict (event_id) do nothing;
     if not found then
         return false;
     end if;
-    if p_suppress is not null and p_address is not null then
+    if p_report = 'lifted' then
+        delete from jobs.email_suppressions where address_hash = jobs.address_hash(p_address);
+    elsif p_report in ('bounced', 'complained', 'suppressed') and p_address is not null then
         insert into jobs.email_suppressions (address_hash, reason)
-        values (jobs.address_hash(p_address), p_suppress) on conflict (address_hash) do nothing;
+        values (jobs.address_hash(p_address), p_report) on conflict (address_hash) do nothing;
     end if;
-    if p_suppress is not null and p_provider_id is not null then
-        update jobs.email_deliveries set feedback = p_suppress where provider_id = p_provider_id;
+    if p_provider_id is not null then
+        perform jobs.apply_feedback(array[p_provider_id], p_now);
     end if;
     return true;
 end $$;

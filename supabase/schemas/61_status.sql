@@ -136,7 +136,7 @@ language sql stable set search_path = '' as $$
                 count(*) filter (where s.status in ('skipped', 'expired')
                     and s.reason is distinct from 'suppressed') as skipped,
                 count(*) filter (where s.status = 'skipped' and s.reason = 'suppressed') as suppressed,
-                count(*) filter (where s.feedback is not null) as returned
+                count(*) filter (where s.status = 'sent' and jobs.feedback_rank(s.feedback) > 2) as returned
             from settled s group by 1, 2) m),
         'reasons', (select coalesce(jsonb_agg(r), '[]') from (
             select s.kind, s.status, jobs.mask_text(coalesce(s.reason, s.status)) as reason, count(*) as count

@@ -39,10 +39,12 @@ begin
             select f.item_id from jobs.open_failures(p_failed_since) f
             join jobs.email_deliveries d on d.item_id = f.item_id
             where f.lane = p_lane and d.status in ('failed', 'refused')
-                and d.provider_id is null and d.user_id is not null and (d.expires_at is null or d.expires_at > p_now));
+                and d.provider_id is null and d.user_id is not null and (d.expires_at is null or d.expires_at > p_now)
+                -- It has left for another address.
+                and not exists (select from jobs.email_deliveries n where n.dedupe_key = d.dedupe_key || '/moved'));
         update jobs.email_deliveries d
         set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
-            sealed_at = null, settled_at = null
+            sealed_at = null, settled_at = null, feedback = null, feedback_at = null
         where d.item_id = any (again) and d.status in ('failed', 'refused');
         perform from jobs.job_items i where i.item_id = any (again) order by i.item_id for update;
         update jobs.job_items i
@@ -76,13 +78,15 @@ begin
         end if;
     end if;
 
+    -- Without a message nothing would wake them.
+    perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.reconcile', 0));
+    woken := jobs.restore_messages(p_lane);
     -- Put off by a failure or a quota. What somebody holds stays theirs; what was never claimed is visible already.
-    perform pgmq.set_vt('jobs_' || p_lane, i.msg_id, 0)
-    from jobs.job_items i
-    where i.status = 'queued' and i.lane = p_lane and i.msg_id is not null
-        and coalesce(i.leased_until, '-infinity') < clock_timestamp()
-    order by i.msg_id;
-    get diagnostics woken = row_count;
+    select woken + count(*) into woken
+    from (select i.msg_id from jobs.job_items i
+          where i.status = 'queued' and i.lane = p_lane and i.msg_id is not null
+              and coalesce(i.leased_until, '-infinity') < clock_timestamp() order by i.msg_id) w
+    cross join lateral pgmq.set_vt('jobs_' || p_lane, w.msg_id, 0) m;
     told := jsonb_build_object('woken', woken, 'mails', mails, 'planned', planned);
     update jobs.job_answers set answer = told where call_id = p_run_id;
     return told;

@@ -6,7 +6,8 @@
 --   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
 --    routes: {route: last call}, outages: see integration_outages,
---    permanent_tokens: active Shopify integrations whose token cannot be renewed}
+--    permanent_tokens: active Shopify integrations whose token cannot be renewed,
+--    undelivered: mails that were accepted, did not arrive and are not sent again: [{lane, feedback, count}]}
 create function public.jobs_troubles(
     p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
     p_calls_since timestamptz, p_outage jsonb, p_now timestamptz
@@ -38,6 +39,15 @@ begin
             from public.sync_logs l
             where l.user_id is null and l.status = 'error' and l.sync_type <> 'dry_run' and l.synced_at > since
             group by 1 order by 3 desc limit 10) c),
+        'undelivered', (select coalesce(jsonb_agg(u order by u.count desc, u.lane, u.feedback), '[]') from (
+            select jobs.lane_of_mail(d.kind) as lane, d.feedback, count(*) as count
+            from jobs.email_deliveries d
+            where d.kind in ('threshold_alert', 'integration_trouble', 'monthly_reminder', 'monthly_recap')
+                and d.feedback is not null and d.feedback_at > since and d.status = 'sent'
+                and d.feedback in ('returned', 'failed', 'refused', 'suppressed', 'bounced')
+                and not exists (select from jobs.email_deliveries n
+                    where n.dedupe_key in (d.dedupe_key || '/again', d.dedupe_key || '/moved'))
+            group by 1, 2) u),
         'outages', public.integration_outages(p_outage, p_now),
         'permanent_tokens', (select count(*) from public.integration_tokens t
             where t.provider = 'shopify' and t.is_active and coalesce(btrim(t.refresh_token), '') = ''),

@@ -196,6 +196,23 @@ fn is_code(text: &str) -> bool {
 const OTHER_REASON: &str = "autre raison";
 const UNKNOWN_STATE: &str = "dans un état inconnu";
 
+/// Says what the mail service reported of a mail that it had accepted, by the stored name (`jobs.feedback_rank`).
+pub fn feedback(stored: &str) -> &'static str {
+    match stored {
+        "bounced" | "refused" => {
+            "L’adresse n’existe pas ou refuse les courriels. Corrigée par l’utilisateur, elle reçoit ce qui est encore vrai."
+        }
+        "suppressed" => {
+            "Resend n’envoie plus rien à cette adresse (Resend, Suppressions). Retirée de la liste, elle reçoit ce qui est encore vrai."
+        }
+        "failed" => "Resend n’a pas pu envoyer ce courriel après l’avoir accepté, deux fois de suite.",
+        "returned" => "La boîte aux lettres n’a pas pris ce courriel, deux fois de suite.",
+        "complained" => "Le lecteur l’a signalé comme indésirable : il ne reçoit plus rien.",
+        "delayed" => "La remise est retardée ; Resend réessaie.",
+        _ => OTHER_REASON,
+    }
+}
+
 /// Stands where a failure has no message.
 pub const NO_EXPLANATION: &str = "sans explication";
 

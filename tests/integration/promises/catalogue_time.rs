@@ -58,6 +58,7 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
     ("mail_split", &[NOTE]),
     ("mail_unsubscribe", &[NOTE]),
     ("recompute_totals", &[NOTE, OWN_WRITES]),
+    ("restore_messages", &[LEASE, VISIBLE]),
     ("send_messages", &[VISIBLE]),
     ("settle_figures", &[NOTE]),
     ("status_queue", &[LEASE]),

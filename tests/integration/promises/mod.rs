@@ -12,6 +12,7 @@ mod migrations;
 pub(crate) mod model;
 mod months;
 mod overlaps;
+mod reconciled;
 mod records;
 mod repeats;
 mod scale;

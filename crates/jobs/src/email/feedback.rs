@@ -37,7 +37,7 @@ impl TryFrom<Raw> for Event {
     /// Only of what we act on does the rest have to be as documented: a refused event comes again and again.
     fn try_from(Raw { kind, data }: Raw) -> Result<Self, serde_json::Error> {
         let data = match serde_json::from_value(data) {
-            Err(error) if matches!(kind.as_str(), BOUNCED | COMPLAINED) => return Err(error),
+            Err(error) if ACTED_ON.contains(&kind.as_str()) => return Err(error),
             data => data.unwrap_or_default(),
         };
         Ok(Self { kind, data })
@@ -46,6 +46,16 @@ impl TryFrom<Raw> for Event {
 
 const BOUNCED: &str = "email.bounced";
 const COMPLAINED: &str = "email.complained";
+const FAILED: &str = "email.failed";
+const SUPPRESSED: &str = "email.suppressed";
+const DELAYED: &str = "email.delivery_delayed";
+const DELIVERED: &str = "email.delivered";
+const ADDRESS_ADDED: &str = "suppression.added";
+const ADDRESS_REMOVED: &str = "suppression.removed";
+
+/// Lists the events that a webhook of ours has to be subscribed to: those that something follows from.
+pub const ACTED_ON: [&str; 8] =
+    [BOUNCED, COMPLAINED, FAILED, SUPPRESSED, DELAYED, DELIVERED, ADDRESS_ADDED, ADDRESS_REMOVED];
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -53,6 +63,11 @@ struct Data {
     email_id: Option<String>,
     to: Vec<String>,
     bounce: Option<Bounce>,
+    failed: Option<Failed>,
+    /// Holds the address of the events that are about one.
+    email: Option<String>,
+    /// Says why an address is on the list: `bounce`, `complaint`, `manual`.
+    origin: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -61,18 +76,59 @@ struct Bounce {
     kind: Option<String>,
 }
 
+#[derive(Debug, Deserialize)]
+struct Failed {
+    reason: Option<String>,
+}
+
 impl Event {
-    /// Returns why the recipient gets no further mail: the address does not exist, or its owner has complained.
-    fn suppresses(&self) -> Option<&'static str> {
-        let permanent = || {
-            let kind = self.data.bounce.as_ref().and_then(|bounce| bounce.kind.as_deref());
-            kind.is_some_and(|kind| kind.eq_ignore_ascii_case("permanent"))
-        };
+    fn bounced_as(&self, kind: &str) -> bool {
+        let told = self.data.bounce.as_ref().and_then(|bounce| bounce.kind.as_deref());
+        told.is_some_and(|told| told.eq_ignore_ascii_case(kind))
+    }
+
+    /// Returns what became of the mail, as the database ranks it (`jobs.feedback_rank`).
+    fn outcome(&self) -> Option<&'static str> {
         match self.kind.as_str() {
-            BOUNCED if permanent() => Some("bounced"),
+            BOUNCED if self.bounced_as("permanent") => Some("bounced"),
+            BOUNCED if self.bounced_as("transient") => Some("returned"),
             COMPLAINED => Some("complained"),
+            FAILED if self.is_the_address() => Some("refused"),
+            FAILED => Some("failed"),
+            SUPPRESSED => Some("suppressed"),
+            DELAYED => Some("delayed"),
+            DELIVERED => Some("delivered"),
             _ => None,
         }
+    }
+
+    /// Returns whether a mail failed for its recipient: all the other reasons that the vendor names are ours, or pass.
+    fn is_the_address(&self) -> bool {
+        let reason =
+            self.data.failed.as_ref().and_then(|failed| failed.reason.as_deref()).unwrap_or_default();
+        let reason = reason.to_ascii_lowercase();
+        reason.contains("recipient") || reason.contains("to_address") || reason.contains("invalid_to")
+    }
+
+    /// Returns why the address gets no further mail: it does not exist, its owner has complained, or the service keeps
+    /// mails from it.
+    fn suppresses(&self) -> Option<&'static str> {
+        match self.kind.as_str() {
+            BOUNCED if self.bounced_as("permanent") => Some("bounced"),
+            COMPLAINED => Some("complained"),
+            SUPPRESSED => Some("suppressed"),
+            ADDRESS_ADDED => Some(match self.data.origin.as_deref() {
+                Some("bounce") => "bounced",
+                Some("complaint") => "complained",
+                _ => "suppressed",
+            }),
+            _ => None,
+        }
+    }
+
+    /// Returns what the database is told: of the mail, or else of the address.
+    fn report(&self) -> Option<&'static str> {
+        if self.kind == ADDRESS_REMOVED { Some("lifted") } else { self.outcome().or(self.suppresses()) }
     }
 
     /// Notes the event, once for its id; it came in at `now`. `false`: it was known.
@@ -84,14 +140,14 @@ impl Event {
         deadline: &Deadline,
     ) -> Result<bool, SupabaseError> {
         // With several recipients it is unknown whose mailbox it was. Our mails have one recipient.
-        let address = match &self.data.to[..] {
-            [address] => Some(bare(address)),
+        let address = match (&self.data.to[..], self.data.email.as_deref()) {
+            ([address], _) => Some(bare(address)),
+            ([], Some(address)) => Some(bare(address)),
             _ => None,
         };
         let arguments = json!({
             "p_event_id": id, "p_kind": self.kind.chars().take(100).collect::<String>(),
-            "p_provider_id": self.data.email_id, "p_suppress": self.suppresses(), "p_address": address,
-            "p_now": now,
+            "p_provider_id": self.data.email_id, "p_report": self.report(), "p_address": address, "p_now": now,
         });
         supabase.rpc("mail_feedback", &arguments, deadline).await
     }
@@ -125,6 +181,44 @@ mod tests {
     fn permanent_bounces_and_complaints_suppress(#[case] body: &str, #[case] suppresses: Option<&str>) {
         let event: Event = serde_json::from_str(body).unwrap();
         assert_eq!(event.suppresses(), suppresses);
+    }
+
+    /// The bodies are the vendor's examples, as far as we look at them.
+    #[rstest]
+    #[case(r#"{"type":"email.failed","data":{"email_id":"x","to":["a@b.fr"],"failed":{"reason":"reached_daily_quota"}}}"#, Some("failed"), None)]
+    #[case(r#"{"type":"email.failed","data":{"email_id":"x","to":["a@b.fr"]}}"#, Some("failed"), None)]
+    #[case(
+        r#"{"type":"email.failed","data":{"failed":{"reason":"invalid_recipient"}}}"#,
+        Some("refused"),
+        None
+    )]
+    #[case(r#"{"type":"email.suppressed","data":{"to":["a@b.fr"],"suppressed":{"type":"OnAccountSuppressionList"}}}"#, Some("suppressed"), Some("suppressed"))]
+    #[case(r#"{"type":"email.delivery_delayed","data":{"to":["a@b.fr"]}}"#, Some("delayed"), None)]
+    #[case(r#"{"type":"email.delivered","data":{"to":["a@b.fr"]}}"#, Some("delivered"), None)]
+    #[case(
+        r#"{"type":"email.bounced","data":{"bounce":{"type":"Transient","subType":"MailboxFull"}}}"#,
+        Some("returned"),
+        None
+    )]
+    #[case(r#"{"type":"email.bounced","data":{"bounce":{"type":"Undetermined"}}}"#, None, None)]
+    #[case(
+        r#"{"type":"suppression.added","data":{"email":"a@b.fr","origin":"manual"}}"#,
+        None,
+        Some("suppressed")
+    )]
+    #[case(
+        r#"{"type":"suppression.added","data":{"email":"a@b.fr","origin":"complaint"}}"#,
+        None,
+        Some("complained")
+    )]
+    #[case(r#"{"type":"suppression.removed","data":{"email":"a@b.fr","origin":"bounce"}}"#, None, None)]
+    fn accepted_is_not_delivered(
+        #[case] body: &str,
+        #[case] outcome: Option<&str>,
+        #[case] suppresses: Option<&str>,
+    ) {
+        let event: Event = serde_json::from_str(body).unwrap();
+        assert_eq!((event.outcome(), event.suppresses()), (outcome, suppresses));
     }
 
     #[rstest]

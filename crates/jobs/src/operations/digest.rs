@@ -37,6 +37,9 @@ pub(crate) struct Troubles {
     unreadable: u64,
     #[serde(default)]
     outages: Vec<Outage>,
+    /// Counts mails that the mail service accepted, that did not arrive, and that are not sent again.
+    #[serde(default)]
+    undelivered: Vec<Undelivered>,
     #[serde(default)]
     permanent_tokens: u64,
     /// Says when each route was called by a cron last.
@@ -47,6 +50,13 @@ pub(crate) struct Troubles {
 struct Failed {
     lane: String,
     message: Option<String>,
+    count: u64,
+}
+
+#[derive(Deserialize)]
+struct Undelivered {
+    lane: String,
+    feedback: String,
     count: u64,
 }
 
@@ -116,6 +126,13 @@ pub(crate) fn points(
             format!("Échecs : {}", words::lane(&failed.lane)),
             failed.message.clone().unwrap_or_else(|| words::NO_EXPLANATION.to_owned()),
             failed.count,
+        ));
+    }
+    for undelivered in &troubles.undelivered {
+        points.push(point(
+            format!("Non remis : {}", words::lane(&undelivered.lane)),
+            words::feedback(&undelivered.feedback).to_owned(),
+            undelivered.count,
         ));
     }
     for stuck in &troubles.stuck {
@@ -238,6 +255,12 @@ mod tests {
         let outage = json!({"provider": "shopify", "message": "m.", "failing": 12, "active": 20});
         let told = titles(&json!({"permanent_tokens": 3, "outages": [outage]}), "2026-11-24T12:05:00Z");
         assert_eq!(told, ["Panne générale x12", "Jetons Shopify permanents x3"]);
+    }
+
+    #[test]
+    fn what_was_accepted_and_did_not_arrive_is_told() {
+        let value = json!({"undelivered": [{"lane": "alerts", "feedback": "bounced", "count": 2}]});
+        assert_eq!(titles(&value, "2026-11-24T12:05:00Z"), ["Non remis : alertes x2"]);
     }
 
     #[test]

@@ -67,6 +67,13 @@ pub struct Queue {
     now: DateTime<Utc>,
 }
 
+/// Counts what came back: messages of queued items, and mails.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Reconciled {
+    pub messages: u64,
+    pub mails: u64,
+}
+
 impl Queue {
     /// Opens the queue in this database. `now` is the instant of the invocation.
     pub fn new(supabase: Supabase, now: DateTime<Utc>) -> Self {
@@ -203,6 +210,17 @@ impl Queue {
     ) -> Result<bool, SupabaseError> {
         let arguments = json!({"p_chain": chain, "p_seconds": lease.as_secs()});
         self.supabase.rpc("jobs_hold_chain", &arguments, deadline).await
+    }
+
+    /// Gives work whose message was lost a new one, and plans mails anew that came back and would arrive now.
+    pub async fn reconcile(
+        &self,
+        route: &str,
+        now: DateTime<Utc>,
+        deadline: &Deadline,
+    ) -> Result<Reconciled, SupabaseError> {
+        let arguments = json!({"p_route": route, "p_now": now});
+        self.supabase.rpc("jobs_reconcile", &arguments, deadline).await
     }
 
     /// Returns how many items wait in all lanes.

@@ -21,7 +21,7 @@ pub use self::{
 use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
 /// Names every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 53] = [
+pub const FUNCTIONS: [&str; 54] = [
     "integration_context",
     "integration_outages",
     "integration_prove",
@@ -50,6 +50,7 @@ pub const FUNCTIONS: [&str; 53] = [
     "jobs_plan_mails",
     "jobs_plan_sync",
     "jobs_prune",
+    "jobs_reconcile",
     "jobs_release",
     "jobs_report",
     "jobs_resend_mails",

@@ -59,7 +59,7 @@ async fn check(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError>
     planned.log(Task::CheckThresholds);
     // The application calls this after each entry, and must not wait for others' mails.
     let without_news = call.user_id.is_some() && planned.plan["items"] == 0;
-    let scope = if without_news { Scope::Nothing } else { Scope::Mails };
+    let scope = if without_news { Scope::Nothing } else { Scope::Mails(call.route) };
     let round = work_until_settled(context, run_id, scope).await?;
     let mut summary = RunSummary::new(run_id, joined, round);
     summary.notices.extend(unknown_activities(&planned.plan));

@@ -71,6 +71,7 @@ async fn follow_up(context: &Context, run_id: Option<Uuid>, route: &str) -> Resu
 /// Repeats until a full round finds nothing: other invocations may enqueue work while this one drains, and rely on it
 /// to pick that up.
 pub async fn drain_until_nothing_waits(context: &Context, route: &str) -> Result<Round, TaskError> {
+    reconcile(context, route).await?;
     // First the mails that earlier invocations planned: their recaps and alerts do not wait for all data to be read.
     // If sending fails, the fault is recorded and data is worked on all the same.
     let first = follow_up(context, None, route).await;
@@ -90,9 +91,28 @@ pub async fn drain_until_nothing_waits(context: &Context, route: &str) -> Result
 pub(super) enum Scope<'a> {
     /// The call waits for data and mails of this route.
     Everything(&'a str),
-    Mails,
+    /// The call waits for mails, those of this route among them.
+    Mails(&'a str),
     /// Nothing was planned, so there is nothing to wait for, and others' work is not the caller's.
     Nothing,
+}
+
+impl Scope<'_> {
+    fn route(&self) -> &str {
+        match self {
+            Self::Everything(route) | Self::Mails(route) => route,
+            Self::Nothing => "",
+        }
+    }
+}
+
+/// Brings back what was lost, before the work begins: the record says what waits, and the queue carries it.
+async fn reconcile(context: &Context, route: &str) -> Result<(), TaskError> {
+    let back = context.queue.reconcile(route, context.now, &context.deadline).await?;
+    if back.messages + back.mails > 0 {
+        tracing::warn!(messages = back.messages, mails = back.mails, "what was lost came back");
+    }
+    Ok(())
 }
 
 /// Works, then waits for what other invocations hold of this run, as long as the budget allows.
@@ -101,13 +121,16 @@ pub(super) async fn work_until_settled(
     run_id: Uuid,
     scope: Scope<'_>,
 ) -> Result<Round, TaskError> {
+    if !matches!(scope, Scope::Nothing) {
+        reconcile(context, scope.route()).await?;
+    }
     let mut pause = FIRST_LOOK;
     let mut looked_again = false;
     let mut all = Round::default();
     loop {
         let round = match scope {
             Scope::Everything(route) => drain_everything(context, Some(run_id), route).await?,
-            Scope::Mails => send_mails(context).await?,
+            Scope::Mails(_) => send_mails(context).await?,
             Scope::Nothing => Round::default(),
         };
         let may_wait =

@@ -69,7 +69,7 @@ pub(super) async fn plan_post_report(
         return Ok(TaskOutcome::Ran(Box::new(RunSummary::empty(joined))));
     };
     planned.log(wanted.task);
-    let round = work_until_settled(context, run_id, Scope::Mails).await?;
+    let round = work_until_settled(context, run_id, Scope::Mails(call.route)).await?;
     let mut summary = RunSummary::new(run_id, joined, round);
     summary.faults.extend(unknown_prices(&planned.plan));
     summary.notices.extend(unreadable_accounts(&planned.plan));

@@ -73,6 +73,37 @@ pub fn bounced(email_id: &str, to: &str, bounce: Bounce, sub_type: &str) -> Valu
     event
 }
 
+/// Makes `email.failed`: accepted, and not sent, for instance because of `reached_daily_quota`
+/// (<https://resend.com/docs/webhooks/emails/failed>).
+pub fn failed(email_id: &str, to: &str, reason: &str) -> Value {
+    let mut event = event("email.failed", email_id, to);
+    event["data"]["failed"] = json!({"reason": reason});
+    event
+}
+
+/// Makes `email.suppressed`: the address is on the list of those that get nothing.
+pub fn suppressed(email_id: &str, to: &str) -> Value {
+    let mut event = event("email.suppressed", email_id, to);
+    event["data"]["suppressed"] = json!({
+        "message": "Resend has suppressed sending to this address.", "type": "OnAccountSuppressionList",
+    });
+    event
+}
+
+/// Makes `email.delivery_delayed`: the other server did not take it yet, and will be asked again.
+pub fn delayed(email_id: &str, to: &str) -> Value {
+    event("email.delivery_delayed", email_id, to)
+}
+
+/// Makes `suppression.removed`: the address is off the list (<https://resend.com/docs/webhooks/suppressions/removed>).
+pub fn suppression_removed(email: &str) -> Value {
+    json!({
+        "type": "suppression.removed",
+        "created_at": HAPPENED,
+        "data": {"id": Uuid::new_v4(), "email": email, "origin": "bounce", "source_id": null, "created_at": HAPPENED},
+    })
+}
+
 /// The events say that they happened then: nobody decides by it, unlike by the signature's time.
 const HAPPENED: &str = "2026-11-22T23:41:12.126Z";
 

@@ -1,0 +1,100 @@
+-- What was lost comes back: work without its message, mails that came back and may now arrive.
+
+-- Gives each queued item of a lane a message where it has none: its queue was purged, or restored without it. What a living
+-- worker holds is left to it. Call alone: see jobs_reconcile.
+create function jobs.restore_messages(p_lane text) returns integer
+language plpgsql set search_path = '' as $$
+declare
+    restored integer;
+begin
+    execute format('insert into pgmq.%1$I (vt, message)
+        select clock_timestamp(), jsonb_build_object(
+            ''version'', i.version, ''run_id'', i.run_id, ''item_id'', i.item_id, ''kind'', i.kind)
+        from jobs.job_items i
+        where i.status = ''queued'' and i.lane = $1 and coalesce(i.leased_until, ''-infinity'') < clock_timestamp()
+            and not exists (select from pgmq.%1$I q where (q.message ->> ''item_id'')::bigint = i.item_id)
+        order by i.waiting_since, i.item_id', 'q_jobs_' || p_lane)
+    using p_lane;
+    get diagnostics restored = row_count;
+    return restored;
+end $$;
+
+-- Mails that never arrived because of their address, and that would now: the user has corrected it, or the mail service
+-- has taken it off its list. Of each mail once, as long as what it says is news and still true.
+create function jobs.mails_that_would_arrive(p_now timestamptz) returns table (delivery_id bigint, kind text)
+language sql stable set search_path = '' as $$
+    with today as (select (p_now at time zone 'Europe/Paris')::date as day)
+    select d.delivery_id, d.kind
+    from today t
+    cross join (values ('threshold_alert', 400), ('monthly_recap', 62), ('monthly_reminder', 62), ('integration_trouble', 62))
+        as k (kind, days)
+    join jobs.email_deliveries d on d.kind = k.kind and d.feedback is not null
+        and d.feedback_at > p_now - make_interval(days => k.days)
+    -- A fence (offset 0): of all people only these.
+    cross join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p
+    where d.feedback in ('bounced', 'suppressed', 'refused') and d.status in ('sent', 'refused')
+        and d.address is not null and d.facts <> '{}' and d.dedupe_key not like '%/moved'
+        and jobs.mail_refusal(p, d.kind, p_now) is null
+        and (d.feedback <> 'refused' or lower(btrim(p.address)) <> lower(btrim(d.address)))
+        and case d.kind
+            when 'monthly_recap' then t.day < to_date(d.facts ->> 'month', 'YYYY-MM') + interval '2 months'
+            when 'threshold_alert' then
+                (split_part(d.dedupe_key, '/', 3) = to_char(t.day, 'YYYY') or (extract(month from t.day) = 1
+                    and split_part(d.dedupe_key, '/', 3) = to_char(t.day - interval '1 year', 'YYYY')))
+                and not exists (
+                    select from jsonb_to_recordset(d.facts -> 'crossings') as c (threshold text, step smallint)
+                    where not exists (select from jobs.threshold_alerts a
+                        where a.user_id = d.user_id and a.year::text = split_part(d.dedupe_key, '/', 3)
+                            and a.threshold = c.threshold and a.step = c.step))
+            else d.expires_at > p_now end
+        and not exists (select from jobs.email_deliveries n where n.dedupe_key = d.dedupe_key || '/moved');
+$$;
+
+-- Plans them once more, in a run for each kind, under a key of their own. Answers how many.
+create function jobs.plan_moved_mails(p_route text, p_now timestamptz) returns integer
+language plpgsql set search_path = '' as $$
+declare
+    of_kind record;
+    run uuid;
+    planned integer := 0;
+begin
+    for of_kind in
+        select m.kind, array_agg(m.delivery_id order by m.delivery_id) as deliveries
+        from jobs.mails_that_would_arrive(p_now) m group by 1 order by 1
+    loop
+        run := gen_random_uuid();
+        perform jobs.open_run(run, case of_kind.kind when 'threshold_alert' then 'check_thresholds'
+                when 'monthly_recap' then 'monthly_sync' when 'monthly_reminder' then 'monthly_reminders'
+                else 'sync_integrations' end,
+            null, 'cron', p_route, p_now, jsonb_build_object('moved', of_kind.kind), p_now);
+        insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
+        select d.dedupe_key || '/moved', d.kind, d.user_id, d.recipient, run, d.facts, d.expires_at
+        from jobs.email_deliveries d where d.delivery_id = any (of_kind.deliveries) order by d.delivery_id
+        on conflict (dedupe_key) do nothing;
+        planned := planned + jobs.queue_mails(run, null, p_now);
+        -- Nobody sends the refused one again beside it.
+        perform from jobs.job_items i join jobs.email_deliveries d on d.item_id = i.item_id
+        where d.delivery_id = any (of_kind.deliveries) and i.status = 'failed' order by i.item_id for update of i;
+        update jobs.job_items i set status = 'superseded'
+        from jobs.email_deliveries d
+        where d.delivery_id = any (of_kind.deliveries) and i.item_id = d.item_id and i.status = 'failed';
+    end loop;
+    return planned;
+end $$;
+
+-- Brings back what was lost; one at a time, for two would bring it back twice. A repeated call finds nothing more.
+--   {messages, mails}
+create function public.jobs_reconcile(p_route text, p_now timestamptz) returns jsonb
+language plpgsql security definer set search_path = '' set statement_timeout = '25s' set jit = off as $$
+declare
+    lane record;
+    messages integer := 0;
+begin
+    if not pg_try_advisory_xact_lock(hashtextextended('comptalyze.jobs.reconcile', 0)) then
+        return jsonb_build_object('messages', 0, 'mails', 0);
+    end if;
+    for lane in select l.lane from jobs.known_lanes() l order by l.place loop
+        messages := messages + jobs.restore_messages(lane.lane);
+    end loop;
+    return jsonb_build_object('messages', messages, 'mails', jobs.plan_moved_mails(p_route, p_now));
+end $$;

@@ -1,0 +1,117 @@
+//! The record says what waits, the queue carries it: where a queue was purged, or restored without its messages, they agree
+//! again within a run.
+
+use anyhow::Result;
+use reqwest::Method;
+use serde_json::{Value, json};
+use stand_ins::{
+    faults::{Fault, Rule},
+    resend::refuse,
+};
+use uuid::Uuid;
+
+use super::{claim, plan, rpc};
+use crate::{
+    mails::signed_up,
+    world::{SECRET, World},
+};
+
+/// Purges every queue, as the button in the dashboard does.
+async fn purge(world: &World) -> Result<()> {
+    world.run("select pgmq.purge_queue(queue_name) from pgmq.list_queues()").await?;
+    Ok(())
+}
+
+async fn messages(world: &World) -> Result<i64> {
+    world
+        .value(
+            "select (select count(*) from pgmq.q_jobs_stripe) + (select count(*) from pgmq.q_jobs_marketing)",
+        )
+        .await
+}
+
+/// A mail that could not leave and a sync that was planned wait: their messages are gone.
+async fn world_without_messages() -> Result<World> {
+    let mut world = World::new().await?;
+    world.midday();
+    world.stripe_user("acct_waits").await?;
+    world.stripe.payment("acct_waits", world.earlier(90), 4_200, "eur");
+    signed_up(&world, "waits@example.test", "Camille Moreau", 4).await?;
+    world.resend.faults().add(Rule::on("/emails/batch", refuse(403, "invalid_api_key", "No.")));
+    world.cron("daily-tasks", "").await?;
+    world.resend.faults().clear();
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
+    assert_eq!(messages(&world).await?, 2);
+    purge(&world).await?;
+    Ok(world)
+}
+
+async fn all_done(world: &World) -> Result<()> {
+    let left: i64 = world.value("select count(*) from jobs.job_items where status = 'queued'").await?;
+    assert_eq!((left, messages(world).await?), (0, 0));
+    assert_eq!(world.resend.accepted_count(), 1);
+    let records: i64 =
+        world.value("select count(*) from public.ca_records where source = 'auto_sync'").await?;
+    assert_eq!(records, 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_messages_come_back_within_a_run() -> Result<()> {
+    let world = world_without_messages().await?;
+    let answer = world.post("sync-integrations", "").await?;
+    assert_eq!(answer.get("remaining"), None, "{answer}");
+    all_done(&world).await
+}
+
+/// The page, "Reprendre" and drain-queue speak of what waits: two.
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_counts_what_really_waits() -> Result<()> {
+    let world = world_without_messages().await?;
+    let function = world.function("status").await?;
+    let request = jobs::http::client()?.get(function.url()).bearer_auth(SECRET);
+    let told = function.send(request.header("accept", "application/json")).await?.json();
+    let waiting: Vec<_> =
+        told["queue"].as_array().into_iter().flatten().map(|lane| &lane["waiting"]).collect();
+    assert_eq!(waiting, [&json!(1), &json!(1)], "{told:#}");
+    let retried = json!({
+        "p_run_id": Uuid::new_v4(), "p_lane": "marketing", "p_route": "/api/status",
+        "p_failed_since": world.earlier(1_000), "p_now": world.now(),
+    });
+    let retried: Value = rpc(&world, "jobs_retry", &retried).await?;
+    assert_eq!(retried["woken"], 1, "{retried}");
+    assert_eq!(messages(&world).await?, 1);
+    // It answers at once and works on afterwards.
+    let function = world.function("drain-queue").await?;
+    let answer = function.call(Method::POST, "", Some(&format!("Bearer {SECRET}"))).await?;
+    assert_eq!((answer.status.as_u16(), &answer.json()["waiting"]), (202, &json!(2)), "{}", answer.text);
+    super::until("the chain is done", async || {
+        let left = "select count(*) from jobs.job_items where status = 'queued'";
+        Ok(world.value::<i64>(left).await? == 0)
+    })
+    .await?;
+    all_done(&world).await
+}
+
+/// What a living worker holds gets no second message, and what has one gets no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_given_twice() -> Result<()> {
+    let world = World::new().await?;
+    world.stripe_user("acct_a").await?;
+    world.stripe_user("acct_b").await?;
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
+    assert_eq!(claim(&world, Uuid::new_v4(), 1).await?.len(), 1);
+    let reconcile = json!({"p_route": "/api/cron/daily-orchestrator", "p_now": world.now()});
+    let back: Value = rpc(&world, "jobs_reconcile", &reconcile).await?;
+    assert_eq!(back, json!({"messages": 0, "mails": 0}));
+    purge(&world).await?;
+    let back: Value = rpc(&world, "jobs_reconcile", &reconcile).await?;
+    assert_eq!(back["messages"], 1, "one is held: {back}");
+    let back: Value = rpc(&world, "jobs_reconcile", &reconcile).await?;
+    assert_eq!(back["messages"], 0, "{back}");
+    // The answer is lost: the call is repeated, and nothing comes twice.
+    purge(&world).await?;
+    world.environment.gateway.faults().add(Rule::on("jobs_reconcile", Fault::CutAfter).times(1));
+    world.post("sync-integrations", "").await?;
+    Ok(())
+}
