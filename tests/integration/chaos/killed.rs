@@ -24,7 +24,7 @@ const BEFORE: Fault = Fault::Delay(Duration::from_mins(5));
 const AFTER: Fault = Fault::Late(Duration::from_mins(5));
 
 /// Calls a function, kills it when this request is on its way or is done, and lets what it held come back.
-async fn killed_at(
+pub(crate) async fn killed_at(
     world: &World,
     (method, name, query): (Method, &str, &str),
     (step, fault): (&str, Fault),

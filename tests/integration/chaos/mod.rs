@@ -21,6 +21,7 @@ use reqwest::Method;
 use stand_ins::faults::Fault;
 use uuid::Uuid;
 
+pub(crate) use self::killed::killed_at;
 use crate::{
     mails::{kind, signed_up_at},
     promises::{at, imported_cents, listed_cents, movements, until},

@@ -1,10 +1,11 @@
-//! Random histories of a source, read by random windows with answers lost on the way: in the end the books equal the
-//! source's truth, and a source that does not change is read without a write.
+//! Random histories of a source, read by random windows, with answers lost and functions killed on the way: in the end the
+//! books equal the source's truth, and a source that does not change is read without a write.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
+use reqwest::Method;
 use serde_json::Value;
 use stand_ins::faults::{Fault, Rule};
 use uuid::Uuid;
@@ -13,7 +14,7 @@ use super::{
     source::{ACCOUNT, Dice, Place, SHOP, Source},
     world_at,
 };
-use crate::{clock::at, world::World};
+use crate::{chaos::killed_at, clock::at, world::World};
 
 const BEGIN: &str = "2026-09-21T00:10:00Z";
 const DAYS: u64 = 60;
@@ -46,9 +47,15 @@ async fn play(seed: u64) -> Result<()> {
         }
         // 12 or 18 o'clock of this day, after what has happened, or 0 o'clock of the next one.
         world.set_now(morning + TimeDelta::hours(12 + 6 * i64::try_from(dice.below(3))?));
-        let is_lost = loses_an_answer(&world, &mut dice);
-        read(&world, &mut dice).await?;
-        clear(&world);
+        let is_lost = if dice.below(5) == 0 {
+            is_killed(&world, &mut dice).await?;
+            true
+        } else {
+            let is_lost = loses_an_answer(&world, &mut dice);
+            read(&world, &mut dice).await?;
+            clear(&world);
+            is_lost
+        };
         if !is_lost {
             world.cron("daily-orchestrator", "").await?;
         }
@@ -95,6 +102,19 @@ async fn read(world: &World, dice: &mut Dice) -> Result<Value> {
     // Nobody had connected anything before.
     let query = if query == "month=2026-08" { "month=2026-09".to_owned() } else { query };
     world.post(name, &query).await
+}
+
+/// Kills a function in the middle of a read, before a step is done or after it.
+async fn is_killed(world: &World, dice: &mut Dice) -> Result<()> {
+    let query = format!("days={}", 1 + dice.below(60));
+    let (before, after) = (Fault::Delay(Duration::from_mins(5)), Fault::Late(Duration::from_mins(5)));
+    let step = match dice.below(4) {
+        0 => ("balance_transactions", before),
+        1 => ("graphql", before),
+        2 => ("integration_settle", before),
+        _ => ("integration_settle", after),
+    };
+    killed_at(world, (Method::POST, "sync-integrations", &query), step).await
 }
 
 /// Sometimes an answer is lost, at the source or at the settlement, or is no answer.

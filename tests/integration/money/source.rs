@@ -130,7 +130,13 @@ impl Source {
             4 => drop(stripe.payment(ACCOUNT, now, cents, "usd")),
             5 | 6 => {
                 let expected = now + TimeDelta::days(i64::try_from(2 + dice.below(9)).expect("few"));
-                self.debits.push((stripe.debit(ACCOUNT, now, cents, expected), cents, expected));
+                let debit = stripe.debit(ACCOUNT, now, cents, expected);
+                if dice.below(2) == 0 {
+                    // Sold in the shop, which takes the sale for paid at once.
+                    let told = Tender::new(now, &decimal(cents), "EUR").reference(&debit.charge);
+                    world.shopify.tender(SHOP, told);
+                }
+                self.debits.push((debit, cents, expected));
             }
             7 | 8 => {
                 let Some((debit, cents, expected)) = dice.take(&mut self.debits) else { return };
@@ -274,11 +280,11 @@ impl Source {
             }
             15 | 16 => {
                 let Some((id, before, cents)) = dice.take(&mut self.disputes) else { return };
-                let states = ["LOST", "WON", "ACCEPTED", "LOST"];
+                let states = ["LOST", "WON", "ACCEPTED", "PREVENTED"];
                 let state = states[usize::try_from(dice.below(4)).expect("few")];
                 shop.finalize_dispute(SHOP, &id, state, now);
                 self.truth.remove(&id);
-                if state != "WON" {
+                if ["LOST", "ACCEPTED"].contains(&state) {
                     self.counts(&id, now, -cents);
                 }
                 if before.is_empty() {
