@@ -4,7 +4,7 @@
 -- A value that nobody can work with is null here, and a *flaw* names it: unreadable_amount, too_many_rows,
 -- too_many_activities, unreadable_creation_date; of the account unreadable_metadata, unreadable_name. Whoever has a
 -- flaw is left out of what depends on it, by name; the others never notice. The bounds are far above what a business
--- writes: 50,000 rows in two years, 100 activities. What email_preferences holds that is read are booleans, of which
+-- writes: 50,000 rows in three years, 100 activities. What email_preferences holds that is read are booleans, of which
 -- none is unreadable: null stands for the default.
 
 -- A date of a life in business, or null: infinity, years before Christ and years of five digits are none.
@@ -82,11 +82,11 @@ begin
             else 1 end);
 end $$;
 
--- The books of these users in some years, in cents: added up by year and activity, typed and imported apart, and months
--- that have both once more by month. One row for each user who has any; with a flaw there are no years.
+-- The books of these users in some years, in cents: by year and activity, and by month and activity, typed and imported
+-- apart; of a month that has both, `mixed` says so. One row for each user who has any; with a flaw there are no years.
 -- What a user has confirmed of a month with both (book_confirmations) is settled: it is not mixed any more, and of what
 -- is the same money one side counts (side_counts).
---   years: [{year, sums: [{activity, typed, imported}], mixed: [{month, activity, typed, imported}]}]
+--   years: [{year, sums: [{activity, typed, imported}], rows: [{month, activity, typed, imported, mixed}]}]
 create function jobs.books(p_users uuid[], p_first_year integer, p_last_year integer)
 returns table (user_id uuid, created date, years jsonb, flaw text)
 -- Never by loops: how many rows each step has is not known, and loops over thousands of users take minutes.
@@ -137,18 +137,18 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
     ), sums as (
         select s.user_id, s.year, s.activity, sum(s.typed)::bigint as typed, sum(s.imported)::bigint as imported
         from settled s group by 1, 2, 3
-    ), mixed as (
+    ), monthly as (
         select s.user_id, s.year, jsonb_agg(jsonb_build_object('month', s.month, 'activity', s.activity,
-            'typed', s.typed, 'imported', s.imported) order by s.month, s.activity) as months
-        from settled s where s.is_mixed group by 1, 2
+            'typed', s.typed, 'imported', s.imported, 'mixed', s.is_mixed) order by s.month, s.activity) as month_rows
+        from settled s group by 1, 2
     ), summed as (
         select s.user_id, s.year, jsonb_agg(jsonb_build_object('activity', s.activity, 'typed', s.typed,
             'imported', s.imported) order by s.activity) as sums
         from sums s group by 1, 2
     ), years as (
         select s.user_id, s.year, jsonb_build_object('year', s.year, 'sums', s.sums,
-            'mixed', coalesce(m.months, '[]')) as year_books
-        from summed s left join mixed m on m.user_id = s.user_id and m.year = s.year
+            'rows', m.month_rows) as year_books
+        from summed s join monthly m on m.user_id = s.user_id and m.year = s.year
     ), books as (
         select y.user_id, jsonb_agg(y.year_books order by y.year) as years from years y group by 1
     )

@@ -68,6 +68,9 @@ create index integration_transactions_month on jobs.integration_transactions (us
 -- What is looked at again at every sync: payments on their way, rows that a later version may understand, failures.
 create index integration_transactions_open on jobs.integration_transactions (user_id, provider)
     where excluded in ('pending', 'failed', 'unknown_kind', 'platform_reversal');
+-- What an alert names: money in other currencies.
+create index integration_transactions_currencies on jobs.integration_transactions (user_id, paris_month)
+    where excluded in ('currency', 'unresolved_currency');
 
 -- What is known of a user's integration. Outlives a reconnection, so that its history and activity do too.
 create table jobs.integration_state (

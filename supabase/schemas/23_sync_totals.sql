@@ -102,12 +102,13 @@ end $$;
 --
 -- What both report is only looked for where Stripe has reported something.
 create function jobs.countable_movements(p_user_id uuid, p_months date[], p_written boolean)
-returns table (provider text, month date, activity text, amount_minor bigint)
+returns table (provider text, month date, activity text, amount_minor bigint, day date)
 language plpgsql stable set search_path = '' set enable_nestloop = off set jit = off as $$
 #variable_conflict use_column
 begin
     return query
-    select t.provider, t.paris_month, case when f.account is null then s.activity else f.activity end, t.amount_minor
+    select t.provider, t.paris_month, case when f.account is null then s.activity else f.activity end, t.amount_minor,
+        (t.occurred_at at time zone 'Europe/Paris')::date
     from jobs.integration_transactions t
     join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
     left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)

@@ -1,14 +1,18 @@
 -- Thresholds: the books that they are held against, and the steps that were told.
 
--- Steps of thresholds that were mailed, or used up by a higher one: each once a year.
+-- Steps of thresholds that were mailed, or used up by a higher one: each once a year, and once more if it was withdrawn.
+-- What was told as to be verified does not use up what is certain.
 create table jobs.threshold_alerts (
     user_id uuid not null references auth.users (id) on delete cascade,
     year integer not null,
     threshold text not null,
     step smallint not null,
-    run_id uuid not null,
+    run_id uuid not null,                            -- the run that told it last
     created_at timestamptz not null default clock_timestamp(),
-    primary key (user_id, year, threshold, step)
+    told_as text not null default 'certain',         -- certain, to_verify
+    times smallint not null default 1,               -- how often it was told
+    withdrawn_at timestamptz,                        -- since when the books do not say so any more
+    primary key (user_id, year, threshold, step, told_as)
 );
 
 -- Users whose imported totals have changed since their thresholds were checked last.
@@ -47,20 +51,22 @@ create table jobs.found_alerts (
     user_id uuid not null references auth.users (id) on delete cascade,
     year integer not null,
     facts jsonb not null,
-    used_up jsonb not null,
+    used_up jsonb not null,                          -- what it tells: [{threshold, step, told_as}]
     found_at timestamptz not null,
+    withdrawn jsonb not null default '[]',           -- what does not hold any more: the same, with times
     primary key (run_id, user_id, year)
 );
 create index found_alerts_age on jobs.found_alerts (found_at);
 
 -- Turnover of users as ca_records has it: a page of p_limit users after p_after, or of one user, or (p_due) of those
 -- whose imported totals have changed since they were checked last, who are listed in `due`. Only users with a year that
--- reaches its floor: p_floors {year: cents}, in proportion to the days of a creation year. The year before each comes
--- with it. A user with a flaw comes without years, and is noted as such where p_noted_at says when.
+-- reaches its floor (p_floors {year: cents}, in proportion to the days of a creation year), or who were told something of
+-- such a year that stands. The two years before each come with it. A user with a flaw comes without years, and is noted
+-- as such where p_noted_at says when.
 -- A page ends earlier where it would be larger than 2,000 books or p_bytes: `scanned` are those up to its end.
 -- Sorting and adding up a page fits into work_mem as set here.
---   {people: [{user_id, created, reason, flaw, held: [{year, threshold, step}], years: [{year, sums, mixed}]}],
---    due: [{user_id, since}], scanned, next}
+--   {people: [{user_id, created, reason, flaw, told: [{year, threshold, step, told_as, times, withdrawn}],
+--      years: [{year, rows}]}], due: [{user_id, since}], scanned, next}
 create function public.threshold_books(
     p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb, p_bytes integer,
     p_noted_at timestamptz, p_now timestamptz
@@ -68,8 +74,9 @@ create function public.threshold_books(
 set work_mem = '32MB' set jit = off as $$
 declare
     most_books constant integer := 2000;
-    first_year constant integer := (select min(y::integer) - 1 from jsonb_object_keys(p_floors) y);
+    first_year constant integer := (select min(y::integer) from jsonb_object_keys(p_floors) y);
     last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
+    years_before constant integer := 2;
     users uuid[];
     due jsonb;
     above uuid[];
@@ -95,27 +102,35 @@ begin
     end if;
     last_user := users[cardinality(users)];
     more := p_user_id is null and cardinality(users) = p_limit;
-    above := coalesce(jobs.users_above(users, p_due, p_floors), '{}');
+    above := array(
+        select unnest(jobs.users_above(users, p_due, p_floors))
+        union
+        select t.user_id from jobs.threshold_alerts t
+        where t.user_id between users[1] and last_user and (not p_due or t.user_id = any (users))
+            and t.year between first_year and last_year and t.withdrawn_at is null
+        order by 1);
     if cardinality(above) > most_books then
         above := above[1:most_books];
         last_user := above[most_books];
         more := true;
     end if;
 
-    with held as (
-        select t.user_id,
-            jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step)) as held
+    with told as (
+        select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step,
+            'told_as', t.told_as, 'times', t.times, 'withdrawn', t.withdrawn_at is not null)) as told
         from jobs.threshold_alerts t
         where t.user_id = any (above) and t.year between first_year and last_year group by 1
     ), people_found as (
-        select b.user_id, jsonb_build_object(
-            'user_id', b.user_id, 'created', b.created,
+        select a.user_id, jsonb_build_object(
+            'user_id', a.user_id, 'created', b.created,
             'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
-            'held', coalesce(h.held, '[]'), 'years', coalesce(b.years, '[]')) as person
-        from jobs.books(above, first_year, last_year) b
+            'told', coalesce(t.told, '[]'), 'years', coalesce(b.years, '[]')) as person
+        -- Who has nothing in their books any more was told something that has to be withdrawn.
+        from unnest(above) a (user_id)
+        left join jobs.books(above, first_year - years_before, last_year) b on b.user_id = a.user_id
         -- A fence (offset 0): of all people only these.
-        cross join lateral (select * from jobs.mail_people m where m.user_id = b.user_id offset 0) p
-        left join held h on h.user_id = b.user_id
+        cross join lateral (select * from jobs.mail_people m where m.user_id = a.user_id offset 0) p
+        left join told t on t.user_id = a.user_id
     ), measured as materialized (
         select f.user_id, f.person, row_number() over w as n, sum(octet_length(f.person::text)) over w as bytes
         from people_found f window w as (order by f.user_id)
@@ -145,29 +160,65 @@ begin
         'next', case when more then last_user end);
 end $$;
 
+-- What an alert tells beside its steps, for users who are to get one: what movements of some months add up to on each day
+-- (as far as they are in the books, and not too many), what the year has in other currencies, and of which integrations
+-- the activity was never said by anybody.
+-- p_asked: [{user_id, year, months: [YYYY-MM-01]}]
+--   [{user_id, year, days: [{day, activity, amount}], uncounted: [{currency, amount}], assumed: [{provider, activity}]}]
+create function public.threshold_details(p_asked jsonb) returns jsonb
+language sql security definer stable set search_path = '' set statement_timeout = '28s' set jit = off as $$
+    select coalesce(jsonb_agg(jsonb_build_object('user_id', a.user_id, 'year', a.year,
+        'days', coalesce(d.days, '[]'), 'uncounted', coalesce(c.uncounted, '[]'), 'assumed', coalesce(s.assumed, '[]'))), '[]')
+    from jsonb_to_recordset(p_asked) as a (user_id uuid, year integer, months date[])
+    left join lateral (
+        -- Three activities on 31 days are 93.
+        select jsonb_agg(jsonb_build_object('day', m.day, 'activity', m.activity, 'amount', m.amount)) as days
+        from (select x.day, left(x.activity, 80) as activity, sum(x.amount_minor)::bigint as amount
+              from jobs.countable_movements(a.user_id, a.months, true) x
+              where cardinality(a.months) > 0 and x.activity is not null group by 1, 2) m
+        having count(*) <= 100 * cardinality(a.months)
+    ) d on true
+    left join lateral (
+        select jsonb_agg(jsonb_build_object('currency', m.currency, 'amount', m.amount) order by m.currency) as uncounted
+        from (select t.currency, sum(t.amount_minor)::bigint as amount from jobs.integration_transactions t
+              where t.user_id = a.user_id and t.excluded in ('currency', 'unresolved_currency')
+                  and t.paris_month between make_date(a.year, 1, 1) and make_date(a.year, 12, 31)
+              group by 1 order by 1 limit 20) m
+    ) c on true
+    left join lateral (
+        select jsonb_agg(jsonb_build_object('provider', k.provider, 'activity', k.activity) order by k.provider) as assumed
+        from jobs.integration_state k
+        left join public.integration_tokens t on t.user_id = k.user_id and t.provider = k.provider
+        where k.user_id = a.user_id and k.activity is not null and not k.left_out
+            and t.activity_type is distinct from k.activity
+    ) s on true;
+$$;
+
 -- Notes what one page of a check has found, for the plan of its run. A repeated call notes nothing twice. What a check
 -- noted that came to no plan goes a day later.
--- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step}]}]
+-- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step, told_as}],
+--   withdrawn: [{threshold, step, told_as, times}]}]
 create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb, p_now timestamptz) returns void
 language sql security definer set search_path = '' set statement_timeout = '10s' as $$
     delete from jobs.found_alerts where found_at < p_now - interval '1 day';
-    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up, found_at)
-    select p_run_id, a.user_id, a.year, a.facts, a.used_up, p_now
-    from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb)
+    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up, withdrawn, found_at)
+    select p_run_id, a.user_id, a.year, a.facts, a.used_up, coalesce(a.withdrawn, '[]'), p_now
+    from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb, withdrawn jsonb)
     join auth.users u on u.id = a.user_id    -- gone since: nobody to tell
     order by a.user_id, a.year
     on conflict (run_id, user_id, year) do nothing;
 $$;
 
--- Plans alerts: each step once for each user and year, in one mail for all that are new. p_append: to a run that is
--- there already (a sync whose totals changed). p_due: the marks that were checked, taken away unless set again since.
--- What was found for the run by jobs_note_alerts is planned, and gone from there.
+-- Plans alerts: each step once for each user and year, in one mail for all that are new, and once more if it was withdrawn.
+-- p_append: to a run that is there already (a sync whose totals changed). p_due: the marks that were checked, taken away
+-- unless set again since. What was found for the run by jobs_note_alerts is planned, and gone from there.
 --   {state: planned | joined | repeated, run_id, plan: {items, …p_outline}}
 create function public.jobs_plan_alerts(
     p_run_id uuid, p_append boolean, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
     p_parameters jsonb, p_due jsonb, p_outline jsonb, p_now timestamptz
 ) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
 declare
+    most_times constant smallint := 2;   -- urssaf::assess
     opened jsonb;
     outline jsonb;
     planned integer;
@@ -181,20 +232,33 @@ begin
             return opened;
         end if;
     end if;
+    -- Whatever stands of these users' years, in one order for all who plan.
+    perform from jobs.threshold_alerts t join jobs.found_alerts a on a.user_id = t.user_id and a.year = t.year
+    where a.run_id = p_run_id
+    order by t.user_id, t.year, t.threshold, t.step, t.told_as for update of t;
+    -- What was told again since it was found not to hold is another telling.
+    update jobs.threshold_alerts t set withdrawn_at = p_now
+    from jobs.found_alerts a, jsonb_to_recordset(a.withdrawn) as w (threshold text, step smallint, told_as text, times smallint)
+    where a.run_id = p_run_id and t.user_id = a.user_id and t.year = a.year and t.withdrawn_at is null
+        and (t.threshold, t.step, t.told_as, t.times) = (w.threshold, w.step, w.told_as, w.times);
     with alerts as materialized (
         delete from jobs.found_alerts where run_id = p_run_id returning user_id, year, facts, used_up
     ), marked as (
-        insert into jobs.threshold_alerts (user_id, year, threshold, step, run_id)
-        select a.user_id, a.year, s.threshold, s.step, p_run_id
-        from alerts a, jsonb_to_recordset(a.used_up) as s (threshold text, step smallint)
-        order by 1, 2, 3, 4
-        on conflict (user_id, year, threshold, step) do nothing
-        returning user_id, year, threshold, step
+        insert into jobs.threshold_alerts as k (user_id, year, threshold, step, told_as, run_id)
+        select distinct a.user_id, a.year, s.threshold, s.step, coalesce(s.told_as, 'certain'), p_run_id
+        from alerts a, jsonb_to_recordset(a.used_up) as s (threshold text, step smallint, told_as text)
+        order by 1, 2, 3, 4, 5
+        on conflict (user_id, year, threshold, step, told_as) do update
+            set withdrawn_at = null, times = k.times + 1, run_id = excluded.run_id
+            where k.withdrawn_at is not null and k.times < most_times
+        returning user_id, year, threshold, step, told_as, times
     ), fresh as (   -- of each alert, what nobody was faster to tell
         select a.user_id, a.year, a.facts, jsonb_agg(c.crossing order by c.n) as crossings,
-            string_agg(c.crossing ->> 'threshold' || '-' || (c.crossing ->> 'step'), '+' order by c.n) as steps
+            string_agg(m.threshold || '-' || m.step || case when m.told_as <> 'certain' then '-' || m.told_as else '' end
+                || case when m.times > 1 then '-' || m.times else '' end, '+' order by c.n) as steps
         from alerts a, jsonb_array_elements(a.facts -> 'crossings') with ordinality as c (crossing, n)
         join marked m on m.threshold = c.crossing ->> 'threshold' and m.step = (c.crossing ->> 'step')::smallint
+            and (m.told_as = 'to_verify') = (coalesce(c.crossing -> 'doubt', 'null') <> 'null')
         where m.user_id = a.user_id and m.year = a.year
         group by a.user_id, a.year, a.facts
     )

@@ -33,7 +33,7 @@ revoke all on function
     public.jobs_status,
     public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
-    public.threshold_books
+    public.threshold_books, public.threshold_details
 from public, anon, authenticated, service_role;
 grant execute on function
     public.integration_context, public.integration_outages, public.integration_prove, public.integration_refresh_begin,
@@ -49,5 +49,5 @@ grant execute on function
     public.jobs_status,
     public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
     public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
-    public.threshold_books
+    public.threshold_books, public.threshold_details
 to service_role;

@@ -6,7 +6,7 @@ use chrono::{Datelike as _, Days, NaiveDate};
 use jobs::{
     schedule::Month,
     urssaf::{
-        ActivitySum, Caveat, Euros, IncomeTax, IncomeTaxAside, Receipts, TaxProfile, Threshold, Trade,
+        BookRow, Caveat, Euros, IncomeTax, IncomeTaxAside, Receipts, TaxProfile, Threshold, Trade, UserBooks,
         YearBooks, acre_end, assess, declared, put_aside,
     },
 };
@@ -138,11 +138,19 @@ impl Case {
 }
 
 fn exceeds(year: i32, turnover: &[(&str, i64)]) -> bool {
-    let sum =
-        |&(activity, typed): &(&str, i64)| ActivitySum { activity: activity.to_owned(), typed, imported: 0 };
-    let books = YearBooks { year, sums: turnover.iter().map(sum).collect(), mixed: Vec::new() };
-    assess(&[books], None, year, &[]).crossings.iter().any(|crossing| {
-        matches!(crossing.threshold, Threshold::MicroTotal | Threshold::MicroServices) && crossing.step == 100
+    let row = |&(activity, typed): &(&str, i64)| BookRow {
+        month: 6,
+        activity: activity.to_owned(),
+        typed,
+        imported: 0,
+        mixed: false,
+    };
+    let years = vec![YearBooks { year, rows: turnover.iter().map(row).collect() }];
+    let books = UserBooks { years, ..UserBooks::default() };
+    let today = NaiveDate::from_ymd_opt(year, 12, 31).expect("a date");
+    assess(&books, &[], year, today).is_some_and(|found| {
+        let micro = [Threshold::MicroTotal, Threshold::MicroServices];
+        found.tell.iter().any(|told| micro.contains(&told.threshold) && told.step == 100)
     })
 }
 

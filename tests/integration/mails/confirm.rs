@@ -53,7 +53,7 @@ async fn with_both_sides(world: &mut World) -> Result<(Uuid, String)> {
 async fn books(world: &World, user: Uuid) -> Result<(i64, i64, i64)> {
     Ok(sqlx::query_as(
         "select sum((s ->> 'typed')::bigint)::bigint / 100, sum((s ->> 'imported')::bigint)::bigint / 100, \
-         jsonb_array_length(b.years -> 0 -> 'mixed')::bigint \
+         (select count(distinct r -> 'month') from jsonb_array_elements(b.years -> 0 -> 'rows') r where r -> 'mixed' = 'true') \
          from jobs.books(array[$1]::uuid[], 2026, 2026) b, jsonb_array_elements(b.years -> 0 -> 'sums') s \
          group by b.years",
     )

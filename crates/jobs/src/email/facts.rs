@@ -3,10 +3,11 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::remarks::AlertRemarks;
 use crate::{
     mail_kind::MailKind,
     schedule::Month,
-    urssaf::{ActivitySum, Crossing, TaxProfile},
+    urssaf::{ActivitySum, Crossing, State, TaxProfile},
 };
 
 /// Holds what one mail says, besides what all of its kind say. Amounts are cents.
@@ -102,6 +103,14 @@ pub enum Facts {
         crossings: Vec<Crossing>,
         /// Lists activities that are not known; their turnover counts in the total only.
         unknown_activities: Vec<String>,
+        /// What follows from the year; `None` in a mail that an older version planned.
+        #[serde(default)]
+        state: Option<State>,
+        /// The day on which that was so.
+        #[serde(default)]
+        as_of: Option<NaiveDate>,
+        #[serde(default)]
+        remarks: AlertRemarks,
     },
     /// It asks a user to connect an account again.
     IntegrationTrouble {

@@ -11,6 +11,7 @@ pub mod links;
 mod mailer;
 mod outbox;
 mod quotas;
+mod remarks;
 mod render;
 pub mod samples;
 mod sender;
@@ -24,6 +25,7 @@ pub use self::{
     },
     links::LinkKeys,
     mailer::{MailLimits, MailReport, Mailer},
+    remarks::{AlertRemarks, Assumed, Uncounted},
     render::{Branding, Links, Promo, Rendered, render},
     settings::{MailConfig, Prices},
 };

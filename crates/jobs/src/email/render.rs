@@ -4,6 +4,8 @@
 //! Each kind has a module that chooses the words and a pair of templates that arrange them.
 
 mod alert;
+mod alert_remarks;
+mod alert_words;
 mod branding;
 mod consequence;
 mod declaration;
@@ -94,8 +96,10 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
         Facts::DefinitiveMonth { first_name, month, definitive } => {
             (first_name, Box::new(definitive::View::new(*month, *definitive)))
         }
-        Facts::ThresholdAlert { first_name, year, crossings, unknown_activities } => {
-            (first_name, Box::new(alert::View::new(*year, crossings, unknown_activities)))
+        Facts::ThresholdAlert { first_name, year, crossings, unknown_activities, state, as_of, remarks } => {
+            let view =
+                alert::View::new(*year, crossings, *state, *as_of).remarking(remarks, unknown_activities);
+            (first_name, Box::new(view))
         }
         Facts::IntegrationTrouble { first_name, provider, reason, read_until } => {
             (first_name, Box::new(trouble::View::new(provider, reason, *read_until)))

@@ -49,9 +49,7 @@ pub fn samples() -> Vec<(&'static str, Facts)> {
     samples.extend(monthly::reminders());
     samples.extend(monthly::recaps());
     samples.extend(monthly::definitive());
-    samples.extend(alerts::micro());
-    samples.extend(alerts::vat());
-    samples.extend(alerts::mixed());
+    samples.extend(alerts::alerts());
     samples.extend(troubles());
     samples
 }

@@ -21,7 +21,7 @@ pub use self::{
 use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
 /// Names every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 54] = [
+pub const FUNCTIONS: [&str; 55] = [
     "integration_context",
     "integration_outages",
     "integration_prove",
@@ -76,6 +76,7 @@ pub const FUNCTIONS: [&str; 54] = [
     "mail_split",
     "mail_unsubscribe",
     "threshold_books",
+    "threshold_details",
 ];
 
 /// Our functions set their own `statement_timeout` of at most 28 s: wait a little longer than they work.

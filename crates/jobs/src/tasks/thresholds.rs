@@ -1,23 +1,25 @@
 //! Finds who has crossed a step of a ceiling, and plans the alerts about it.
 //!
 //! SQL pre-filters and adds up, [`urssaf`] decides, SQL plans: each step once for each user and year, held by a
-//! primary key. It takes no hint of what changed: a user is told what they were not told before.
+//! primary key. It takes no hint of what changed: a user is told what they were not told before, and what does not hold
+//! any more is withdrawn.
+
+mod details;
+mod found;
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::{
-    Value, json,
-    value::{RawValue, to_raw_value},
-};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
+use self::found::{Alert, Found, Pending, Person};
 use super::{context::Context, outcome::TaskError, planned::Planned};
 use crate::{
     schedule::{Task, paris},
     supabase::SupabaseError,
-    urssaf::{self, Crossing, Held, YearBooks},
+    urssaf,
 };
 
 /// One request looks at so many users at most.
@@ -26,8 +28,6 @@ const PAGE: u32 = 20_000;
 const PAGE_BYTES: u32 = 4 * 1024 * 1024;
 /// After a sync, so many users whose totals have changed are checked in one go.
 const DUE_PAGE: u32 = 5_000;
-/// A dry run's answer names so many candidates at most.
-const MOST_CANDIDATES: usize = 100;
 
 /// Checks, after a sync, the users whose imported totals have changed, in the sync's own run. Without one
 /// (`drain-queue`) a run is opened where there is something to tell.
@@ -79,46 +79,6 @@ struct Page {
     next: Option<Uuid>,
 }
 
-#[derive(Deserialize)]
-struct Person {
-    user_id: Uuid,
-    /// The day on which their activity began.
-    created: Option<NaiveDate>,
-    /// Why no mail may go to them.
-    reason: Option<String>,
-    /// Says what of their books cannot be read; then there are no years.
-    flaw: Option<String>,
-    held: Vec<HeldStep>,
-    years: Vec<YearBooks>,
-}
-
-#[derive(Deserialize)]
-struct HeldStep {
-    year: i32,
-    #[serde(flatten)]
-    step: Held,
-}
-
-#[derive(Serialize)]
-struct Alert {
-    user_id: Uuid,
-    year: i32,
-    /// Written out when they are found: thousands of alerts as a `Value` take ten times their space.
-    facts: Box<RawValue>,
-    used_up: Vec<Held>,
-}
-
-/// Bounds how many different activities that no ceiling is known for an outline names: users write them.
-const MOST_ACTIVITIES: usize = 100;
-
-/// Says what an alert's mail is about.
-#[derive(Serialize)]
-struct AlertFacts<'a> {
-    year: i32,
-    crossings: &'a [Crossing],
-    unknown_activities: &'a [String],
-}
-
 /// Holds the arguments of `jobs_plan_alerts`.
 #[derive(Serialize)]
 struct Arguments<'a> {
@@ -126,93 +86,6 @@ struct Arguments<'a> {
     run: &'a Value,
     p_due: &'a [Value],
     p_outline: Value,
-}
-
-/// Holds what a check has found.
-#[derive(Default)]
-pub(super) struct Found {
-    scanned: u64,
-    /// How many alerts; they are noted page by page.
-    alerts: usize,
-    /// Users whose books cannot be read, by what is wrong with them.
-    left_out: BTreeMap<String, u64>,
-    /// Counts who would have got an alert, by the reason why they do not.
-    skipped: BTreeMap<String, u64>,
-    /// The first ones, with how many users have each.
-    unknown_activities: BTreeMap<String, u64>,
-    /// More of them, which are not named.
-    more_activities: bool,
-    pub(super) candidates: Vec<Value>,
-    due: Vec<Value>,
-    /// More users are marked as changed.
-    more: bool,
-}
-
-impl Found {
-    pub(super) fn outline(&self) -> Value {
-        json!({
-            "items": self.alerts, "scanned": self.scanned, "skipped": self.skipped,
-            "unknown_activities": self.unknown_activities, "more_activities": self.more_activities, "left_out": self.left_out,
-        })
-    }
-
-    fn note_activity(&mut self, activity: &str) {
-        if let Some(users) = self.unknown_activities.get_mut(activity) {
-            *users += 1;
-        } else if self.unknown_activities.len() < MOST_ACTIVITIES {
-            self.unknown_activities.insert(activity.to_owned(), 1);
-        } else {
-            self.more_activities = true;
-        }
-    }
-
-    /// Answers the alerts that are due to a person.
-    fn look_at(&mut self, person: &Person, years: &[i32]) -> Vec<Alert> {
-        let mut alerts = Vec::new();
-        if let Some(flaw) = &person.flaw {
-            *self.left_out.entry(flaw.clone()).or_default() += 1;
-            return alerts;
-        }
-        for &year in years {
-            let held: Vec<Held> =
-                person.held.iter().filter(|held| held.year == year).map(|held| held.step).collect();
-            let assessment = urssaf::assess(&person.years, person.created, year, &held);
-            for activity in &assessment.unknown_activities {
-                self.note_activity(activity);
-            }
-            if assessment.crossings.is_empty() {
-                continue;
-            }
-            let outcome = person.reason.as_deref().unwrap_or("due");
-            if self.candidates.len() < MOST_CANDIDATES {
-                let steps: Vec<Value> = assessment
-                    .crossings
-                    .iter()
-                    .map(|Crossing { threshold, step, .. }| json!({"threshold": threshold, "step": step}))
-                    .collect();
-                self.candidates.push(
-                    json!({"user_id": person.user_id, "outcome": outcome, "year": year, "steps": steps}),
-                );
-            }
-            if person.reason.is_some() {
-                *self.skipped.entry(outcome.to_owned()).or_default() += 1;
-                continue;
-            }
-            alerts.push(Alert {
-                user_id: person.user_id,
-                year,
-                facts: to_raw_value(&AlertFacts {
-                    year,
-                    crossings: &assessment.crossings,
-                    unknown_activities: &assessment.unknown_activities,
-                })
-                .expect("plain data"),
-                used_up: assessment.used_up,
-            });
-        }
-        self.alerts += alerts.len();
-        alerts
-    }
 }
 
 /// Looks through the books of these users, a page at a time, and notes the alerts for the run that is to plan them;
@@ -244,11 +117,10 @@ pub(super) async fn find(
         });
         let page: Page = context.supabase.rpc("threshold_books", &arguments, &context.deadline).await?;
         found.scanned += page.scanned;
-        let alerts: Vec<Alert> =
-            page.people.iter().flat_map(|person| found.look_at(person, &years)).collect();
-        if let Some(run_id) = run_id.filter(|_| !alerts.is_empty()) {
-            let arguments = json!({"p_run_id": run_id, "p_alerts": alerts, "p_now": context.now});
-            context.supabase.rpc::<()>("jobs_note_alerts", &arguments, &context.deadline).await?;
+        let pending: Vec<Pending> =
+            page.people.into_iter().flat_map(|person| found.look_at(person, &years, at)).collect();
+        if let Some(run_id) = run_id.filter(|_| !pending.is_empty()) {
+            note(context, run_id, pending).await?;
         }
         found.due.extend(page.due);
         after = page.next;
@@ -260,6 +132,21 @@ pub(super) async fn find(
         // A page that ended early has added up users in vain: the next one asks for about as many as fit.
         limit = u32::try_from(page.scanned * 2).unwrap_or(most).clamp(1_000, most);
     }
+}
+
+/// Notes what a page has found, with what is asked about it, for the plan of the run.
+async fn note(context: &Context, run_id: Uuid, pending: Vec<Pending>) -> Result<(), SupabaseError> {
+    let asked: Vec<_> = pending.iter().filter_map(Pending::asks).collect();
+    let mut details = details::fetch(context, &asked).await?;
+    let alerts: Vec<Alert> = pending
+        .into_iter()
+        .map(|pending| {
+            let details = details.remove(&pending.key()).unwrap_or_default();
+            pending.alert(details)
+        })
+        .collect();
+    let arguments = json!({"p_run_id": run_id, "p_alerts": alerts, "p_now": context.now});
+    context.supabase.rpc::<()>("jobs_note_alerts", &arguments, &context.deadline).await
 }
 
 /// Plans what was noted for the run, all in one transaction with it.

@@ -1,250 +1,252 @@
-//! Assesses what a year's turnover newly crosses, and what follows from it.
+//! Assesses what there is to tell about a year: the difference between what was told and what is.
 //!
-//! All turnover counts against the total ceilings, activities that are not known too; services and liberal
-//! professions alone count against those of services. Each step of each threshold is told of once a year:
-//! what is [held](Held) already is never crossed again, and neither is a lower step.
+//! All turnover counts against the total ceilings, activities that are not known too; services and liberal professions
+//! alone count against those of services. Each step of each threshold is told of once a year; a higher step uses up the
+//! lower ones.
 //!
-//! # Doubt
-//!
-//! Where a month has both typed and imported rows, the same money may be in it twice. So there are two
-//! figures: the full one adds everything up; the certain one takes of each such month the greater of the two
-//! sides, where that is less. What only the full figure crosses is in [`Doubt`]: it is reported with both
-//! totals, and nothing follows from it.
-//!
-//! The step reported is the highest that the full figure crosses, even if the certain figure crosses a lower
-//! one: one line a threshold, and the one that matters. It is used up like any other. If the money turns out
-//! to be there, the step is not told of a second time with its consequence: "once a year" is what users were
-//! promised, the mail has asked them to look, and they know by then. The other way round, holding the step
-//! back until it is certain, would keep silent exactly while VAT may already be due.
+//! * What is certain and what is [to be verified](ToldAs::ToVerify), because it may be there twice, are two tellings:
+//!   the second does not use up the first.
+//! * A telling is withdrawn when the books fall below the step under it (80 % where there is none): a typing mistake
+//!   was corrected. Then it can be told once more in that year, and never again. A year that swings around a ceiling
+//!   stays above the step under it, so that nothing is told twice.
+//! * What follows is said by the [state](super::State) and never by a step.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
-
-use chrono::{Datelike, NaiveDate};
+use chrono::{Datelike, Days, NaiveDate};
 use serde::{Deserialize, Serialize};
 
-use super::figures::{Bucket, Regime};
-use super::{Activity, Consequence, Crossing, Doubt, Threshold};
+use super::books::{Months, Reading, UserBooks, cents};
+use super::figures::{Bucket, Ceiling};
+use super::passing::{Outlook, Passed, outlook, passing};
+use super::verdict::{State, state};
+use super::{Activity, Threshold, quarterly_due};
+use crate::schedule::Month;
 
 #[cfg(test)]
 mod tests;
 
-/// Represents one year of a user's turnover, as the database adds it up. Amounts are cents.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct YearBooks {
-    pub year: i32,
-    /// The whole year. Empty: nothing is recorded.
-    pub sums: Vec<ActivitySum>,
-    /// Of it, the months that have both typed and imported rows.
-    pub mixed: Vec<MixedMonth>,
-}
+/// A step is told so often in a year at most: once, and once more if it was withdrawn.
+const MOST_TIMES: u8 = 2;
 
-/// Represents a year's turnover of one activity, by where its rows come from.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct ActivitySum {
-    /// As it is spelled in the rows.
-    pub activity: String,
-    pub typed: i64,
-    pub imported: i64,
-}
+/// The year before is checked for so many days after the last deadline of its declarations: the weekly check that
+/// follows the deadline still finds what was recorded for it.
+const DAYS_AFTER_THE_LAST_DEADLINE: u64 = 7;
 
-/// Represents the turnover of one activity in a month that has both typed and imported rows, of whatever activity.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct MixedMonth {
-    /// 1 to 12.
-    pub month: u32,
-    /// As it is spelled in the rows.
-    pub activity: String,
-    pub typed: i64,
-    pub imported: i64,
-}
-
-/// Represents a step that is used up for a user and a year.
+/// Represents a step of a threshold, as it was told or is to be.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-pub struct Held {
+pub struct Telling {
     pub threshold: Threshold,
+    /// 80 or 90 (reached), 100 (exceeded).
     pub step: u8,
+    pub told_as: ToldAs,
+}
+
+/// Says how sure a step was when it was told. The names are stored in `threshold_alerts`: they never change.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToldAs {
+    Certain,
+    /// Only what may be there twice reaches it.
+    ToVerify,
+}
+
+/// Represents a telling of the past.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Told {
+    #[serde(flatten)]
+    pub telling: Telling,
+    /// How often it was told.
+    pub times: u8,
+    /// It does not hold any more.
+    pub withdrawn: bool,
+}
+
+/// Represents a step that a year's turnover has newly crossed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Crossing {
+    pub threshold: Threshold,
+    /// 80 or 90 (reached), 100 (exceeded).
+    pub step: u8,
+    /// What the year counts against this threshold, in cents.
+    pub turnover: i64,
+    /// In cents, in proportion to the days of a creation year.
+    pub ceiling: i64,
+    /// The ceiling of a whole year, where `ceiling` is a part of it.
+    pub full_year_ceiling: Option<i64>,
+    /// Crossed only where the months with both typed and imported rows are added up.
+    pub doubt: Option<Doubt>,
+    /// When the ceiling was exceeded, where that is certain.
+    #[serde(default)]
+    pub passed: Option<Passed>,
+    /// When it will be, at the pace of the last months.
+    #[serde(default)]
+    pub outlook: Option<Outlook>,
+}
+
+/// Holds what counts against a threshold, by where it comes from, in cents.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Doubt {
+    pub typed: i64,
+    pub imported: i64,
 }
 
 /// Holds what [`assess`] finds.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Assessment {
-    /// What to tell: at most one step a threshold, the gravest first.
+    /// What to show: at most one step a threshold. Empty: there is nothing to tell.
     pub crossings: Vec<Crossing>,
-    /// What to store once it is told: the steps in `crossings`, and those below that are not held yet.
-    pub used_up: Vec<Held>,
+    /// What to store once it is told: the steps in `crossings`, and those that they use up.
+    pub tell: Vec<Telling>,
+    /// What was told and does not hold any more.
+    pub withdraw: Vec<Told>,
+    /// What follows from the year.
+    pub state: State,
     /// Spellings in the year's books that no activity is known for, in order.
     pub unknown_activities: Vec<String>,
+    /// Liberal professions are among the services.
+    pub liberal: bool,
+    /// What is typed for months to come, in cents: it is planned, and does not count.
+    pub planned: i64,
+    /// The day on which the user says that the activity began, which the books contradict, and their first month.
+    pub contradiction: Option<(NaiveDate, Month)>,
+    /// Months whose movements, day by day, would tell more.
+    pub asks: Vec<Month>,
 }
 
-/// Holds `year` against its thresholds. Of `books` it reads `year` and, for what follows, the year before.
-///
-/// `created` is the day the activity started: it makes the ceilings of its own year smaller, and says that
-/// there was no year before. In any other year it changes nothing.
-pub fn assess(books: &[YearBooks], created: Option<NaiveDate>, year: i32, held: &[Held]) -> Assessment {
-    let Some(of_year) = recorded(books, year) else { return Assessment::default() };
-    let (mut crossings, mut used_up) = (Vec::new(), Vec::new());
-    for threshold in Threshold::ALL {
-        let Some(ceiling) = threshold.ceiling(year, created) else { continue };
-        let count = Count::of(of_year, threshold.bucket());
-        let steps = threshold.steps().iter().copied();
-        let Some(step) = steps.clone().rev().find(|&step| ceiling.is_crossed(count.full(), step)) else {
-            continue;
+/// Holds `year` against its thresholds, as of `today`. `None`: it has none that are known.
+pub fn assess(books: &UserBooks, told: &[Told], year: i32, today: NaiveDate) -> Option<Assessment> {
+    let months = Months::of(books, today);
+    let created = months.created();
+    let thresholds: Vec<(Threshold, Ceiling)> = Threshold::ALL
+        .into_iter()
+        .filter_map(|threshold| Some((threshold, threshold.ceiling(year, created)?)))
+        .collect();
+    if thresholds.is_empty() {
+        return None;
+    }
+    let mut asks = Vec::new();
+    let state = state(&months, year, &mut asks);
+    let spelled = || books.years.iter().filter(|books| books.year == year).flat_map(|books| &books.rows);
+    let mut found = Assessment {
+        crossings: Vec::new(),
+        tell: Vec::new(),
+        withdraw: Vec::new(),
+        state,
+        unknown_activities: unknown_activities(spelled().map(|row| row.activity.trim())),
+        liberal: spelled().any(|row| Activity::parse(&row.activity) == Some(Activity::Liberal)),
+        planned: months.planned(year),
+        contradiction: months.contradiction().filter(|(created, _)| created.year() >= year - 1),
+        asks,
+    };
+    for (threshold, ceiling) in thresholds {
+        found.hold_against(threshold, ceiling, &months, told, year, today);
+    }
+    if found.crossings.is_empty() {
+        found.asks.clear();
+    }
+    found.asks.sort_unstable();
+    found.asks.dedup();
+    // The highest step first, what is certain before what is not.
+    found.crossings.sort_by_key(|crossing| {
+        (std::cmp::Reverse(crossing.step), crossing.doubt.is_some(), crossing.threshold)
+    });
+    Some(found)
+}
+
+impl Assessment {
+    fn hold_against(
+        &mut self,
+        threshold: Threshold,
+        ceiling: Ceiling,
+        months: &Months<'_>,
+        told: &[Told],
+        year: i32,
+        today: NaiveDate,
+    ) {
+        let sides = months.year(year, threshold.bucket());
+        let (certain, full) = (sides.read(Reading::Same), sides.read(Reading::Distinct));
+        let (withdrawn, standing): (Vec<&Told>, Vec<&Told>) = told
+            .iter()
+            .filter(|told| told.telling.threshold == threshold && !told.withdrawn)
+            .partition(|told| {
+                let turnover = if told.telling.told_as == ToldAs::Certain { certain } else { full };
+                !ceiling.is_crossed(turnover, threshold.step_under(told.telling.step))
+            });
+        self.withdraw.extend(withdrawn);
+
+        let reached = |turnover| {
+            threshold.steps().iter().copied().rev().find(|&step| ceiling.is_crossed(turnover, step))
         };
-        let is_held = |step| held.contains(&Held { threshold, step });
-        if steps.clone().any(|other| other >= step && is_held(other)) {
-            continue;
+        let is_new = |telling: &Telling| {
+            told.iter()
+                .find(|told| told.telling == *telling)
+                .is_none_or(|told| told.withdrawn && told.times < MOST_TIMES)
+        };
+        let covers = |told: &Telling, step, told_as| {
+            told.step >= step && (told.told_as == ToldAs::Certain || told.told_as == told_as)
+        };
+        // All steps up to this one that can be told, where none that stands says as much.
+        let news = |step: u8, above: u8, told_as: ToldAs| -> Vec<Telling> {
+            let steps = threshold.steps().iter().copied().filter(|&other| above < other && other <= step);
+            let tellings = steps.map(|step| Telling { threshold, step, told_as });
+            let new: Vec<Telling> = tellings.filter(is_new).collect();
+            let is_told = standing.iter().any(|told| covers(&told.telling, step, told_as));
+            let can_be_told = new.iter().any(|telling| telling.step == step);
+            if is_told || !can_be_told { Vec::new() } else { new }
+        };
+        let sure = reached(certain);
+        let Some(perhaps) = reached(full) else { return };
+        let for_certain = sure.map(|step| news(step, 0, ToldAs::Certain)).unwrap_or_default();
+        let to_verify = match sure {
+            Some(step) if step == perhaps => Vec::new(),
+            _ => news(perhaps, sure.unwrap_or_default(), ToldAs::ToVerify),
+        };
+        let (step, turnover, doubt) = match (sure, to_verify.is_empty(), for_certain.is_empty()) {
+            (_, false, _) => {
+                let doubt = Doubt { typed: cents(sides.typed), imported: cents(sides.imported) };
+                (perhaps, full, Some(doubt))
+            }
+            (Some(step), true, false) => (step, if step == perhaps { full } else { certain }, None),
+            _ => return,
+        };
+        self.tell.extend(for_certain.into_iter().chain(to_verify));
+        if !tells_more(threshold, months, year) {
+            return;
         }
-        let doubt = (!ceiling.is_crossed(count.certain, step)).then(|| count.sides());
-        let consequence = if doubt.is_some() {
-            Consequence::ToVerify
-        } else if step < 100 {
-            Consequence::Approaching
-        } else {
-            of_exceeding(threshold, books, created, year)
-        };
-        crossings.push(Crossing {
+        let bucket = threshold.bucket();
+        let passing = passing(months, year, bucket, ceiling, Reading::Same).filter(|_| doubt.is_none());
+        self.asks.extend(passing.and_then(|passing| passing.asks));
+        let is_open = step < 100 && doubt.is_none() && today.year() == year;
+        self.crossings.push(Crossing {
             threshold,
             step,
-            turnover: cents(count.full()),
+            turnover: cents(turnover),
             ceiling: ceiling.value(),
             full_year_ceiling: ceiling.full_year(),
             doubt,
-            consequence,
+            passed: passing.map(|passing| passing.passed),
+            outlook: is_open.then(|| outlook(months, bucket, ceiling, turnover, today)).flatten(),
         });
-        let new = steps.filter(|&other| other <= step && !is_held(other));
-        used_up.extend(new.map(|step| Held { threshold, step }));
     }
-    crossings
-        .sort_by_key(|crossing| (gravity(crossing.consequence), Reverse(crossing.step), crossing.threshold));
-    Assessment { crossings, used_up, unknown_activities: unknown_activities(of_year) }
 }
 
-/// Returns the years that are checked on a date of Paris, the oldest first: the current one and, until 31 January,
-/// the one before, whose last month is being recorded.
+/// Returns whether a threshold says anything that the one of services, which is lower, does not: there is other turnover.
+fn tells_more(threshold: Threshold, months: &Months<'_>, year: i32) -> bool {
+    let of = |bucket| months.year(year, bucket).read(Reading::Distinct);
+    threshold.bucket() == Bucket::Services || of(Bucket::Total) > of(Bucket::Services)
+}
+
+/// Returns the years that are checked on a date of Paris, the oldest first: the current one and, until a little after
+/// the last deadline of its declarations, the one before.
 pub fn years_checked(date: NaiveDate) -> Vec<i32> {
     let year = date.year();
-    if date.month() == 1 { vec![year - 1, year] } else { vec![year] }
+    let december = Month::of(date - Days::new(date.ordinal0().into())).previous();
+    let until = quarterly_due(december) + Days::new(DAYS_AFTER_THE_LAST_DEADLINE);
+    if date <= until { vec![year - 1, year] } else { vec![year] }
 }
 
-/// Returns a year's books, if anything is recorded in it.
-fn recorded(books: &[YearBooks], year: i32) -> Option<&YearBooks> {
-    books.iter().find(|books| books.year == year && !books.sums.is_empty())
-}
-
-fn unknown_activities(books: &YearBooks) -> Vec<String> {
-    let unknown: BTreeSet<&str> = books
-        .sums
-        .iter()
-        .map(|sum| sum.activity.trim())
-        .filter(|activity| Activity::parse(activity).is_none())
-        .collect();
+fn unknown_activities<'a>(spelled: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut unknown: Vec<&str> = spelled.filter(|activity| Activity::parse(activity).is_none()).collect();
+    unknown.sort_unstable();
+    unknown.dedup();
     unknown.into_iter().map(str::to_owned).collect()
-}
-
-/// Says what a year counts in one bucket.
-pub(super) struct Count {
-    typed: i128,
-    imported: i128,
-    /// Without what may be there twice. Never above [`full`](Self::full).
-    certain: i128,
-}
-
-impl Count {
-    pub(super) fn of(books: &YearBooks, bucket: Bucket) -> Self {
-        let counts = |activity: &str| match bucket {
-            Bucket::Total => true,
-            Bucket::Services => Activity::parse(activity).is_some_and(Activity::is_services),
-        };
-        let (mut typed, mut imported) = (0, 0);
-        for sum in books.sums.iter().filter(|sum| counts(&sum.activity)) {
-            typed += i128::from(sum.typed);
-            imported += i128::from(sum.imported);
-        }
-        // By month: what is typed under one activity may be imported under another.
-        let mut months: BTreeMap<u32, (i128, i128)> = BTreeMap::new();
-        for row in books.mixed.iter().filter(|row| counts(&row.activity)) {
-            let (typed, imported) = months.entry(row.month).or_default();
-            *typed += i128::from(row.typed);
-            *imported += i128::from(row.imported);
-        }
-        // A side that is negative (refunds) makes the sum the lesser one: nothing is there twice.
-        let twice: i128 = months.into_values().map(|(typed, imported)| typed.min(imported).max(0)).sum();
-        Self { typed, imported, certain: typed + imported - twice }
-    }
-
-    pub(super) fn full(&self) -> i128 {
-        self.typed + self.imported
-    }
-
-    fn sides(&self) -> Doubt {
-        Doubt { typed: cents(self.typed), imported: cents(self.imported) }
-    }
-}
-
-/// A year of `numeric(12, 2)` rows fits; what does not was no turnover.
-fn cents(sum: i128) -> i64 {
-    i64::try_from(sum).unwrap_or(if sum < 0 { i64::MIN } else { i64::MAX })
-}
-
-/// Returns what follows when the full ceiling is exceeded for certain.
-fn of_exceeding(
-    threshold: Threshold,
-    books: &[YearBooks],
-    created: Option<NaiveDate>,
-    year: i32,
-) -> Consequence {
-    let from = NaiveDate::from_ymd_opt(year + 1, 1, 1).expect("years with ceilings have four digits");
-    match threshold.regime() {
-        Regime::Micro => match micro_year_before(books, created, year) {
-            YearBefore::Exceeded => Consequence::MicroOut { from },
-            YearBefore::Within => Consequence::MicroOnce,
-            YearBefore::Unknown => Consequence::MicroPreviousUnknown,
-        },
-        Regime::VatBase => Consequence::VatFrom { from },
-        Regime::VatIncreased => Consequence::VatAtOnce,
-    }
-}
-
-/// Says how the year before stands to the ceilings of the micro regime.
-#[derive(Clone, Copy)]
-enum YearBefore {
-    Exceeded,
-    Within,
-    /// Nothing recorded, no ceilings known, or exceeded only with what may be there twice.
-    Unknown,
-}
-
-fn micro_year_before(books: &[YearBooks], created: Option<NaiveDate>, year: i32) -> YearBefore {
-    let before = year - 1;
-    let Some(books) = recorded(books, before) else {
-        let is_first = created.is_some_and(|created| created.year() == year);
-        return if is_first { YearBefore::Within } else { YearBefore::Unknown };
-    };
-    let (mut exceeded, mut perhaps) = (false, false);
-    // The two ceilings are of one regime: it does not matter which of them each year exceeds.
-    for threshold in [Threshold::MicroTotal, Threshold::MicroServices] {
-        let Some(ceiling) = threshold.ceiling(before, created) else { return YearBefore::Unknown };
-        let count = Count::of(books, threshold.bucket());
-        exceeded |= ceiling.is_crossed(count.certain, 100);
-        perhaps |= ceiling.is_crossed(count.full(), 100);
-    }
-    match (exceeded, perhaps) {
-        (true, _) => YearBefore::Exceeded,
-        (false, true) => YearBefore::Unknown,
-        (false, false) => YearBefore::Within,
-    }
-}
-
-/// Returns the order of a mail: what is due now, what comes with the new year, what may come. The least is gravest.
-fn gravity(consequence: Consequence) -> u8 {
-    match consequence {
-        Consequence::VatAtOnce => 0,
-        Consequence::MicroOut { .. } => 1,
-        Consequence::MicroPreviousUnknown => 2,
-        Consequence::VatFrom { .. } => 3,
-        Consequence::MicroOnce => 4,
-        // One of the other's rank: 90 % for certain weighs more than 80 % perhaps, and less than 100 %.
-        Consequence::ToVerify | Consequence::Approaching => 5,
-    }
 }

@@ -83,6 +83,11 @@ impl Threshold {
         }
     }
 
+    /// Returns the step below which a told step does not hold any more: the one under it, 80 % where there is none.
+    pub(super) fn step_under(self, step: u8) -> u8 {
+        self.steps().iter().copied().rev().find(|&other| other < step).unwrap_or(80)
+    }
+
     pub(super) const fn regime(self) -> Regime {
         match self {
             Self::MicroTotal | Self::MicroServices => Regime::Micro,

@@ -2,7 +2,7 @@
 
 use chrono::NaiveDate;
 
-use super::assess::{ActivitySum, Count, YearBooks};
+use super::books::{ActivitySum, cents};
 use super::{Category, Threshold};
 
 /// Holds a year's turnover against one ceiling. Cents.
@@ -20,10 +20,10 @@ pub struct Progress {
 /// Holds a year against the regime's ceilings and the base thresholds of VAT: those of all turnover, and those of
 /// services where there are any. Empty where nothing is recorded or no ceilings are known.
 pub fn progress(sums: &[ActivitySum], created: Option<NaiveDate>, year: i32) -> Vec<Progress> {
-    let books = YearBooks { year, sums: sums.to_vec(), mixed: Vec::new() };
     let of = |threshold: Threshold| {
         let ceiling = threshold.ceiling(year, created)?;
-        let turnover = i64::try_from(Count::of(&books, threshold.bucket()).full()).unwrap_or(i64::MAX);
+        let counted = sums.iter().filter(|sum| threshold.bucket().counts(&sum.activity));
+        let turnover = cents(counted.map(|sum| i128::from(sum.typed) + i128::from(sum.imported)).sum());
         Some(Progress {
             threshold,
             turnover,

@@ -1,35 +1,44 @@
-//! Tells of the steps newly crossed, all in one mail.
+//! Tells of the steps newly crossed, all in one mail, and of what follows from the year.
 
 use askama::Template;
+use chrono::{Datelike, NaiveDate};
 
 use super::{
-    consequence::{Level, Limit, urgency, words},
+    alert_remarks::{Remark, remarks},
+    alert_words::{Occasion, Words, micro, vat},
+    consequence::{Level, Limit},
     frame::{Frame, Headline, Mail},
-    french::{euros, list, one_line, per_mille, percent, round_euros},
+    french::{date, euros, month, per_mille, percent, round_euros},
     palette::Palette,
 };
-use crate::urssaf::{Consequence, Crossing};
-
-/// So many unknown activities are named; the others are counted.
-const NAMED: usize = 5;
+use crate::{
+    email::AlertRemarks,
+    schedule::Month,
+    urssaf::{Before, Crossing, Gap, Micro, Outlook, Passed, State, Threshold, Vat, Verdict},
+};
 
 pub(super) struct View {
     year: i32,
     /// The most serious one first.
-    crossings: Vec<Step>,
-    /// "« a » et « b »".
-    unknown: Option<String>,
-    several_unknown: bool,
+    blocks: Vec<Block>,
+    remarks: Vec<Remark>,
+    liberal: bool,
+}
+
+/// Represents what a mail says of one regime: its steps, then what follows.
+struct Block {
+    urgency: u8,
+    steps: Vec<Step>,
+    words: Words,
 }
 
 /// Represents one crossing, in words.
 struct Step {
     level: Level,
-    urgency: u8,
     /// "Plafond de la micro-entreprise".
     name: String,
-    /// "Prestations de services".
-    scope: &'static str,
+    services: bool,
+    increased: bool,
     /// "80 % atteints", "Dépassé", "À vérifier".
     status: String,
     /// As the subject tells it.
@@ -41,8 +50,10 @@ struct Step {
     ceiling: String,
     full_year_ceiling: Option<String>,
     doubt: Option<Split>,
-    means: String,
-    advice: String,
+    /// "12 juin 2026", "juin 2026".
+    passed: Option<String>,
+    /// "À ce rythme, …".
+    outlook: Option<String>,
 }
 
 /// Says where a turnover comes from.
@@ -52,56 +63,109 @@ struct Split {
 }
 
 impl View {
-    pub(super) fn new(year: i32, crossings: &[Crossing], unknown_activities: &[String]) -> Self {
-        let at_once = crossings
-            .iter()
-            .any(|crossing| crossing.doubt.is_none() && crossing.consequence == Consequence::VatAtOnce);
-        let mut steps: Vec<_> = crossings.iter().map(|crossing| Step::new(crossing, year, at_once)).collect();
-        steps.sort_by_key(|step| std::cmp::Reverse(step.urgency));
-        Self {
-            year,
-            crossings: steps,
-            unknown: unknown(unknown_activities),
-            several_unknown: unknown_activities.len() > 1,
+    /// `state` and `as_of` are missing in mails that an older version planned.
+    pub(super) fn new(
+        year: i32,
+        crossings: &[Crossing],
+        state: Option<State>,
+        as_of: Option<NaiveDate>,
+    ) -> Self {
+        let state = state.unwrap_or_else(|| told_by(year, crossings));
+        let as_of = as_of.or_else(|| NaiveDate::from_ymd_opt(year, 12, 31)).unwrap_or_default();
+        let (of_vat, of_micro): (Vec<&Crossing>, Vec<&Crossing>) =
+            crossings.iter().partition(|crossing| Limit::of(crossing.threshold).vat);
+        let mut blocks = Vec::new();
+        for (crossings, is_vat) in [(of_vat, true), (of_micro, false)] {
+            if crossings.is_empty() {
+                continue;
+            }
+            let on = Occasion {
+                year,
+                as_of,
+                to_verify: crossings.iter().any(|crossing| crossing.doubt.is_some()),
+                increased: crossings.iter().any(|crossing| Limit::of(crossing.threshold).increased),
+                part_of_a_year: crossings.iter().any(|crossing| crossing.full_year_ceiling.is_some()),
+            };
+            // Whoever is liable already waits for no threshold of VAT, whoever is out for no ceiling.
+            let shows_outlook = if is_vat {
+                !state.certain.vat.is_liable()
+            } else {
+                !matches!(state.certain.micro, Micro::Out { .. })
+            };
+            let mut steps: Vec<Step> =
+                crossings.iter().map(|crossing| Step::new(crossing, year, shows_outlook)).collect();
+            steps.sort_by_key(|step| std::cmp::Reverse((step.level, step.increased)));
+            let words = if is_vat { vat(&state, on) } else { micro(&state, on) };
+            blocks.push(Block { urgency: urgency(&steps, &state.certain, is_vat), steps, words });
         }
+        blocks.sort_by_key(|block| std::cmp::Reverse(block.urgency));
+        Self { year, blocks, remarks: Vec::new(), liberal: false }
     }
 
-    fn unknown_title(&self) -> &'static str {
-        if self.several_unknown { "Activités non reconnues" } else { "Activité non reconnue" }
+    /// Says on what the figures rest, and what is not in them, too.
+    pub(super) fn remarking(mut self, told: &AlertRemarks, unknown_activities: &[String]) -> Self {
+        self.remarks = remarks(told, unknown_activities);
+        self.liberal = told.liberal;
+        self
     }
 
-    fn unknown_words(&self, unknown: &str) -> String {
-        let (theirs, them) =
-            if self.several_unknown { ("Leur", "ces activités") } else { ("Son", "cette activité") };
-        format!(
-            "{theirs} chiffre d’affaires compte dans le total, mais pas dans celui des services : {unknown}. \
-             Corrigez {them} dans vos enregistrements."
-        )
+    /// Returns what a step's turnover is made of.
+    fn scope(&self, step: &Step) -> &'static str {
+        match (step.services, self.liberal) {
+            (false, _) => "Chiffre d’affaires total",
+            (true, false) => "Prestations de services",
+            (true, true) => "Prestations de services et professions libérales",
+        }
     }
 }
 
-fn unknown(activities: &[String]) -> Option<String> {
-    let mut named: Vec<_> =
-        activities.iter().take(NAMED).map(|activity| format!("« {} »", one_line(activity, 60))).collect();
-    match activities.len().saturating_sub(NAMED) {
-        0 => {}
-        1 => named.push("une autre".to_owned()),
-        more => named.push(format!("{more} autres")),
+/// Returns how urgent a block is; what cannot wait is the greatest.
+fn urgency(steps: &[Step], verdict: &Verdict, is_vat: bool) -> u8 {
+    match steps.iter().map(|step| step.level).max() {
+        None | Some(Level::Check) => 0,
+        Some(Level::Near) => 1,
+        Some(Level::Over) if is_vat && verdict.vat.is_liable() => 6,
+        Some(Level::Over) if is_vat => 4,
+        Some(Level::Over) => match verdict.micro {
+            Micro::Twice { .. } | Micro::Out { .. } => 5,
+            Micro::Once { before: Before::Unknown(_) } => 3,
+            Micro::Once { .. } | Micro::Within { .. } => 2,
+        },
     }
-    (!named.is_empty()).then(|| list(&named))
+}
+
+/// Returns what the steps of an older version's mail say of its year.
+fn told_by(year: i32, crossings: &[Crossing]) -> State {
+    let exceeded = |of: [Threshold; 2]| {
+        let mut told = crossings.iter().filter(|told| told.step == 100 && told.doubt.is_none());
+        told.any(|told| of.contains(&told.threshold))
+    };
+    let before = Before::Unknown(Gap::Ceilings);
+    let vat = if exceeded([Threshold::VatIncreasedTotal, Threshold::VatIncreasedServices]) {
+        Vat::Since { passed: Passed::During(year), before }
+    } else if exceeded([Threshold::VatBaseTotal, Threshold::VatBaseServices]) {
+        Vat::Next { from: NaiveDate::from_ymd_opt(year + 1, 1, 1).unwrap_or_default(), before }
+    } else {
+        Vat::Free { before }
+    };
+    let micro = if exceeded([Threshold::MicroTotal, Threshold::MicroServices]) {
+        Micro::Once { before }
+    } else {
+        Micro::Within { before }
+    };
+    State { certain: Verdict { vat, micro }, if_distinct: None }
 }
 
 impl Step {
-    fn new(crossing: &Crossing, year: i32, at_once: bool) -> Self {
+    fn new(crossing: &Crossing, year: i32, shows_outlook: bool) -> Self {
         let (level, limit) = (Level::of(crossing), Limit::of(crossing.threshold));
-        let words = words(crossing, year, at_once);
         let reached = per_mille(crossing.turnover, crossing.ceiling);
         let services = if limit.services { " (services)" } else { "" };
         let name = capitalised(limit.name);
         Self {
             level,
-            urgency: urgency(crossing),
-            scope: if limit.services { "Prestations de services" } else { "Chiffre d’affaires total" },
+            services: limit.services,
+            increased: limit.increased,
             status: match level {
                 Level::Check => "À vérifier".to_owned(),
                 Level::Near => format!("{} % atteints", crossing.step),
@@ -121,8 +185,12 @@ impl Step {
             doubt: crossing
                 .doubt
                 .map(|doubt| Split { typed: euros(doubt.typed), imported: euros(doubt.imported) }),
-            means: words.means,
-            advice: words.advice,
+            passed: crossing.passed.and_then(|passed| match passed {
+                Passed::On(day) => Some(date(day)),
+                Passed::In(of) => Some(month(of)),
+                Passed::During(_) => None,
+            }),
+            outlook: crossing.outlook.filter(|_| shows_outlook).map(|outlook| at_this_pace(outlook, year)),
         }
     }
 
@@ -149,6 +217,32 @@ impl Step {
     }
 }
 
+/// Says when a limit will be exceeded, and what that assumes.
+fn at_this_pace(outlook: Outlook, year: i32) -> String {
+    let when = match outlook.on {
+        Some(on) => format!("il serait dépassé {}", around(on)),
+        None => format!("il ne serait pas dépassé en {year}"),
+    };
+    let like = match outlook.months {
+        1 => "au dernier mois complet".to_owned(),
+        12 => "aux douze derniers mois complets".to_owned(),
+        several => format!("aux {several} derniers mois complets"),
+    };
+    format!(
+        "À ce rythme, {when}. C’est une estimation : elle suppose que les mois qui viennent ressemblent {like}."
+    )
+}
+
+/// Writes "vers la mi-octobre 2026".
+fn around(on: NaiveDate) -> String {
+    let of = month(Month::of(on));
+    match on.day() {
+        ..=10 => format!("vers début {of}"),
+        11..=20 => format!("vers la mi-{of}"),
+        _ => format!("vers fin {of}"),
+    }
+}
+
 pub(super) fn capitalised(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
@@ -156,15 +250,16 @@ pub(super) fn capitalised(text: &str) -> String {
 
 impl Mail for View {
     fn headline(&self) -> Headline {
-        let told = self.crossings.first().map_or("Vos seuils", |step| &step.told);
-        let others = match self.crossings.len() {
+        let steps: Vec<&Step> = self.blocks.iter().flat_map(|block| &block.steps).collect();
+        let told = steps.first().map_or("Vos seuils", |step| &step.told);
+        let others = match steps.len() {
             0 | 1 => String::new(),
             // They say the same of all.
-            _ if self.crossings[0].level == Level::Check => String::new(),
+            _ if steps[0].level == Level::Check => String::new(),
             2 => ", et 1 autre alerte".to_owned(),
             several => format!(", et {} autres alertes", several - 1),
         };
-        let preheader = self.crossings.first().map_or_else(String::new, |step| {
+        let preheader = steps.first().map_or_else(String::new, |step| {
             format!("{}, soit {} de {}.", step.turnover, step.percent, step.ceiling)
         });
         Headline { subject: format!("{told}{others}"), preheader }

@@ -2,13 +2,14 @@
 
 use crate::{
     email::{
-        ActivityTotal, ActivityTurnover, BooksVerdict, Facts, MonthTwice, SourceTotal,
+        ActivityTotal, ActivityTurnover, AlertRemarks, Assumed, BooksVerdict, Facts, MonthTwice, SourceTotal,
+        Uncounted,
         render::{Branding, Links, Promo, Rendered, render},
         samples::{HOSTILE, branding, mails, samples},
     },
     mail_kind::MailKind,
     schedule::Month,
-    urssaf::{ActivitySum, Consequence, Crossing, Doubt, TaxProfile, Threshold},
+    urssaf::{ActivitySum, TaxProfile},
 };
 
 const UNSUBSCRIBE: &str = "https://jobs.example/api/unsubscribe?a=1&b=2";
@@ -69,7 +70,14 @@ fn facts_with(text: &str) -> Vec<Facts> {
             first_name,
             year: 2026,
             crossings: Vec::new(),
-            unknown_activities: vec![text],
+            unknown_activities: vec![text.clone()],
+            state: None,
+            as_of: None,
+            remarks: AlertRemarks {
+                uncounted: vec![Uncounted { currency: text.clone(), amount: 1 }],
+                assumed: vec![Assumed { provider: text.clone(), activity: text }],
+                ..AlertRemarks::default()
+            },
         },
     ]
 }
@@ -315,32 +323,17 @@ fn a_negative_month_is_nothing_to_declare() {
     }
 }
 
+/// A mail that an older version planned: it has no state.
 #[test]
-fn no_consequence_is_drawn_from_a_doubt() {
-    let crossing = Crossing {
-        threshold: Threshold::VatIncreasedTotal,
-        step: 100,
-        turnover: 9_400_000,
-        ceiling: 9_350_000,
-        full_year_ceiling: None,
-        doubt: Some(Doubt { typed: 5_000_000, imported: 4_400_000 }),
-        // Even where the planner drew one.
-        consequence: Consequence::VatAtOnce,
-    };
-    let facts = Facts::ThresholdAlert {
-        first_name: None,
-        year: 2026,
-        crossings: vec![crossing],
-        unknown_activities: Vec::new(),
-    };
-    let mail = rendered(&facts);
-    for part in [&mail.subject, &mail.html, &mail.text] {
-        assert!(!part.contains("dépassé") && !part.contains("Vous êtes redevable"), "{part}");
-    }
-    assert!(mail.subject.contains("à vérifier"));
-    for amount in ["50\u{202f}000,00", "44\u{202f}000,00", "À vérifier"] {
-        assert!(mail.html.contains(amount) && mail.text.contains(amount), "{amount}");
-    }
+fn an_alert_of_an_older_version_is_still_a_mail() {
+    let facts = r#"{"kind": "threshold_alert", "first_name": null, "year": 2026, "unknown_activities": [], "crossings": [
+        {"threshold": "vat_increased_services", "step": 100, "turnover": 4200000, "ceiling": 4125000,
+         "full_year_ceiling": null, "doubt": null, "consequence": {"is": "vat_at_once"}},
+        {"threshold": "micro_services", "step": 80, "turnover": 6700000, "ceiling": 8360000,
+         "full_year_ceiling": null, "doubt": null, "consequence": {"is": "approaching"}}]}"#;
+    let text = rendered(&serde_json::from_str(facts).unwrap()).text.replace(['\n', '\u{a0}'], " ");
+    assert!(text.contains("Vous êtes redevable de la TVA dès la date"), "{text}");
+    assert!(text.contains("Le plafond n’est pas dépassé."), "{text}");
 }
 
 #[test]

@@ -1,122 +1,230 @@
-//! Makes alerts to look at: each threshold, each consequence, and several at once.
+//! Makes alerts to look at: each from books, by the same rules as those that are sent.
+
+use std::collections::BTreeMap;
 
 use chrono::NaiveDate;
 
+use super::super::{AlertRemarks, Assumed, Facts, Uncounted};
 use crate::{
-    email::Facts,
-    urssaf::{Consequence, Crossing, Doubt, Threshold},
+    schedule::Month,
+    urssaf::{BookRow, DaySum, Telling, Threshold, Told, ToldAs, UserBooks, YearBooks, assess},
 };
 
-/// Makes alerts of the ceilings of the micro regime.
-pub(super) fn micro() -> Vec<(&'static str, Facts)> {
-    let over =
-        |consequence| alert(vec![crossing(Threshold::MicroServices, 100, 8_912_040, 8_360_000, consequence)]);
-    vec![
-        (
-            "alert-micro-80",
-            alert(vec![crossing(
-                Threshold::MicroTotal,
-                80,
-                16_250_000,
-                20_310_000,
-                Consequence::Approaching,
-            )]),
-        ),
-        ("alert-micro-once", over(Consequence::MicroOnce)),
-        ("alert-micro-previous-unknown", over(Consequence::MicroPreviousUnknown)),
-        ("alert-micro-out", over(Consequence::MicroOut { from: new_year(2027) })),
-    ]
+const SALES: &str = "Vente de marchandises";
+const SERVICES: &str = "Prestation de services";
+const LIBERAL: &str = "Activité libérale";
+
+/// Represents a user whose books cause an alert.
+struct Story {
+    books: UserBooks,
+    as_of: NaiveDate,
+    /// What the mail tells of; the rest was told before.
+    tells_of: Vec<Threshold>,
+    remarks: AlertRemarks,
+    first_name: Option<&'static str>,
 }
 
-/// Makes alerts of the thresholds of VAT.
-pub(super) fn vat() -> Vec<(&'static str, Facts)> {
-    let from = Consequence::VatFrom { from: new_year(2027) };
-    vec![
-        (
-            "alert-vat-90",
-            alert(vec![crossing(
-                Threshold::VatBaseServices,
-                90,
-                3_399_999,
-                3_750_000,
-                Consequence::Approaching,
-            )]),
-        ),
-        (
-            "alert-vat-from-january",
-            alert(vec![crossing(Threshold::VatBaseServices, 100, 3_750_001, 3_750_000, from)]),
-        ),
-        (
-            "alert-vat-at-once",
-            alert(vec![
-                crossing(Threshold::VatBaseServices, 100, 4_300_000, 3_750_000, from),
-                crossing(Threshold::VatIncreasedServices, 100, 4_300_000, 4_125_000, Consequence::VatAtOnce),
-            ]),
-        ),
-        (
-            "alert-creation-year",
-            alert(vec![
-                Crossing {
-                    full_year_ceiling: Some(3_750_000),
-                    ..crossing(Threshold::VatBaseServices, 100, 3_200_000, 2_825_342, from)
-                },
-                Crossing {
-                    full_year_ceiling: Some(4_125_000),
-                    ..crossing(
-                        Threshold::VatIncreasedServices,
-                        100,
-                        3_200_000,
-                        3_107_876,
-                        Consequence::VatAtOnce,
-                    )
-                },
-            ]),
-        ),
-    ]
-}
+impl Story {
+    /// Rows: month, activity, typed and imported euros.
+    fn new(as_of: &str, rows: &[(&str, &str, i64, i64)], tells_of: &[Threshold]) -> Self {
+        let mut years: BTreeMap<i32, Vec<BookRow>> = BTreeMap::new();
+        for &(of, activity, typed, imported) in rows {
+            let of: Month = of.parse().expect("a month");
+            years.entry(of.year()).or_default().push(BookRow {
+                month: of.month(),
+                activity: activity.to_owned(),
+                typed: typed * 100,
+                imported: imported * 100,
+                mixed: typed != 0 && imported != 0,
+            });
+        }
+        let years = years.into_iter().map(|(year, rows)| YearBooks { year, rows }).collect();
+        Self {
+            books: UserBooks { years, created: None, days: Vec::new() },
+            as_of: day(as_of),
+            tells_of: tells_of.to_vec(),
+            remarks: AlertRemarks::default(),
+            first_name: Some("Camille"),
+        }
+    }
 
-/// Makes alerts of typed and imported rows that may be the same, and of several thresholds at once.
-pub(super) fn mixed() -> Vec<(&'static str, Facts)> {
-    let doubtful = |threshold, step, ceiling| Crossing {
-        doubt: Some(Doubt { typed: 4_000_000, imported: 3_100_050 }),
-        ..crossing(threshold, step, 7_100_050, ceiling, Consequence::ToVerify)
-    };
-    let many = Facts::ThresholdAlert {
-        first_name: None,
-        year: 2026,
-        crossings: vec![
-            crossing(Threshold::MicroTotal, 90, 18_700_000, 20_310_000, Consequence::Approaching),
-            doubtful(Threshold::VatBaseTotal, 80, 8_500_000),
-            crossing(Threshold::MicroServices, 100, 123_456_789, 8_360_000, Consequence::MicroOnce),
-            crossing(Threshold::VatIncreasedServices, 90, 3_800_000, 4_125_000, Consequence::Approaching),
-        ],
-        unknown_activities: vec!["artisanat d’art".to_owned(), "<b>autre</b>".to_owned()],
-    };
-    vec![
-        ("alert-to-verify", alert(vec![doubtful(Threshold::MicroServices, 80, 8_360_000)])),
-        ("alert-many", many),
-    ]
-}
+    fn created(mut self, on: &str) -> Self {
+        self.books.created = Some(day(on));
+        self
+    }
 
-fn alert(crossings: Vec<Crossing>) -> Facts {
-    Facts::ThresholdAlert {
-        first_name: Some("Camille".to_owned()),
-        year: 2026,
-        crossings,
-        unknown_activities: Vec::new(),
+    /// Movements of the days of a month, in euros.
+    fn days(mut self, days: &[(&str, i64)]) -> Self {
+        let sum = |&(on, euros): &(&str, i64)| DaySum {
+            day: day(on),
+            activity: SERVICES.to_owned(),
+            amount: euros * 100,
+        };
+        self.books.days = days.iter().map(sum).collect();
+        self
+    }
+
+    fn facts(self, year: i32) -> Facts {
+        let others = Threshold::ALL.into_iter().filter(|threshold| !self.tells_of.contains(threshold));
+        let told = |threshold: Threshold| {
+            let kinds = [ToldAs::Certain, ToldAs::ToVerify];
+            let step = move |told_as| Telling { threshold, step: 100, told_as };
+            kinds.map(|told_as| Told { telling: step(told_as), times: 2, withdrawn: false })
+        };
+        let told: Vec<Told> = others.flat_map(told).collect();
+        let found = assess(&self.books, &told, year, self.as_of).expect("thresholds of that year");
+        Facts::ThresholdAlert {
+            first_name: self.first_name.map(str::to_owned),
+            year,
+            crossings: found.crossings,
+            unknown_activities: found.unknown_activities,
+            state: Some(found.state),
+            as_of: Some(self.as_of),
+            remarks: AlertRemarks {
+                liberal: found.liberal,
+                planned: found.planned,
+                contradiction: found.contradiction,
+                ..self.remarks
+            },
+        }
     }
 }
 
-fn crossing(
-    threshold: Threshold,
-    step: u8,
-    turnover: i64,
-    ceiling: i64,
-    consequence: Consequence,
-) -> Crossing {
-    Crossing { threshold, step, turnover, ceiling, full_year_ceiling: None, doubt: None, consequence }
+fn day(text: &str) -> NaiveDate {
+    text.parse().expect("a date of the samples")
 }
 
-fn new_year(year: i32) -> NaiveDate {
-    NaiveDate::from_ymd_opt(year, 1, 1).expect("a year of the samples")
+/// Returns every variant, under the name of its file.
+pub(super) fn alerts() -> Vec<(&'static str, Facts)> {
+    let mut alerts = micro();
+    alerts.extend(vat());
+    alerts.extend(others());
+    alerts
+}
+
+fn micro() -> Vec<(&'static str, Facts)> {
+    use Threshold::{MicroServices, MicroTotal};
+    let over = |before: &[(&'static str, &'static str, i64, i64)]| {
+        let mut rows = before.to_vec();
+        rows.extend([("2026-02", SERVICES, 41_000, 0), ("2026-08", SERVICES, 48_120, 0)]);
+        Story::new("2026-11-24", &rows, &[MicroServices]).facts(2026)
+    };
+    vec![
+        (
+            "alert-micro-80",
+            Story::new(
+                "2026-09-14",
+                &[
+                    ("2025-01", SALES, 96_000, 0),
+                    ("2025-10", SALES, 14_500, 0),
+                    ("2026-01", SALES, 80_000, 0),
+                    ("2026-08", SALES, 82_500, 0),
+                ],
+                &[MicroTotal],
+            )
+            .facts(2026),
+        ),
+        ("alert-micro-once", over(&[("2025-01", SERVICES, 60_000, 0)])),
+        ("alert-micro-previous-unknown", over(&[])),
+        ("alert-micro-out", over(&[("2025-06", SERVICES, 80_000, 0)])),
+    ]
+}
+
+fn vat() -> Vec<(&'static str, Facts)> {
+    use Threshold::{VatBaseServices, VatIncreasedServices};
+    let base = [VatBaseServices];
+    let both = [VatBaseServices, VatIncreasedServices];
+    let monthly = |euros: i64, months: &[&'static str]| -> Vec<(&'static str, &'static str, i64, i64)> {
+        months.iter().map(|month| (*month, SERVICES, euros, 0)).collect()
+    };
+    let eight = ["2026-01", "2026-02", "2026-03", "2026-04", "2026-05", "2026-06", "2026-07", "2026-08"];
+    let mut year_before = vec![("2025-01", SERVICES, 30_000, 0)];
+    year_before.extend(monthly(4_300, &eight));
+    vec![
+        ("alert-vat-90", Story::new("2026-09-14", &year_before, &base).facts(2026)),
+        (
+            "alert-vat-from-january",
+            Story::new(
+                "2026-11-24",
+                &[("2025-01", SERVICES, 30_000, 0), ("2026-10", SERVICES, 37_501, 0)],
+                &base,
+            )
+            .facts(2026),
+        ),
+        (
+            "alert-vat-at-once",
+            Story::new(
+                "2026-06-22",
+                &[
+                    ("2025-01", SERVICES, 30_000, 0),
+                    ("2026-03", SERVICES, 0, 33_000),
+                    ("2026-06", SERVICES, 0, 10_000),
+                ],
+                &both,
+            )
+            .days(&[("2026-06-04", 3_000), ("2026-06-11", 2_500), ("2026-06-12", 4_500)])
+            .facts(2026),
+        ),
+        (
+            "alert-vat-already-due",
+            Story::new(
+                "2026-11-24",
+                &[("2025-05", SERVICES, 40_000, 0), ("2026-10", SERVICES, 31_000, 0)],
+                &base,
+            )
+            .facts(2026),
+        ),
+        (
+            "alert-vat-year-over",
+            Story::new(
+                "2027-01-20",
+                &[("2025-01", SERVICES, 30_000, 0), ("2026-12", SERVICES, 38_000, 0)],
+                &base,
+            )
+            .facts(2026),
+        ),
+        (
+            "alert-creation-year",
+            Story::new(
+                "2026-11-24",
+                &[("2026-06", SERVICES, 12_000, 0), ("2026-10", SERVICES, 20_000, 0)],
+                &both,
+            )
+            .created("2026-04-01")
+            .facts(2026),
+        ),
+    ]
+}
+
+fn others() -> Vec<(&'static str, Facts)> {
+    use Threshold::{MicroServices, MicroTotal, VatBaseServices, VatBaseTotal, VatIncreasedServices};
+    let to_verify = Story::new(
+        "2026-11-24",
+        &[
+            ("2025-01", SERVICES, 20_000, 0),
+            ("2026-05", SERVICES, 20_000, 18_500),
+            ("2026-06", SERVICES, 4_000, 0),
+        ],
+        &[VatBaseServices, VatIncreasedServices],
+    );
+    let mut many = Story::new(
+        "2026-11-24",
+        &[
+            ("2026-02", LIBERAL, 61_000, 0),
+            ("2026-05", SALES, 40_000, 39_000),
+            ("2026-09", SERVICES, 24_000, 0),
+            ("2026-09", "artisanat d’art", 12_000, 0),
+            ("2026-09", "<b>autre</b>", 8_000, 0),
+            ("2026-12", SERVICES, 2_500, 0),
+        ],
+        &[MicroTotal, VatBaseTotal, MicroServices, VatIncreasedServices],
+    )
+    .created("2026-04-01");
+    many.first_name = None;
+    many.remarks.uncounted = vec![
+        Uncounted { currency: "GBP".to_owned(), amount: 125_050 },
+        Uncounted { currency: "USD".to_owned(), amount: 4_000_000 },
+    ];
+    many.remarks.assumed = vec![Assumed { provider: "stripe".to_owned(), activity: SERVICES.to_owned() }];
+    vec![("alert-to-verify", to_verify.facts(2026)), ("alert-many", many.facts(2026))]
 }

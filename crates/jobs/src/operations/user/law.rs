@@ -13,7 +13,7 @@ use crate::{
     deadline::Deadline,
     schedule::paris,
     supabase::{Supabase, SupabaseError},
-    urssaf::{self, Held, Threshold, YearBooks},
+    urssaf::{self, Threshold, Told, UserBooks, YearBooks},
     words,
 };
 
@@ -75,15 +75,15 @@ struct Person {
     created: Option<NaiveDate>,
     reason: Option<Coded>,
     flaw: Option<Coded>,
-    held: Vec<HeldStep>,
+    told: Vec<ToldInYear>,
     years: Vec<YearBooks>,
 }
 
 #[derive(Deserialize)]
-struct HeldStep {
+struct ToldInYear {
     year: i32,
     #[serde(flatten)]
-    step: Held,
+    told: Told,
 }
 
 /// Asks for the books as a check does, however small they are, and looks at them.
@@ -100,20 +100,29 @@ pub(crate) async fn look(
         "p_bytes": 4 * 1024 * 1024, "p_noted_at": Value::Null, "p_now": now,
     });
     let books: Books = supabase.rpc("threshold_books", &arguments, deadline).await?;
-    Ok(books.people.into_iter().next().map(|person| judged(person, &years)).unwrap_or_default())
+    Ok(books
+        .people
+        .into_iter()
+        .next()
+        .map(|person| judged(person, &years, paris::date(now)))
+        .unwrap_or_default())
 }
 
-fn judged(person: Person, years: &[i32]) -> Law {
-    let years = years.iter().filter_map(|year| judged_year(&person, *year)).collect();
-    Law { kept_from_them: person.reason, unreadable: person.flaw, created: person.created, years }
+fn judged(person: Person, years: &[i32], today: NaiveDate) -> Law {
+    let books = UserBooks { years: person.years, created: person.created, days: Vec::new() };
+    let years = years.iter().filter_map(|year| judged_year(&books, &person.told, *year, today)).collect();
+    Law { kept_from_them: person.reason, unreadable: person.flaw, created: books.created, years }
 }
 
-fn judged_year(person: &Person, year: i32) -> Option<LawYear> {
-    let books = person.years.iter().find(|books| books.year == year)?;
-    let held: Vec<Held> = person.held.iter().filter(|held| held.year == year).map(|held| held.step).collect();
-    let assessment = urssaf::assess(&person.years, person.created, year, &held);
-    let told = |threshold| held.iter().filter(|held| held.threshold == threshold).map(|held| held.step).max();
-    let ceilings = urssaf::progress(&books.sums, person.created, year)
+fn judged_year(books: &UserBooks, told: &[ToldInYear], year: i32, today: NaiveDate) -> Option<LawYear> {
+    let sums = books.years.iter().find(|books| books.year == year)?.sums();
+    let of_year: Vec<Told> = told.iter().filter(|told| told.year == year).map(|told| told.told).collect();
+    let assessment = urssaf::assess(books, &of_year, year, today)?;
+    let told = |threshold| {
+        let stands = of_year.iter().filter(|told| !told.withdrawn && told.telling.threshold == threshold);
+        stands.map(|told| told.telling.step).max()
+    };
+    let ceilings = urssaf::progress(&sums, books.created, year)
         .into_iter()
         .map(|progress| Ceiling {
             threshold: progress.threshold,

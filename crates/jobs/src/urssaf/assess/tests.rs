@@ -1,54 +1,69 @@
-//! The steps of every threshold, to the cent, and what follows from them.
+//! The steps of every threshold, to the cent, and what is told of them.
 
 use proptest::prelude::*;
 use rstest::rstest;
 
-use super::super::floor;
-use super::Threshold::{
+use super::super::Threshold::{
     MicroServices, MicroTotal, VatBaseServices, VatBaseTotal, VatIncreasedServices, VatIncreasedTotal,
 };
+use super::super::{BookRow, YearBooks, floor};
 use super::*;
+
+mod told;
 
 const SALES: &str = "Vente de marchandises";
 const SERVICES: &str = "Prestation de services";
 const LIBERAL: &str = "Activité libérale";
 
-/// A year of typed rows.
-fn typed(year: i32, sums: &[(&str, i64)]) -> YearBooks {
-    let sums = sums.iter().map(|&(activity, typed)| sum(activity, typed, 0)).collect();
-    YearBooks { year, sums, mixed: Vec::new() }
+/// Rows of one month, typed.
+fn typed(month: u32, sums: &[(&str, i64)]) -> Vec<BookRow> {
+    sums.iter().map(|&(activity, typed)| row(month, activity, typed, 0)).collect()
 }
 
-fn sum(activity: &str, typed: i64, imported: i64) -> ActivitySum {
-    ActivitySum { activity: activity.to_owned(), typed, imported }
+/// A row of a month that is mixed if it has both sides.
+fn row(month: u32, activity: &str, typed: i64, imported: i64) -> BookRow {
+    let mixed = typed != 0 && imported != 0;
+    BookRow { month, activity: activity.to_owned(), typed, imported, mixed }
 }
 
-/// A year that consists of months, each of which has rows of both sides.
-fn mixed(year: i32, months: &[(u32, &str, i64, i64)]) -> YearBooks {
-    let sums = months.iter().map(|&(_, activity, typed, imported)| sum(activity, typed, imported)).collect();
-    let month = |&(month, activity, typed, imported): &(u32, &str, i64, i64)| MixedMonth {
-        month,
-        activity: activity.to_owned(),
-        typed,
-        imported,
+/// Rows of months that have both sides each.
+fn mixed(months: &[(u32, &str, i64, i64)]) -> Vec<BookRow> {
+    let row = |&(month, activity, typed, imported): &(u32, &str, i64, i64)| BookRow {
+        mixed: true,
+        ..row(month, activity, typed, imported)
     };
-    YearBooks { year, sums, mixed: months.iter().map(month).collect() }
+    months.iter().map(row).collect()
+}
+
+fn books(rows: Vec<BookRow>, created: Option<&str>) -> UserBooks {
+    of_year(2026, rows, created)
+}
+
+fn of_year(year: i32, rows: Vec<BookRow>, created: Option<&str>) -> UserBooks {
+    UserBooks { years: vec![YearBooks { year, rows }], created: created.map(date), days: Vec::new() }
 }
 
 fn date(text: &str) -> NaiveDate {
     text.parse().unwrap()
 }
 
-fn new_year(year: i32) -> NaiveDate {
-    NaiveDate::from_ymd_opt(year, 1, 1).unwrap()
+/// New Year's Eve: nothing is still to come.
+fn eve(year: i32) -> NaiveDate {
+    NaiveDate::from_ymd_opt(year, 12, 31).unwrap()
 }
 
-/// The highest steps crossed, by threshold.
+fn found(books: &UserBooks, told: &[Told]) -> Assessment {
+    assess(books, told, 2026, eve(2026)).unwrap()
+}
+
+/// The highest steps to be told, by threshold.
 fn steps(assessment: &Assessment) -> Vec<(Threshold, u8)> {
-    let mut steps: Vec<_> =
-        assessment.crossings.iter().map(|crossing| (crossing.threshold, crossing.step)).collect();
-    steps.sort_unstable();
-    steps
+    let mut steps = std::collections::BTreeMap::new();
+    for told in &assessment.tell {
+        let highest = steps.entry(told.threshold).or_insert(told.step);
+        *highest = told.step.max(*highest);
+    }
+    steps.into_iter().collect()
 }
 
 fn of(assessment: &Assessment, threshold: Threshold) -> &Crossing {
@@ -56,13 +71,12 @@ fn of(assessment: &Assessment, threshold: Threshold) -> &Crossing {
     crossings.find(|crossing| crossing.threshold == threshold).expect("crossed")
 }
 
-fn consequence(assessment: &Assessment, threshold: Threshold) -> Consequence {
-    of(assessment, threshold).consequence
-}
-
 #[track_caller]
 fn check(year: i32, sums: &[(&str, i64)], created: Option<&str>, expected: &[(Threshold, u8)]) {
-    let assessment = assess(&[typed(year, sums)], created.map(date), year, &[]);
+    let books = of_year(year, typed(12, sums), created);
+    let Some(assessment) = assess(&books, &[], year, eve(year)) else {
+        return assert_eq!(expected, [], "{year}");
+    };
     assert_eq!(steps(&assessment), expected, "{sums:?} in {year}, created {created:?}");
     for crossing in &assessment.crossings {
         assert_eq!(crossing.doubt, None);
@@ -124,8 +138,8 @@ fn each_year_has_its_own_ceilings(
     #[case] threshold: Threshold,
     #[case] step: u8,
 ) {
-    let assessment = assess(&[typed(year, &[(activity, cents)])], None, year, &[]);
-    assert_eq!(of(&assessment, threshold).step, step);
+    let books = of_year(year, typed(12, &[(activity, cents)]), None);
+    assert_eq!(of(&assess(&books, &[], year, eve(year)).unwrap(), threshold).step, step);
 }
 
 #[test]
@@ -133,34 +147,50 @@ fn a_year_without_figures_has_no_thresholds() {
     check(2022, &[(SALES, i64::MAX)], None, &[]);
     check(2024, &[(SALES, 20_000_000)], None, &[(MicroTotal, 100)]);
     check(2029, &[(SALES, 50_000_000)], None, &[(VatBaseTotal, 100), (VatIncreasedTotal, 100)]);
-    check(i32::MIN, &[(SALES, i64::MAX)], None, &[]);
-    check(i32::MAX, &[(SALES, i64::MAX)], None, &[]);
+    assert_eq!(assess(&of_year(2026, typed(1, &[(SALES, 1)]), None), &[], i32::MIN, eve(2026)), None);
+    assert_eq!(assess(&of_year(2026, typed(1, &[(SALES, 1)]), None), &[], i32::MAX, eve(2026)), None);
 }
 
 #[test]
 fn sales_never_count_as_services() {
     check(2026, &[(SALES, 3_800_001), (SERVICES, 2_999_999)], None, &[(VatBaseTotal, 80)]);
-    check(
-        2026,
-        &[(SALES, 3_800_001), (SERVICES, 3_000_000)],
-        None,
-        &[(VatBaseTotal, 80), (VatBaseServices, 80)],
-    );
-    let assessment = assess(&[typed(2026, &[(SALES, 3_800_001), (SERVICES, 3_000_000)])], None, 2026, &[]);
+    let both = [(SALES, 3_800_001), (SERVICES, 3_000_000)];
+    check(2026, &both, None, &[(VatBaseTotal, 80), (VatBaseServices, 80)]);
+    let assessment = found(&books(typed(12, &both), None), &[]);
     assert_eq!(of(&assessment, VatBaseTotal).turnover, 6_800_001);
     assert_eq!(of(&assessment, VatBaseServices).turnover, 3_000_000);
 }
 
+/// The total has higher limits: of services alone it tells nothing that the services' line does not.
+#[test]
+fn the_total_is_told_of_only_where_there_is_other_turnover() {
+    let shown = |sums: &[(&str, i64)]| -> Vec<(Threshold, u8)> {
+        let assessment = found(&books(typed(12, sums), None), &[]);
+        assert!(
+            assessment.tell.iter().any(|told| told.threshold == VatBaseTotal),
+            "it is used up all the same"
+        );
+        assessment.crossings.iter().map(|crossing| (crossing.threshold, crossing.step)).collect()
+    };
+    let services = [(VatBaseServices, 100), (VatIncreasedServices, 100), (MicroServices, 80)];
+    assert_eq!(shown(&[(SERVICES, 4_000_000), (LIBERAL, 2_800_000)]), services);
+    assert_eq!(shown(&[(SERVICES, 6_900_000), (SALES, -10_000)]), services);
+    let expected =
+        [(VatBaseServices, 100), (VatIncreasedServices, 100), (MicroServices, 80), (VatBaseTotal, 80)];
+    assert_eq!(shown(&[(SERVICES, 6_800_000), ("troc", 1)]), expected);
+}
+
 #[test]
 fn an_unknown_activity_counts_in_the_total_and_is_reported() {
-    let books =
-        typed(2026, &[("mixte", 6_000_000), (SERVICES, 1_000_000), (" Troc ", 0), ("mixte ", 0), ("", 1)]);
-    let assessment = assess(&[books], None, 2026, &[]);
+    let sums = [("mixte", 6_000_000), (SERVICES, 1_000_000), (" Troc ", 0), ("mixte ", 0), ("", 1)];
+    let assessment = found(&books(typed(12, &sums), None), &[]);
     assert_eq!(steps(&assessment), [(VatBaseTotal, 80)]);
     assert_eq!(assessment.unknown_activities, ["", "Troc", "mixte"]);
     // Those of another year are that year's.
-    let books = [typed(2025, &[("mixte", 1)]), typed(2026, &[(SALES, 1)])];
-    assert_eq!(assess(&books, None, 2026, &[]), Assessment::default());
+    let mut books = books(typed(12, &[(SALES, 1)]), None);
+    books.years.push(YearBooks { year: 2025, rows: typed(1, &[("mixte", 1)]) });
+    let assessment = found(&books, &[]);
+    assert_eq!((assessment.unknown_activities, assessment.tell), (vec![], vec![]));
 }
 
 #[test]
@@ -216,142 +246,60 @@ fn creation_in_a_leap_year(#[case] created: &str, #[case] cents: i64, #[case] ex
 
 #[test]
 fn a_creation_year_shows_both_figures_of_a_ceiling() {
-    let books = [typed(2026, &[(SERVICES, 4_125_001)])];
-    let assessment = assess(&books, Some(date("2026-04-01")), 2026, &[]);
+    let assessment = found(&books(typed(12, &[(SERVICES, 4_125_001)]), Some("2026-04-01")), &[]);
     let shown = |threshold| {
         let crossing = of(&assessment, threshold);
-        (crossing.ceiling, crossing.full_year_ceiling, crossing.consequence)
+        (crossing.ceiling, crossing.full_year_ceiling)
     };
-    let from = new_year(2027);
-    assert_eq!(shown(VatBaseServices), (2_825_342, Some(3_750_000), Consequence::VatFrom { from }));
-    assert_eq!(shown(VatIncreasedServices), (3_107_876, Some(4_125_000), Consequence::VatAtOnce));
+    assert_eq!(shown(VatBaseServices), (2_825_342, Some(3_750_000)));
+    assert_eq!(shown(VatIncreasedServices), (3_107_876, Some(4_125_000)));
+}
+
+/// Turnover of a month before it: the date is wrong, or the activity began anew. Nothing is reduced by it.
+#[test]
+fn a_creation_date_that_the_books_contradict_shrinks_no_ceiling() {
+    let rows = [typed(3, &[(SERVICES, 100)]), typed(5, &[(SERVICES, 2_999_899)])].concat();
+    let assessment = found(&books(rows.clone(), Some("2026-04-01")), &[]);
+    assert_eq!(assessment.tell, []);
+    assert_eq!(assessment.contradiction, Some((date("2026-04-01"), "2026-03".parse().unwrap())));
+    let assessment = found(&books(rows, Some("2026-03-31")), &[]);
+    assert_eq!((steps(&assessment)[0], assessment.contradiction), ((VatBaseServices, 100), None));
+    // A refund, or nothing, is no turnover.
+    let rows = [typed(3, &[(SERVICES, -100)]), typed(5, &[(SERVICES, 2_999_899)])].concat();
+    assert_eq!(found(&books(rows, Some("2026-04-01")), &[]).contradiction, None);
+}
+
+/// It is planned, not cashed.
+#[test]
+fn what_is_typed_for_a_month_to_come_does_not_count_yet() {
+    let rows = [typed(10, &[(SERVICES, 2_999_999)]), typed(11, &[(SERVICES, 1)])].concat();
+    let books = books(rows, None);
+    let on = |day| assess(&books, &[], 2026, date(day)).unwrap();
+    assert_eq!((on("2026-10-31").tell.len(), on("2026-10-31").planned), (0, 1));
+    assert_eq!((on("2026-11-01").tell.len(), on("2026-11-01").planned), (1, 0));
 }
 
 #[test]
-fn a_crossing_says_all_there_is_to_say() {
-    let assessment = assess(&[typed(2026, &[(SALES, 7_700_000)])], None, 2026, &[]);
-    let crossing = Crossing {
-        threshold: VatBaseTotal,
-        step: 90,
-        turnover: 7_700_000,
-        ceiling: 8_500_000,
-        full_year_ceiling: None,
-        doubt: None,
-        consequence: Consequence::Approaching,
-    };
-    let used_up =
-        vec![Held { threshold: VatBaseTotal, step: 80 }, Held { threshold: VatBaseTotal, step: 90 }];
-    assert_eq!(assessment, Assessment { crossings: vec![crossing], used_up, unknown_activities: vec![] });
-}
-
-#[rstest]
-#[case(&[], &[80, 90, 100])]
-#[case(&[80], &[90, 100])]
-#[case(&[90], &[80, 100])]
-#[case(&[80, 90], &[100])]
-// Told of already, and with it everything below.
-#[case(&[100], &[])]
-#[case(&[80, 90, 100], &[])]
-fn a_step_uses_up_itself_and_those_below(#[case] held: &[u8], #[case] used_up: &[u8]) {
-    let hold = |&step: &u8| Held { threshold: VatBaseTotal, step };
-    let held: Vec<Held> = held.iter().map(hold).collect();
-    let assessment = assess(&[typed(2026, &[(SALES, 8_500_001)])], None, 2026, &held);
-    assert_eq!(assessment.used_up, used_up.iter().map(hold).collect::<Vec<_>>());
-    let told: Vec<u8> = assessment.crossings.iter().map(|crossing| crossing.step).collect();
-    assert_eq!(told, if used_up.is_empty() { vec![] } else { vec![100] });
-}
-
-#[test]
-fn a_lower_step_is_not_told_of_after_a_higher_one() {
-    let held = [Held { threshold: VatBaseTotal, step: 100 }];
-    // A refund has brought the year back under the ceiling.
-    let assessment = assess(&[typed(2026, &[(SALES, 8_000_000)])], None, 2026, &held);
-    assert_eq!(assessment, Assessment::default());
-}
-
-#[test]
-fn one_threshold_s_steps_are_no_other_s() {
-    let held = [Held { threshold: VatBaseServices, step: 80 }];
-    let assessment = assess(&[typed(2026, &[(SERVICES, 6_800_000)])], None, 2026, &held);
-    let expected =
-        [(MicroServices, 80), (VatBaseTotal, 80), (VatBaseServices, 100), (VatIncreasedServices, 100)];
-    assert_eq!(steps(&assessment), expected);
-}
-
-const OUT: Consequence = Consequence::MicroOut { from: NaiveDate::from_ymd_opt(2027, 1, 1).unwrap() };
-
-#[rstest]
-#[case(&[(SALES, 18_870_001)], None, OUT)]
-#[case(&[(SALES, 18_870_000)], None, Consequence::MicroOnce)]
-// Between the ceilings of the two years: its own count.
-#[case(&[(SALES, 19_000_000)], None, OUT)]
-// The other ceiling of the same regime.
-#[case(&[(SERVICES, 7_770_001)], None, OUT)]
-#[case(&[(SERVICES, 7_770_000)], None, Consequence::MicroOnce)]
-#[case(&[(SALES, 12_000_000), (LIBERAL, 7_000_000)], None, OUT)]
-// Of 275 days: 142 171,2328… €.
-#[case(&[(SALES, 14_217_124)], Some("2025-04-01"), OUT)]
-#[case(&[(SALES, 14_217_123)], Some("2025-04-01"), Consequence::MicroOnce)]
-#[case(&[(SALES, 14_217_124)], None, Consequence::MicroOnce)]
-// Nothing of the year before, and none expected.
-#[case(&[], None, Consequence::MicroPreviousUnknown)]
-#[case(&[], Some("2025-04-01"), Consequence::MicroPreviousUnknown)]
-#[case(&[], Some("2026-01-01"), Consequence::MicroOnce)]
-#[case(&[], Some("2026-04-01"), Consequence::MicroOnce)]
-#[case(&[], Some("2027-04-01"), Consequence::MicroPreviousUnknown)]
-// What is recorded counts more than a date someone typed.
-#[case(&[(SALES, 18_870_001)], Some("2026-04-01"), OUT)]
-#[case(&[(SALES, 0)], None, Consequence::MicroOnce)]
-fn a_ceiling_exceeded_after_such_a_year(
-    #[case] before: &[(&str, i64)],
-    #[case] created: Option<&str>,
-    #[case] expected: Consequence,
-) {
-    let books = [typed(2025, before), typed(2026, &[(SALES, 20_310_001)])];
-    let created = created.map(date);
-    assert_eq!(consequence(&assess(&books, created, 2026, &[]), MicroTotal), expected);
-    if before.is_empty() {
-        let books = &books[1..];
-        assert_eq!(consequence(&assess(books, created, 2026, &[]), MicroTotal), expected, "no such year");
+fn after_new_year_the_year_before_is_checked_until_a_week_after_its_last_deadline() {
+    // The fourth quarter of 2026 is due on 1 February 2027, a Monday; that of 2027 on 31 January 2028.
+    for (day, years) in [
+        ("2026-11-22", vec![2026]),
+        ("2026-12-31", vec![2026]),
+        ("2027-01-01", vec![2026, 2027]),
+        ("2027-02-01", vec![2026, 2027]),
+        ("2027-02-08", vec![2026, 2027]),
+        ("2027-02-09", vec![2027]),
+        ("2028-02-07", vec![2027, 2028]),
+        ("2028-02-08", vec![2028]),
+    ] {
+        assert_eq!(years_checked(date(day)), years, "{day}");
     }
-    let services = [typed(2025, before), typed(2026, &[(SERVICES, 8_360_001)])];
-    assert_eq!(consequence(&assess(&services, created, 2026, &[]), MicroServices), expected);
-}
-
-#[test]
-fn a_year_before_that_is_exceeded_only_perhaps_says_nothing() {
-    let year = typed(2026, &[(SALES, 20_310_001)]);
-    let check = |before: YearBooks, expected| {
-        let assessment = assess(&[before, year.clone()], None, 2026, &[]);
-        assert_eq!(consequence(&assessment, MicroTotal), expected);
-    };
-    check(mixed(2025, &[(5, SALES, 10_000_000, 10_000_000)]), Consequence::MicroPreviousUnknown);
-    check(mixed(2025, &[(5, SALES, 20_000_000, 10_000_000)]), OUT);
-    check(mixed(2025, &[(5, SALES, 9_000_000, 9_000_000)]), Consequence::MicroOnce);
-    // Of the services it is certain.
-    check(mixed(2025, &[(5, SALES, 2_000_000, 10_000_000), (6, SERVICES, 0, 8_000_000)]), OUT);
-}
-
-#[test]
-fn a_year_before_without_known_ceilings_says_nothing() {
-    let books = [typed(2022, &[(SALES, 30_000_000)]), typed(2023, &[(SALES, 18_870_001)])];
-    assert_eq!(consequence(&assess(&books, None, 2023, &[]), MicroTotal), Consequence::MicroPreviousUnknown);
-}
-
-#[test]
-fn in_january_both_years_are_checked_each_by_its_own_books() {
-    assert_eq!(years_checked(date("2026-11-22")), [2026]);
-    assert_eq!(years_checked(date("2026-12-31")), [2026]);
-    assert_eq!(years_checked(date("2027-01-01")), [2026, 2027]);
-    assert_eq!(years_checked(date("2027-01-31")), [2026, 2027]);
-    assert_eq!(years_checked(date("2027-02-01")), [2027]);
-
-    let books = [typed(2027, &[(SERVICES, 3_000_000)]), typed(2026, &[(SALES, 8_500_001)])];
-    let last = assess(&books, None, 2026, &[]);
-    assert_eq!(steps(&last), [(VatBaseTotal, 100)]);
-    assert_eq!(consequence(&last, VatBaseTotal), Consequence::VatFrom { from: new_year(2027) });
-    assert_eq!(steps(&assess(&books, None, 2027, &[])), [(VatBaseServices, 80)]);
-    assert_eq!(assess(&books, None, 2028, &[]), Assessment::default());
+    let mut books = books(typed(12, &[(SALES, 8_500_001)]), None);
+    books.years.push(YearBooks { year: 2027, rows: typed(1, &[(SERVICES, 3_000_000)]) });
+    let on = |year| assess(&books, &[], year, date("2027-01-20")).unwrap();
+    assert_eq!(steps(&on(2026)), [(VatBaseTotal, 100)]);
+    assert_eq!(steps(&on(2027)), [(VatBaseServices, 80)]);
+    assert_eq!(steps(&on(2028)), []);
 }
 
 #[rstest]
@@ -370,81 +318,28 @@ fn in_january_both_years_are_checked_each_by_its_own_books() {
 #[case(&[(5, SALES, 7_700_000, -10_000)], None)]
 #[case(&[(5, SALES, -10_000, 7_700_000)], None)]
 fn doubts_about_90_percent(#[case] months: &[(u32, &str, i64, i64)], #[case] doubt: Option<Doubt>) {
-    let assessment = assess(&[mixed(2026, months)], None, 2026, &[]);
+    let assessment = found(&books(mixed(months), None), &[]);
     let crossing = of(&assessment, VatBaseTotal);
     assert_eq!((crossing.step, crossing.doubt), (90, doubt));
-    let expected = if doubt.is_some() { Consequence::ToVerify } else { Consequence::Approaching };
-    assert_eq!(crossing.consequence, expected);
+    let told_as = if doubt.is_some() { ToldAs::ToVerify } else { ToldAs::Certain };
+    assert!(assessment.tell.contains(&Telling { threshold: VatBaseTotal, step: 90, told_as }));
 }
 
 #[test]
 fn typed_and_imported_months_that_do_not_meet_add_up() {
-    let year = YearBooks { year: 2026, sums: vec![sum(SALES, 4_000_000, 4_500_001)], mixed: vec![] };
-    let assessment = assess(&[year], None, 2026, &[]);
-    assert_eq!(of(&assessment, VatBaseTotal).doubt, None);
-    assert_eq!(consequence(&assessment, VatBaseTotal), Consequence::VatFrom { from: new_year(2027) });
-}
-
-#[test]
-fn a_doubtful_step_hides_a_certain_lower_one_and_is_used_up() {
-    // 70 000 € are certain (80 %), 90 000 € perhaps (100 %).
-    let year = mixed(2026, &[(5, SALES, 7_000_000, 2_000_000)]);
-    let assessment = assess(std::slice::from_ref(&year), None, 2026, &[]);
-    assert_eq!(steps(&assessment), [(VatBaseTotal, 100)]);
-    let crossing = of(&assessment, VatBaseTotal);
-    assert_eq!(crossing.turnover, 9_000_000);
-    assert_eq!(crossing.doubt, Some(Doubt { typed: 7_000_000, imported: 2_000_000 }));
-    assert_eq!(crossing.consequence, Consequence::ToVerify);
-    let steps: Vec<u8> = assessment.used_up.iter().map(|held| held.step).collect();
-    assert_eq!(steps, [80, 90, 100]);
-    // Certain later, and told of once.
-    let year = typed(2026, &[(SALES, 9_000_000)]);
-    assert_eq!(assess(&[year], None, 2026, &assessment.used_up), Assessment::default());
+    let rows = vec![row(4, SALES, 4_000_000, 0), row(5, SALES, 0, 4_500_001)];
+    let assessment = found(&books(rows, None), &[]);
+    assert_eq!((of(&assessment, VatBaseTotal).step, of(&assessment, VatBaseTotal).doubt), (100, None));
 }
 
 #[test]
 fn each_bucket_has_its_own_doubt() {
     // Services are there once; sales and services together may hide a repetition.
     let months = [(5, SALES, 4_000_000, 0), (5, SERVICES, 0, 3_500_000)];
-    let assessment = assess(&[mixed(2026, &months)], None, 2026, &[]);
+    let assessment = found(&books(mixed(&months), None), &[]);
     assert_eq!(of(&assessment, VatBaseServices).doubt, None);
     let doubt = Doubt { typed: 4_000_000, imported: 3_500_000 };
     assert_eq!(of(&assessment, VatBaseTotal).doubt, Some(doubt));
-}
-
-#[test]
-fn a_mail_begins_with_the_gravest() {
-    let order = |books: &[YearBooks], created: Option<&str>| -> Vec<(Threshold, u8)> {
-        let assessment = assess(books, created.map(date), 2026, &[]);
-        assessment.crossings.iter().map(|crossing| (crossing.threshold, crossing.step)).collect()
-    };
-    let year = typed(2026, &[(SALES, 8_000_000), (SERVICES, 8_360_001)]);
-    assert_eq!(
-        order(std::slice::from_ref(&year), None),
-        [
-            (VatIncreasedTotal, 100),
-            (VatIncreasedServices, 100),
-            (MicroServices, 100), // of the year before nothing is known
-            (VatBaseTotal, 100),
-            (VatBaseServices, 100),
-            (MicroTotal, 80),
-        ]
-    );
-    let before = typed(2025, &[(SALES, 1)]);
-    assert_eq!(
-        order(&[before, year], None),
-        [
-            (VatIncreasedTotal, 100),
-            (VatIncreasedServices, 100),
-            (VatBaseTotal, 100),
-            (VatBaseServices, 100),
-            (MicroServices, 100),
-            (MicroTotal, 80),
-        ]
-    );
-    // 100 % perhaps, then 80 % for certain.
-    let perhaps = mixed(2026, &[(4, SALES, 3_800_000, 0), (5, SERVICES, 3_000_000, 800_000)]);
-    assert_eq!(order(&[perhaps], None), [(VatBaseServices, 100), (VatBaseTotal, 80)]);
 }
 
 #[test]
@@ -452,37 +347,38 @@ fn books_are_read_as_the_database_writes_them() {
     let json = r#"{
         "year": 2026,
         "sums": [{"activity": "services", "typed": 100, "imported": -5}],
-        "mixed": [{"month": 5, "activity": "services", "typed": 100, "imported": -5}]
+        "rows": [{"month": 5, "activity": "services", "typed": 100, "imported": -5, "mixed": true}]
     }"#;
     let books: YearBooks = serde_json::from_str(json).unwrap();
-    assert_eq!(books, mixed(2026, &[(5, "services", 100, -5)]));
-    let held: Held = serde_json::from_str(r#"{"threshold": "vat_base_total", "step": 80}"#).unwrap();
-    assert_eq!(held, Held { threshold: VatBaseTotal, step: 80 });
+    assert_eq!(books, YearBooks { year: 2026, rows: mixed(&[(5, "services", 100, -5)]) });
+    let json = r#"{"threshold": "vat_base_total", "step": 80, "told_as": "to_verify", "times": 1, "withdrawn": false}"#;
+    let told: Told = serde_json::from_str(json).unwrap();
+    let telling = Telling { threshold: VatBaseTotal, step: 80, told_as: ToldAs::ToVerify };
+    assert_eq!(told, Told { telling, times: 1, withdrawn: false });
 }
 
 /// Rows of (month, activity, typed, imported), of which every month with both sides is mixed.
-fn any_books(year: i32, cents: std::ops::Range<i64>) -> impl Strategy<Value = YearBooks> {
+fn any_rows(cents: std::ops::Range<i64>) -> impl Strategy<Value = Vec<BookRow>> {
     let activity = prop::sample::select(vec![SALES, SERVICES, LIBERAL, "services", "mixte"]);
     let side = prop_oneof![Just(0), cents];
     let row = (1_u32..=12, activity, side.clone(), side);
-    prop::collection::vec(row, 1..12).prop_map(move |rows| {
-        let mut books = mixed(year, &rows);
-        books.mixed.retain(|row| {
-            let of_month = rows.iter().filter(|other| other.0 == row.month);
-            of_month.clone().any(|row| row.2 != 0) && of_month.clone().any(|row| row.3 != 0)
-        });
-        books
-    })
+    prop::collection::vec(row, 1..12).prop_map(|rows| with_mixed(mixed(&rows)))
+}
+
+/// Marks the months that have both sides.
+fn with_mixed(mut rows: Vec<BookRow>) -> Vec<BookRow> {
+    let has = |month, side: fn(&BookRow) -> i64, rows: &[BookRow]| {
+        rows.iter().any(|row| row.month == month && side(row) != 0)
+    };
+    for index in 0..rows.len() {
+        let month = rows[index].month;
+        rows[index].mixed = has(month, |row| row.typed, &rows) && has(month, |row| row.imported, &rows);
+    }
+    rows
 }
 
 fn any_created() -> impl Strategy<Value = Option<NaiveDate>> {
     prop::option::of((2025..=2027, 1_u32..=365).prop_map(|(y, o)| NaiveDate::from_yo_opt(y, o).unwrap()))
-}
-
-fn any_held() -> impl Strategy<Value = Vec<Held>> {
-    let held = (prop::sample::select(Threshold::ALL.to_vec()), prop::sample::select(vec![80, 90, 100]))
-        .prop_map(|(threshold, step)| Held { threshold, step });
-    prop::collection::vec(held, 0..6)
 }
 
 /// From refunds to well above the highest ceiling, in a dozen rows.
@@ -491,58 +387,26 @@ const SOME: std::ops::Range<i64> = -1_000_000..6_000_000;
 proptest! {
     #[test]
     fn more_turnover_never_crosses_less(
-        books in any_books(2026, SOME),
-        created in any_created(),
+        rows in any_rows(SOME),
         activity in prop::sample::select(vec![SALES, SERVICES, "mixte"]),
         more in 0_i64..10_000_000,
         is_typed: bool,
-        month in prop::option::of(1_u32..=12),
+        month in 1_u32..=12,
     ) {
-        let less = assess(std::slice::from_ref(&books), created, 2026, &[]);
+        let less = found(&books(rows.clone(), None), &[]);
         let (typed, imported) = if is_typed { (more, 0) } else { (0, more) };
-        let mut richer = books;
-        richer.sums.push(sum(activity, typed, imported));
-        // In a month that is mixed already, or in one that is not.
-        if let Some(month) = month && richer.mixed.iter().any(|row| row.month == month) {
-            richer.mixed.push(MixedMonth { month, activity: activity.to_owned(), typed, imported });
-        }
-        let more = assess(&[richer], created, 2026, &[]);
-        for held in &less.used_up {
-            prop_assert!(more.used_up.contains(held), "{held:?}");
-        }
-        for crossing in less.crossings.iter().filter(|crossing| crossing.doubt.is_none()) {
-            let other = of(&more, crossing.threshold);
-            prop_assert!(other.step > crossing.step || other.doubt.is_none());
+        let mut richer = rows;
+        richer.push(row(month, activity, typed, imported));
+        let more = found(&books(with_mixed(richer), None), &[]);
+        for told in less.tell.iter().filter(|told| told.told_as == ToldAs::Certain) {
+            prop_assert!(more.tell.contains(told), "{told:?}");
         }
     }
 
     #[test]
-    fn what_is_told_is_told_once(
-        books in any_books(2026, SOME),
-        before in any_books(2025, SOME),
-        created in any_created(),
-        held in any_held(),
-    ) {
-        let books = [before, books];
-        let first = assess(&books, created, 2026, &held);
-        for used_up in &first.used_up {
-            prop_assert!(!held.contains(used_up));
-        }
-        for crossing in &first.crossings {
-            let told = Held { threshold: crossing.threshold, step: crossing.step };
-            prop_assert!(first.used_up.contains(&told));
-        }
-        let held = [held, first.used_up].concat();
-        let again = assess(&books, created, 2026, &held);
-        prop_assert_eq!((again.crossings, again.used_up), (vec![], vec![]));
-    }
-
-    #[test]
-    fn a_crossing_is_one_of_a_threshold_and_true(
-        books in any_books(2026, SOME),
-        created in any_created(),
-    ) {
-        let assessment = assess(&[books], created, 2026, &[]);
+    fn a_crossing_is_one_of_a_threshold_and_true(rows in any_rows(SOME), created in any_created()) {
+        let books = UserBooks { created, ..books(rows, None) };
+        let assessment = found(&books, &[]);
         let mut thresholds: Vec<_> = assessment.crossings.iter().map(|crossing| crossing.threshold).collect();
         thresholds.sort_unstable();
         thresholds.dedup();
@@ -552,41 +416,38 @@ proptest! {
             let step = i64::from(crossing.step);
             prop_assert!(crossing.turnover * 100 >= crossing.ceiling * step);
             prop_assert!(crossing.step < 100 || crossing.turnover > crossing.ceiling);
-            prop_assert_eq!(crossing.doubt.is_some(), crossing.consequence == Consequence::ToVerify);
             if let Some(doubt) = crossing.doubt {
                 prop_assert_eq!(doubt.typed + doubt.imported, crossing.turnover);
+                prop_assert_eq!(crossing.passed, None);
             }
         }
     }
 
     #[test]
     fn services_are_a_part_of_the_total(
-        books in any_books(2026, 0..6_000_000),
+        rows in any_rows(0..6_000_000),
         created in any_created(),
         sales in 0_i64..30_000_000,
     ) {
-        let services = Count::of(&books, Bucket::Services);
-        let total = Count::of(&books, Bucket::Total);
-        prop_assert!(services.full() <= total.full());
-        prop_assert!(services.certain <= total.certain);
-        prop_assert!(total.certain <= total.full());
+        let books = UserBooks { created, ..books(rows.clone(), None) };
+        let of = |books: &UserBooks, bucket| Months::of(books, eve(2026)).year(2026, bucket);
+        let (services, total) = (of(&books, Bucket::Services), of(&books, Bucket::Total));
+        for reading in [Reading::Same, Reading::Distinct] {
+            prop_assert!(services.read(reading) <= total.read(reading));
+        }
+        prop_assert!(total.read(Reading::Same) <= total.read(Reading::Distinct));
 
         // And sales are no part of them.
         let mut richer = books.clone();
-        richer.sums.push(sum(SALES, sales, 0));
-        let of_services = |books: YearBooks| {
-            let mut crossings = assess(&[books], created, 2026, &[]).crossings;
-            crossings.retain(|crossing| crossing.threshold.bucket() == Bucket::Services);
-            crossings
-        };
-        prop_assert_eq!(of_services(books), of_services(richer));
+        richer.years[0].rows.push(row(12, SALES, sales, 0));
+        prop_assert_eq!(of(&richer, Bucket::Services).typed, services.typed);
     }
 
     #[test]
-    fn below_the_floor_nobody_is_told_anything(books in any_books(2026, -1_000_000..1_000_000)) {
-        let positive: i64 = books.sums.iter().map(|sum| (sum.typed + sum.imported).max(0)).sum();
+    fn below_the_floor_nobody_is_told_anything(rows in any_rows(-1_000_000..1_000_000)) {
+        let positive: i64 = rows.iter().map(|row| (row.typed + row.imported).max(0)).sum();
         if positive < floor(2026).unwrap() {
-            prop_assert_eq!(assess(&[books], None, 2026, &[]).crossings, vec![]);
+            prop_assert_eq!(found(&books(rows, None), &[]).tell, vec![]);
         }
     }
 
@@ -594,8 +455,10 @@ proptest! {
     fn no_books_panic(
         typed: i64, imported: i64, month: u32, activity in "\\PC*",
         year in prop_oneof![any::<i32>(), 2020..2032], created in any_created(),
+        today in (2020..2032, 1_u32..=365).prop_map(|(y, o)| NaiveDate::from_yo_opt(y, o).unwrap()),
     ) {
-        let books = [mixed(year, &[(month, SERVICES, typed, imported), (month, &activity, typed, imported)])];
-        let _ = assess(&books, created, year, &[]);
+        let rows = mixed(&[(month, SERVICES, typed, imported), (month % 13, &activity, typed, imported)]);
+        let books = UserBooks { created, ..of_year(year, rows, None) };
+        let _ = assess(&books, &[], year, today);
     }
 }

@@ -1,0 +1,312 @@
+//! Says what a year's state means for VAT and for the micro regime, from when, and what to do about it.
+//!
+//! Each regime has one paragraph in a mail, whatever steps it tells of: it follows from the state, so that no two
+//! sentences contradict each other.
+
+use chrono::{Datelike, NaiveDate};
+
+use super::french::{date, month};
+use crate::{
+    urssaf::{Before, Gap, Micro, Passed, State, Vat},
+    words::capitalized,
+};
+
+/// Holds sentences about one regime.
+pub(super) struct Words {
+    pub(super) means: Vec<String>,
+    pub(super) advice: String,
+    /// What may be there twice decides: the reader can say what it is.
+    pub(super) is_in_doubt: bool,
+}
+
+/// Says what a mail tells of, as far as words depend on it.
+#[derive(Clone, Copy)]
+pub(super) struct Occasion {
+    pub(super) year: i32,
+    pub(super) as_of: NaiveDate,
+    /// A step is only reached with what may be there twice.
+    pub(super) to_verify: bool,
+    /// The increased VAT threshold is among what is told.
+    pub(super) increased: bool,
+    /// The year is that of the creation: its ceilings are in proportion.
+    pub(super) part_of_a_year: bool,
+}
+
+impl Occasion {
+    const fn before(self) -> i32 {
+        self.year - 1
+    }
+
+    fn is_over(self) -> bool {
+        self.as_of.year() > self.year
+    }
+
+    /// Writes "1er janvier 2027".
+    fn new_year(self, later: i32) -> String {
+        format!("1er\u{a0}janvier {}", self.year + later)
+    }
+}
+
+const EXEMPT: &str = "sauf activité exonérée ou seuil propre";
+const REGIME_GOES_ON: &str = "Être redevable de la TVA ne met pas fin au régime micro-entreprise.";
+const VERIFY: &str = "Le niveau à vérifier n’est atteint qu’en additionnant vos saisies et vos importations pour des mois \
+                      où il y a les deux.";
+const COMPARE: &str = "comparez les deux, supprimez ce qui est en double ou dites-nous ce qu’il en est. Nous ne \
+                       tirons aucune conséquence de ce total tant qu’il n’est pas vérifié.";
+const COMPARE_TOO: &str =
+    "Comparez aussi vos saisies et vos importations, et supprimez ce qui est en double.";
+const TALK: &str = "adressez-vous sans attendre à votre service des impôts des entreprises";
+
+/// Returns the sentence, or both where what may be there twice decides.
+fn either(certain: &str, distinct: Option<&str>, to_verify: bool) -> Vec<String> {
+    let mut means = Vec::new();
+    if to_verify {
+        means.push(VERIFY.to_owned());
+    }
+    match distinct {
+        Some(distinct) => means.push(format!(
+            "Si vos saisies et vos importations sont des encaissements distincts, {distinct}. Si ce sont les mêmes, \
+             {certain}."
+        )),
+        None if to_verify => means.push(format!(
+            "Si les mêmes encaissements y figurent deux fois, le total est trop élevé. {}.",
+            capitalized(certain)
+        )),
+        None => means.push(format!("{}.", capitalized(certain))),
+    }
+    means
+}
+
+/// Adds sentences to the last paragraph.
+fn add(means: &mut [String], sentences: impl IntoIterator<Item = Option<String>>) {
+    if let Some(last) = means.last_mut() {
+        for sentence in sentences.into_iter().flatten() {
+            last.push(' ');
+            last.push_str(&sentence);
+        }
+    }
+}
+
+/// Returns what a year means for VAT.
+pub(super) fn vat(state: &State, on: Occasion) -> Words {
+    let certain = state.certain.vat;
+    let distinct = state.if_distinct.map(|distinct| distinct.vat).filter(|distinct| *distinct != certain);
+    let if_distinct = distinct.map(|distinct| vat_clause(distinct, on));
+    let mut means = either(&vat_clause(certain, on), if_distinct.as_deref(), on.to_verify);
+    let rule = distinct.is_none().then(|| vat_rule(certain, on)).flatten();
+    let goes_on = !matches!(certain, Vat::Free { .. }) || !on.is_over();
+    add(&mut means, [rule, goes_on.then(|| REGIME_GOES_ON.to_owned())]);
+    if on.part_of_a_year && matches!(certain, Vat::Since { .. }) {
+        means.push(format!(
+            "L’année de la création, les limites sont réduites au prorata des jours d’activité : celles d’une année \
+             entière ne valent pas pour {}. Si vous avez compté sur le seuil majoré entier, dites-le à votre service des \
+             impôts des entreprises.",
+            on.year
+        ));
+    }
+    if let Vat::Free { before } | Vat::Next { before, .. } | Vat::Since { before, .. } = certain
+        && let Some(gap) = gap(before, on)
+    {
+        let due = on.new_year(0);
+        means.push(format!(
+            "{gap} : si le seuil de franchise y a été dépassé, la TVA est due depuis le {due}."
+        ));
+    }
+    let advice = match certain {
+        Vat::Free { .. } if on.to_verify || distinct.is_some() => COMPARE.to_owned(),
+        Vat::Free { .. } => record(on),
+        Vat::Next { from, .. } if on.as_of < from => format!(
+            "préparez la facturation de la TVA à partir du {} avec votre service des impôts des entreprises ou un \
+             expert-comptable.",
+            date(from)
+        ),
+        Vat::Since { passed: Passed::In(_) | Passed::During(_), .. } => format!(
+            "repérez la date du dépassement, facturez la TVA à partir de ce jour et {TALK}{}.",
+            if on.increased { "" } else { ", si ce n’est pas déjà fait" }
+        ),
+        Vat::Since { passed: Passed::On(_), .. } if on.increased => {
+            format!("facturez la TVA à partir de ce jour et {TALK}.")
+        }
+        _ => format!("facturez la TVA depuis cette date et {TALK}, si ce n’est pas déjà fait."),
+    };
+    let is_in_doubt = distinct.is_some() || on.to_verify;
+    let compare = is_in_doubt && !matches!(certain, Vat::Free { .. });
+    let advice = if compare { format!("{advice} {COMPARE_TOO}") } else { advice };
+    Words { means, advice, is_in_doubt }
+}
+
+/// Says who charges VAT and since when, in the middle of a sentence.
+fn vat_clause(vat: Vat, on: Occasion) -> String {
+    let due = "vous êtes redevable de la TVA";
+    match vat {
+        Vat::Free { .. } if on.is_over() => {
+            format!("le seuil n’a pas été dépassé en {}, d’après vos enregistrements", on.year)
+        }
+        Vat::Free { .. } => "le seuil n’est pas dépassé".to_owned(),
+        Vat::Next { from, .. } if on.as_of < from => format!("{due} à partir du {}, {EXEMPT}", date(from)),
+        Vat::Next { from, .. } => format!(
+            "{due} depuis le {}, car le seuil de franchise a été dépassé en {}, {EXEMPT}",
+            date(from),
+            on.year
+        ),
+        Vat::Since { passed: Passed::On(day), .. } => {
+            format!("{due} depuis le {}, jour où le seuil majoré a été dépassé, {EXEMPT}", date(day))
+        }
+        Vat::Since { passed: Passed::In(of), .. } => {
+            format!("{due} dès la date à laquelle le seuil majoré a été dépassé, en {}, {EXEMPT}", month(of))
+        }
+        Vat::Since { passed: Passed::During(year), .. } => {
+            format!("{due} dès la date à laquelle le seuil majoré a été dépassé, en {year}, {EXEMPT}")
+        }
+        Vat::SinceNewYear { since } => format!(
+            "{due} depuis le {}, car le seuil de franchise a été dépassé en {}, {EXEMPT}",
+            date(since),
+            on.before()
+        ),
+        Vat::SinceYearBefore { passed } => {
+            let when = match passed {
+                Passed::On(day) => format!("le {}", date(day)),
+                Passed::In(of) => format!("en {}", month(of)),
+                Passed::During(year) => format!("en {year}"),
+            };
+            format!("{due} depuis {}, car le seuil majoré a été dépassé {when}, {EXEMPT}", on.before())
+        }
+    }
+}
+
+/// Returns what may still come, or why the steps change nothing.
+fn vat_rule(vat: Vat, on: Occasion) -> Option<String> {
+    match vat {
+        Vat::Free { .. } if on.is_over() => None,
+        Vat::Free { .. } => Some(format!(
+            "Au-delà, vous êtes redevable de la TVA à partir du {}, {EXEMPT} ; au-delà du seuil majoré, dès la date du \
+             dépassement.",
+            on.new_year(1)
+        )),
+        Vat::Next { from, .. } if on.as_of < from => Some(
+            "Si vous dépassez aussi le seuil majoré avant cette date, vous l’êtes dès le jour de ce dépassement."
+                .to_owned(),
+        ),
+        Vat::Next { .. } => None,
+        Vat::Since { .. } if on.increased => None,
+        _ => Some("Le niveau atteint n’y change rien.".to_owned()),
+    }
+}
+
+/// Returns what a year means for the micro regime.
+pub(super) fn micro(state: &State, on: Occasion) -> Words {
+    let certain = state.certain.micro;
+    let distinct = state.if_distinct.map(|distinct| distinct.micro).filter(|distinct| *distinct != certain);
+    let if_distinct = distinct.map(|distinct| micro_clause(distinct, on));
+    let mut means = either(&micro_clause(certain, on), if_distinct.as_deref(), on.to_verify);
+    add(&mut means, [distinct.is_none().then(|| micro_rule(certain, on)).flatten()]);
+    let accountant = "un expert-comptable ou votre service des impôts des entreprises";
+    let advice = match certain {
+        Micro::Within { .. } if on.to_verify || distinct.is_some() => COMPARE.to_owned(),
+        Micro::Within { .. } => record(on),
+        Micro::Once { before: Before::Unknown(_) } => {
+            format!("vérifiez votre chiffre d’affaires de {}.", on.before())
+        }
+        Micro::Once { .. } => {
+            format!("vérifiez vos montants et anticipez l’année qui suit avec {accountant}.")
+        }
+        Micro::Twice { from } if on.as_of < from => {
+            format!("préparez le changement de régime avec {accountant}.")
+        }
+        Micro::Twice { .. } | Micro::Out { .. } => {
+            format!("faites le point sur votre régime avec {accountant}, si ce n’est pas déjà fait.")
+        }
+    };
+    let is_in_doubt = distinct.is_some() || on.to_verify;
+    let compare = is_in_doubt && !matches!(certain, Micro::Within { .. });
+    let advice = if compare { format!("{advice} {COMPARE_TOO}") } else { advice };
+    Words { means, advice, is_in_doubt }
+}
+
+/// Says how the year stands to the regime, in the middle of a sentence.
+fn micro_clause(micro: Micro, on: Occasion) -> String {
+    let (year, before) = (on.year, on.before());
+    match micro {
+        Micro::Within { .. } if on.is_over() => {
+            format!("le plafond n’a pas été dépassé en {year}, d’après vos enregistrements")
+        }
+        Micro::Within { before: Before::Exceeded } => format!(
+            "le plafond n’est pas dépassé en {year}, mais l’était en {before} : s’il l’est aussi en {year}, vous sortez \
+             du régime micro-entreprise au {}",
+            on.new_year(1)
+        ),
+        Micro::Within { .. } => "le plafond n’est pas dépassé".to_owned(),
+        Micro::Once { before: Before::None } => format!(
+            "le plafond est dépassé en {year}, votre première année : vous restez au régime micro-entreprise pour \
+             l’instant"
+        ),
+        Micro::Once { before: Before::Unknown(_) } => format!("le plafond est dépassé en {year}"),
+        Micro::Once { .. } => format!(
+            "le plafond est dépassé en {year}, mais ne l’était pas en {before} : vous restez au régime micro-entreprise \
+             pour l’instant"
+        ),
+        Micro::Twice { from } if on.as_of < from => format!(
+            "le plafond est dépassé deux années de suite, en {before} et en {year} : vous sortez du régime \
+             micro-entreprise au {}",
+            date(from)
+        ),
+        Micro::Twice { from } => format!(
+            "le plafond a été dépassé deux années de suite, en {before} et en {year} : vous ne relevez plus du régime \
+             micro-entreprise depuis le {}",
+            date(from)
+        ),
+        Micro::Out { since } => format!(
+            "vous ne relevez plus du régime micro-entreprise depuis le {} : le plafond a été dépassé deux années de \
+             suite, en {} et en {before}",
+            date(since),
+            before - 1
+        ),
+    }
+}
+
+/// Returns what may still come, or what is not known.
+fn micro_rule(micro: Micro, on: Occasion) -> Option<String> {
+    match micro {
+        Micro::Within { before: Before::Exceeded } | Micro::Out { .. } => None,
+        Micro::Within { .. } => (!on.is_over()).then(|| {
+            "S’il ne l’est qu’une année, vous restez au régime micro-entreprise ; s’il l’est deux années de suite, vous \
+             en sortez au 1er\u{a0}janvier suivant."
+                .to_owned()
+        }),
+        Micro::Once { before: before @ Before::Unknown(_) } => {
+            let gap = gap(before, on).map(|gap| format!("{gap}. ")).unwrap_or_default();
+            let out = if on.is_over() { "ne relevez plus du régime depuis le" } else { "sortez du régime au" };
+            Some(format!(
+                "{gap}Si vous aviez déjà dépassé le plafond en {}, vous {out} {}. Sinon, vous y restez pour l’instant.",
+                on.before(),
+                on.new_year(1)
+            ))
+        }
+        Micro::Once { .. } => Some(format!(
+            "Si vous le dépassez de nouveau en {}, vous sortirez du régime au {}.",
+            on.year + 1,
+            on.new_year(2)
+        )),
+        Micro::Twice { from } => (on.as_of < from).then(|| "Vous y restez jusqu’à cette date.".to_owned()),
+    }
+}
+
+/// Says what is not recorded of the year before, without the end of its sentence.
+fn gap(before: Before, on: Occasion) -> Option<String> {
+    match before {
+        Before::Unknown(Gap::Nothing) => {
+            Some(format!("Rien n’est enregistré dans Comptalyze pour {}", on.before()))
+        }
+        Before::Unknown(Gap::Until(first)) => Some(format!(
+            "Pour {}, rien n’est enregistré dans Comptalyze avant {}",
+            on.before(),
+            month(first)
+        )),
+        Before::Unknown(Gap::Ceilings) | Before::None | Before::Within | Before::Exceeded => None,
+    }
+}
+
+fn record(on: Occasion) -> String {
+    let then = if on.is_over() { "" } else { ", et suivez les prochains" };
+    format!("vérifiez que vos encaissements de {} sont tous enregistrés{then}.", on.year)
+}
