@@ -103,6 +103,7 @@ create table jobs.integration_state (
     left_out boolean not null default false,     -- taken out of the books: see leave_account_out
     -- What was read of a list that lacked movements which were known from before, or was empty ever since.
     doubted tstzmultirange not null default '{}',
+    counted_before datemultirange,               -- counted, before it was taken out of the books
     primary key (user_id, provider)
 );
 
@@ -120,6 +121,7 @@ create table jobs.former_accounts (
     last_success_to timestamptz,
     replaced_at timestamptz not null,            -- when another account was proven in its place
     left_out boolean not null default false,     -- taken out of the books: see leave_account_out
+    counted_before datemultirange,               -- counted, before it was taken out of the books
     primary key (user_id, provider, account)
 );
 

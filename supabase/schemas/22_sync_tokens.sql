@@ -77,7 +77,7 @@ begin
         update jobs.integration_state k set
             account = p_account, activity = f.activity, left_out = false, first_month = null, counted = coalesce(f.counted, '{}'),
             covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null, all_orders = null,
-            doubted = '{}', token_expires_at = null, refresh_token_expires_at = null
+            doubted = '{}', counted_before = null, token_expires_at = null, refresh_token_expires_at = null
         where k.user_id = t.user_id and k.provider = t.provider;
     end if;
     update jobs.integration_state k set

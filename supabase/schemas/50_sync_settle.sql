@@ -151,8 +151,10 @@ begin
                     else k.covered end,
                 doubted = s.doubted,
                 last_success_at = p_now,
-                -- Only these windows follow one another without a hole; a month read on request does not.
+                -- Only these windows follow one another without a hole; a month read on request does not. Nor does an
+                -- empty list that is in doubt: what it lacked is read again with what follows.
                 last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
+                        and not coalesce(part.listed = 0 and s.doubted && fresh, false)
                     then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
                 deep_read_to = case when part.deep and k.account = part.account
                     then greatest(k.deep_read_to, (part."window" ->> 'to')::timestamptz) else k.deep_read_to end,
@@ -265,11 +267,14 @@ begin
         raise exception 'user % has no account % at %', p_user_id, p_account, p_provider using errcode = '22023';
     end if;
     update jobs.integration_state s set left_out = p_out, updated_at = p_as_of,
-        counted = case when p_out then '{}' else datemultirange(daterange(s.first_month, null)) end
+        counted = case when p_out then '{}'
+            else coalesce(s.counted_before, datemultirange(daterange(s.first_month, null))) end,
+        counted_before = case when p_out then s.counted end
     where s.user_id = p_user_id and s.provider = p_provider and s.account = p_account and s.left_out <> p_out;
     update jobs.former_accounts f set left_out = p_out,
-        counted = case when p_out then '{}' else datemultirange(daterange(f.first_month,
-            (date_trunc('month', f.replaced_at at time zone 'Europe/Paris') + interval '1 month')::date)) end
+        counted = case when p_out then '{}' else coalesce(f.counted_before, datemultirange(daterange(f.first_month,
+            (date_trunc('month', f.replaced_at at time zone 'Europe/Paris') + interval '1 month')::date))) end,
+        counted_before = case when p_out then f.counted end
     where f.user_id = p_user_id and f.provider = p_provider and f.account = p_account and f.left_out <> p_out;
     touched := array(select distinct t.paris_month from jobs.integration_transactions t
         where t.user_id = p_user_id and t.provider = p_provider and t.account = p_account);

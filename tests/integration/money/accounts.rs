@@ -172,6 +172,31 @@ async fn each_account_has_its_activity() -> Result<()> {
     Ok(())
 }
 
+/// An account that was taken out by mistake and taken back has all months that it had before, those of a request, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_is_taken_back_finds_its_months() -> Result<()> {
+    let mut world = world_at("2026-09-02T12:00:00Z").await?;
+    let user = world.stripe_user("acct_back").await?;
+    world.run("update public.integration_tokens set connected_at = '2026-09-02T08:00:00Z'").await?;
+    for (day, amount) in [("2026-06-10T09:00:00Z", 600), ("2026-09-01T09:00:00Z", 900)] {
+        world.stripe.payment("acct_back", at(day), amount, "eur");
+    }
+    sync_at(&mut world, "2026-09-02T12:10:00Z").await?;
+    world.post("monthly-sync", "month=2026-06").await?;
+    let before = said(&[("2026-06", "6.00"), ("2026-09", "9.00")]);
+    assert_eq!(books(&world, user).await?, before);
+    for (out, expected) in [(true, said(&[])), (true, said(&[])), (false, before.clone()), (false, before)] {
+        sqlx::query("select jobs.leave_account_out($1, 'stripe', 'acct_back', $2, $3)")
+            .bind(user)
+            .bind(out)
+            .bind(world.now())
+            .execute(world.pool())
+            .await?;
+        assert_eq!(books(&world, user).await?, expected, "{out}");
+    }
+    Ok(())
+}
+
 /// A replay of an instant before the connection reaches no month before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_reaches_no_month_before_the_connection() -> Result<()> {

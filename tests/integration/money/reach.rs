@@ -80,6 +80,27 @@ async fn a_list_that_lacks_what_it_has_shown_is_a_doubt() -> Result<()> {
     Ok(())
 }
 
+/// What was sold while the list was empty is read by the crons alone, however long that was.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_empty_list_lacked_is_read_once_it_is_whole() -> Result<()> {
+    let mut world = world_at("2026-09-29T12:00:00Z").await?;
+    let user = world.shopify_user(SHOP).await?;
+    world.shopify.tender(SHOP, Tender::new(at("2026-09-28T09:00:00Z"), "10.0", "EUR"));
+    sync_at(&mut world, "2026-09-29T12:10:00Z").await?;
+    world.shopify.hide_tenders_before(SHOP, Some(at("2027-01-01T00:00:00Z")));
+    for day in
+        ["2026-09-30T12:10:00Z", "2026-10-12T06:10:00Z", "2026-10-30T06:10:00Z", "2026-11-19T06:10:00Z"]
+    {
+        sync_at(&mut world, day).await?;
+    }
+    world.shopify.hide_tenders_before(SHOP, None);
+    world.shopify.tender(SHOP, Tender::new(at("2026-10-05T09:00:00Z"), "5.0", "EUR"));
+    sync_at(&mut world, "2026-11-20T06:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-09", "10.00"), ("2026-10", "5.00")]));
+    assert_eq!(worth(&world, user, 10).await?, json!({"status": "complete"}));
+    Ok(())
+}
+
 /// A version that is retired is not refused: another one answers. The data are read, and the operator is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_version_that_answers_is_told() -> Result<()> {
