@@ -5,6 +5,7 @@ mod changes;
 mod debits;
 mod histories;
 mod reach;
+mod reports;
 mod source;
 mod strange;
 mod twins;
