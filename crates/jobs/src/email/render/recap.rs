@@ -21,21 +21,22 @@ use crate::{
 
 pub(super) struct View {
     of: Month,
-    /// "novembre 2026".
+    /// Names the month, as in "novembre 2026".
     month: String,
-    /// "de novembre 2026".
+    /// Names the month behind a noun, as in "de novembre 2026".
     of_month: String,
     total: String,
     cents: i64,
     sources: Vec<Source>,
-    /// "30 novembre 2026 à 18 h 05".
+    /// Says up to when the month was read, as in "30 novembre 2026 à 18 h 05"; `None` where it is
+    /// over.
     provisional_at: Option<String>,
     /// Holds what was typed by hand as well, in cents.
     typed: Option<i64>,
     twice: Twice,
-    /// "USD et GBP".
+    /// Names the currencies that are not counted, as in "USD et GBP".
     uncounted: Option<String>,
-    /// "Shopify".
+    /// Names the sources that could not be read, as in "Shopify".
     unread: Option<String>,
     several_unread: bool,
     partial: bool,
@@ -44,7 +45,7 @@ pub(super) struct View {
     /// Says that a platform passed some payments on.
     passed_on: Option<&'static str>,
     year: i32,
-    /// The year's turnover by category: what it is, how much.
+    /// Lists the year's turnover by category: what it is, how much.
     categories: Vec<(&'static str, String)>,
     ceilings: Vec<Ceiling>,
     /// Holds what was imported for the month, by activity.
@@ -57,11 +58,11 @@ pub(super) struct View {
 
 /// Represents a year's turnover against one ceiling.
 struct Ceiling {
-    /// "Plafond de la micro-entreprise, services".
+    /// Names the ceiling, as in "Plafond de la micro-entreprise, services".
     name: String,
-    /// "17 500,00 € sur 203 100 €, soit 8,6 %".
+    /// Says how far it is, as in "17 500,00 € sur 203 100 €, soit 8,6 %".
     reached: String,
-    /// Width of the bar's filled part, 1 to 100.
+    /// Is the width of the bar's filled part, 1 to 100.
     filled: i64,
     near: bool,
 }
@@ -207,10 +208,10 @@ impl View {
         self.passed_on = (payments > 0).then(|| {
             agreeing(
                 payments.into(),
-                "Un paiement Stripe vous a été reversé par une plateforme. Si elle a gardé sa commission, le client a \
-                 payé davantage, et c’est ce qu’il a payé qui se déclare\u{a0}: vérifiez-le sur le relevé de la plateforme.",
-                "Des paiements Stripe vous ont été reversés par une plateforme. Si elle a gardé sa commission, vos clients \
-                 ont payé davantage, et c’est ce qu’ils ont payé qui se déclare\u{a0}: vérifiez-le sur le relevé de la \
+                "Un paiement Stripe vous a été reversé par une plateforme. Si elle a encaissé pour votre compte et gardé \
+                 sa commission, le client a payé davantage, et c’est ce qu’il a payé qui se déclare\u{a0}: vérifiez-le sur le relevé de la plateforme.",
+                "Des paiements Stripe vous ont été reversés par une plateforme. Si elle a encaissé pour votre compte et \
+                 gardé sa commission, vos clients ont payé davantage, et c’est ce qu’ils ont payé qui se déclare\u{a0}: vérifiez-le sur le relevé de la \
                  plateforme.",
             )
         });
