@@ -55,7 +55,7 @@ pub enum Facts {
         month: Month,
         total: i64,
         sources: Vec<SourceTotal>,
-        /// The month is not over: read up to then.
+        /// Says up to when the month was read; `None` where it is over.
         provisional_at: Option<DateTime<Utc>>,
         /// Says what the user typed by hand for the same month, if anything.
         typed: Option<i64>,
@@ -146,7 +146,7 @@ pub struct DigestPoint {
 /// Represents the turnover of one activity, in cents.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ActivityTurnover {
-    /// As it is spelled in the rows: never trusted to be an activity.
+    /// Is written as the rows spell it: never trusted to be an activity.
     pub activity: String,
     /// Holds what the user typed for the month.
     pub typed: i64,

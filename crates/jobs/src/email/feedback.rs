@@ -232,7 +232,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever Resend may send: only a bounce that is permanent or a complaint keeps mails away.
+        /// Whatever Resend may send, only a bounce that is permanent or a complaint keeps mails
+        /// away.
         #[test]
         fn only_bounces_and_complaints_suppress(event in damaged(serde_json::json!({
             "type": "email.bounced", "created_at": "2026-11-24T10:00:00.000Z",

@@ -8,7 +8,7 @@ use super::body;
 /// No form of ours is larger.
 const LARGEST_FORM: usize = 4 * 1024;
 
-/// A form's fields.
+/// Represents a form's fields.
 pub(super) struct Form(Vec<(String, String)>);
 
 impl Form {

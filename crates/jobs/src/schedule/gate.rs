@@ -13,19 +13,20 @@ use super::{
 /// Says when a task may run.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Gate {
-    /// Any minute of the UTC hours 0, 6, 12 and 18 (a Hobby plan fires anywhere within the hour).
+    /// It is open in any minute of the UTC hours 0, 6, 12 and 18 (a Hobby plan fires anywhere
+    /// within the hour).
     SyncHours,
     /// Always open; the slot is the sync hour that began the six-hour period. A scheduler that is an
     /// hour late therefore catches the slot up if it was missed and joins it if it was not, and one
     /// that calls every hour does the work once a period.
     SixHourPeriods,
-    /// Every Paris day from `Settings::marketing_from_hour` on.
+    /// It is open on every Paris day from `Settings::marketing_from_hour` on.
     DailyFromHour,
-    /// The second Paris day of a month.
+    /// It is open on the second Paris day of a month.
     SecondOfMonth,
-    /// The last Paris day of a month.
+    /// It is open on the last Paris day of a month.
     LastDayOfMonth,
-    /// Always open; one slot per ISO week of the Paris date.
+    /// It is always open; there is one slot per ISO week of the Paris date.
     IsoWeeks,
 }
 

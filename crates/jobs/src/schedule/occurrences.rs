@@ -20,23 +20,22 @@ pub const DAYS_AFTER_SIGN_UP: RangeInclusive<u32> = 3..=6;
 /// Represents an occurrence that nobody took.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Missed {
-    /// The occurrence that was missed.
     pub occurrence: Occurrence,
     /// A later run has done what this one would have: nothing is lost.
     pub made_up: bool,
     /// Until this instant a cron that comes by makes it up by itself.
     pub made_up_until: Option<DateTime<Utc>>,
-    /// The instant to replay, or why not.
+    /// Is the instant to replay, or says why there is none.
     pub replay: Result<DateTime<Utc>, NoReplay>,
 }
 
 /// Says why an occurrence is not replayed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum NoReplay {
-    /// Beyond `REPLAY_MAX_DAYS`.
+    /// It was longer ago than `REPLAY_MAX_DAYS`.
     #[error("plus ancien que REPLAY_MAX_DAYS ({max_days} jours)")]
     TooOld {
-        /// `REPLAY_MAX_DAYS`.
+        /// Is `REPLAY_MAX_DAYS`.
         max_days: u16,
     },
     /// A reminder belongs into its month.

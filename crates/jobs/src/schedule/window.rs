@@ -20,8 +20,8 @@ pub const MOST_DAYS: u16 = 366;
 /// Movements that the provider shows late are looked for this long before the last success.
 const OVERLAP: TimeDelta = TimeDelta::days(3);
 
-/// Once a day a cron looks this far back for what shows later than that: sales that were made offline, or imported.
-/// As far as a first sync, which is such a read, too.
+/// Once a day a cron looks this far back for what shows later than that: sales that were made
+/// offline, or imported. A first sync looks as far, and is such a read, too.
 const LATE_ROWS: TimeDelta = TimeDelta::days(30);
 
 /// Represents the number of days of `days=`: 1 to 366.
@@ -57,9 +57,9 @@ impl FromStr for Days {
 /// Represents a half-open span of time: `from <= t < to`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Window {
-    /// The first instant inside.
+    /// Is the first instant inside.
     pub from: DateTime<Utc>,
-    /// The first instant after it.
+    /// Is the first instant after it.
     pub to: DateTime<Utc>,
 }
 
@@ -103,21 +103,21 @@ impl Window {
         }
     }
 
-    /// The same window, which reaches back to `from` at least.
+    /// Returns the same window, which reaches back to `from` at least.
     #[must_use]
     pub fn reaching(self, from: DateTime<Utc>) -> Self {
         Self { from: self.from.min(from), ..self }
     }
 
-    /// The same window, which reaches far back where no window of this Paris day has done so: the last one ended at
-    /// `deep_read_to`.
+    /// Returns the same window, which reaches far back where no window of this Paris day has done
+    /// so: the last one ended at `deep_read_to`.
     #[must_use]
     pub fn deepened_daily(self, deep_read_to: Option<DateTime<Utc>>) -> Self {
         let is_done = deep_read_to.is_some_and(|done| paris::date(done) >= paris::date(self.to));
         if is_done { self } else { self.reaching(self.deep_from()) }
     }
 
-    /// Whether it reaches back far enough to find rows that show late.
+    /// Tells whether it reaches back far enough to find rows that show late.
     pub fn is_deep(&self) -> bool {
         self.from <= self.deep_from()
     }

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(default)]
 pub struct ApiError {
-    /// `PGRST…` or an SQLSTATE.
+    /// Is `PGRST…` or an SQLSTATE.
     pub code: String,
     pub message: String,
     pub details: Option<String>,
@@ -23,13 +23,14 @@ pub struct ApiError {
 /// Says why a call did not bring an answer.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SupabaseError {
-    /// No answer at all.
+    /// No answer came at all.
     #[error("no answer from the database: {0}")]
     Network(NetworkError),
-    /// A gateway's own word, a page of HTML, another service: whatever is not PostgREST's.
+    /// The answer is not PostgREST's: it is a gateway's own word, a page of HTML, or another
+    /// service.
     #[error("something else answered {status} in the database's place")]
     NotPostgrest { status: u16 },
-    /// PostgREST's own word.
+    /// PostgREST itself answers with an error.
     #[error("{function}: {status} {} {}{}", error.code, without_value(&error.message), hint(error))]
     Api { function: &'static str, status: u16, error: ApiError },
     /// A function of ours is missing: the migrations were not applied.

@@ -100,7 +100,7 @@ pub struct Assessment {
     pub withdraw: Vec<Told>,
     /// What follows from the year.
     pub state: State,
-    /// Spellings in the year's books that no activity is known for, in order.
+    /// Lists spellings in the year's books that no activity is known for, in order.
     pub unknown_activities: Vec<String>,
     /// Liberal professions are among the services.
     pub liberal: bool,

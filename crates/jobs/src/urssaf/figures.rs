@@ -52,9 +52,9 @@ pub(super) enum Regime {
 /// Says which turnover counts against a threshold.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Bucket {
-    /// Everything, activities that are not known too.
+    /// It limits all turnover, that of activities that are not known, too.
     Total,
-    /// Services and liberal professions.
+    /// It limits the turnover of services and liberal professions.
     Services,
 }
 
@@ -131,7 +131,7 @@ fn days_from(created: NaiveDate) -> u32 {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Ceiling {
     whole: i64,
-    /// At most `YEAR`.
+    /// Is `YEAR` at most.
     days: u32,
 }
 

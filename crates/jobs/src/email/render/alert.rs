@@ -19,7 +19,7 @@ use crate::{
 
 pub(super) struct View {
     year: i32,
-    /// The most serious one first.
+    /// Has the most serious one first.
     blocks: Vec<Block>,
     remarks: Vec<Remark>,
     liberal: bool,
@@ -35,16 +35,16 @@ struct Block {
 /// Represents one crossing, in words.
 struct Step {
     level: Level,
-    /// "Plafond de la micro-entreprise".
+    /// Names the limit, as in "Plafond de la micro-entreprise".
     name: String,
     services: bool,
     increased: bool,
-    /// "80 % atteints", "Dépassé", "À vérifier".
+    /// Says how far it is, as in "80 % atteints", "Dépassé", "À vérifier".
     status: String,
-    /// As the subject tells it.
+    /// Is what the mail's subject says.
     told: String,
     percent: String,
-    /// Width of the bar's filled part, 1 to 100.
+    /// Is the width of the bar's filled part, 1 to 100.
     filled: i64,
     turnover: String,
     ceiling: String,

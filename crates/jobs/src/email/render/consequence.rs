@@ -7,9 +7,9 @@ use crate::urssaf::{Crossing, Threshold};
 pub(super) enum Level {
     /// The figures have to be looked at first.
     Check,
-    /// Not exceeded yet.
+    /// The limit is not exceeded yet.
     Near,
-    /// Exceeded.
+    /// The limit is exceeded.
     Over,
 }
 
@@ -35,7 +35,7 @@ impl Level {
 /// Holds the two things a limit can be about, and the two turnovers it is held against.
 #[derive(Clone, Copy)]
 pub(super) struct Limit {
-    /// "plafond de la micro-entreprise".
+    /// Names the limit in a sentence, as in "plafond de la micro-entreprise".
     pub(super) name: &'static str,
     pub(super) vat: bool,
     pub(super) increased: bool,

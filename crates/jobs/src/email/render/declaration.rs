@@ -10,25 +10,26 @@ use crate::{
     },
 };
 
-/// What a reminder says of a declaration. Empty where there is nothing to declare, or nothing is known.
+/// Holds what a reminder says of a declaration. It is empty where there is nothing to declare, or
+/// nothing is known.
 #[derive(Default)]
 pub(super) struct Declaration {
-    /// Each category's turnover of the month.
+    /// Lists each category's turnover of the month.
     pub(super) month: Vec<Figure>,
-    /// Each category's turnover of the quarter so far.
+    /// Lists each category's turnover of the quarter so far.
     pub(super) quarter: Vec<Figure>,
-    /// "d’octobre à novembre 2026", "octobre 2026".
+    /// Names the quarter so far, as in "d’octobre à novembre 2026" or "octobre 2026".
     pub(super) quarter_until_now: String,
     /// The month is the last one of its quarter.
     pub(super) quarter_is_over: bool,
-    /// What the month's turnover costs, without the total.
+    /// Lists what the month's turnover costs, without the total.
     pub(super) aside: Vec<Figure>,
     pub(super) total: String,
-    /// What the figures assume or leave out.
+    /// Says what the figures assume or leave out.
     pub(super) caveats: Vec<String>,
 }
 
-/// What it is, how much.
+/// Says what a figure is, and how much.
 pub(super) struct Figure {
     pub(super) label: String,
     pub(super) amount: String,

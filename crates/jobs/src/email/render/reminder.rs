@@ -18,14 +18,14 @@ use crate::{
 
 pub(super) struct View {
     of: Month,
-    /// "novembre 2026".
+    /// Names the month, as in "novembre 2026".
     month: String,
-    /// "de novembre 2026".
+    /// Names the month behind a noun, as in "de novembre 2026".
     of_month: String,
-    /// "4e trimestre 2026".
+    /// Names the quarter, as in "4e trimestre 2026".
     quarter: String,
     recorded: String,
-    /// "12 enregistrements"; none where nothing is recorded.
+    /// Counts the rows, as in "12 enregistrements"; `None` where nothing is recorded.
     entries: Option<String>,
     negative: bool,
     monthly_due: String,

@@ -58,8 +58,8 @@ impl Remark {
 }
 
 impl Twice {
-    /// For figures that go over several months of one year: names those in which money may be counted twice, but for
-    /// `of`, which has a remark of its own.
+    /// Names the months of one year in which money may be counted twice, for figures that go over
+    /// several of them. `of` has a remark of its own and is not named.
     pub(super) fn others(mixed: &[MonthTwice], of: Month, counts: impl Fn(Month) -> bool) -> Option<String> {
         let others: Vec<Month> =
             mixed.iter().map(|mixed| mixed.month).filter(|other| *other != of && counts(*other)).collect();

@@ -17,7 +17,7 @@ use crate::{
     tasks::{Call, Context, Trigger},
 };
 
-/// What a form or a caller asks for.
+/// Says what a form or a caller asks for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Action {
     Replay {
@@ -36,11 +36,11 @@ pub(super) enum Action {
     SignOut,
 }
 
-/// An action that was started.
+/// Represents an action that was started.
 pub(super) struct Started {
     /// The word by which the page finds its text in [`NOTICES`](super::notice::NOTICES).
     pub(super) notice: &'static str,
-    /// The answer to a caller.
+    /// Holds the answer to a caller.
     pub(super) fields: Fields,
 }
 

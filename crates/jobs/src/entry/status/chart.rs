@@ -8,12 +8,13 @@ use crate::{
     words::counted,
 };
 
-/// A day's bar.
+/// Represents a day's bar.
 #[derive(Debug)]
 pub(super) struct Bar {
     pub(super) day: NaiveDate,
     pub(super) counts: MailCounts,
-    /// Percents of the highest bar, none of them lost to rounding: what there is can be seen.
+    /// Counts percents of the highest bar, none of them lost to rounding: what there is can be
+    /// seen.
     pub(super) sent: u64,
     pub(super) kept: u64,
     pub(super) failed: u64,
@@ -21,12 +22,13 @@ pub(super) struct Bar {
 }
 
 impl Bar {
-    /// The number that stands under the bar.
+    /// Returns the number that stands under the bar.
     pub(super) fn label(&self) -> u32 {
         self.day.day()
     }
 
-    /// `24 novembre 2026 : 1 envoyé, 0 écarté, 0 en échec, 0 d’issue inconnue`, for those who see no bar.
+    /// Tells the bar to those who see none, as in `24 novembre 2026 : 1 envoyé, 0 écarté, 0 en
+    /// échec, 0 d’issue inconnue`.
     pub(super) fn said(&self) -> String {
         let MailCounts { sent, failed, unknown, .. } = self.counts;
         let (sent, kept) =
@@ -36,7 +38,7 @@ impl Bar {
     }
 }
 
-/// One bar for each of the last days, today's last.
+/// Returns one bar for each of the last days, today's last.
 pub(super) fn bars(now: DateTime<Utc>, mails: &[MailDay]) -> Vec<Bar> {
     let today = paris::date(now);
     let days: Vec<(NaiveDate, MailCounts)> = (0..MAIL_DAYS)

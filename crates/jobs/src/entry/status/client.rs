@@ -8,8 +8,8 @@ use reqwest::header::HeaderMap;
 /// name. `x-forwarded-for` may come from another proxy in front of it.
 const HEADER: &str = "x-vercel-forwarded-for";
 
-/// The address of the client, or of its network: whoever has one IPv6 address has the whole /64. `None` where no
-/// platform says it: all of these are counted as one.
+/// Returns the address of the client, or of its network: whoever has one IPv6 address has the whole
+/// /64. It is `None` where no platform says it: all of these are counted as one.
 pub(super) fn address(headers: &HeaderMap) -> Option<IpAddr> {
     // Where there are several, the last one was written last.
     let written = headers.get_all(HEADER).iter().next_back()?.to_str().ok()?;

@@ -17,7 +17,7 @@ pub(super) const NOT_VERIFIED: &str = "La session ne peut pas être vérifiée, 
 /// Says that a session may still be used by whoever has a copy of its cookie.
 const NOT_ENDED: &str = "La déconnexion n’a pas pu être notée, car la base de données ne répond pas comme attendu. Ce navigateur a oublié la session, mais une copie de son cookie vaut encore 30 minutes au plus ; changer CRON_SECRET y met fin tout de suite.";
 
-/// Whether somebody has signed out since the session began.
+/// Tells whether somebody has signed out since the session began.
 pub(super) async fn is_ended(
     supabase: &Supabase,
     session: &Session,

@@ -143,7 +143,7 @@ where
     }
 }
 
-/// Whether the session was ended; `None` where the database cannot be asked.
+/// Tells whether the session was ended; `None` where the database cannot be asked.
 async fn is_over(app: &App, session: &Session) -> Option<bool> {
     let supabase = app.parts().ok()?.supabase.as_ref().ok()?;
     is_ended(supabase, session, &page_deadline()).await.ok()

@@ -18,12 +18,12 @@ use crate::{
     words::{self, counted},
 };
 
-/// Who looks at the page: without a token there are no forms.
+/// Says who looks at the page: without a token there are no forms.
 pub(super) struct Viewer<'a> {
     pub(super) token: Option<&'a str>,
 }
 
-/// Class, name and number of each state that some integration is in.
+/// Holds class, name and number of each state that some integration is in.
 type States = Vec<(&'static str, &'static str, u64)>;
 
 #[derive(Template)]
@@ -37,7 +37,7 @@ struct StatusPage<'a> {
     kinds: Vec<(String, MailCounts)>,
     total: MailCounts,
     providers: Vec<(Provider, States)>,
-    /// Broken integrations by provider and reason, in the order of the worst of each.
+    /// Lists broken integrations by provider and reason, in the order of the worst of each.
     broken: Vec<(Provider, &'a str, Vec<&'a Broken>)>,
 }
 
@@ -95,7 +95,7 @@ pub(super) fn sign_in(status: u16, trouble: Option<&str>) -> Answer {
     rendered(status, &SignInPage { trouble, minutes: MINUTES })
 }
 
-/// A complaint, and the way back.
+/// Answers a complaint, and the way back.
 pub(super) fn message(status: u16, message: &str) -> Answer {
     rendered(status, &MessagePage { message })
 }

@@ -14,23 +14,24 @@ use sha2::Sha256;
 
 use crate::crypto::keys::{PurposeKey, derive};
 
-/// `__Host-`: the browser takes it over HTTPS only, for this host and the whole of it.
+/// The name begins with `__Host-`, so that the browser takes it over HTTPS only, for this host and
+/// the whole of it.
 pub(super) const COOKIE: &str = "__Host-jobs-status";
 pub(super) const MINUTES: i64 = 30;
 const VERSION: &str = "2";
 
-/// The keys of cookies, of forms and of the addresses that try to sign in.
+/// Holds the keys of cookies, of forms and of the addresses that try to sign in.
 pub(super) struct Keys {
     session: PurposeKey,
     form: PurposeKey,
     address: PurposeKey,
 }
 
-/// A cookie whose signature and end were checked.
+/// Represents a cookie whose signature and end were checked.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Session {
     value: String,
-    /// How often somebody had signed out when it began.
+    /// Says how often somebody had signed out when it began.
     pub(super) epoch: u64,
 }
 
@@ -43,7 +44,7 @@ impl Keys {
         }
     }
 
-    /// A new session; `None` where the machine has no randomness.
+    /// Opens a new session; `None` where the machine has no randomness.
     pub(super) fn open(&self, epoch: u64, now: DateTime<Utc>) -> Option<Session> {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).ok()?;
@@ -53,7 +54,7 @@ impl Keys {
         Some(Session { value: format!("{claim}.{signature}"), epoch })
     }
 
-    /// The session in a `Cookie` header, if it is ours and not over.
+    /// Returns the session in a `Cookie` header, if it is ours and not over.
     pub(super) fn read(&self, cookies: &str, now: DateTime<Utc>) -> Option<Session> {
         cookies
             .split(';')
@@ -70,25 +71,25 @@ impl Keys {
         is_good.then(|| Session { value: value.to_owned(), epoch })
     }
 
-    /// The token that this session's forms carry.
+    /// Returns the token that this session's forms carry.
     pub(super) fn form_token(&self, session: &Session) -> String {
         sign(&self.form, &session.value)
     }
 
-    /// Whether a form is this session's own.
+    /// Tells whether a form is this session's own.
     pub(super) fn is_own_form(&self, session: &Session, token: &str) -> bool {
         is_signed(&self.form, &session.value, token)
     }
 
-    /// What the database keeps of a client's address: nobody reads one back from it. Clients of whom no address is
-    /// known are one.
+    /// Returns what the database keeps of a client's address: nobody reads one back from it.
+    /// Clients of whom no address is known are one.
     pub(super) fn address_hash(&self, address: Option<IpAddr>) -> String {
         sign(&self.address, &address.map(|address| address.to_string()).unwrap_or_default())
     }
 }
 
 impl Session {
-    /// The `Set-Cookie` header that begins it.
+    /// Returns the `Set-Cookie` header that begins it.
     pub(super) fn cookie(&self) -> String {
         format!("{COOKIE}={}; {}; Max-Age={}", self.value, ATTRIBUTES, MINUTES * 60)
     }
@@ -96,7 +97,7 @@ impl Session {
 
 const ATTRIBUTES: &str = "Path=/; Secure; HttpOnly; SameSite=Strict";
 
-/// The `Set-Cookie` header that ends any session.
+/// Returns the `Set-Cookie` header that ends any session.
 pub(super) fn no_cookie() -> String {
     format!("{COOKIE}=; {ATTRIBUTES}; Max-Age=0")
 }
@@ -211,7 +212,7 @@ mod tests {
     }
 
     proptest! {
-        /// One character of a good cookie changed, and of a form's token.
+        /// Changes one character of a good cookie, and of a form's token.
         #[test]
         fn a_changed_one_is_not_let_in(place: prop::sample::Index, by in "\\PC") {
             let keys = keys("secret");

@@ -16,19 +16,20 @@ use crate::{
     words,
 };
 
-/// Tries with a wrong secret, from one address …
+/// So many tries with a wrong secret are let in from one address …
 const MOST_TRIES: u32 = 10;
-/// … and from all of them together: far more, so that a stranger does not lock the operator out …
+/// … and so many from all addresses together: far more, so that a stranger does not lock the
+/// operator out …
 const MOST_TRIES_TOGETHER: u32 = 300;
-/// … in this long.
+/// … within so many seconds.
 const TRIES_SECONDS: u32 = 15 * 60;
 
-/// What `jobs_sign_in` answers.
+/// Holds what `jobs_sign_in` answers.
 #[derive(Deserialize)]
 struct Try {
     allowed: bool,
     retry_after: Option<u64>,
-    /// A session that begins now carries it.
+    /// Is carried by a session that begins now.
     epoch: Option<u64>,
 }
 

@@ -381,7 +381,7 @@ fn any_created() -> impl Strategy<Value = Option<NaiveDate>> {
     prop::option::of((2025..=2027, 1_u32..=365).prop_map(|(y, o)| NaiveDate::from_yo_opt(y, o).unwrap()))
 }
 
-/// From refunds to well above the highest ceiling, in a dozen rows.
+/// Goes from refunds to well above the highest ceiling, in a dozen rows.
 const SOME: std::ops::Range<i64> = -1_000_000..6_000_000;
 
 proptest! {

@@ -15,7 +15,7 @@ use crate::{
     words::{self, agreeing, capitalized, counted},
 };
 
-/// `24/11 à 21 h 05`, Paris time.
+/// Writes an instant as in `24/11 à 21 h 05`, Paris time.
 fn short(at: &DateTime<Utc>) -> String {
     let at = paris::local(*at);
     format!("{:02}/{:02} à {}\u{a0}h\u{a0}{:02}", at.day(), at.month(), at.hour(), at.minute())
@@ -25,7 +25,7 @@ fn long(at: DateTime<Utc>) -> String {
     paris::french_minute(at)
 }
 
-/// How long ago something was, roughly.
+/// Says how long ago something was, roughly.
 fn ago(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     let minutes = (now - at).num_minutes().max(0);
     match minutes {
@@ -63,7 +63,7 @@ impl DatabaseView {
         self.missed_since.as_ref().map(short).unwrap_or_default()
     }
 
-    /// Every lane, also one in which there is nothing.
+    /// Returns every lane, also one in which there is nothing.
     pub(super) fn lanes(&self) -> Vec<Cow<'_, Lane>> {
         lane::Lane::ALL
             .into_iter()
@@ -151,7 +151,7 @@ impl Run {
         }
     }
 
-    /// What it was to do and how far it got.
+    /// Says what it was to do and how far it got.
     pub(super) fn said(&self) -> Vec<String> {
         let mut all: Vec<String> = self.lanes.iter().map(RunLane::said).collect();
         if self.records > 0 {
@@ -304,7 +304,7 @@ impl UnreadableInput {
 }
 
 impl MonthDates {
-    /// `mer. 2`: the month is the row's.
+    /// Writes a day as in `mer. 2`: the month is the row's.
     pub(super) fn date(at: Option<&DateTime<Utc>>) -> String {
         const DAYS: [&str; 7] = ["lun.", "mar.", "mer.", "jeu.", "ven.", "sam.", "dim."];
         at.map_or_else(

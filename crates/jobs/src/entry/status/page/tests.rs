@@ -9,7 +9,7 @@ use crate::{
     schedule::Task, words::capitalized,
 };
 
-/// What a reader sees of a page.
+/// Returns what a reader sees of a page.
 fn text(html: &str) -> String {
     let body = html.split("<body").nth(1).unwrap();
     body.split('<')
@@ -83,7 +83,7 @@ fn no_stored_name_reaches_the_page() {
     }
 }
 
-/// The colours of both schemes, from the page itself.
+/// The colours of both schemes come from the page itself.
 #[test]
 fn everything_can_be_read_in_both_schemes() {
     let html = SignInPage { trouble: None, minutes: 30 }.render().unwrap();
