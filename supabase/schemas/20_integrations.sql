@@ -158,6 +158,14 @@ language sql immutable as $$
         'unresolved_currency', 'currency');
 $$;
 
+-- Integrations whose list lacks, at the last read, what it has shown before, or is empty ever since (see settle_figures).
+create function jobs.doubted_lists() returns bigint language sql stable set search_path = '' as $$
+    select count(*) from jobs.integration_state s
+    join public.integration_tokens t on t.user_id = s.user_id and t.provider = s.provider
+    where s.doubted <> '{}' and t.is_active and not s.left_out
+        and upper(s.doubted) >= coalesce(s.last_success_to, '-infinity');
+$$;
+
 -- The first month of an account's books: the Paris month of the connection. The user may write connected_at: it is
 -- believed where it lies at most 31 days before a run first saw the account there, and not after p_latest. A replay
 -- sees an account at an instant that may lie before its connection: it reaches no month before that.

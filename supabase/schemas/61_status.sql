@@ -88,7 +88,8 @@ language sql stable set search_path = '' as $$
                     'status', t.status, 'message', jobs.mask_text(t.error ->> 'message'),
                     -- What was counted in part has no error, but a reason.
                     'code', coalesce(left(t.error ->> 'code', 80), (select min(k) from jsonb_object_keys(t.result) k
-                        where k in ('uncounted_currencies', 'left_alone', 'unknown_movements', 'unreadable_movements'))))
+                        where k in ('uncounted_currencies', 'left_alone', 'unknown_movements', 'unreadable_movements',
+                            'unlisted_movements'))))
                     order by t.item_id), '[]')
                 from troubled t left join auth.users u on u.id = t.user_id
                 where t.run_id = r.run_id and t.n <= 10))
@@ -163,6 +164,7 @@ language sql stable set search_path = '' as $$
         'states', (select coalesce(jsonb_agg(n order by n.provider, n.state), '[]') from (
             select k.provider, k.state, count(*) as count from known k group by 1, 2) n),
         'broken_total', (select count(*) from known k where k.state = 'failing'),
+        'doubted_lists', jobs.doubted_lists(),
         'broken', (select coalesce(jsonb_agg(jsonb_build_object(
                 'user_id', b.user_id, 'address', jobs.mask_address(b.address), 'provider', b.provider,
                 'failures', b.failures, 'failed_at', b.failed_at, 'last_success_at', b.last_success_at,

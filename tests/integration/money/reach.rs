@@ -58,6 +58,11 @@ async fn a_list_that_lacks_what_it_has_shown_is_a_doubt() -> Result<()> {
         .value("select metadata -> 'unlisted_movements' from public.sync_logs where provider = 'shopify' order by synced_at desc limit 1")
         .await?;
     assert_eq!(lacking, json!(1));
+    let doubted = "select jobs.doubted_lists()";
+    assert_eq!(world.value::<i64>(doubted).await?, 1, "the operator is told");
+    let page = crate::status::json(&world.function("status").await?).await?;
+    let attention = page["attention"].to_string();
+    assert!(attention.contains("liste ne montre plus ce qui y était connu"), "{attention}");
     let doubt = json!({"status": "partial", "flaws": {"doubted_list": 1}});
     assert_eq!(worth(&world, user, 11).await?, doubt);
     assert_eq!(books(&world, user).await?, said(&[("2026-11", "20.00")]), "what was read stays");
@@ -77,6 +82,9 @@ async fn a_list_that_lacks_what_it_has_shown_is_a_doubt() -> Result<()> {
         let told = world.post("monthly-sync", month).await?;
         assert_eq!(told["results"][0]["month_status"], "complete", "{told}");
     }
+    world.shopify.tender(SHOP, Tender::new(at("2027-01-02T08:00:00Z"), "5.0", "EUR"));
+    sync_at(&mut world, "2027-01-02T12:10:00Z").await?;
+    assert_eq!(world.value::<i64>(doubted).await?, 0);
     Ok(())
 }
 

@@ -71,7 +71,7 @@ impl<'a> Browser<'a> {
 }
 
 /// Returns the JSON of the Bearer.
-async fn json(function: &Function) -> Result<Value> {
+pub(crate) async fn json(function: &Function) -> Result<Value> {
     let request = jobs::http::client()?.get(function.url()).bearer_auth(SECRET);
     let answer = function.send(request.header("accept", "application/json")).await?;
     anyhow::ensure!(answer.status == 200, "{}", answer.text);

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{
     claims::{ClaimedSlot, has_claims, unclaimed},
-    view::permanent_tokens,
+    view::{doubted_lists, permanent_tokens},
 };
 use crate::{
     email::DigestPoint,
@@ -42,6 +42,8 @@ pub(crate) struct Troubles {
     undelivered: Vec<Undelivered>,
     #[serde(default)]
     permanent_tokens: u64,
+    #[serde(default)]
+    doubted_lists: u64,
     /// Says when each route was called by a cron last.
     routes: BTreeMap<String, DateTime<Utc>>,
 }
@@ -157,6 +159,10 @@ pub(crate) fn points(
             troubles.unreadable,
         ));
     }
+    if troubles.doubted_lists > 0 {
+        let count = troubles.doubted_lists;
+        points.push(point("Listes incomplètes".to_owned(), doubted_lists(count), count));
+    }
     // It is no news of the day: beside others, and on Mondays.
     if troubles.permanent_tokens > 0 && (!points.is_empty() || paris::date(now).weekday() == Weekday::Mon) {
         let count = troubles.permanent_tokens;
@@ -245,6 +251,12 @@ mod tests {
         assert_eq!(titles(&json!({"slots": slots}), "2026-11-24T12:05:00Z"), Vec::<String>::new());
         let told = titles(&json!({"slots": slots}), "2026-11-24T19:30:00Z");
         assert_eq!(told, ["Passage manqué : synchronisation Stripe et Shopify x2"]);
+    }
+
+    #[test]
+    fn lists_that_lack_what_was_known_are_told() {
+        let told = titles(&json!({"doubted_lists": 2}), "2026-11-24T12:05:00Z");
+        assert_eq!(told, ["Listes incomplètes x2"]);
     }
 
     #[test]

@@ -222,6 +222,9 @@ pub(crate) struct Integrations {
     /// Counts the active Shopify integrations whose token cannot be renewed.
     #[serde(default)]
     pub(crate) shopify_permanent: u64,
+    /// Counts the integrations whose list lacks what it has shown before.
+    #[serde(default)]
+    pub(crate) doubted_lists: u64,
     /// Names the Stripe account that was read last: the key is checked with it.
     #[serde(default, skip_serializing)]
     pub(crate) stripe_account: Option<String>,

@@ -233,6 +233,14 @@ pub(crate) fn permanent_tokens(count: u64) -> String {
     )
 }
 
+/// Says how many lists lack what they have shown before, and what to look at.
+pub(crate) fn doubted_lists(count: u64) -> String {
+    let lists = counted(count, "liste ne montre plus", "listes ne montrent plus");
+    format!(
+        "{lists} ce qui y était connu\u{a0}: vérifier l’approbation de l’application Shopify et les connexions"
+    )
+}
+
 /// Tells whose recap has not left because their month could not be read, and why.
 fn owed(now: DateTime<Utc>, months: &[OwedMonths]) -> Vec<Attention> {
     let mut all = Vec::new();
@@ -323,6 +331,10 @@ fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&DatabaseView>)
     let broken = known.integrations.broken_total;
     if broken > 0 {
         add(State::Unknown, "integrations", counted(broken, "intégration en panne", "intégrations en panne"));
+    }
+    let doubted = known.integrations.doubted_lists;
+    if doubted > 0 {
+        add(State::Unknown, "integrations", doubted_lists(doubted));
     }
     let permanent = known.integrations.shopify_permanent;
     if permanent > 0 {
