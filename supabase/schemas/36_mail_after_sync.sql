@@ -1,5 +1,16 @@
 -- Mails that follow from the settlement of a sync.
 
+-- Whether a user's month has anything that a recap would tell of: not a debit on its way, an open dispute, an account that
+-- was taken out of the books.
+create function jobs.month_has_news(p_user_id uuid, p_month date) returns boolean
+language sql stable set search_path = '' as $$
+    select exists (select from jobs.integration_transactions t
+        join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+        left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
+        where t.user_id = p_user_id and t.paris_month = p_month and not coalesce(f.left_out, s.left_out)
+            and coalesce(t.excluded, '') not in ('pending', 'failed', 'not_lost', 'no_turnover'));
+$$;
+
 -- Plans the month's recap, where the run wants recaps and the user, too: of what was imported, or that there was nothing
 -- where there used to be. Call in the settlement's transaction.
 create function jobs.plan_recap(
@@ -33,13 +44,7 @@ begin
             where t.user_id = p_user_id and t.paris_month = p_month)
         and (select m.typed is null and m.flaw is null from jobs.month_books(p_user_id, p_month) m)
         and jobs.has_books_before(p_user_id, p_month);
-    if not is_empty
-        -- A debit on its way, an open dispute, an account that was taken out of the books: nothing to tell of.
-        and not exists (select from jobs.integration_transactions t
-            join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-            left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
-            where t.user_id = p_user_id and t.paris_month = p_month and not coalesce(f.left_out, s.left_out)
-                and coalesce(t.excluded, '') not in ('pending', 'failed', 'not_lost', 'no_turnover')) then
+    if not is_empty and not jobs.month_has_news(p_user_id, p_month) then
         return;
     end if;
     flaws := jobs.month_flaws(p_user_id, p_month, p_as_of);

@@ -250,17 +250,6 @@ language sql stable set search_path = '' as $$
     from theirs t join jobs.email_deliveries d using (delivery_id) left join jobs.job_items i on i.item_id = d.item_id;
 $$;
 
--- Whether a user's month has anything that a recap would tell of: not a debit on its way, an open dispute, an account that
--- was taken out of the books.
-create function jobs.month_has_news(p_user_id uuid, p_month date) returns boolean
-language sql stable set search_path = '' as $$
-    select exists (select from jobs.integration_transactions t
-        join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-        left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
-        where t.user_id = p_user_id and t.paris_month = p_month and not coalesce(f.left_out, s.left_out)
-            and coalesce(t.excluded, '') not in ('pending', 'failed', 'not_lost', 'no_turnover'));
-$$;
-
 -- The mails that a user might have expected: the offer after the sign-up, the reminder and the recap of each of the last
 -- p_months months and of this one. With the delivery's status where there is one, else with why there is none, by what they
 -- wish and are today. Items older than p_kept_since are gone.
@@ -341,7 +330,8 @@ $$;
 -- Everything that the page of one user shows; null: there is no such user. Changes nothing.
 -- p_month: the month that is opened, or null; p_uncounted, p_offset, p_limit: which of its movements. p_prices: see
 -- user_plans. For p_late_before see user_connections; for the other days see user_expected_mails.
---   {person, connections, accounts, reads, months, month, mails, expected, told: [{year, threshold, step, at}], check_due}
+--   {person, connections, accounts, reads, months, month, mails, expected, told: [{year, threshold, step, at, to_verify, withdrawn_at}],
+--   check_due}
 create function public.jobs_user(
     p_user_id uuid, p_month date, p_uncounted boolean, p_offset integer, p_limit integer, p_prices jsonb,
     p_late_before timestamptz, p_first_day integer, p_last_day integer, p_kept_since timestamptz, p_now timestamptz
@@ -364,7 +354,7 @@ begin
         'mails', jobs.user_mails(p_user_id, 40),
         'expected', jobs.user_expected_mails(p_user_id, p_prices, 3, p_first_day, p_last_day, p_kept_since, p_now),
         'told', (select coalesce(jsonb_agg(jsonb_build_object('year', a.year, 'threshold', a.threshold, 'step', a.step,
-            'at', a.created_at) order by a.year desc, a.created_at desc, a.threshold, a.step), '[]')
+            'at', a.created_at, 'to_verify', a.told_as = 'to_verify', 'withdrawn_at', a.withdrawn_at) order by a.year desc, a.created_at desc, a.threshold, a.step), '[]')
             from (select * from jobs.threshold_alerts k where k.user_id = p_user_id
                 order by k.year desc, k.created_at desc limit 60) a),
         'check_due', exists (select from jobs.threshold_checks_due d where d.user_id = p_user_id));
@@ -384,7 +374,7 @@ set search_path = '' set statement_timeout = '25s' set jit = off as $$
         where j.reason is null
     )
     select jsonb_build_object('total', (select count(*) from counted), 'rows', coalesce((
-        select jsonb_agg(jsonb_build_array(c.day, left(c.external_id, 120), c.kind, c.provider, left(c.method, 60),
-            c.amount_minor) order by c.n)
+        select jsonb_agg(jsonb_build_array(c.day, regexp_replace(left(c.external_id, 80), '[[:cntrl:]]', ' ', 'g'), c.kind,
+            c.provider, regexp_replace(left(c.method, 40), '[[:cntrl:]]', ' ', 'g'), c.amount_minor) order by c.n)
         from counted c where c.n > p_offset and c.n <= p_offset + p_limit), '[]'));
 $$;

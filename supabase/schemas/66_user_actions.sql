@@ -65,7 +65,9 @@ language sql stable set search_path = '' as $$
     join jobs.job_items i on i.item_id = d.item_id and i.status = 'failed'
     left join lateral (select * from jobs.mail_people m where m.user_id = d.user_id offset 0) p on true
     where d.user_id = p_user_id and d.status in ('failed', 'refused') and d.provider_id is null
-        and d.settled_at >= p_failed_since;
+        and d.settled_at >= p_failed_since
+        -- It has left for another address.
+        and not exists (select from jobs.email_deliveries n where n.dedupe_key = d.dedupe_key || '/moved');
 $$;
 
 -- Queues them again, each in its lane. A repeated call with the same p_call_id answers what the first one did.
@@ -99,7 +101,7 @@ begin
     end if;
     update jobs.email_deliveries d
     set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
-        sealed_at = null, settled_at = null
+        sealed_at = null, settled_at = null, feedback = null, feedback_at = null
     where d.item_id = any (again) and d.status in ('failed', 'refused');
     perform from jobs.job_items i where i.item_id = any (again) order by i.item_id for update;
     update jobs.job_items i

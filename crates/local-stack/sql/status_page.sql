@@ -74,3 +74,40 @@ insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id,
 select 'look/' || i.item_id, 'threshold_alert', i.user_id, i.user_id, i.run_id, i.item_id, i.result ->> 'mail', i.error ->> 'message', i.settled_at
 from jobs.job_items i where i.lane = 'alerts';
 insert into jobs.email_suppressions (address_hash, reason) values (sha256('a'), 'bounced'), (sha256('b'), 'complained');
+
+-- One user of whom there is something of everything: the page of a user is looked at with them.
+update jobs.integration_state s set account = 'acct_7', activity = 'Prestation de services', first_month = date_trunc('month', $now - interval '2 months')::date,
+    counted = datemultirange(daterange(date_trunc('month', $now - interval '2 months')::date, null)), last_success_to = $now - interval '4 days', refusals = 14,
+    trouble_mailed_at = $now - interval '2 days'
+where s.user_id = '00000000-0000-4000-8000-000000000007';
+insert into public.integration_tokens (id, user_id, provider, access_token, shop_domain, connected_at)
+values (md5('second')::uuid, '00000000-0000-4000-8000-000000000007', 'shopify', 'x', 'atelier-des-lilas.myshopify.com', $now - interval '20 days');
+insert into jobs.integration_state (user_id, provider, account, activity, first_month, counted, last_success_at, last_success_to, all_orders)
+values ('00000000-0000-4000-8000-000000000007', 'shopify', 'atelier-des-lilas.myshopify.com', 'Vente de marchandises', date_trunc('month', $now)::date,
+    datemultirange(daterange(date_trunc('month', $now)::date, null)), $now - interval '5 hours', $now - interval '5 hours', false);
+insert into jobs.former_accounts (user_id, provider, account, first_month, counted, covered, replaced_at, left_out)
+values ('00000000-0000-4000-8000-000000000007', 'stripe', 'acct_essai', date_trunc('month', $now - interval '3 months')::date, '{}', '{}', $now - interval '50 days', true);
+insert into jobs.integration_transactions (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, state, method)
+select '00000000-0000-4000-8000-000000000007', 'stripe', 'txn_1QabcDEF' || n, 'acct_7', case when n % 9 = 5 then 'refund' else 'payment' end,
+    date_trunc('month', $now) + make_interval(hours => 9 + n * 11), case when n % 9 = 5 then -1 else 1 end * (1990 + n * 731), case n when 8 then 'USD' else 'EUR' end,
+    array['ch_' || n, 'pi_' || n], case when n % 9 = 5 then 'refund' else 'charge' end, case n when 12 then 'pending' else 'succeeded' end, case n when 12 then 'sepa_debit' else 'card' end
+from generate_series(1, 40) n;
+insert into jobs.integration_transactions (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, method)
+select '00000000-0000-4000-8000-000000000007', 'shopify', (88000 + n)::text, 'atelier-des-lilas.myshopify.com', 'payment', date_trunc('month', $now) + make_interval(hours => 9 + n * 11),
+    1990 + n * 731, 'EUR', array['ch_' || n, 'gid://shopify/Order/' || n], 'tender', case n when 3 then 'gift_card' else 'shopify_payments' end
+from generate_series(1, 4) n;
+insert into jobs.integration_transactions (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency)
+select '00000000-0000-4000-8000-000000000007', 'stripe', 'txn_old' || n, case n when 3 then 'acct_essai' else 'acct_7' end, 'payment', $now - make_interval(months => n), 45000, 'EUR' from generate_series(1, 3) n;
+insert into public.ca_records (user_id, year, month, activity_type, amount_eur, source, external_id, metadata)
+select '00000000-0000-4000-8000-000000000007', extract(year from at), extract(month from at), 'Prestation de services', 450 * (n + 1), 'auto_sync', to_char(at, 'YYYY-MM') || '/x', '{"status": "complete"}'
+from generate_series(0, 2) n, lateral (select $now - make_interval(months => n) as at) x;
+insert into public.ca_records (user_id, year, month, activity_type, amount_eur)
+values ('00000000-0000-4000-8000-000000000007', extract(year from $now), extract(month from $now), 'Prestation de services', 32000);
+insert into jobs.auto_sync_totals (user_id, month, activity, record_id, written_eur, computed_eur, locked_at)
+select r.user_id, make_date(r.year, r.month, 1), r.activity_type, r.id, r.amount_eur, r.amount_eur + 100, $now - interval '3 days' from public.ca_records r
+where r.user_id = '00000000-0000-4000-8000-000000000007' and r.external_id is not null;
+insert into jobs.threshold_alerts (user_id, year, threshold, step, run_id, created_at)
+values ('00000000-0000-4000-8000-000000000007', extract(year from $now), 'vat_base_services', 80, gen_random_uuid(), $now - interval '40 days');
+insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, status, provider_id, planned_at, settled_at)
+select 'monthly_recap/' || id || '/' || to_char($now - interval '1 month', 'YYYY-MM'), 'monthly_recap', id, id, gen_random_uuid(), '{"total": 90000, "provisional_at": "2026-10-31T07:00:00Z"}', 'sent',
+    '4ef9a417-02e9-4d39-ad75-9611e0fcc33c', $now - interval '22 days', $now - interval '22 days' from auth.users where id = '00000000-0000-4000-8000-000000000007';

@@ -53,19 +53,35 @@ pub fn sign_in(chrome: &mut Chrome, url: &str, secret: &str) -> Result<()> {
     Ok(())
 }
 
-/// Pictures of the sign-in form and of the page, on a phone and on a desk, light and dark; answers where they are.
-pub fn pictures(chrome: &mut Chrome, url: &str, secret: &str, folder: &Path) -> Result<Vec<PathBuf>> {
+/// Returns the address of the page of the user of whom there is something of everything, with this month opened.
+pub fn user_page(url: &str, now: DateTime<Utc>) -> String {
+    format!("{url}?user=00000000-0000-4000-8000-000000000007&month={}", jobs::schedule::paris::month(now))
+}
+
+/// Pictures of the sign-in form, of the page and of a user's, on a phone and on a desk, light and dark; answers where they
+/// are.
+pub fn pictures(
+    chrome: &mut Chrome,
+    url: &str,
+    secret: &str,
+    now: DateTime<Utc>,
+    folder: &Path,
+) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut all = Vec::new();
-    for name in ["sign-in", "status", "status-open"] {
+    for name in ["sign-in", "status", "status-open", "user", "user-open"] {
         if name == "status" {
             sign_in(chrome, url, secret)?;
         }
         for (width, scheme) in WIDTHS.into_iter().flat_map(|width| Scheme::ALL.map(|scheme| (width, scheme)))
         {
             chrome.window(width, scheme)?;
-            chrome.visit(url)?;
-            if name == "status-open" {
+            if name.starts_with("user") {
+                chrome.visit(&user_page(url, now))?;
+            } else {
+                chrome.visit(url)?;
+            }
+            if name.ends_with("-open") {
                 chrome.eval("document.querySelectorAll('details').forEach(d => d.open = true)")?;
             }
             let picture = chrome.shot(width)?;
@@ -115,7 +131,7 @@ pub async fn write(folder: &Path, at: Option<DateTime<Utc>>) -> Result<()> {
     let (url, folder) = (format!("{}{PATH}", function.url()), folder.to_owned());
     let files = tokio::task::spawn_blocking(move || {
         let mut chrome = Chrome::start(&browser)?;
-        pictures(&mut chrome, &url, secret, &folder)
+        pictures(&mut chrome, &url, secret, now, &folder)
     })
     .await??;
     for file in files {

@@ -55,7 +55,7 @@ pub(super) async fn answer(world: &World, function: &str, arguments: &Value) -> 
 /// This is the worst that the database may hold: 100,000 failed items with long errors, results
 /// that are larger than any of ours, mails that were skipped for as many reasons, texts of 17 MB,
 /// accounts and activities as long as they are read; `$run` is a run of the database.
-const WORST: [&str; 10] = [
+const WORST: [&str; 12] = [
     "insert into auth.users (id, email, email_confirmed_at, created_at) select lpad(n::text, 32, '0')::uuid, \
      'somebody' || n || '@' || repeat('d', 200) || '.example.test', '2020-01-01', '2020-01-01' from generate_series(1, 300) n",
     "insert into jobs.job_runs (run_id, task, slot, trigger, route, as_of, started_at) values \
@@ -85,6 +85,10 @@ const WORST: [&str; 10] = [
     "insert into public.ca_records (user_id, year, month, activity_type, amount_eur, source) \
      select lpad(n::text, 32, '0')::uuid, 2026, m, a || repeat('\u{1f4b6}', 90), 1000, s from generate_series(1, 40) n, generate_series(1, 12) m, \
      generate_series(10, 98) a, unnest(array['manual', 'auto_sync']) s",
+    "insert into jobs.integration_transactions (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, source_kind, state, method, original) \
+     select lpad('1', 32, '0')::uuid, 'stripe', n || repeat(E'\\x02', 300), repeat(E'\\x02', 300), 'payment', '$now', 9000000000000, 'EUR', repeat(E'\\x02', 300), \
+     repeat(E'\\x02', 300), repeat(E'\\x02', 300), jsonb_build_object('amount', repeat(E'\\x02', 300), 'currency', repeat(E'\\x02', 300)) from generate_series(1, 25000) n",
+    "update jobs.integration_state set account = repeat(E'\\x02', 300), counted = '{(,)}' where user_id = lpad('1', 32, '0')::uuid",
 ];
 
 /// Returns the arguments of a dry run of the J+3 mail that looks at everybody.
@@ -95,6 +99,22 @@ fn dry_offers(now: DateTime<Utc>) -> Value {
         "p_dry_run": true, "p_prices": {}, "p_first_day": 0, "p_last_day": 5000, "p_month": null,
         "p_expires_at": null, "p_now": now,
     })
+}
+
+/// A call about the first user, of whom there is the most.
+fn of_one_user(function: &'static str, now: DateTime<Utc>) -> (&'static str, Value) {
+    let (user, month) = (format!("{:032}", 1), |month: &str| now.format(month).to_string());
+    let arguments = if function == "jobs_user" {
+        json!({
+            "p_user_id": user, "p_month": month("%Y-%m-01"), "p_uncounted": false, "p_offset": 0, "p_limit": 100, "p_prices": {},
+            "p_late_before": now, "p_first_day": 3, "p_last_day": 6, "p_kept_since": now, "p_now": now,
+        })
+    } else {
+        json!({
+            "p_user_id": user, "p_first": month("%Y-01-01"), "p_last": month("%Y-12-01"), "p_offset": 0, "p_limit": 20_000,
+        })
+    };
+    (function, arguments)
 }
 
 /// Alerts of 100 users that name as many activities as are read, and those activities.
@@ -180,7 +200,8 @@ async fn the_worst_that_is_written_stays_within_the_bounds() -> Result<()> {
     ];
     let bounds = bounds();
     let mut sizes = BTreeMap::new();
-    for (function, arguments) in calls {
+    let of_one_user = ["jobs_user", "jobs_user_receipts"].map(|function| of_one_user(function, now));
+    for (function, arguments) in calls.into_iter().chain(of_one_user) {
         let text = answer(&world, function, &arguments).await?;
         println!("{function}: {} bytes of {}", text.len(), bounds[function]);
         assert!(text.len() <= bounds[function], "{function}: {} bytes", text.len());
@@ -196,6 +217,8 @@ async fn the_worst_that_is_written_stays_within_the_bounds() -> Result<()> {
     for (function, least) in [
         ("jobs_status", 15_000),
         ("jobs_report", 500_000),
+        ("jobs_user", 200_000),
+        ("jobs_user_receipts", 2_000_000),
         ("jobs_troubles", 10_000),
         ("threshold_books", 1_000_000),
         ("mail_claim", 1_000_000),

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use local_stack::status_page::{furnish, pictures, sign_in};
+use local_stack::status_page::{furnish, pictures, sign_in, user_page};
 use processes::chrome::{self, Chrome, Scheme};
 
 use crate::world::{SECRET, World};
@@ -18,15 +18,19 @@ async fn a_keyboard_a_phone_and_no_script_are_enough() -> Result<()> {
     let world = World::new().await?;
     furnish(world.pool(), world.now()).await?;
     let function = world.function("status").await?;
-    let url = function.url();
+    let (url, now) = (function.url(), world.now());
     tokio::task::spawn_blocking(move || {
         let mut chrome = Chrome::start(&program)?;
         chrome.window(320, Scheme::Light)?;
         sign_in(&mut chrome, &url, SECRET)?;
         look_around(&mut chrome)?;
+        chrome.visit(&user_page(&url, now))?;
+        look_around(&mut chrome)?;
+        tab_through(&mut chrome)?;
+        open_the_user(&mut chrome, &url)?;
         sign_out(&mut chrome, &url)?;
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/status");
-        pictures(&mut chrome, &url, SECRET, &folder)?;
+        pictures(&mut chrome, &url, SECRET, now, &folder)?;
         chrome.window(320, Scheme::Dark)?;
         chrome.visit(&url)?;
         replay(&mut chrome)?;
@@ -83,15 +87,15 @@ const HERE: &str = "(() => { const e = document.activeElement, s = getComputedSt
     return [e.textContent.trim(), s.outlineStyle !== 'none' && r.width > 1 && r.height > 1, \
     [...document.querySelectorAll('*')].indexOf(e)]; })()";
 
-/// Goes Tab by Tab through the whole page: the skip link first, everything once, in the order of
-/// the text, each seen.
-fn replay(chrome: &mut Chrome) -> Result<()> {
+/// Goes Tab by Tab through the whole page: the skip link comes first, everything once, in the order of the text, and each
+/// shows that it has the focus. Answers the texts.
+fn tab_through(chrome: &mut Chrome) -> Result<Vec<String>> {
     chrome.eval("document.querySelectorAll('details').forEach(d => d.open = true)")?;
     let stops = chrome
-        .eval("document.querySelectorAll('a, button, summary').length")?
+        .eval("document.querySelectorAll('a, button, summary, input:not([type=hidden])').length")?
         .as_u64()
         .context("a number")?;
-    let (mut seen, mut last, mut missed) = (HashSet::new(), 0, None);
+    let (mut seen, mut last, mut texts) = (HashSet::new(), 0, Vec::new());
     for stop in 0..stops {
         chrome.press("Tab")?;
         let here = chrome.eval(HERE)?;
@@ -99,13 +103,17 @@ fn replay(chrome: &mut Chrome) -> Result<()> {
         ensure!(here[1] == true, "{text:?} does not show that it has the focus");
         ensure!(place > last && seen.insert(place), "{text:?} comes out of order");
         ensure!(stop > 0 || text == "Aller au contenu", "first comes {text:?}");
-        if text.starts_with("Rejouer") && missed.is_none() {
-            missed = Some(stop);
-        }
+        texts.push(text.to_owned());
         last = place;
     }
-    // And back to that button, by the keyboard again.
-    let missed = missed.context("no button to replay with")?;
+    Ok(texts)
+}
+
+/// Replays a missed slot by the keyboard alone.
+fn replay(chrome: &mut Chrome) -> Result<()> {
+    let texts = tab_through(chrome)?;
+    let missed =
+        texts.iter().position(|text| text.starts_with("Rejouer")).context("no button to replay with")?;
     chrome.eval("document.activeElement.blur()")?;
     chrome.eval("document.querySelector('.skip').focus()")?;
     for _ in 0..missed {
@@ -115,6 +123,18 @@ fn replay(chrome: &mut Chrome) -> Result<()> {
     chrome.loaded()?;
     let said = chrome.eval("document.querySelector('[role=status]').textContent")?;
     ensure!(said.as_str().is_some_and(|said| said.contains("rejeu est lancé")), "{said}");
+    Ok(())
+}
+
+/// Opens a user's page by the form and the keyboard alone.
+fn open_the_user(chrome: &mut Chrome, url: &str) -> Result<()> {
+    chrome.visit(url)?;
+    chrome.eval("document.querySelector('#who').focus()")?;
+    chrome.type_text("00000000-0000-4000-8000-000000000007")?;
+    chrome.press("Enter")?;
+    chrome.loaded()?;
+    let place = chrome.eval("location.search")?;
+    ensure!(place == "?user=00000000-0000-4000-8000-000000000007", "{place}");
     Ok(())
 }
 

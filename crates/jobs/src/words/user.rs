@@ -1,9 +1,9 @@
 //! Holds the words of the page of one user: why a mail did not leave or a movement does not count, by the stored code.
 
-use crate::urssaf::Threshold;
+use crate::{mail_kind::MailKind, urssaf::Threshold};
 
 /// Says what the functions of `65_user.sql` and `66_user_actions.sql` answer beside the reasons of all others.
-pub(super) const REASONS: [(&str, &str); 19] = [
+pub(super) const REASONS: [(&str, &str); 21] = [
     // Of a mail that was not planned.
     ("not_due_yet", "pas encore dû"),
     ("no_connection", "aucune connexion active"),
@@ -29,6 +29,8 @@ pub(super) const REASONS: [(&str, &str); 19] = [
     ("bounced", "retour définitif"),
     ("complained", "plainte"),
     // Of a mail that was.
+    ("returned", "la boîte aux lettres ne l’a pas pris"),
+    ("delayed", "remise retardée, Resend réessaie"),
     ("sent", "envoyé"),
 ];
 
@@ -88,6 +90,15 @@ pub fn item_status(stored: &str) -> &'static str {
         "failed" => "en échec",
         "superseded" => "repris par une lecture plus récente",
         _ => "dans un état inconnu",
+    }
+}
+
+/// Returns the name of one mail of a stored kind, as a heading.
+pub fn one_mail(stored: &str) -> &'static str {
+    match MailKind::from_stored(stored) {
+        Some(MailKind::MarketingDay3) => "Courriel J+3",
+        Some(kind) => kind.section(),
+        None => "Autre courriel",
     }
 }
 

@@ -4,6 +4,7 @@ mod actions;
 mod doors;
 mod hostile;
 mod money;
+mod questions;
 mod sizes;
 
 use anyhow::{Result, ensure};

@@ -94,7 +94,7 @@ pub(crate) struct Connection {
     #[serde(default)]
     pub(crate) to_do: Vec<String>,
     pub(crate) connected_at: Option<DateTime<Utc>>,
-    pub(crate) first_month: Option<String>,
+    pub(crate) first_month: Option<Month>,
     pub(crate) activity: Option<String>,
     pub(crate) left_out: bool,
     pub(crate) last_success_at: Option<DateTime<Utc>>,
@@ -118,12 +118,12 @@ pub(crate) struct Connection {
 pub(crate) struct Account {
     pub(crate) provider: Provider,
     pub(crate) account: String,
-    pub(crate) first_month: Option<String>,
+    pub(crate) first_month: Option<Month>,
     pub(crate) left_out: bool,
     pub(crate) replaced_at: Option<DateTime<Utc>>,
     pub(crate) movements: u64,
-    pub(crate) movements_from: Option<String>,
-    pub(crate) movements_to: Option<String>,
+    pub(crate) movements_from: Option<Month>,
+    pub(crate) movements_to: Option<Month>,
 }
 
 /// Represents an item that read something.
@@ -131,7 +131,7 @@ pub(crate) struct Account {
 #[serde(rename_all(serialize = "camelCase"))]
 pub(crate) struct Read {
     pub(crate) lane: String,
-    pub(crate) month: Option<String>,
+    pub(crate) month: Option<Month>,
     pub(crate) trigger: String,
     pub(crate) status: String,
     pub(crate) attempts: u64,
@@ -180,11 +180,18 @@ pub(crate) struct Expected {
 
 /// Represents a step of a threshold that was told, or used up by a higher one.
 #[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all(serialize = "camelCase"))]
 pub(crate) struct Told {
     pub(crate) year: i32,
     pub(crate) threshold: Threshold,
     pub(crate) step: u8,
     pub(crate) at: DateTime<Utc>,
+    /// Only what may be there twice reached it.
+    #[serde(default)]
+    pub(crate) to_verify: bool,
+    /// The books do not say so any more since then.
+    #[serde(default)]
+    pub(crate) withdrawn_at: Option<DateTime<Utc>>,
 }
 
 /// Says which month is opened, and which of its movements are shown.

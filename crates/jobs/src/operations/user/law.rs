@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::coded::Coded;
+use super::{coded::Coded, state};
 use crate::{
     deadline::Deadline,
     schedule::paris,
     supabase::{Supabase, SupabaseError},
-    urssaf::{self, Threshold, Told, UserBooks, YearBooks},
+    urssaf::{self, State, Threshold, Told, UserBooks, YearBooks},
     words,
 };
 
@@ -35,6 +35,9 @@ pub(crate) struct Law {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LawYear {
     pub(crate) year: i32,
+    /// What follows from the year's books, for VAT and for the regime.
+    pub(crate) state: State,
+    pub(crate) state_said: Vec<String>,
     pub(crate) ceilings: Vec<Ceiling>,
     /// A check would tell these steps now, if nothing keeps mail from the user.
     pub(crate) would_tell: Vec<Step>,
@@ -143,7 +146,14 @@ fn judged_year(books: &UserBooks, told: &[ToldInYear], year: i32, today: NaiveDa
             is_doubtful: crossing.doubt.is_some(),
         })
         .collect();
-    Some(LawYear { year, ceilings, would_tell, unknown_activities: assessment.unknown_activities })
+    Some(LawYear {
+        year,
+        state: assessment.state,
+        state_said: state::said(&assessment.state),
+        ceilings,
+        would_tell,
+        unknown_activities: assessment.unknown_activities,
+    })
 }
 
 /// Rounds down: nobody is told that a ceiling is reached one cent below it.

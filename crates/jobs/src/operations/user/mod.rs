@@ -9,4 +9,5 @@ pub(crate) mod facts;
 pub(crate) mod law;
 pub(crate) mod money;
 pub(crate) mod receipts;
+mod state;
 pub(crate) mod view;

@@ -237,7 +237,7 @@ async fn resend(context: Context, state: &AppState, wanted: &Wanted) -> Result<D
         _ => format!("{} à renvoyer.", counted(still as u64, "courriel", "courriels")),
     }];
     for mail in mails {
-        let name = capitalized(words::mail_kind(&mail.kind));
+        let name = words::one_mail(&mail.kind);
         let of = about(&mail.about);
         said.push(match &mail.reason {
             None => format!("{name}{of}\u{a0}: repart."),

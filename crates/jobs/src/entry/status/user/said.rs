@@ -112,7 +112,7 @@ impl Connection {
 impl Read {
     pub(super) fn said(&self) -> String {
         let what = match &self.month {
-            Some(month) => format!("mois de {}", month.parse().map_or_else(|_| month.clone(), Month::french)),
+            Some(month) => format!("mois de {}", month.french()),
             None => words::lane(&self.lane).to_owned(),
         };
         let records = counted(self.records, "mouvement nouveau ou changé", "mouvements nouveaux ou changés");
@@ -152,8 +152,11 @@ impl OpenMonth {
 
 impl Source {
     pub(super) fn said(&self) -> String {
-        let refunds =
-            if self.refunds == 0 { String::new() } else { format!(", remboursé {}", euros(self.refunds)) };
+        let refunds = if self.refunds == 0 {
+            String::new()
+        } else {
+            format!(", remboursé {}", euros(self.refunds.saturating_neg()))
+        };
         format!("{}\u{a0}: {}{refunds}", self.provider.name(), euros(self.gross))
     }
 }
@@ -212,15 +215,20 @@ impl Movement {
     }
 
     pub(super) fn at_said(&self) -> String {
-        self.at.as_ref().map_or_else(|| "date absente".to_owned(), minute)
+        self.at.map_or_else(
+            || "date absente".to_owned(),
+            |at| paris::local(at).format("%d/%m/%Y %H\u{a0}h\u{a0}%M").to_string(),
+        )
     }
 
     /// Says where it is known from.
     pub(super) fn origin(&self) -> String {
         let mut parts = vec![self.account.clone()];
         parts.extend(self.source_kind.clone().map(|kind| format!("type {kind}")));
-        parts.extend(self.state.clone().map(|state| format!("état {state}")));
-        parts.extend(self.method.clone().map(|method| format!("moyen {method}")));
+        parts.extend(
+            self.state.as_deref().filter(|state| *state != "succeeded").map(|state| format!("état {state}")),
+        );
+        parts.extend(self.method.as_deref().map(|method| words::means(method).to_owned()));
         if let Some(amount) = &self.original_amount {
             let currency = self.original_currency.as_deref().unwrap_or_default();
             parts.push(format!("lu\u{a0}: {amount} {currency}"));
@@ -232,7 +240,7 @@ impl Movement {
 
 impl Mail {
     pub(super) fn name(&self) -> String {
-        format!("{}{}", capitalized(words::mail_kind(&self.kind)), about(&self.about))
+        format!("{}{}", words::one_mail(&self.kind), about(&self.about))
     }
 
     pub(super) fn class(&self) -> &'static str {
@@ -251,11 +259,7 @@ impl Mail {
 
 impl Expected {
     pub(super) fn name(&self) -> String {
-        format!(
-            "{}{}",
-            capitalized(words::mail_kind(&self.kind)),
-            about(self.month.as_deref().unwrap_or_default())
-        )
+        format!("{}{}", words::one_mail(&self.kind), about(self.month.as_deref().unwrap_or_default()))
     }
 
     pub(super) fn said(&self) -> String {
@@ -263,6 +267,7 @@ impl Expected {
         match (&self.status, &self.reason) {
             (Some(status), Some(reason)) => format!("{}{at}\u{a0}: {}", status.said(), reason.said()),
             (Some(status), None) => format!("{}{at}", status.said()),
+            (None, Some(reason)) if reason.code() == "not_due_yet" => reason.said().to_owned(),
             (None, Some(reason)) => match &self.message {
                 Some(message) => format!("pas envoyé\u{a0}: {} ({message})", reason.said()),
                 None => format!("pas envoyé\u{a0}: {}", reason.said()),
@@ -274,12 +279,15 @@ impl Expected {
 
 impl Told {
     pub(super) fn said(&self) -> String {
+        let doubt = if self.to_verify { ", à vérifier" } else { "" };
+        let withdrawn = self.withdrawn_at.as_ref().map(|at| format!("\u{a0}; retiré le {}", day(at)));
         format!(
-            "{}\u{a0}: {}, {}\u{a0}%, le {}",
+            "{}\u{a0}: {}, {}\u{a0}%{doubt}, le {}{}",
             self.year,
             words::threshold(self.threshold),
             self.step,
-            day(&self.at)
+            day(&self.at),
+            withdrawn.unwrap_or_default()
         )
     }
 }
