@@ -17,6 +17,9 @@ use crate::{
     urssaf::{Before, Crossing, Gap, Micro, Outlook, Passed, State, Threshold, Vat, Verdict},
 };
 
+#[cfg(test)]
+mod tests;
+
 pub(super) struct View {
     year: i32,
     /// Has the most serious one first.
