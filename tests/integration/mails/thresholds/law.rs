@@ -30,7 +30,7 @@ async fn vat_is_a_state() -> Result<()> {
     let mails: Vec<String> = mails_to(&world, "march@example.test").iter().map(text).collect();
     let since =
         "Vous êtes redevable de la TVA dès la date à laquelle le seuil majoré a été dépassé, en mars 2026";
-    says(&mails[0], &["Seuil majoré de TVA – Prestations de services", "date du dépassement : mars 2026"]);
+    says(&mails[0], &["Seuil majoré de TVA – Prestations de services", "- dépassement : mars 2026"]);
     says(&mails[1], &["Seuil de franchise de TVA – Chiffre d’affaires total", "80 % atteints"]);
     for mail in &mails {
         says(mail, &[since, "sauf activité exonérée ou seuil propre"]);
@@ -302,8 +302,8 @@ async fn the_day_of_a_crossing_and_what_the_figures_rest_on() -> Result<()> {
         &mail,
         &[
             "Vous êtes redevable de la TVA depuis le 12 novembre 2026, jour où le seuil majoré a été dépassé",
-            "date du dépassement : 4 novembre 2026",
-            "date du dépassement : 12 novembre 2026",
+            "- dépassement : 4 novembre 2026",
+            "- dépassement : 12 novembre 2026",
             "40 000,00 USD",
             "Faute d’indication, vos encaissements Stripe sont comptés comme des prestations de services.",
             "page Intégrations",

@@ -5,7 +5,9 @@ use jobs::schedule::Task;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{SALES, SERVICES, about, books, held, mails_to, message, recorded, says, text, turnover, world};
+use super::{
+    SALES, SERVICES, about, books, held, mails_to, message, recorded, says, says_not, text, turnover, world,
+};
 use crate::{
     promises::rpc,
     world::{SECRET, World},
@@ -190,5 +192,21 @@ async fn what_was_found_and_not_planned_is_found_again() -> Result<()> {
             .json()["sent"],
         0
     );
+    Ok(())
+}
+
+/// Rows as they stood before tellings had a kind: they are used up, whatever was told.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_older_version_told_stays_told() -> Result<()> {
+    let world = world().await?;
+    let user = books(&world, "older", &[(SERVICES, "38000")]).await?;
+    let sql = "insert into jobs.threshold_alerts (user_id, year, threshold, step, run_id) \
+               select $1, 2026, 'vat_base_services', s, gen_random_uuid() from unnest(array[80, 90, 100]) s";
+    about(&world, user, sql).await?;
+    assert_eq!(typed(&world, user, "38000").await?, 0);
+    assert_eq!(typed(&world, user, "41250.01").await?, 1, "the increased threshold was not told");
+    let mails = mails_to(&world, "older@example.test");
+    says(&text(&mails[0]), &["Seuil majoré de TVA"]);
+    says_not(&text(&mails[0]), &["Seuil de franchise de TVA –"]);
     Ok(())
 }
