@@ -1,18 +1,19 @@
 -- How a sender seals a batch of mails and settles what came of it.
 
 -- What the mail service reports of a mail that it had accepted, the worse the higher; 0: nothing.
---   delayed: it is still trying; delivered; returned: the mailbox did not take it this time; failed: it did not leave, for a
---   reason of ours or of the service; refused: it did not leave, because of the address; suppressed: the service keeps mails
+--   delayed: it is still trying; delivered; returned: the mailbox did not take it this time; mailbox_full: it had no room;
+--   failed: it did not leave, for a reason of ours or of the service; refused: it did not leave, because of the address; suppressed: the service keeps mails
 --   from this address; bounced: the address refuses mails; complained: the reader called it spam
 create function jobs.feedback_rank(p_outcome text) returns integer
 language sql immutable set search_path = '' as $$
-    select coalesce(array_position(array['delayed', 'delivered', 'returned', 'failed', 'refused', 'suppressed', 'bounced',
+    select coalesce(array_position(array['delayed', 'delivered', 'returned', 'mailbox_full', 'failed', 'refused', 'suppressed', 'bounced',
         'complained'], p_outcome), 0);
 $$;
 
 -- Notes on these mails what the service has reported of them, the worst that there is, whether it came before or after our
 -- note of their ids. What did not arrive for a reason that is ours or passes is planned once more, under a key of its
--- own; not an offer, for which nobody waits.
+-- own; not an offer, for which nobody waits. An out-of-office note comes as a bounce that passes, too: what was delivered
+-- has arrived, and only a full mailbox is tried again.
 create function jobs.apply_feedback(p_provider_ids text[], p_now timestamptz) returns void
 language plpgsql set search_path = '' as $$
 declare
@@ -21,20 +22,23 @@ begin
     with worst as (
         select distinct on (e.provider_id) e.provider_id, e.outcome
         from jobs.email_events e where e.provider_id = any (p_provider_ids) and e.outcome is not null
+            and not (e.outcome in ('returned', 'mailbox_full') and exists (select from jobs.email_events a
+                where a.provider_id = e.provider_id and a.outcome = 'delivered'))
         order by e.provider_id, jobs.feedback_rank(e.outcome) desc
     )
     update jobs.email_deliveries d
     set feedback = nullif(w.outcome, 'delivered'), feedback_at = case when w.outcome <> 'delivered' then p_now end
     from worst w
-    where d.provider_id = w.provider_id and jobs.feedback_rank(w.outcome) > jobs.feedback_rank(d.feedback)
+    where d.provider_id = w.provider_id and (jobs.feedback_rank(w.outcome) > jobs.feedback_rank(d.feedback)
+            or w.outcome = 'delivered' and d.feedback in ('returned', 'mailbox_full'))
         -- A mailbox that is full for an offer is nothing to note.
-        and (w.outcome <> 'returned' or d.kind <> 'marketing_day3');
+        and (w.outcome not in ('returned', 'mailbox_full') or d.kind <> 'marketing_day3');
     for run in
         with again as (
             insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
             select d.dedupe_key || '/again', d.kind, d.user_id, d.recipient, d.run_id, d.facts, d.expires_at
             from jobs.email_deliveries d join jobs.job_runs r on r.run_id = d.run_id
-            where d.provider_id = any (p_provider_ids) and d.feedback in ('failed', 'returned')
+            where d.provider_id = any (p_provider_ids) and d.feedback in ('failed', 'mailbox_full')
                 and d.kind <> 'marketing_day3' and d.facts <> '{}' and d.dedupe_key not like '%/again'
                 and (d.user_id is not null or d.recipient is null)
                 and (d.expires_at is null or d.expires_at > p_now)

@@ -113,10 +113,13 @@ language sql stable set search_path = '' set jit = off as $$
     ), recorded as materialized (
         select * from jobs.recorded_months(p_user_id)
     ), mailed as materialized (
-        select to_date(split_part(d.dedupe_key, '/', 3), 'YYYY-MM') as month, d.status as recap, d.settled_at as recapped
+        -- The last one of each: what did not arrive may have left again.
+        select distinct on (1) to_date(split_part(d.dedupe_key, '/', 3), 'YYYY-MM') as month, d.status as recap,
+            d.settled_at as recapped
         from jobs.email_deliveries d
         where d.user_id = p_user_id and d.kind = 'monthly_recap'
             and split_part(d.dedupe_key, '/', 3) ~ '^[0-9]{4}-(0[1-9]|1[0-2])$'
+        order by 1, d.delivery_id desc
     ), months as (
         select month from ledger union select month from computed union select month from recorded
         union select month from mailed

@@ -206,7 +206,8 @@ pub fn feedback(stored: &str) -> &'static str {
             "Resend n’envoie plus rien à cette adresse (Resend, Suppressions). Retirée de la liste, elle reçoit ce qui est encore vrai."
         }
         "failed" => "Resend n’a pas pu envoyer ce courriel après l’avoir accepté, deux fois de suite.",
-        "returned" => "La boîte aux lettres n’a pas pris ce courriel, deux fois de suite.",
+        "mailbox_full" => "La boîte aux lettres était pleine, deux fois de suite.",
+        "returned" => "La boîte aux lettres n’a pas pris ce courriel, ou une réponse automatique en a l’air.",
         "complained" => "Le lecteur l’a signalé comme indésirable : il ne reçoit plus rien.",
         "delayed" => "La remise est retardée ; Resend réessaie.",
         _ => OTHER_REASON,

@@ -93,6 +93,31 @@ async fn what_failed_after_its_200_leaves_once_more() -> Result<()> {
     Ok(())
 }
 
+/// An out-of-office note comes back as a bounce, before or after the delivery is reported: nobody gets a mail twice for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_automatic_reply_sends_nothing_again() -> Result<()> {
+    let (mut world, now, _) = reminded(&["away", "replies", "full", "lost"]).await?;
+    let reported = |name: &str, sub_kind: &str| {
+        let address = format!("{name}@example.test");
+        let id = mail_to(&world, &address).id;
+        (delivered(&id, &address), bounced(&id, &address, Bounce::Transient, sub_kind))
+    };
+    let (arrived, replied) = reported("away", "General");
+    let (arrived_later, replied_first) = reported("replies", "General");
+    let (taken, forwarded) = reported("full", "MailboxFull");
+    let (_, returned) = reported("lost", "General");
+    for event in [arrived, replied, replied_first, arrived_later, taken, forwarded, returned] {
+        report(&world, &event).await?;
+    }
+    world.resend.clear().await?;
+    next_run(&mut world, now + TimeDelta::hours(1)).await?;
+    assert_eq!(recipients(&world), Vec::<String>::new());
+    let noted = "select array_agg(d.feedback || ' ' || d.address) from jobs.email_deliveries d where feedback = 'returned'";
+    let noted: Vec<String> = world.value(noted).await?;
+    assert_eq!(noted, ["returned lost@example.test"], "only what nobody has seen arrive is told");
+    Ok(())
+}
+
 /// Whoever corrects their address gets what is still true, once; whoever does not, nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_corrected_address_gets_what_is_still_true_once() -> Result<()> {

@@ -74,6 +74,8 @@ struct Data {
 struct Bounce {
     #[serde(rename = "type")]
     kind: Option<String>,
+    #[serde(rename = "subType")]
+    sub_kind: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -87,10 +89,19 @@ impl Event {
         told.is_some_and(|told| told.eq_ignore_ascii_case(kind))
     }
 
+    /// Returns whether a mailbox had no room. Every other bounce that passes may be an out-of-office note: Amazon SES, which
+    /// the service sends with, reports those as transient and general
+    /// (<https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html#bounce-types>).
+    fn is_mailbox_full(&self) -> bool {
+        let told = self.data.bounce.as_ref().and_then(|bounce| bounce.sub_kind.as_deref());
+        told.is_some_and(|told| told.eq_ignore_ascii_case("mailboxfull"))
+    }
+
     /// Returns what became of the mail, as the database ranks it (`jobs.feedback_rank`).
     fn outcome(&self) -> Option<&'static str> {
         match self.kind.as_str() {
             BOUNCED if self.bounced_as("permanent") => Some("bounced"),
+            BOUNCED if self.bounced_as("transient") && self.is_mailbox_full() => Some("mailbox_full"),
             BOUNCED if self.bounced_as("transient") => Some("returned"),
             COMPLAINED => Some("complained"),
             FAILED if self.is_the_address() => Some("refused"),
@@ -197,6 +208,11 @@ mod tests {
     #[case(r#"{"type":"email.delivered","data":{"to":["a@b.fr"]}}"#, Some("delivered"), None)]
     #[case(
         r#"{"type":"email.bounced","data":{"bounce":{"type":"Transient","subType":"MailboxFull"}}}"#,
+        Some("mailbox_full"),
+        None
+    )]
+    #[case(
+        r#"{"type":"email.bounced","data":{"bounce":{"type":"Transient","subType":"General"}}}"#,
         Some("returned"),
         None
     )]

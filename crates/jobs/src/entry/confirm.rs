@@ -143,7 +143,7 @@ impl Said {
         let months = self.month.map_or_else(|| "tous les mois, y compris à venir".to_owned(), paris_month);
         match self.verdict {
             Some(BooksVerdict::Distinct) => {
-                format!("Pour {months}, ce que vous saisissez et ce que nous importons compte.")
+                format!("Pour {months}, ce que vous saisissez et ce que nous importons comptent tous deux.")
             }
             Some(BooksVerdict::Same) => {
                 format!("Pour {months}, seul le plus élevé des deux montants compte.")

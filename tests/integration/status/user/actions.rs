@@ -9,6 +9,22 @@ use super::{
 };
 use crate::{clock::at, mails, world::World};
 
+/// An id that was mistyped is no success, confirmed or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_done_for_nobody_is_refused() -> Result<()> {
+    let world = World::at(at("2026-11-18T12:00:00Z")).await?;
+    let function = world.function("status").await?;
+    for action in [("read-again", "days"), ("lift-suppression", "of"), ("resend-mails", "of")] {
+        let nobody = uuid::Uuid::new_v4().to_string();
+        let asked = [("action", action.0), ("user", &nobody), (action.1, "3")];
+        for confirmed in [asked.to_vec(), [asked.as_slice(), &[("confirm", "true")]].concat()] {
+            let answer = post(&function, &confirmed).await?;
+            assert_eq!(answer.status, 404, "{confirmed:?}: {}", answer.text);
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_leaves_the_books_and_comes_back() -> Result<()> {
     let world = World::at(at("2026-11-18T12:00:00Z")).await?;

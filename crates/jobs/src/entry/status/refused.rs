@@ -11,3 +11,6 @@ impl Refused {
         Self { status, message: message.into() }
     }
 }
+
+/// Answers whoever asks for a user that does not exist.
+pub(super) const NOBODY: &str = "Aucun utilisateur n’a cet identifiant ou cette adresse.";

@@ -14,6 +14,15 @@ use crate::{
     supabase::{Supabase, SupabaseError},
 };
 
+/// Asks whether there is such a user.
+pub(crate) async fn is_known(
+    supabase: &Supabase,
+    user: Uuid,
+    deadline: &Deadline,
+) -> Result<bool, SupabaseError> {
+    supabase.rpc("jobs_user_exists", &json!({"p_user_id": user}), deadline).await
+}
+
 /// Says what taking an account out of the books, or back into them, does.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all(serialize = "camelCase"))]

@@ -19,6 +19,28 @@ impl Coded {
     }
 }
 
+/// Represents what the mail service has reported of a mail (`jobs.feedback_rank`).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(transparent)]
+pub(crate) struct Reported(String);
+
+impl Reported {
+    pub(crate) fn said(&self) -> &str {
+        words::feedback(&self.0)
+    }
+
+    /// Returns whether the service is still trying.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0 == "delayed"
+    }
+}
+
+impl Serialize for Reported {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        with_words(serializer, &self.0, self.said())
+    }
+}
+
 impl From<&str> for Coded {
     fn from(code: &str) -> Self {
         Self(code.to_owned())
@@ -27,9 +49,13 @@ impl From<&str> for Coded {
 
 impl Serialize for Coded {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Coded", 2)?;
-        fields.serialize_field("code", &self.0)?;
-        fields.serialize_field("said", self.said())?;
-        fields.end()
+        with_words(serializer, &self.0, self.said())
     }
+}
+
+fn with_words<S: Serializer>(serializer: S, code: &str, said: &str) -> Result<S::Ok, S::Error> {
+    let mut fields = serializer.serialize_struct("Coded", 2)?;
+    fields.serialize_field("code", code)?;
+    fields.serialize_field("said", said)?;
+    fields.end()
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    coded::Coded,
+    coded::{Coded, Reported},
     money::{MonthRow, Months, OpenMonth},
 };
 use crate::{
@@ -157,7 +157,7 @@ pub(crate) struct Mail {
     pub(crate) about: String,
     pub(crate) status: Coded,
     pub(crate) reason: Option<Coded>,
-    pub(crate) feedback: Option<Coded>,
+    pub(crate) feedback: Option<Reported>,
     pub(crate) service_id: Option<String>,
     pub(crate) planned_at: DateTime<Utc>,
     pub(crate) settled_at: Option<DateTime<Utc>>,

@@ -12,7 +12,11 @@ use super::{
 };
 use crate::{
     chain,
-    entry::{answer::Fields, log, shape, status::refused::Refused},
+    entry::{
+        answer::Fields,
+        log, shape,
+        status::refused::{NOBODY, Refused},
+    },
     operations::user::actions::{self, LeftOut, Resent, Suppression},
     orchestrator,
     providers::Provider,
@@ -36,6 +40,11 @@ pub(crate) struct Done {
 
 /// Does it, or says what it would do.
 pub(crate) async fn act(context: Context, state: &AppState, wanted: &Wanted) -> Result<Done, Refused> {
+    match actions::is_known(&context.supabase, wanted.user, &context.deadline).await {
+        Ok(true) => {}
+        Ok(false) => return Err(Refused::new(404, NOBODY)),
+        Err(error) => return Err(refused(&error)),
+    }
     match &wanted.what {
         What::ReadDays(days) => read(context, state, wanted, Some(*days), None).await,
         What::ReadMonth(month) => read(context, state, wanted, None, Some(*month)).await,

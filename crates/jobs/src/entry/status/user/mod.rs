@@ -13,6 +13,7 @@ pub(super) use self::wanted::Wanted;
 use super::{
     page_request::{PageRequest, page_deadline},
     query::Query,
+    refused::NOBODY,
 };
 use crate::{
     entry::{answer::Answer, app::App},
@@ -25,9 +26,6 @@ use crate::{
     supabase::{Supabase, SupabaseError},
     tasks::Context,
 };
-
-/// Says that nobody is found, whatever was looked for.
-const NOBODY: &str = "Aucun utilisateur n’a cet identifiant ou cette adresse.";
 
 /// Finds the account of an id or a whole address: a browser is sent to its page.
 pub(super) async fn find(app: &App, request: &PageRequest<'_>, who: &str) -> Answer {

@@ -245,6 +245,7 @@ impl Mail {
 
     pub(super) fn class(&self) -> &'static str {
         match (self.status.code(), &self.feedback) {
+            ("sent", Some(feedback)) if feedback.is_open() => "unknown",
             ("sent", Some(_)) | ("refused" | "failed", _) => "bad",
             ("sent", None) => "good",
             ("unknown" | "planned" | "sealed", _) => "unknown",

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::{
     entry::status::refused::Refused,
     providers::Provider,
-    schedule::{Days, Month},
+    schedule::{Days, Month, YEARS},
 };
 
 /// Says what a form asks for.
@@ -96,8 +96,10 @@ fn read_again(value: &impl Fn(&str) -> Option<String>) -> Result<What, Refused> 
             .map_err(|_| Refused::new(400, "Champ days : le nombre de jours va de 1 à 366.")),
         (None, Some(month)) => month
             .parse()
+            .ok()
+            .filter(|month: &Month| YEARS.contains(&month.year()))
             .map(What::ReadMonth)
-            .map_err(|_| Refused::new(400, "Champ month : AAAA-MM est attendu.")),
+            .ok_or_else(|| Refused::new(400, "Champ month : AAAA-MM est attendu, de 1970 à 2099.")),
         _ => Err(Refused::new(400, "Champs days ou month : l’un des deux est attendu.")),
     }
 }
@@ -114,6 +116,7 @@ mod tests {
     #[case(&[("action", "read-again"), ("days", "30")], Some(Ok(What::ReadDays("30".parse().unwrap()))))]
     #[case(&[("action", "read-again"), ("month", "2026-11"), ("days", " ")], Some(Ok(What::ReadMonth("2026-11".parse().unwrap()))))]
     #[case(&[("action", "read-again"), ("days", "367")], Some(Err(400)))]
+    #[case(&[("action", "read-again"), ("month", "0001-01")], Some(Err(400)))]
     #[case(&[("action", "read-again"), ("days", "3"), ("month", "2026-11")], Some(Err(400)))]
     #[case(&[("action", "read-again")], Some(Err(400)))]
     #[case(&[("action", "lift-suppression")], Some(Ok(What::LiftSuppression)))]
