@@ -35,7 +35,7 @@ const DAYS_AFTER_THE_LAST_DEADLINE: u64 = 7;
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Telling {
     pub threshold: Threshold,
-    /// 80 or 90 (reached), 100 (exceeded).
+    /// Is 80 or 90 (reached), or 100 (exceeded).
     pub step: u8,
     pub told_as: ToldAs,
 }
@@ -54,9 +54,9 @@ pub enum ToldAs {
 pub struct Told {
     #[serde(flatten)]
     pub telling: Telling,
-    /// How often it was told.
+    /// Counts how often it was told.
     pub times: u8,
-    /// It does not hold any more.
+    /// Says that it does not hold any more.
     pub withdrawn: bool,
 }
 
@@ -64,20 +64,20 @@ pub struct Told {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Crossing {
     pub threshold: Threshold,
-    /// 80 or 90 (reached), 100 (exceeded).
+    /// Is 80 or 90 (reached), or 100 (exceeded).
     pub step: u8,
-    /// What the year counts against this threshold, in cents.
+    /// Is what the year counts against this threshold, in cents.
     pub turnover: i64,
-    /// In cents, in proportion to the days of a creation year.
+    /// Is in cents, and in proportion to the days of a creation year.
     pub ceiling: i64,
-    /// The ceiling of a whole year, where `ceiling` is a part of it.
+    /// Is the ceiling of a whole year, where `ceiling` is a part of it.
     pub full_year_ceiling: Option<i64>,
-    /// Crossed only where the months with both typed and imported rows are added up.
+    /// Says that it is crossed only where the months with both typed and imported rows are added up.
     pub doubt: Option<Doubt>,
-    /// When the ceiling was exceeded, where that is certain.
+    /// Says when the ceiling was exceeded, where that is certain.
     #[serde(default)]
     pub passed: Option<Passed>,
-    /// When it will be, at the pace of the last months.
+    /// Says when it will be, at the pace of the last months.
     #[serde(default)]
     pub outlook: Option<Outlook>,
 }
@@ -92,23 +92,24 @@ pub struct Doubt {
 /// Holds what [`assess`] finds.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Assessment {
-    /// What to show: at most one step a threshold. Empty: there is nothing to tell.
+    /// Is what to show: at most one step a threshold. It is empty where there is nothing to tell.
     pub crossings: Vec<Crossing>,
-    /// What to store once it is told: the steps in `crossings`, and those that they use up.
+    /// Is what to store once it is told: the steps in `crossings`, and those that they use up.
     pub tell: Vec<Telling>,
-    /// What was told and does not hold any more.
+    /// Is what was told and does not hold any more.
     pub withdraw: Vec<Told>,
-    /// What follows from the year.
+    /// Says what follows from the year.
     pub state: State,
     /// Lists spellings in the year's books that no activity is known for, in order.
     pub unknown_activities: Vec<String>,
     /// Liberal professions are among the services.
     pub liberal: bool,
-    /// What is typed for months to come, in cents: it is planned, and does not count.
+    /// Is what is typed for months to come, in cents: it is planned, and does not count.
     pub planned: i64,
-    /// The day on which the user says that the activity began, which the books contradict, and their first month.
+    /// Is the day on which the user says that the activity began, which the books contradict, and their first
+    /// month.
     pub contradiction: Option<(NaiveDate, Month)>,
-    /// Months whose movements, day by day, would tell more.
+    /// Lists the months whose movements, day by day, would tell more.
     pub asks: Vec<Month>,
 }
 

@@ -53,9 +53,9 @@ struct Step {
     ceiling: String,
     full_year_ceiling: Option<String>,
     doubt: Option<Split>,
-    /// "12 juin 2026", "juin 2026".
+    /// Is written like "12 juin 2026" or "juin 2026".
     passed: Option<String>,
-    /// "À ce rythme, …".
+    /// Is a sentence that begins with "À ce rythme".
     outlook: Option<String>,
 }
 

@@ -15,18 +15,18 @@ const SALES: &str = "Vente de marchandises";
 const SERVICES: &str = "Prestation de services";
 const LIBERAL: &str = "Activité libérale";
 
-/// Rows of one month, typed.
+/// Returns typed rows of one month.
 fn typed(month: u32, sums: &[(&str, i64)]) -> Vec<BookRow> {
     sums.iter().map(|&(activity, typed)| row(month, activity, typed, 0)).collect()
 }
 
-/// A row of a month that is mixed if it has both sides.
+/// Returns a row of a month that is mixed if it has both sides.
 fn row(month: u32, activity: &str, typed: i64, imported: i64) -> BookRow {
     let mixed = typed != 0 && imported != 0;
     BookRow { month, activity: activity.to_owned(), typed, imported, mixed }
 }
 
-/// Rows of months that have both sides each.
+/// Returns rows of months that have both sides each.
 fn mixed(months: &[(u32, &str, i64, i64)]) -> Vec<BookRow> {
     let row = |&(month, activity, typed, imported): &(u32, &str, i64, i64)| BookRow {
         mixed: true,
@@ -56,7 +56,7 @@ fn found(books: &UserBooks, told: &[Told]) -> Assessment {
     assess(books, told, 2026, eve(2026)).unwrap()
 }
 
-/// The highest steps to be told, by threshold.
+/// Returns the highest steps to be told, by threshold.
 fn steps(assessment: &Assessment) -> Vec<(Threshold, u8)> {
     let mut steps = std::collections::BTreeMap::new();
     for told in &assessment.tell {
@@ -255,7 +255,8 @@ fn a_creation_year_shows_both_figures_of_a_ceiling() {
     assert_eq!(shown(VatIncreasedServices), (3_107_876, Some(4_125_000)));
 }
 
-/// Turnover of a month before it: the date is wrong, or the activity began anew. Nothing is reduced by it.
+/// Turnover of a month before it says that the date is wrong, or that the activity began anew. Nothing is reduced by
+/// it.
 #[test]
 fn a_creation_date_that_the_books_contradict_shrinks_no_ceiling() {
     let rows = [typed(3, &[(SERVICES, 100)]), typed(5, &[(SERVICES, 2_999_899)])].concat();
@@ -357,7 +358,7 @@ fn books_are_read_as_the_database_writes_them() {
     assert_eq!(told, Told { telling, times: 1, withdrawn: false });
 }
 
-/// Rows of (month, activity, typed, imported), of which every month with both sides is mixed.
+/// Makes rows of (month, activity, typed, imported), of which every month with both sides is mixed.
 fn any_rows(cents: std::ops::Range<i64>) -> impl Strategy<Value = Vec<BookRow>> {
     let activity = prop::sample::select(vec![SALES, SERVICES, LIBERAL, "services", "mixte"]);
     let side = prop_oneof![Just(0), cents];
