@@ -241,6 +241,26 @@ begin
     select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') from flaws f);
 end $$;
 
+-- Of what a month's figure is made, with what was read of it: each account whose books have the month; every active
+-- integration where none has, or that was never read. is_owed: its money belongs into the books of the month.
+create function jobs.month_sources(p_user_id uuid, p_month date, p_as_of timestamptz)
+returns table (provider text, covered tstzmultirange, is_former boolean, is_owed boolean)
+language sql stable as $$
+    with former as materialized (
+        select f.provider, f.covered from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month
+    )
+    select t.provider, coalesce(s.covered, '{}'), false, coalesce(s.counted @> p_month, false) or (s.first_month is null
+        and jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of), p_as_of) <= p_month)
+    from public.integration_tokens t
+    left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+    where t.user_id = p_user_id and t.is_active and s.left_out is not true
+        and (s.first_month is null or s.counted @> p_month or (not exists (select from former)
+            and not exists (select from jobs.integration_state o where o.user_id = p_user_id and o.counted @> p_month)))
+    union all
+    -- The month in which an account was replaced holds what was read of it until then, which may not be all.
+    select f.provider, f.covered, true, true from former f;
+$$;
+
 -- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up to
 -- now), partial (something of it was never read, or it has flaws). It follows from the ledger and from what was read,
 -- of each account whose books have the month; of every active integration where none has, or that was never read.
@@ -255,18 +275,8 @@ begin
     ), bounds as (
         select p_month::timestamp at time zone 'Europe/Paris' as starts,
             (p_month + interval '1 month') at time zone 'Europe/Paris' as ends
-    ), former as materialized (
-        select f.covered from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month
-    ), sources as (
-        select coalesce(s.covered, '{}') as covered, false as is_former
-        from public.integration_tokens t
-        left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-        where t.user_id = p_user_id and t.is_active and s.left_out is not true
-            and (s.first_month is null or s.counted @> p_month or (not exists (select from former)
-                and not exists (select from jobs.integration_state o where o.user_id = p_user_id and o.counted @> p_month)))
-        union all
-        -- The month in which an account was replaced holds what was read of it until then, which may not be all.
-        select f.covered, true from former f
+    ), sources as materialized (
+        select s.covered, s.is_former from jobs.month_sources(p_user_id, p_month, p_as_of) s
     )
     select jsonb_strip_nulls(jsonb_build_object('flaws', nullif(f.found, '{}'), 'status', case
         when f.found <> '{}' then 'partial'

@@ -127,9 +127,10 @@ begin
                         'books', jobs.books_to_declare(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM')),
                         'profile', jsonb_build_object('created', t.created, 'has_acre', t.has_acre,
                             'income_tax', t.income_tax), 'mixed', x.months, 'verdict', m.verdict,
-                        'definitive', f.told, 'uncounted', f.uncounted,
+                        'definitive', f.told, 'uncounted', f.uncounted, 'incomplete', coalesce(w.incomplete, '[]'),
                         'today', (p_now at time zone 'Europe/Paris')::date)
-                    when 'definitive_month' then jsonb_build_object('definitive', f.told)
+                    when 'definitive_month' then jsonb_build_object('definitive', f.told, 'uncounted', f.uncounted,
+                        'incomplete', coalesce(w.incomplete, '[]'))
                     when 'monthly_recap' then jsonb_build_object('year', y.to_date -> 'sums', 'created', t.created,
                         'ahead', y.to_date -> 'ahead', 'empty', coalesce(y.to_date -> 'empty', '[]'),
                         'mixed', x.months, 'verdict', m.verdict) else '{}' end end,
@@ -157,13 +158,24 @@ begin
             on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'
         left join lateral jobs.tax_profiles(array[d.user_id]) t
             on d.kind in ('monthly_reminder', 'monthly_recap') and d.status = 'planned'
+        left join lateral (     -- the mail's month, with those before it in its quarter for what is to be declared
+            select array_agg(g.month::date order by g.month) as months
+            from to_date(d.facts ->> 'month', 'YYYY-MM') as o (month) cross join generate_series(
+                case d.kind when 'definitive_month' then o.month else date_trunc('quarter', o.month)::date end,
+                o.month, '1 month') as g (month)
+        ) q on d.kind in ('monthly_reminder', 'definitive_month') and d.status = 'planned'
+        left join lateral (     -- of who has an integration: what these months lack, and where that is something
+            select jsonb_agg(l.lacks order by o.place) filter (where l.lacks @> '{"in_books": true}'
+                    and not l.lacks @> '{"maybe_twice": 0, "passed_on": 0, "partial": false}'
+                    or l.lacks @> '{"in_books": true}' and l.lacks -> 'unread' <> '[]') as incomplete,
+                (array_agg(l.lacks order by o.place desc))[1] as of_month
+            from unnest(q.months) with ordinality as o (month, place)
+            cross join lateral (select jobs.month_lacks(d.user_id, o.month, p_now) as lacks offset 0) l
+        ) w on q.months is not null and exists (select from public.integration_tokens t where t.user_id = d.user_id)
         left join lateral (
-            select jobs.definitive_month(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM'), p_now) as told,
-                -- The month and those before it in its quarter: what a declaration is about.
-                jobs.uncounted_currencies(d.user_id, array(select g::date from generate_series(
-                    date_trunc('quarter', to_date(d.facts ->> 'month', 'YYYY-MM')),
-                    to_date(d.facts ->> 'month', 'YYYY-MM'), '1 month') g)) as uncounted
-        ) f on d.kind in ('monthly_reminder', 'definitive_month') and d.status = 'planned'
+            select jobs.definitive_month(d.user_id, q.months[cardinality(q.months)], w.of_month) as told,
+                jobs.uncounted_currencies(d.user_id, q.months) as uncounted
+        ) f on q.months is not null
         left join lateral (     -- no longer than a mail may be
             select jobs.year_to_date(d.user_id, to_date(d.facts ->> 'month', 'YYYY-MM'), coalesce(
                 date_trunc('month', t.created)::date,

@@ -1,4 +1,37 @@
--- The definitive total of a month of which a recap has named another one.
+-- What a mail says of a month after it is over: what its figures lack, and its definitive total where a recap has named
+-- another one.
+
+-- What keeps a user's month from being whole: what was not read of it, and its flaws as a recap tells them.
+--   {month, in_books: the month belongs into the books of an account, read_whole: it was read to its end,
+--    unread: [{source, since: null where a hole lies elsewhere, wholly, is_former}], maybe_twice, passed_on,
+--    partial: something else is missing}
+create function jobs.month_lacks(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
+language sql stable set search_path = '' as $$
+    with bounds as materialized (
+        select tstzmultirange(tstzrange(p_month::timestamp at time zone 'Europe/Paris',
+            (p_month + interval '1 month') at time zone 'Europe/Paris')) as days
+    ), sources as materialized (
+        select s.provider, s.is_former, s.is_owed, b.days, b.days - s.covered as missing
+        from bounds b cross join jobs.month_sources(p_user_id, p_month, p_as_of) s
+    ), reading as materialized (
+        select coalesce(bool_or(s.is_owed), false) as in_books, coalesce(bool_and(isempty(s.missing)), false) as is_whole,
+            coalesce(jsonb_agg(jsonb_build_object('source', s.provider, 'is_former', s.is_former,
+                'wholly', s.missing = s.days,
+                'since', case when s.missing = tstzmultirange(tstzrange(lower(s.missing), upper(s.days)))
+                    and lower(s.missing) > lower(s.days) then lower(s.missing) end)
+                order by s.provider, s.is_former) filter (where s.is_owed and not isempty(s.missing)), '[]') as unread
+        from sources s
+    ), flaws as materialized (
+        select jobs.month_flaws(p_user_id, p_month, p_as_of) as found
+    )
+    select jsonb_build_object('month', to_char(p_month, 'YYYY-MM'), 'in_books', r.in_books,
+        'read_whole', r.is_whole and not f.found ?| array['beyond_scope', 'doubted_list'], 'unread', r.unread,
+        'maybe_twice', coalesce((f.found ->> 'maybe_twice')::integer, 0),
+        'passed_on', coalesce((f.found ->> 'passed_on')::integer, 0),
+        -- As in a recap (see plan_recap): what is in other currencies is told by itself.
+        'partial', f.found - array['currency', 'unresolved_currency', 'maybe_twice', 'passed_on'] <> '{}')
+    from reading r cross join flaws f;
+$$;
 
 -- What was imported for a month, in cents: as the books have it where they have the month at all, else all that was read.
 create function jobs.imported_total(p_user_id uuid, p_month date) returns bigint
@@ -9,16 +42,16 @@ language sql stable set search_path = '' as $$
         or exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month)) c;
 $$;
 
--- What the recap of a month said, and what the month's total is now that it was read to its end. Null where no recap has
--- left, or the month was not read to its end.
+-- What the recap of a month said, and what the month's total is now that it was read to its end, whatever its flaws. Null
+-- where no recap has left, or the month was not read to its end. p_lacks: see month_lacks.
 --   {mailed, mailed_at, provisional, total}
-create function jobs.definitive_month(p_user_id uuid, p_month date, p_now timestamptz) returns jsonb
+create function jobs.definitive_month(p_user_id uuid, p_month date, p_lacks jsonb) returns jsonb
 language sql stable set search_path = '' as $$
     select jsonb_build_object('mailed', (d.facts ->> 'total')::bigint, 'mailed_at', d.settled_at,
         'provisional', d.facts ->> 'provisional_at' is not null, 'total', jobs.imported_total(p_user_id, p_month))
     from jobs.email_deliveries d
     where d.dedupe_key = 'monthly_recap/' || p_user_id || '/' || to_char(p_month, 'YYYY-MM') and d.status = 'sent'
-        and d.facts ? 'total' and jobs.month_status(p_user_id, p_month, p_now) = 'complete';
+        and d.facts ? 'total' and p_lacks @> '{"read_whole": true}';
 $$;
 
 -- Who had a recap of a month that names another total than the books do now, and gets no reminder that would say so.

@@ -5,6 +5,7 @@ use anyhow::Result;
 use chrono::{DateTime, Days, TimeDelta, Utc};
 use jobs::schedule::{Month, paris};
 use serde_json::{Value, json};
+use stand_ins::stripe::PassedOn;
 use uuid::Uuid;
 
 use super::given::{
@@ -132,6 +133,40 @@ async fn who_got_a_provisional_total_is_told_the_definitive_one_once() -> Result
         )
         .await?;
     assert_eq!(preferences, json!([false, true, true]));
+    Ok(())
+}
+
+/// Money in dollars and a platform's share never leave a month: its total is definitive all the same, with both beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_total_is_definitive_whatever_its_flaws_which_are_told() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, now) = last_day(&mut world);
+    for account in ["acct_mailed", "acct_reminded"] {
+        let user = seller(&world, account, month).await?;
+        let first = month.start() + TimeDelta::hours(61);
+        world.stripe.payment(account, first, 5_000, "usd");
+        world.stripe.passed_on(account, first, 8_500, PassedOn::Part);
+        if account == "acct_reminded" {
+            makes_premium(&world, user).await?;
+        }
+    }
+    world.cron("monthly-orchestrator", "").await?;
+    world.resend.clear().await?;
+    for account in ["acct_mailed", "acct_reminded"] {
+        world.stripe.payment(account, now + TimeDelta::hours(5), 25_550, "eur");
+    }
+    world.set_now(second_after(month) - TimeDelta::hours(2));
+    world.post("sync-integrations", "").await?;
+    world.set_now(second_after(month));
+    let answer = world.cron("send-reminders", "").await?;
+    assert_eq!((&answer["sent"], &answer["recaps"]["sent"]), (&json!(1), &json!(1)), "{answer}");
+    for (account, definitive) in
+        [("acct_mailed", "Total importé, définitif : "), ("acct_reminded", "Le total importé est définitif")]
+    {
+        let said = text(&mail_to(&world, &address(account)));
+        says(&said, &[definitive, "255,50 € de plus", "Les opérations en USD", "reversé par une plateforme"]);
+        says_not(&said, &["est incomplet", "n’a pas été lu"]);
+    }
     Ok(())
 }
 

@@ -243,6 +243,69 @@ async fn it_names_what_is_not_counted() -> Result<()> {
     Ok(())
 }
 
+/// A month that was not read to its end is said, with what is missing; nothing is to be declared as 0 € by that. Months before
+/// the connection are the user's own, and of who was read nothing is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_month_that_was_not_read_whole_is_said() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set_now(at("2026-11-10T11:00:00Z"));
+    let accounts = ["acct_sold", "acct_nothing", "acct_never", "acct_good"];
+    for account in accounts {
+        let user = world.stripe_user(account).await?;
+        for sql in [
+            "insert into public.subscriptions (user_id, status, price_id) values ($1, 'active', 'price_premium')",
+            "insert into public.email_preferences (user_id, monthly_reminder) values ($1, true)",
+        ] {
+            about(&world, user, sql).await?;
+        }
+        turnover(&world, user, "2026-10", "Prestation de services", "50", "manual").await?;
+    }
+    for account in ["acct_sold", "acct_good"] {
+        world.stripe.payment(account, at("2026-11-05T10:00:00Z"), 120_000, "eur");
+    }
+    world.stripe.revoke("acct_never");
+    world.post("sync-integrations", "").await?;
+    for account in ["acct_sold", "acct_nothing"] {
+        world.stripe.revoke(account);
+    }
+    world.set_now(at("2026-12-02T06:00:00Z"));
+    world.post("sync-integrations", "").await?;
+    world.resend.clear().await?;
+    world.set_now(at("2026-12-02T07:30:00Z"));
+    let answer = world.cron("send-reminders", "").await?;
+    assert_eq!(answer["sent"], json!(4), "{answer}");
+
+    let read = |account: &str| text(&mail_to(&world, &format!("{account}@example.test")));
+    let sold = read("acct_sold");
+    says(
+        &sold,
+        &[
+            "Novembre 2026 est incomplet",
+            "Stripe n’a pas été lu depuis le 10 novembre 2026 : ces montants sont incomplets",
+            "À déclarer, d’après vos enregistrements incomplets",
+            "Prestations de services : 1 200 €",
+            "À mettre de côté pour novembre 2026, d’après ces montants incomplets",
+        ],
+    );
+    says_not(&sold, &["Octobre 2026", "lu pour octobre"]);
+    for (account, missing) in
+        [("acct_nothing", "depuis le 10 novembre 2026"), ("acct_never", "pour novembre 2026")]
+    {
+        let french = read(account);
+        says(
+            &french,
+            &[
+                "Rien n’est encore enregistré pour novembre 2026",
+                &format!("Stripe n’a pas été lu {missing} : ces montants sont incomplets"),
+                "rien d’enregistré, mais ce mois est incomplet",
+            ],
+        );
+        says_not(&french, &["déclarez 0 €", "0 €, sans chiffre"]);
+    }
+    says_not(&read("acct_good"), &["incomplet", "n’a pas été lu"]);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_on_the_second_and_replayed_within_its_month() -> Result<()> {
     let mut world = World::new().await?;

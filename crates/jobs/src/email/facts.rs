@@ -48,6 +48,9 @@ pub enum Facts {
         /// Is the Paris day of the mail.
         #[serde(default)]
         today: Option<NaiveDate>,
+        /// Lists the quarter's months whose figures are not whole.
+        #[serde(default)]
+        incomplete: Vec<IncompleteMonth>,
     },
     /// It says what was imported for a month.
     MonthlyRecap {
@@ -95,7 +98,17 @@ pub enum Facts {
         empty: Vec<Month>,
     },
     /// It tells the definitive total of a month of which a recap has named another one.
-    DefinitiveMonth { first_name: Option<String>, month: Month, definitive: Definitive },
+    DefinitiveMonth {
+        first_name: Option<String>,
+        month: Month,
+        definitive: Definitive,
+        /// Holds the month where its figures are not whole, although it was read to its end.
+        #[serde(default)]
+        incomplete: Vec<IncompleteMonth>,
+        /// Names the currencies of money that is not in the total.
+        #[serde(default)]
+        uncounted: Vec<String>,
+    },
     /// It tells which steps of a threshold a year's turnover has newly crossed.
     ThresholdAlert {
         first_name: Option<String>,
@@ -193,6 +206,33 @@ pub struct Definitive {
     /// Says that the recap called its total provisional.
     pub provisional: bool,
     pub total: i64,
+}
+
+/// Says what keeps a month's figures from being whole.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct IncompleteMonth {
+    pub month: Month,
+    /// Lists the sources that were not read to the month's end.
+    pub unread: Vec<UnreadSource>,
+    /// Says how many sales of a shop may be payments at Stripe, too.
+    pub maybe_twice: u32,
+    /// Counts payments that a platform passed on, which may have kept a part of them.
+    pub passed_on: u32,
+    /// Something else is missing.
+    pub partial: bool,
+}
+
+/// Represents a source of which a part of a month was not read.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct UnreadSource {
+    /// Is `stripe` or `shopify`.
+    pub source: String,
+    /// Is the instant from which on nothing was read; `None` where the hole lies elsewhere.
+    pub since: Option<DateTime<Utc>>,
+    /// Nothing of the month was read.
+    pub wholly: bool,
+    /// The account was replaced by another one.
+    pub is_former: bool,
 }
 
 /// Represents one source's part of a month, in cents.

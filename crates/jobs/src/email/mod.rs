@@ -20,8 +20,8 @@ mod settings;
 pub use self::{
     domain::Domain,
     facts::{
-        ActivityTotal, ActivityTurnover, BooksVerdict, Definitive, DigestPoint, Facts, MonthTwice,
-        SourceTotal,
+        ActivityTotal, ActivityTurnover, BooksVerdict, Definitive, DigestPoint, Facts, IncompleteMonth,
+        MonthTwice, SourceTotal, UnreadSource,
     },
     links::LinkKeys,
     mailer::{MailLimits, MailReport, Mailer},

@@ -13,6 +13,7 @@ mod definitive;
 mod digest;
 mod frame;
 mod french;
+mod incomplete;
 mod layout;
 mod marketing;
 mod palette;
@@ -52,12 +53,14 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             definitive,
             uncounted,
             today,
+            incomplete,
         } => {
             let view = reminder::View::new(*month, *recorded, *entries)
                 .declaring(books.as_deref().unwrap_or_default(), *profile)
                 .confirmed(mixed, *verdict)
                 .definitive(*definitive)
                 .uncounted(uncounted)
+                .incomplete(incomplete)
                 .on(*today);
             (first_name, Box::new(view))
         }
@@ -93,8 +96,9 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
                 .months(empty, *ahead);
             (first_name, Box::new(view))
         }
-        Facts::DefinitiveMonth { first_name, month, definitive } => {
-            (first_name, Box::new(definitive::View::new(*month, *definitive)))
+        Facts::DefinitiveMonth { first_name, month, definitive, incomplete, uncounted } => {
+            let view = definitive::View::new(*month, *definitive).lacking(incomplete, uncounted);
+            (first_name, Box::new(view))
         }
         Facts::ThresholdAlert { first_name, year, crossings, unknown_activities, state, as_of, remarks } => {
             let view =

@@ -77,7 +77,12 @@ fn troubles() -> Vec<(&'static str, Facts)> {
         ),
         (
             "trouble-shopify-never-read",
-            trouble("shopify", "La boutique Shopify est gelée ou fermée : rien ne peut y être lu.", None),
+            trouble(
+                "shopify",
+                "La connexion à Shopify n’a pas l’autorisation de lire ces données : elle doit être refaite avec toutes \
+                 les autorisations.",
+                None,
+            ),
         ),
         (
             "operator-digest",

@@ -117,6 +117,22 @@ mod tests {
     }
 
     #[test]
+    fn samples_of_mails_have_reasons_that_are_mailed() {
+        let plain = |text: &str| text.replace('\u{a0}', " ");
+        let mailed: Vec<_> = all()
+            .iter()
+            .filter(|error| mended_by_reconnecting().contains(&error.code()))
+            .map(|error| plain(&error.user_message()))
+            .collect();
+        for (name, facts) in crate::email::samples::samples() {
+            if let crate::email::Facts::IntegrationTrouble { reason, .. } = facts {
+                let of_shopify = plain(&reason).replace("Stripe", "Shopify");
+                assert!(mailed.contains(&of_shopify), "{name}: {reason}");
+            }
+        }
+    }
+
+    #[test]
     fn what_proves_an_outage_is_the_operators() {
         for code in crate::providers::OUTAGE.codes {
             assert_eq!(who_acts(code), Actor::Operator, "{code}");

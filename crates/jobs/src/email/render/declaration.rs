@@ -1,6 +1,6 @@
 //! Says what to declare for a month and for its quarter, and what to put aside for the month.
 
-use super::french::{self, date, euros, of_month, round_euros};
+use super::french::{self, date, euros, list, of_month, one_line, round_euros};
 use crate::{
     email::ActivityTurnover,
     schedule::Month,
@@ -27,6 +27,10 @@ pub(super) struct Declaration {
     pub(super) total: String,
     /// Says what the figures assume or leave out.
     pub(super) caveats: Vec<String>,
+    /// Says that an activity's amount of the month is below zero.
+    pub(super) has_negative: bool,
+    /// Says that the month has turnover of some activity to declare.
+    pub(super) declares_something: bool,
 }
 
 /// Says what a figure is, and how much.
@@ -42,14 +46,54 @@ impl Declaration {
             of_the_month.add(&row.activity, row.typed.saturating_add(row.imported));
             of_the_quarter.add(&row.activity, row.quarter);
         }
-        let aside = put_aside(&of_the_month, month, profile);
-        let quarter = put_aside(&of_the_quarter, month, profile);
-        Self {
-            quarter: quarter.map_or_else(Vec::new, |quarter| turnover(&quarter.lines)),
+        let (Some(aside), Some(quarter)) =
+            (put_aside(&of_the_month, month, profile), put_aside(&of_the_quarter, month, profile))
+        else {
+            return Self::default();
+        };
+        let known = [of_the_month.sales, of_the_month.services, of_the_month.liberal, of_the_month.cipav];
+        let said = Self {
+            quarter: turnover(&quarter.lines),
             quarter_until_now: quarter_until(month),
             quarter_is_over: month.month().is_multiple_of(3),
-            ..aside.map_or_else(Self::default, |aside| Self::of(month, &aside))
+            has_negative: known.iter().any(|cents| *cents < 0),
+            declares_something: aside.lines.iter().any(|line| line.declared > Euros(0)),
+            ..Self::of(month, &aside)
+        };
+        said.with_unknown(books, of_the_month.unknown, of_the_quarter.unknown)
+    }
+
+    /// Adds what belongs to no known activity: each spelling with its amount, and what is left to do.
+    fn with_unknown(mut self, books: &[ActivityTurnover], month: i64, quarter: i64) -> Self {
+        for row in books.iter().filter(|row| Category::parse(&row.activity).is_none()) {
+            let of_the_month = row.typed.saturating_add(row.imported);
+            let figure = |cents| Figure {
+                label: format!("Activité non reconnue ({})", one_line(&row.activity, 40)),
+                amount: euros(cents),
+            };
+            self.month.extend((of_the_month != 0).then(|| figure(of_the_month)));
+            self.quarter.extend((row.quarter != 0).then(|| figure(row.quarter)));
+            self.has_negative |= of_the_month < 0;
+            self.declares_something |= of_the_month > 0;
         }
+        if quarter != 0 && quarter != month {
+            let first = usize::from(month != 0).min(self.caveats.len());
+            self.caveats.insert(
+                first,
+                format!(
+                    "Pour le trimestre, un montant de {} n’est pas compté, car son activité n’est pas reconnue : \
+                     corrigez-la dans vos enregistrements.",
+                    euros(quarter)
+                ),
+            );
+        }
+        self
+    }
+
+    /// Returns the month's figures in one line: "Ventes de marchandises : 0 € et Prestations de services : 300 €".
+    pub(super) fn month_in_a_line(&self) -> String {
+        let figures = self.month.iter().map(|figure| format!("{} : {}", figure.label, figure.amount));
+        list(&figures.collect::<Vec<_>>())
     }
 
     fn of(month: Month, aside: &PutAside) -> Self {
@@ -233,6 +277,46 @@ mod tests {
         assert_eq!(said.total, "425\u{a0}€");
         let flat = TaxProfile { income_tax: Some(IncomeTax::Flat), ..TaxProfile::default() };
         assert_eq!(Declaration::new(november, &books, flat).total, "459\u{a0}€", "24 and 10,20 more");
+    }
+
+    /// What belongs to no known activity stands beside the others, of the month and of the quarter: nothing is 0 € but
+    /// where nothing is recorded.
+    #[test]
+    fn an_unknown_activity_is_in_the_month_and_in_the_quarter() {
+        let december = Month::new(2026, 12).unwrap();
+        let books = [row("mixte", 0, 0, 90_000), row("Prestation de services", 60_000, 0, 60_000)];
+        let said = Declaration::new(december, &books, TaxProfile::default());
+        assert_eq!(plain(&said.month), [("Prestations de services", "600 €".to_owned())]);
+        assert_eq!(
+            plain(&said.quarter),
+            [
+                ("Prestations de services", "600 €".to_owned()),
+                ("Activité non reconnue (mixte)", "900,00 €".to_owned())
+            ]
+        );
+        assert!(said.caveats[0].starts_with("Pour le trimestre, un montant de 900,00"), "{:?}", said.caveats);
+
+        let november = Month::new(2026, 11).unwrap();
+        let books = [row("Vente de marchandises", 0, 0, 150_000), row("mixte", 90_000, 0, 90_000)];
+        let said = Declaration::new(november, &books, TaxProfile::default());
+        assert_eq!(plain(&said.month), [("Activité non reconnue (mixte)", "900,00 €".to_owned())]);
+        assert!(said.declares_something && !said.has_negative && said.quarter.len() == 2);
+        let told = said.caveats.iter().filter(|caveat| caveat.contains("n’est pas reconnue")).count();
+        assert_eq!(told, 1, "the month's and the quarter's are one: {:?}", said.caveats);
+    }
+
+    #[test]
+    fn each_activity_is_declared_by_itself() {
+        let november = Month::new(2026, 11).unwrap();
+        let books = [row("Vente", -50_000, 0, -50_000), row("services", 30_000, 0, 30_000)];
+        let said = Declaration::new(november, &books, TaxProfile::default());
+        assert!(said.has_negative && said.declares_something);
+        assert_eq!(
+            said.month_in_a_line().replace('\u{a0}', " "),
+            "Ventes de marchandises : 0 € et Prestations de services : 300 €"
+        );
+        let said = Declaration::new(november, &books[..1], TaxProfile::default());
+        assert!(said.has_negative && !said.declares_something);
     }
 
     #[test]

@@ -4,10 +4,11 @@ use askama::Template;
 
 use super::{
     frame::{Frame, Headline, Mail},
-    french::{self, date, euros, of_month, quarter},
+    french::{self, date, euros, list, of_month, one_line, quarter},
+    incomplete::Reserve,
 };
 use crate::{
-    email::Definitive,
+    email::{Definitive, IncompleteMonth},
     schedule::{Month, paris},
     urssaf::{monthly_due, quarterly_due},
 };
@@ -25,6 +26,12 @@ pub(super) struct View {
     mailed_when: String,
     /// Is "100,00 € de plus".
     difference: String,
+    /// Holds the total, in cents.
+    cents: i64,
+    /// Says what keeps the total from being whole.
+    reserves: Vec<Reserve>,
+    /// Is "USD et GBP".
+    uncounted: Option<String>,
     monthly_due: String,
     quarterly_due: String,
 }
@@ -42,8 +49,30 @@ impl View {
                 None => "Annoncé par le récapitulatif".to_owned(),
             },
             difference: difference(definitive),
+            cents: definitive.total,
+            reserves: Vec::new(),
+            uncounted: None,
             monthly_due: date(monthly_due(month)),
             quarterly_due: date(quarterly_due(month)),
+        }
+    }
+
+    /// Says what keeps the total from being whole, and which currencies are not in it.
+    pub(super) fn lacking(mut self, incomplete: &[IncompleteMonth], uncounted: &[String]) -> Self {
+        let currencies: Vec<_> = uncounted.iter().map(|currency| one_line(currency, 10)).collect();
+        self.reserves = incomplete.iter().map(Reserve::new).collect();
+        self.uncounted = (!currencies.is_empty()).then(|| list(&currencies));
+        self
+    }
+
+    /// Returns what to declare, before the dates until when.
+    fn declare(&self) -> &'static str {
+        if self.cents < 0 {
+            "Un montant négatif ne se déclare pas. Avec ce que vous avez encaissé par ailleurs : si vous déclarez chaque \
+             mois, déclarez 0 € pour une activité dont le montant du mois est négatif ; si vous déclarez chaque trimestre, \
+             c’est la somme du trimestre qui se déclare. Vos dates limites :"
+        } else {
+            "C’est le total définitif qui se déclare, avec ce que vous avez encaissé par ailleurs :"
         }
     }
 }

@@ -10,13 +10,13 @@ use super::{
     consequence::Limit,
     frame::{Frame, Headline, Mail},
     french::{self, date_and_time, euros, list, of_month, one_line, per_mille, percent, round_euros},
+    incomplete,
     twice::{Remark, Twice},
 };
 use crate::{
     email::{ActivityTotal, BooksVerdict, MonthTwice, SourceTotal},
     schedule::Month,
-    urssaf::{ActivitySum, Category, Progress, by_category, progress},
-    words::agreeing,
+    urssaf::{ActivitySum, Category, Progress, by_category, declared, progress},
 };
 
 pub(super) struct View {
@@ -50,6 +50,8 @@ pub(super) struct View {
     ceilings: Vec<Ceiling>,
     /// Holds what was imported for the month, by activity.
     activities: Vec<(&'static str, String)>,
+    /// Holds what of them is above zero, as it is declared: "Prestations de services : 300 €".
+    above_zero: Vec<String>,
     /// Is what is typed for the months after.
     ahead: Option<String>,
     /// Names the months of which nothing is recorded.
@@ -96,6 +98,7 @@ impl View {
             categories: Vec::new(),
             ceilings: Vec::new(),
             activities: Vec::new(),
+            above_zero: Vec::new(),
             ahead: None,
             empty: None,
         }
@@ -118,8 +121,15 @@ impl View {
             .iter()
             .map(|of| ActivitySum { activity: of.activity.clone(), typed: 0, imported: of.total })
             .collect();
-        self.activities =
-            by_category(&sums).into_iter().map(|(category, cents)| (name(category), euros(cents))).collect();
+        let found = by_category(&sums);
+        self.above_zero = found
+            .iter()
+            .filter(|(_, cents)| *cents > 0)
+            .map(|(category, cents)| {
+                format!("{} : {}", name(*category), round_euros(declared(*cents).0.saturating_mul(100)))
+            })
+            .collect();
+        self.activities = found.into_iter().map(|(category, cents)| (name(category), euros(cents))).collect();
         self
     }
 
@@ -142,14 +152,53 @@ impl View {
         self
     }
 
-    /// Returns whether more was paid back than cashed.
-    fn is_negative(&self) -> bool {
-        self.cents < 0
+    /// Returns what to declare where more was paid back than cashed: the title and the words.
+    fn negative(&self) -> Option<(&'static str, String)> {
+        if self.cents >= 0 {
+            return None;
+        }
+        let title = if self.provisional_at.is_some() {
+            "Le total du mois est négatif pour l’instant"
+        } else {
+            "Le total du mois est négatif"
+        };
+        let (monthly, quarterly) = if self.above_zero.is_empty() {
+            (
+                "déclarez 0 € si vous n’avez rien encaissé par ailleurs".to_owned(),
+                "seule la somme du trimestre compte",
+            )
+        } else {
+            let each = "chaque activité se déclare à part, et celle dont le montant est négatif à 0 €";
+            (
+                format!("{each} ({})", list(&self.above_zero)),
+                "seule la somme du trimestre compte, par activité",
+            )
+        };
+        let words = format!(
+            "Les remboursements dépassent les encaissements. Un montant négatif ne se déclare pas : si vous déclarez chaque \
+             mois, {monthly} ; si vous déclarez chaque trimestre, {quarterly}. En cas de doute, demandez à l’Urssaf."
+        );
+        Some((title, words))
     }
 
-    /// Returns whether the month is to be declared as 0, as far as is known.
-    fn is_nothing_to_declare(&self) -> bool {
-        self.cents == 0 && self.typed.is_none() && !self.incomplete()
+    /// Returns what to declare where nothing was sold, as far as is known: the title and the words.
+    fn nothing_to_declare(&self) -> Option<(&'static str, &'static str)> {
+        if self.cents != 0 || self.typed.is_some() || self.incomplete() {
+            return None;
+        }
+        Some(match self.provisional_at {
+            None => (
+                "Rien à déclarer pour ce mois, d’après vos imports",
+                "Si vous n’avez rien encaissé par ailleurs, déclarez 0 € : un mois sans chiffre d’affaires se déclare \
+                 aussi. Si vous déclarez chaque trimestre, c’est le total du trimestre qui se déclare.",
+            ),
+            Some(_) => (
+                "Rien à déclarer pour l’instant, d’après vos imports",
+                "Le mois n’est pas terminé : ce qui s’y ajoute se déclarera. Si vous n’avez rien encaissé par ailleurs, \
+                 déclarez 0 €, à condition que rien ne s’y ajoute : un mois sans chiffre d’affaires se déclare aussi. Si \
+                 vous déclarez chaque trimestre, c’est le total du trimestre qui se déclare.",
+            ),
+        })
     }
 
     pub(super) fn provisional(mut self, at: Option<DateTime<Utc>>) -> Self {
@@ -167,6 +216,8 @@ impl View {
         let month = self.typed.map(|typed| {
             let both = format!("Vous avez aussi saisi {} à la main pour ce mois.", euros(typed));
             match verdict {
+                // A side that is not above zero is in nothing twice.
+                _ if typed.min(self.cents) <= 0 => Remark::beside(&both),
                 Some(verdict) => Remark::settled(verdict, &both),
                 None => Remark::open(format!(
                     "{both} Si cette saisie reprend des encaissements importés, ils sont comptés deux fois dans votre \
@@ -174,7 +225,11 @@ impl View {
                 )),
             }
         });
-        let others = if self.ceilings.is_empty() { None } else { Twice::others(mixed, self.of, |_| true) };
+        let others = if self.ceilings.is_empty() {
+            None
+        } else {
+            Twice::others(mixed, self.of, |other| other < self.of)
+        };
         self.twice = Twice { month, others };
         self
     }
@@ -191,30 +246,13 @@ impl View {
 
     /// Says how many sales may be counted twice.
     pub(super) fn maybe_twice(mut self, sales: u32) -> Self {
-        self.maybe_twice = (sales > 0).then(|| {
-            agreeing(
-                sales.into(),
-                "Une vente Shopify a le même montant et le même jour qu’un paiement Stripe. Si c’est le même \
-                 paiement, il est compté deux fois\u{a0}: vérifiez-le.",
-                "Des ventes Shopify ont le même montant et le même jour que des paiements Stripe. Si ce sont les mêmes \
-                 paiements, ils sont comptés deux fois\u{a0}: vérifiez-les.",
-            )
-        });
+        self.maybe_twice = incomplete::maybe_twice(sales);
         self
     }
 
     /// Says how many payments a platform passed on, which may have kept a part of what the buyers paid.
     pub(super) fn passed_on(mut self, payments: u32) -> Self {
-        self.passed_on = (payments > 0).then(|| {
-            agreeing(
-                payments.into(),
-                "Un paiement Stripe vous a été reversé par une plateforme. Si elle a encaissé pour votre compte et gardé \
-                 sa commission, le client a payé davantage, et c’est ce qu’il a payé qui se déclare\u{a0}: vérifiez-le sur le relevé de la plateforme.",
-                "Des paiements Stripe vous ont été reversés par une plateforme. Si elle a encaissé pour votre compte et \
-                 gardé sa commission, vos clients ont payé davantage, et c’est ce qu’ils ont payé qui se déclare\u{a0}: vérifiez-le sur le relevé de la \
-                 plateforme.",
-            )
-        });
+        self.passed_on = incomplete::passed_on(payments);
         self
     }
 
@@ -259,7 +297,11 @@ impl Ceiling {
                 euros(progress.turnover),
                 round_euros(progress.ceiling),
                 percent(reached),
-                if nearest { " : c’est le plus proche" } else { "" }
+                match progress.turnover > progress.ceiling {
+                    true => " : dépassé",
+                    false if nearest => " : c’est le plus proche",
+                    false => "",
+                }
             ),
             filled: (reached / 10).clamp(1, 100),
             near: reached >= 800,

@@ -8,10 +8,11 @@ use super::{
     definitive,
     frame::{Frame, Headline, Mail},
     french::{self, date, euros, grouped, list, of_month, one_line, quarter},
+    incomplete::Reserve,
     twice::{Remark, Twice, both_sides},
 };
 use crate::{
-    email::{ActivityTurnover, BooksVerdict, Definitive, MonthTwice},
+    email::{ActivityTurnover, BooksVerdict, Definitive, IncompleteMonth, MonthTwice},
     schedule::Month,
     urssaf::{TaxProfile, monthly_due, quarterly_due},
 };
@@ -27,7 +28,8 @@ pub(super) struct View {
     recorded: String,
     /// Counts the rows, as in "12 enregistrements"; `None` where nothing is recorded.
     entries: Option<String>,
-    negative: bool,
+    /// Holds what is recorded for the month, in cents.
+    cents: i64,
     monthly_due: String,
     quarterly_due: String,
     /// Is "il vous reste 29 jours"; `None` where the mail's day is not known.
@@ -37,6 +39,8 @@ pub(super) struct View {
     definitive: Option<String>,
     /// Is "USD et GBP".
     uncounted: Option<String>,
+    /// Speaks of the quarter's months whose figures are not whole.
+    reserves: Vec<Reserve>,
     declaration: Declaration,
     twice: Twice,
 }
@@ -54,13 +58,14 @@ impl View {
                 1 => Some("1\u{a0}enregistrement".to_owned()),
                 many => Some(format!("{}\u{a0}enregistrements", grouped(many.into()))),
             },
-            negative: recorded < 0,
+            cents: recorded,
             monthly_due: date(monthly_due(month)),
             quarterly_due: date(quarterly_due(month)),
             monthly_left: None,
             quarterly_left: None,
             definitive: None,
             uncounted: None,
+            reserves: Vec::new(),
             declaration: Declaration::default(),
             twice: Twice::default(),
         }
@@ -110,6 +115,69 @@ impl View {
         let currencies: Vec<_> = currencies.iter().map(|currency| one_line(currency, 10)).collect();
         self.uncounted = (!currencies.is_empty()).then(|| list(&currencies));
         self
+    }
+
+    /// Says which months' figures are not whole, and why.
+    pub(super) fn incomplete(mut self, months: &[IncompleteMonth]) -> Self {
+        self.reserves = months.iter().map(Reserve::new).collect();
+        self
+    }
+
+    /// Returns whether money of the mail's month may be missing in its figures.
+    fn month_is_incomplete(&self) -> bool {
+        self.uncounted.is_some()
+            || self.reserves.iter().any(|reserve| reserve.is_missing && reserve.of == self.of)
+    }
+
+    /// Returns whether money of the quarter may be missing in its figures.
+    fn quarter_is_incomplete(&self) -> bool {
+        self.uncounted.is_some() || self.reserves.iter().any(|reserve| reserve.is_missing)
+    }
+
+    /// Returns what follows where nothing is recorded for the month.
+    fn nothing_words(&self) -> &'static str {
+        if self.month_is_incomplete() {
+            "Il manque peut-être des encaissements, comme indiqué ici : complétez ce mois avant de le déclarer."
+        } else {
+            "Si vous n’avez rien encaissé, déclarez 0 € : un mois sans encaissement se déclare aussi."
+        }
+    }
+
+    /// Returns what to declare of a month in which more was paid back than cashed: the title and the words.
+    fn negative(&self) -> Option<(&'static str, String)> {
+        const ASK: &str = "En cas de doute, demandez à l’Urssaf.";
+        let said = &self.declaration;
+        if self.cents >= 0 && !said.has_negative {
+            return None;
+        }
+        let title = if self.cents < 0 {
+            "Le montant du mois est négatif"
+        } else {
+            "Le montant d’une activité est négatif"
+        };
+        // Nothing is known by activity.
+        if said.month.is_empty() {
+            let words = format!(
+                "Un montant négatif ne se déclare pas, et chaque activité se déclare à part. Si vous déclarez chaque mois, \
+                 déclarez 0 € pour une activité dont le montant est négatif. Si vous déclarez chaque trimestre, seule la \
+                 somme du trimestre compte. {ASK}"
+            );
+            return Some((title, words));
+        }
+        if said.declares_something {
+            let words = format!(
+                "Un montant négatif ne se déclare pas, et chaque activité se déclare à part. Si vous déclarez chaque mois, \
+                 déclarez par activité ({}). Si vous déclarez chaque trimestre, seule la somme du trimestre compte, par \
+                 activité. {ASK}",
+                said.month_in_a_line()
+            );
+            return Some((title, words));
+        }
+        let words = format!(
+            "Un montant négatif ne se déclare pas. Si vous déclarez chaque mois, déclarez 0 €. Si vous déclarez chaque \
+             trimestre, seule la somme du trimestre compte. {ASK}"
+        );
+        Some(("Le montant du mois est négatif : déclarez 0 €", words))
     }
 
     /// Says what to declare and what to put aside, too.

@@ -2,8 +2,8 @@
 
 use crate::{
     email::{
-        ActivityTotal, ActivityTurnover, AlertRemarks, Assumed, BooksVerdict, Facts, MonthTwice, SourceTotal,
-        Uncounted,
+        ActivityTotal, ActivityTurnover, AlertRemarks, Assumed, BooksVerdict, Definitive, Facts,
+        IncompleteMonth, MonthTwice, SourceTotal, Uncounted, UnreadSource,
         render::{Branding, Links, Promo, Rendered, render},
         samples::{HOSTILE, branding, mails, samples},
     },
@@ -45,6 +45,25 @@ fn facts_with(text: &str) -> Vec<Facts> {
             definitive: None,
             uncounted: vec![text.clone()],
             today: None,
+            incomplete: vec![IncompleteMonth {
+                month,
+                unread: vec![UnreadSource {
+                    source: text.clone(),
+                    since: None,
+                    wholly: true,
+                    is_former: false,
+                }],
+                maybe_twice: 0,
+                passed_on: 0,
+                partial: false,
+            }],
+        },
+        Facts::DefinitiveMonth {
+            first_name: first_name.clone(),
+            month,
+            definitive: Definitive { mailed: 1, mailed_at: None, provisional: true, total: 2 },
+            incomplete: Vec::new(),
+            uncounted: vec![text.clone()],
         },
         Facts::MonthlyRecap {
             first_name: first_name.clone(),
@@ -309,14 +328,67 @@ fn html_is_made_for_mail_programs() {
     }
 }
 
-fn negative_recap() -> Rendered {
-    let facts = samples().into_iter().find(|(name, _)| *name == "recap-negative").unwrap().1;
-    rendered(&facts)
+fn sample(name: &str) -> Facts {
+    samples().into_iter().find(|(other, _)| *other == name).unwrap().1
+}
+
+/// Returns both parts of a mail, on one line with plain spaces.
+fn parts(facts: &Facts) -> [String; 2] {
+    let mail = rendered(facts);
+    [words(&mail.html), mail.text].map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// Nothing but an activity that was sold is declared as more than 0 €, and nothing else as 0 €.
+#[test]
+fn each_activity_is_declared_by_itself() {
+    for part in parts(&sample("reminder-negative-activity")) {
+        assert!(part.contains("Ventes de marchandises : 0 € et Prestations de services : 300 €"), "{part}");
+        assert!(!part.contains("déclarez 0 €"), "{part}");
+    }
+    for part in parts(&sample("recap-negative-activity")) {
+        assert!(part.contains("Prestations de services : 300 €") && !part.contains("déclarez 0 €"), "{part}");
+    }
+    for part in parts(&sample("definitive-negative")) {
+        assert!(
+            part.contains("déclarez 0 € pour une activité dont le montant du mois est négatif"),
+            "{part}"
+        );
+        assert!(part.contains("la somme du trimestre qui se déclare"), "{part}");
+        assert!(!part.contains("C’est le total définitif qui se déclare"), "{part}");
+    }
+}
+
+#[test]
+fn a_month_that_is_not_over_has_nothing_to_declare_for_the_moment() {
+    let mut facts = sample("recap-nothing");
+    assert!(parts(&facts).iter().all(|part| part.contains("Rien à déclarer pour ce mois")));
+    if let Facts::MonthlyRecap { provisional_at, .. } = &mut facts {
+        *provisional_at = Some("2026-11-30T06:05:00Z".parse().unwrap());
+    }
+    for part in parts(&facts) {
+        assert!(part.contains("Rien à déclarer pour l’instant"), "{part}");
+        assert!(part.contains("que rien ne s’y ajoute"), "{part}");
+    }
+}
+
+/// A typed month of 500 beside refunds of 189,90 has nothing twice.
+#[test]
+fn a_side_below_zero_is_in_nothing_twice() {
+    for answer in [None, Some(BooksVerdict::Same)] {
+        let mut facts = sample("recap-negative");
+        if let Facts::MonthlyRecap { typed, verdict, .. } = &mut facts {
+            (*typed, *verdict) = (Some(50_000), answer);
+        }
+        for part in parts(&facts) {
+            assert!(part.contains("saisi 500,00 € à la main pour ce mois. Les deux comptent."), "{part}");
+            assert!(!part.contains("deux fois") && !part.contains("le plus élevé"), "{part}");
+        }
+    }
 }
 
 #[test]
 fn a_negative_month_is_nothing_to_declare() {
-    let mail = negative_recap();
+    let mail = rendered(&sample("recap-negative"));
     for part in [words(&mail.html), mail.text.replace('\n', " ")] {
         assert!(part.contains("-189,90\u{a0}€"));
         assert!(part.contains("Un montant négatif ne se déclare pas"));

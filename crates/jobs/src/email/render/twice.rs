@@ -19,8 +19,8 @@ pub(super) struct Twice {
 pub(super) struct Remark {
     pub(super) title: &'static str,
     pub(super) words: String,
-    /// Is what the link to the confirmation says.
-    pub(super) label: &'static str,
+    /// Is what the link to the confirmation says; `None` where there is nothing to confirm.
+    pub(super) label: Option<&'static str>,
     /// Says that nothing is confirmed.
     pub(super) is_open: bool,
 }
@@ -31,8 +31,18 @@ impl Remark {
         Self {
             title: "Attention au double compte",
             words,
-            label: "Dire si ce sont les mêmes encaissements",
+            label: Some("Dire si ce sont les mêmes encaissements"),
             is_open: true,
+        }
+    }
+
+    /// Says that both sides count, and that nothing of them can be the same.
+    pub(super) fn beside(both: &str) -> Self {
+        Self {
+            title: "Des montants saisis s’y ajoutent",
+            words: format!("{both} Les deux comptent."),
+            label: None,
+            is_open: false,
         }
     }
 
@@ -48,7 +58,7 @@ impl Remark {
                 "Vous avez indiqué que ce sont les mêmes encaissements : seul le plus élevé des deux montants compte.",
             ),
         };
-        Self { title, words: format!("{both} {then}"), label: "Modifier ma réponse", is_open: false }
+        Self { title, words: format!("{both} {then}"), label: Some("Modifier ma réponse"), is_open: false }
     }
 
     /// Returns the kind of the box that it stands in.

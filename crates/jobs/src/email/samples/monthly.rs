@@ -3,7 +3,10 @@
 use chrono::{DateTime, NaiveDate, Utc};
 
 use crate::{
-    email::{ActivityTotal, ActivityTurnover, BooksVerdict, Definitive, Facts, MonthTwice, SourceTotal},
+    email::{
+        ActivityTotal, ActivityTurnover, BooksVerdict, Definitive, Facts, IncompleteMonth, MonthTwice,
+        SourceTotal, UnreadSource,
+    },
     schedule::Month,
     urssaf::{ActivitySum, IncomeTax, TaxProfile},
 };
@@ -22,6 +25,7 @@ pub(super) fn reminders() -> Vec<(&'static str, Facts)> {
         definitive: None,
         uncounted: Vec::new(),
         today: NaiveDate::from_ymd_opt(2026, 12, 2).filter(|_| month == self::month(2026, 11)),
+        incomplete: Vec::new(),
     };
     let known = TaxProfile {
         created: NaiveDate::from_ymd_opt(2026, 2, 9),
@@ -61,6 +65,23 @@ pub(super) fn reminders() -> Vec<(&'static str, Facts)> {
             }
             facts
         }),
+        ("reminder-incomplete", {
+            let books = vec![turnover(sales, 0, 120_000, 270_000), turnover("mixte", 0, 0, 90_000)];
+            let mut facts = declaring(reminder(month(2026, 11), 120_000, 1), books, known);
+            if let Facts::MonthlyReminder { incomplete, .. } = &mut facts {
+                *incomplete =
+                    vec![lacking(month(2026, 10), Vec::new()), lacking(month(2026, 11), vec![unread()])];
+            }
+            facts
+        }),
+        (
+            "reminder-negative-activity",
+            declaring(
+                reminder(month(2026, 11), -20_000, 4),
+                vec![turnover(sales, 0, -50_000, 10_000), turnover(services, 30_000, 0, 30_000)],
+                known,
+            ),
+        ),
         ("reminder-one-entry", reminder(month(2026, 8), 90_000, 1)),
         ("reminder-nothing", reminder(month(2026, 10), 0, 0)),
         (
@@ -72,6 +93,17 @@ pub(super) fn reminders() -> Vec<(&'static str, Facts)> {
             ),
         ),
     ]
+}
+
+/// A month of which something may be counted twice; where a source was not read, something else is missing, too.
+fn lacking(month: Month, unread: Vec<UnreadSource>) -> IncompleteMonth {
+    let partial = !unread.is_empty();
+    IncompleteMonth { month, unread, maybe_twice: u32::from(!partial), passed_on: 0, partial }
+}
+
+fn unread() -> UnreadSource {
+    let since = Some(at("2026-11-10T11:00:00Z"));
+    UnreadSource { source: "stripe".to_owned(), since, wholly: false, is_former: false }
 }
 
 fn declaring(mut facts: Facts, rows: Vec<ActivityTurnover>, taxed: TaxProfile) -> Facts {
@@ -104,6 +136,16 @@ pub(super) fn recaps() -> Vec<(&'static str, Facts)> {
             recap(412_350, vec![source("stripe", 318_250, -5_900), source("shopify", 102_000, -2_000)]),
         ),
         ("recap-provisional", provisional(recap(318_250, vec![source("stripe", 318_250, 0)]))),
+        ("recap-negative-activity", {
+            let mut facts = recap(-20_000, vec![source("stripe", 30_000, -50_000)]);
+            if let Facts::MonthlyRecap { activities, .. } = &mut facts {
+                *activities = vec![
+                    activity("Vente de marchandises", -50_000),
+                    activity("Prestation de services", 30_000),
+                ];
+            }
+            facts
+        }),
         ("recap-negative", recap(-18_990, vec![source("shopify", 4_500, -23_490)])),
         (
             "recap-everything",
@@ -129,7 +171,7 @@ pub(super) fn recaps() -> Vec<(&'static str, Facts)> {
                     sum("autre", 1_250, 0),
                 ]),
                 created: NaiveDate::from_ymd_opt(2026, 2, 9),
-                mixed: [2, 3, 4]
+                mixed: [2, 4]
                     .map(|number| MonthTwice {
                         month: month(2026, number),
                         typed: 150_000,
@@ -142,7 +184,7 @@ pub(super) fn recaps() -> Vec<(&'static str, Facts)> {
                     activity("Prestation de services", 3_223_445),
                 ],
                 ahead: Some(120_000),
-                empty: vec![month(2026, 1), month(2026, 3)],
+                empty: vec![month(2026, 3)],
             },
         ),
         ("recap-nothing", {
@@ -198,10 +240,18 @@ pub(super) fn definitive() -> Vec<(&'static str, Facts)> {
         first_name: Some("Camille".to_owned()),
         month: month(2026, 11),
         definitive: Definitive { mailed, mailed_at: Some(at("2026-11-30T17:05:00Z")), provisional, total },
+        incomplete: Vec::new(),
+        uncounted: Vec::new(),
     };
+    let mut negative = of(4_500, -18_990, true);
+    if let Facts::DefinitiveMonth { incomplete, uncounted, .. } = &mut negative {
+        *incomplete = vec![lacking(month(2026, 11), Vec::new())];
+        *uncounted = vec!["USD".to_owned()];
+    }
     vec![
         ("definitive-more", of(318_250, 330_700, true)),
         ("definitive-less", of(1_234_567_890, 1_134_567_890, false)),
+        ("definitive-negative", negative),
     ]
 }
 

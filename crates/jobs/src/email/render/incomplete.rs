@@ -1,0 +1,150 @@
+//! Says what keeps a month's figures from being whole.
+
+use super::{
+    alert::capitalised,
+    french::{self, date, list, month},
+};
+use crate::{
+    email::{IncompleteMonth, UnreadSource},
+    schedule::{Month, paris},
+    words::agreeing,
+};
+
+/// Says that movements of a month are in no figure.
+pub(super) const PARTIAL: &str = "Certaines opérations du mois n’ont pas pu être prises en compte. Comparez ce total avec \
+                                  ce que vous avez reçu.";
+
+/// Holds what a mail says of one month whose figures are not whole.
+pub(super) struct Reserve {
+    pub(super) of: Month,
+    /// Money is missing; else there may be too much of it, or less than was paid.
+    pub(super) is_missing: bool,
+    pub(super) title: String,
+    pub(super) words: String,
+}
+
+impl Reserve {
+    pub(super) fn new(incomplete: &IncompleteMonth) -> Self {
+        let is_missing = incomplete.partial || !incomplete.unread.is_empty();
+        let sentences = [
+            unread(incomplete),
+            incomplete.partial.then(|| PARTIAL.to_owned()),
+            maybe_twice(incomplete.maybe_twice).map(str::to_owned),
+            passed_on(incomplete.passed_on).map(str::to_owned),
+        ];
+        Self {
+            of: incomplete.month,
+            is_missing,
+            title: format!(
+                "{} est {}",
+                capitalised(&month(incomplete.month)),
+                if is_missing { "incomplet" } else { "à vérifier" }
+            ),
+            words: sentences.into_iter().flatten().collect::<Vec<_>>().join(" "),
+        }
+    }
+}
+
+/// Says which sources were not read, and since when.
+fn unread(incomplete: &IncompleteMonth) -> Option<String> {
+    let of = month(incomplete.month);
+    let say = |unread: &UnreadSource| {
+        let source = french::source(&unread.source);
+        let who = if unread.is_former { format!("l’ancien compte {source}") } else { source };
+        match unread.since {
+            Some(since) => format!("{who} n’a pas été lu depuis le {}", date(paris::date(since))),
+            None if unread.wholly => format!("{who} n’a pas été lu pour {of}"),
+            None => format!("{who} n’a pas été lu en entier pour {of}"),
+        }
+    };
+    let said: Vec<String> = incomplete.unread.iter().map(say).collect();
+    let again = match incomplete.unread.as_slice() {
+        [] => return None,
+        [_] => "Vérifiez que cette source est bien reliée à Comptalyze",
+        _ => "Vérifiez que ces sources sont bien reliées à Comptalyze",
+    };
+    Some(format!(
+        "{} : ces montants sont incomplets. {again}, et ajoutez ce qui manque avant de déclarer.",
+        capitalised(&list(&said))
+    ))
+}
+
+/// Says that some sales may be counted twice.
+pub(super) fn maybe_twice(sales: u32) -> Option<&'static str> {
+    (sales > 0).then(|| {
+        agreeing(
+            sales.into(),
+            "Une vente Shopify a le même montant et le même jour qu’un paiement Stripe. Si c’est le même \
+             paiement, il est compté deux fois\u{a0}: vérifiez-le.",
+            "Des ventes Shopify ont le même montant et le même jour que des paiements Stripe. Si ce sont les mêmes \
+             paiements, ils sont comptés deux fois\u{a0}: vérifiez-les.",
+        )
+    })
+}
+
+/// Says that a platform passed payments on, of which it may have kept a part.
+pub(super) fn passed_on(payments: u32) -> Option<&'static str> {
+    (payments > 0).then(|| {
+        agreeing(
+            payments.into(),
+            "Un paiement Stripe vous a été reversé par une plateforme. Si elle a encaissé pour votre compte et gardé \
+             sa commission, le client a payé davantage, et c’est ce qu’il a payé qui se déclare\u{a0}: vérifiez-le sur \
+             le relevé de la plateforme.",
+            "Des paiements Stripe vous ont été reversés par une plateforme. Si elle a encaissé pour votre compte et \
+             gardé sa commission, vos clients ont payé davantage, et c’est ce qu’ils ont payé qui se déclare\u{a0}: \
+             vérifiez-le sur le relevé de la plateforme.",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn source(source: &str, since: Option<&str>, wholly: bool) -> UnreadSource {
+        let since = since.map(|at| at.parse().unwrap());
+        UnreadSource { source: source.to_owned(), since, wholly, is_former: false }
+    }
+
+    fn said(unread: &[UnreadSource], partial: bool) -> Reserve {
+        let month = Month::new(2026, 11).unwrap();
+        let of = IncompleteMonth { month, unread: unread.to_vec(), maybe_twice: 0, passed_on: 0, partial };
+        let reserve = Reserve::new(&of);
+        Reserve { words: reserve.words.replace('\u{a0}', " "), ..reserve }
+    }
+
+    #[rstest]
+    // By the clocks of Paris.
+    #[case(
+        Some("2026-11-09T23:30:00Z"),
+        false,
+        "Stripe n’a pas été lu depuis le 10 novembre 2026 : ces montants"
+    )]
+    #[case(None, true, "Stripe n’a pas été lu pour novembre 2026 : ces montants sont incomplets.")]
+    #[case(None, false, "Stripe n’a pas été lu en entier pour novembre 2026 : ces montants")]
+    fn a_source_that_was_not_read(#[case] since: Option<&str>, #[case] wholly: bool, #[case] expected: &str) {
+        let reserve = said(&[source("stripe", since, wholly)], false);
+        assert!(reserve.words.starts_with(expected), "{}", reserve.words);
+        assert!(reserve.is_missing && reserve.title.ends_with("est incomplet"), "{}", reserve.title);
+    }
+
+    #[test]
+    fn several_sources_and_what_else_is_missing() {
+        let sources = [source("shopify", None, true), source("stripe", Some("2026-11-10T12:00:00Z"), false)];
+        let reserve = said(&sources, true);
+        assert!(
+            reserve.words.starts_with(
+                "Shopify n’a pas été lu pour novembre 2026 et Stripe n’a pas été lu depuis le 10 novembre 2026 : ces"
+            ),
+            "{}",
+            reserve.words
+        );
+        assert!(
+            reserve.words.contains("ces sources") && reserve.words.ends_with(PARTIAL),
+            "{}",
+            reserve.words
+        );
+    }
+}
