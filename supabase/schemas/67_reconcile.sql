@@ -1,9 +1,10 @@
 -- What was lost comes back: work without its message, mails that came back and may now arrive.
 
 -- Gives each queued item of a lane a message where it has none: its queue was purged, or restored without it. What a living
--- worker holds is left to it. Call alone: see jobs_reconcile.
+-- worker holds is left to it. Never by loops: statistics know nothing yet of what was just planned. Call alone: see
+-- jobs_reconcile.
 create function jobs.restore_messages(p_lane text) returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = '' set enable_nestloop = off set jit = off as $$
 declare
     restored integer;
 begin

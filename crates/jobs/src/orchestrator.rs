@@ -1,8 +1,12 @@
 //! Runs a route's tasks side by side. They fail alone: one task's trouble, even a panic, leaves the others their whole
 //! budget.
 
-use std::time::{Duration, Instant};
+use std::{
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
 
+use futures_util::FutureExt;
 use serde_json::json;
 use url::Url;
 use uuid::Uuid;
@@ -43,29 +47,38 @@ pub async fn run(context: &Context, call: &Call, tasks: &[Task]) -> Vec<(Task, T
 /// Runs a task between its pings.
 async fn run_task(context: &Context, call: &Call, task: Task) -> TaskOutcome {
     let begun = Instant::now();
-    // A monitor is told of whole runs only: not of one user's, not of a dry one, not of a gate that is closed.
-    let whole =
-        call.user_id.is_none() && !call.dry_run && due_slot(task, call, context.tuning.schedule).is_ok();
+    // A monitor is told of whole runs only: not of one user's, not of a dry one.
+    let whole = call.user_id.is_none() && !call.dry_run;
     let monitor = context.config.monitors.get(&task).filter(|_| whole);
-    let outcome = match monitor {
-        None => {
-            let outcome = dispatch(context, call, task).await;
-            // Whether a missed occasion is made up shows only now.
-            let made_up = matches!(&outcome, TaskOutcome::Ran(run) if run.made_up.is_some());
-            if let Some(address) = context.config.monitors.get(&task).filter(|_| made_up) {
-                tell_end(context, address, &outcome).await;
-            }
-            outcome
-        }
+    let is_due = due_slot(task, call, context.tuning.schedule).is_ok();
+    let work = without_panic(dispatch(context, call, task));
+    let outcome = match monitor.filter(|_| is_due) {
+        None => work.await,
         Some(address) => {
             let start = ping(&context.http, address, Signal::Start, "", &context.deadline);
-            let ((), outcome) = tokio::join!(start, dispatch(context, call, task));
-            tell_end(context, address, &outcome).await;
-            outcome
+            tokio::join!(start, work).1
         }
     };
+    if let Some(address) = monitor.filter(|_| is_due || makes_good(&outcome)) {
+        tell_end(context, address, &outcome).await;
+    }
     log(task, &outcome, begun.elapsed());
     outcome
+}
+
+/// Makes a panic a failed task, so that its monitor hears of the end, too.
+async fn without_panic(work: impl Future<Output = TaskOutcome>) -> TaskOutcome {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or(TaskOutcome::Failed(TaskError::Panicked))
+}
+
+/// Returns whether a task that was not due did something all the same, or failed at it: only now it shows whether a
+/// missed occasion, or months that had failed, are made up.
+fn makes_good(outcome: &TaskOutcome) -> bool {
+    match outcome {
+        TaskOutcome::Ran(run) => run.made_up.is_some() || run.taken_up > 0,
+        TaskOutcome::Failed(_) => true,
+        TaskOutcome::NotDue { .. } | TaskOutcome::DryRun { .. } => false,
+    }
 }
 
 /// Tells a monitor how a task has ended.
@@ -153,5 +166,17 @@ fn log(task: Task, outcome: &TaskOutcome, took: Duration) {
             faults = %json!(run.faults),
             "task done"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_failed_task_that_a_monitor_hears_of() {
+        let outcome = without_panic(async { panic!("a bug") }).await;
+        assert!(matches!(outcome, TaskOutcome::Failed(TaskError::Panicked)), "{outcome:?}");
+        assert!(makes_good(&outcome) && trouble(&outcome).is_some());
     }
 }

@@ -4,6 +4,7 @@
 use anyhow::Result;
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
 use stand_ins::{
     faults::{Fault, Rule},
     resend::refuse,
@@ -13,6 +14,7 @@ use uuid::Uuid;
 use super::{claim, plan, rpc};
 use crate::{
     mails::signed_up,
+    told::timed_out,
     world::{SECRET, World},
 };
 
@@ -114,4 +116,49 @@ async fn nothing_is_given_twice() -> Result<()> {
     world.environment.gateway.faults().add(Rule::on("jobs_reconcile", Fault::CutAfter).times(1));
     world.post("sync-integrations", "").await?;
     Ok(())
+}
+
+/// Statistics of a quiet hour, then a plan of many items: what lacks its message is found within the function's own
+/// `statement_timeout`, which an item at a time would exceed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_plan_is_reconciled_in_time() -> Result<()> {
+    let world = World::new().await?;
+    let plan = "
+        insert into jobs.job_runs (run_id, task, trigger, route, as_of, started_at)
+            values (md5('large')::uuid, 'sync_integrations', 'manual', '/', $now, $now);
+        insert into jobs.job_items (run_id, lane, kind, subject, status, settled_at)
+            select md5('large')::uuid, 'stripe', 'sync_integration', gen_random_uuid(), 'done', $now
+            from generate_series(1, 3000);
+        analyze jobs.job_items, pgmq.q_jobs_stripe;
+        insert into jobs.job_items (run_id, lane, kind, subject)
+            select md5('large')::uuid, 'stripe', 'sync_integration', gen_random_uuid() from generate_series(1, 60000);
+        select jobs.send_items(md5('large')::uuid);
+        delete from pgmq.q_jobs_stripe where msg_id % 20000 = 1;";
+    sqlx::raw_sql(AssertSqlSafe(world.dated(plan))).execute(world.pool()).await?;
+    let reconcile = json!({"p_route": "/api/cron/daily-orchestrator", "p_now": world.now()});
+    let back: Value = rpc(&world, "jobs_reconcile", &reconcile).await?;
+    assert_eq!(back, json!({"messages": 3, "mails": 0}));
+    Ok(())
+}
+
+/// What was lost may wait for another run: what the queue carries does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_reconciled_keeps_no_work_back() -> Result<()> {
+    let world = World::new().await?;
+    world.stripe_user("acct_goeson").await?;
+    world.stripe.payment("acct_goeson", world.earlier(90), 4_200, "eur");
+    world.environment.gateway.faults().add(Rule::on("jobs_reconcile", timed_out()));
+    let answer = world.post("sync-integrations", "").await?;
+    assert_eq!((&answer["totalSynced"], &answer["errors"]), (&json!(1), &json!(1)), "{answer}");
+    assert_eq!(answer["problems"][0]["code"], "reconcile", "{answer}");
+    assert_eq!(answer.get("remaining"), None, "{answer}");
+    // The next call of the chain works on, too.
+    rpc(&world, "jobs_plan_sync", &plan(&world, Uuid::new_v4(), None, None)).await?;
+    let function = world.function("drain-queue").await?;
+    assert_eq!(function.call(Method::POST, "", Some(&format!("Bearer {SECRET}"))).await?.status, 202);
+    super::until("the chain is done", async || {
+        let left = "select count(*) from jobs.job_items where status = 'queued'";
+        Ok(world.value::<i64>(left).await? == 0)
+    })
+    .await
 }

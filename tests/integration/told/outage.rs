@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
-use serde_json::Value;
+use serde_json::{Value, json};
 use stand_ins::{faults::Rule, stripe};
 
 use crate::{
@@ -65,6 +65,27 @@ async fn mails_wait_while_most_fail_alike_and_only_what_is_still_true_leaves() -
         .value("select count(*) from jobs.email_deliveries where kind = 'integration_trouble' and reason = 'connection_good'")
         .await?;
     assert_eq!(dropped, 10);
+    Ok(())
+}
+
+/// The work is done: that nobody can say whether many fail alike is one fault of its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_that_cannot_be_looked_up_is_a_fault() -> Result<()> {
+    let mut world = World::new().await?;
+    let monitor = super::monitor().await?;
+    world.set("PING_URL_SYNC_INTEGRATIONS", &format!("{}/sync", monitor.url()));
+    for number in 0..12 {
+        let account = format!("acct_slow{number}");
+        world.stripe_user(&account).await?;
+        world.stripe.revoke(&account);
+    }
+    world.environment.gateway.faults().add(Rule::on("integration_outages", super::timed_out()));
+    let told = world.post("sync-integrations", "").await?;
+    assert_eq!((&told["errors"], told["results"].as_array().map(Vec::len)), (&json!(13), Some(12)), "{told}");
+    let problems = told["problems"].to_string();
+    assert!(problems.contains(r#""code":"outages_unknown""#), "{told}");
+    let heard = super::heard(&monitor);
+    assert!(heard.len() == 2 && heard[1].starts_with("POST /sync/fail: "), "{heard:?}");
     Ok(())
 }
 

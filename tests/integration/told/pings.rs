@@ -2,27 +2,13 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
+use jobs::schedule::paris;
 use reqwest::Method;
-use stand_ins::{
-    faults::{Fault, Rule},
-    resend::Resend,
-};
+use serde_json::json;
+use stand_ins::faults::{Fault, Rule};
 
+use super::{heard, monitor, timed_out};
 use crate::{clock::replay, world::World};
-
-/// Starts a server that answers whatever comes, and remembers it. What it is for does not matter
-/// here.
-async fn monitor() -> Result<Resend> {
-    let monitor = Resend::bare().await?;
-    monitor.faults().add(Rule::on("", Fault::Answer { status: 200, headers: Vec::new(), body: "OK".into() }));
-    Ok(monitor)
-}
-
-/// Returns what it was told, one "path: body" each.
-fn told(monitor: &Resend) -> Vec<String> {
-    let seen = monitor.faults().seen();
-    seen.iter().map(|seen| format!("{} {}: {}", seen.method, seen.target, seen.body)).collect()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_begins_and_goes_well_or_fails_with_the_reason() -> Result<()> {
@@ -31,7 +17,7 @@ async fn a_task_begins_and_goes_well_or_fails_with_the_reason() -> Result<()> {
     world.set("PING_URL_SYNC_INTEGRATIONS", &format!("{}/sync", monitor.url()));
     let user = world.stripe_user("acct_told").await?;
     world.post("sync-integrations", "").await?;
-    let heard = told(&monitor);
+    let heard = super::heard(&monitor);
     assert_eq!(heard.len(), 2, "{heard:?}");
     assert_eq!(heard[0], "POST /sync/start: ");
     assert!(
@@ -45,11 +31,11 @@ async fn a_task_begins_and_goes_well_or_fails_with_the_reason() -> Result<()> {
     world.post("sync-integrations", "dry_run=true").await?;
     world.post("sync-integrations", &format!("user_id={user}")).await?;
     world.cron("daily-orchestrator", &replay(world.last_sync_hour() - TimeDelta::hours(3))).await?;
-    assert_eq!(told(&monitor), Vec::<String>::new());
+    assert_eq!(super::heard(&monitor), Vec::<String>::new());
 
     world.stripe.revoke("acct_told");
     world.post("sync-integrations", "").await?;
-    let heard = told(&monitor);
+    let heard = super::heard(&monitor);
     assert_eq!((heard.len(), heard[0].as_str()), (2, "POST /sync/start: "), "{heard:?}");
     // It counts as an error, but nobody who runs the deployment can mend it.
     assert!(
@@ -60,7 +46,7 @@ async fn a_task_begins_and_goes_well_or_fails_with_the_reason() -> Result<()> {
     monitor.faults().forget();
     world.unset("STRIPE_SECRET_KEY");
     assert_eq!(world.call(Method::POST, "sync-integrations", "").await?.status, 500);
-    let heard = told(&monitor);
+    let heard = super::heard(&monitor);
     assert!(heard[1].starts_with("POST /sync/fail: ") && heard[1].contains("STRIPE_SECRET_KEY"), "{heard:?}");
     Ok(())
 }
@@ -75,5 +61,39 @@ async fn a_monitor_that_is_not_there_changes_nothing_and_its_address_is_in_no_lo
     assert_eq!((answer.status.as_u16(), &answer.json()["errors"]), (200, &serde_json::json!(0)));
     assert!(function.log().contains("the monitor does not answer"));
     assert!(!function.log().contains("5f0c0e52-private"), "{}", function.log());
+    Ok(())
+}
+
+/// Months that had failed and are taken up again are heard of without having been due; and so is a cron that cannot even
+/// look for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_good_is_told() -> Result<()> {
+    let mut world = World::new().await?;
+    let monitor = monitor().await?;
+    world.set("PING_URL_MONTHLY_SYNC", &format!("{}/month", monitor.url()));
+    let month = world.month().previous();
+    world.set_now(paris::start_of(month.last_day()) + TimeDelta::hours(15));
+    world.stripe_user("acct_again").await?;
+    world.stripe.payment("acct_again", world.earlier(90), 4_200, "eur");
+    world.stripe.faults().add(Rule::on("/v1/balance_transactions", Fault::json(200, &json!({}))));
+    world.cron("monthly-orchestrator", "").await?;
+    world.stripe.faults().clear();
+
+    world.set_now(month.next().first_day().and_hms_opt(6, 5, 0).expect("an hour").and_utc());
+    monitor.faults().forget();
+    let gateway = world.environment.gateway.faults();
+    gateway.add(Rule::on("jobs_retake_months", timed_out()));
+    let answer = world.cron("sync-integrations", "").await?;
+    assert_eq!((&answer["errors"], &answer["totalSynced"]), (&json!(1), &json!(1)), "{answer}");
+    assert_eq!(answer["problems"][0]["code"], "second_chance", "{answer}");
+    world.call(Method::GET, "monthly-orchestrator", "").await?;
+    let told = heard(&monitor);
+    assert!(told.len() == 1 && told[0].starts_with("POST /month/fail: "), "{told:?}");
+
+    gateway.clear();
+    monitor.faults().forget();
+    world.cron("monthly-orchestrator", "").await?;
+    let told = heard(&monitor);
+    assert!(told.len() == 1 && told[0].starts_with("POST /month: "), "{told:?}");
     Ok(())
 }

@@ -71,11 +71,11 @@ async fn follow_up(context: &Context, run_id: Option<Uuid>, route: &str) -> Resu
 /// Repeats until a full round finds nothing: other invocations may enqueue work while this one drains, and rely on it
 /// to pick that up.
 pub async fn drain_until_nothing_waits(context: &Context, route: &str) -> Result<Round, TaskError> {
-    reconcile(context, route).await?;
+    let mut all = reconcile(context, route).await;
     // First the mails that earlier invocations planned: their recaps and alerts do not wait for all data to be read.
     // If sending fails, the fault is recorded and data is worked on all the same.
     let first = follow_up(context, None, route).await;
-    let mut all = first.unwrap_or_else(|error| Round::fault("follow_up", error.user_message()));
+    all.add(first.unwrap_or_else(|error| Round::fault("follow_up", error.user_message())));
     loop {
         let round = drain_everything(context, None, route).await?;
         let moved = round.ended + round.failed > 0;
@@ -97,22 +97,18 @@ pub(super) enum Scope<'a> {
     Nothing,
 }
 
-impl Scope<'_> {
-    fn route(&self) -> &str {
-        match self {
-            Self::Everything(route) | Self::Mails(route) => route,
-            Self::Nothing => "",
+/// Brings back what was lost, before the work begins: the record says what waits, and the queue carries it. If this
+/// fails, the fault is recorded, and what the queue carries is worked on all the same.
+async fn reconcile(context: &Context, route: &str) -> Round {
+    match context.queue.reconcile(route, context.now, &context.deadline).await {
+        Ok(back) => {
+            if back.messages + back.mails > 0 {
+                tracing::warn!(messages = back.messages, mails = back.mails, "what was lost came back");
+            }
+            Round::default()
         }
+        Err(error) => Round::fault("reconcile", error.user_message()),
     }
-}
-
-/// Brings back what was lost, before the work begins: the record says what waits, and the queue carries it.
-async fn reconcile(context: &Context, route: &str) -> Result<(), TaskError> {
-    let back = context.queue.reconcile(route, context.now, &context.deadline).await?;
-    if back.messages + back.mails > 0 {
-        tracing::warn!(messages = back.messages, mails = back.mails, "what was lost came back");
-    }
-    Ok(())
 }
 
 /// Works, then waits for what other invocations hold of this run, as long as the budget allows.
@@ -121,12 +117,12 @@ pub(super) async fn work_until_settled(
     run_id: Uuid,
     scope: Scope<'_>,
 ) -> Result<Round, TaskError> {
-    if !matches!(scope, Scope::Nothing) {
-        reconcile(context, scope.route()).await?;
-    }
+    let mut all = match scope {
+        Scope::Everything(route) | Scope::Mails(route) => reconcile(context, route).await,
+        Scope::Nothing => Round::default(),
+    };
     let mut pause = FIRST_LOOK;
     let mut looked_again = false;
-    let mut all = Round::default();
     loop {
         let round = match scope {
             Scope::Everything(route) => drain_everything(context, Some(run_id), route).await?,

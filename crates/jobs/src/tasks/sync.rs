@@ -46,13 +46,24 @@ pub(super) async fn plan_drain_report(
     summary.outline = planned.plan;
     // What stopped a lane is told already.
     if summary.counts.failed >= u64::from(OUTAGE.least) {
-        let arguments = json!({"p_rule": OUTAGE, "p_now": context.now});
-        let outages: Vec<Outage> =
-            context.supabase.rpc("integration_outages", &arguments, &context.deadline).await?;
-        let alike = outages.iter().filter(|outage| outage.failing.is_some());
-        summary.faults.extend(alike.map(|outage| Failure::new("outage", outage.message())));
+        summary.faults.extend(outages(context).await);
     }
     Ok(TaskOutcome::Ran(Box::new(summary)))
+}
+
+/// Returns what tells the operator of providers where many fail alike. Where nobody can say, that is a fault, too: the
+/// work is done and answered.
+async fn outages(context: &Context) -> Vec<Failure> {
+    let arguments = json!({"p_rule": OUTAGE, "p_now": context.now});
+    let found: Result<Vec<Outage>, SupabaseError> =
+        context.supabase.rpc("integration_outages", &arguments, &context.deadline).await;
+    match found {
+        Ok(found) => {
+            let alike = found.iter().filter(|outage| outage.failing.is_some());
+            alike.map(|outage| Failure::new("outage", outage.message())).collect()
+        }
+        Err(error) => vec![Failure::new("outages_unknown", error.user_message())],
+    }
 }
 
 async fn plan(context: &Context, call: &Call, wanted: &SyncPlan<'_>) -> Result<Planned, TaskError> {

@@ -9,6 +9,7 @@ use super::{
     sync::{SyncPlan, plan_drain_report},
 };
 use crate::{
+    failure::Failure,
     queue::WorkItem,
     schedule::{Days, Task},
 };
@@ -32,11 +33,14 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
         slot: slot.as_ref(),
         work: WorkItem::SyncIntegration { days: call.days.map(Days::get) },
     };
-    // Before the lanes are drained: this run works on them, too.
-    let taken_up = second_chance::plan(context, call).await?;
+    // Before the lanes are drained: this run works on them, too. If that fails, the sync is made all the same.
+    let taken_up = second_chance::plan(context, call).await;
     let mut outcome = plan_drain_report(context, call, wanted).await?;
     if let TaskOutcome::Ran(run) = &mut outcome {
-        run.taken_up = taken_up.items;
+        match taken_up {
+            Ok(taken_up) => run.taken_up = taken_up.items,
+            Err(error) => run.faults.push(Failure::new("second_chance", error.user_message())),
+        }
     }
     Ok(outcome)
 }
