@@ -89,8 +89,8 @@ create table jobs.integration_state (
     failed_at timestamptz,
     failure jsonb,                               -- {code, message} of the last one
     refusals integer not null default 0,         -- how often in a row the connection itself was refused
-    trouble_mails integer not null default 0,    -- how often the user was told since it was good
-    trouble_mailed_at timestamptz,
+    trouble_mails integer not null default 0,    -- how many mails have told the user since it was good
+    trouble_mailed_at timestamptz,               -- when the last one was sent
     token_expires_at timestamptz,
     refresh_token_expires_at timestamptz,
     refresh_lease uuid,                          -- one token refresh at a time

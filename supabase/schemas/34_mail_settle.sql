@@ -52,6 +52,24 @@ begin
     end loop;
 end $$;
 
+-- Counts the mails that asked users to connect again: sent, perhaps sent, or refused for their address. What expired or
+-- was skipped has asked nobody.
+create function jobs.note_trouble_mails(p_outcomes jsonb, p_now timestamptz) returns void
+language plpgsql set search_path = '' as $$
+begin
+    perform from jobs.integration_state k
+    where k.user_id = any (array(
+        select d.user_id from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint)
+        join jobs.email_deliveries d on d.delivery_id = o.delivery_id
+        where d.kind = 'integration_trouble' and d.user_id is not null))
+    order by k.user_id, k.provider for update;     -- as every plan locks them
+    update jobs.integration_state k set trouble_mails = k.trouble_mails + 1, trouble_mailed_at = p_now
+    from jsonb_to_recordset(p_outcomes) as o (delivery_id bigint, status text)
+    join jobs.email_deliveries d on d.delivery_id = o.delivery_id
+    where d.kind = 'integration_trouble' and o.status in ('sent', 'unknown', 'refused')
+        and k.user_id = d.user_id and k.provider = split_part(d.dedupe_key, '/', 3);
+end $$;
+
 -- Writes outcomes down: deliveries, items, messages, and what others read (marketing_emails). Call only under the
 -- ledger's lock, with deliveries that hold_mails let pass.
 create function jobs.write_mail_outcomes(p_claim uuid, p_outcomes jsonb, p_now timestamptz) returns void
@@ -68,6 +86,7 @@ begin
     perform jobs.apply_feedback(array(
         select o.provider_id from jsonb_to_recordset(p_outcomes) as o (provider_id text) where o.provider_id is not null),
         p_now);
+    perform jobs.note_trouble_mails(p_outcomes, p_now);
 
     insert into public.marketing_emails (user_id, email_type, sent_at)
     select d.user_id, 'upgrade_day3', p_now
@@ -155,6 +174,7 @@ language plpgsql security definer set search_path = '' set statement_timeout = '
 declare
     held bigint[];
     again bigint[];
+    emptied uuid[];
     batch record;
 begin
     perform jobs.lock_mail_ledger();
@@ -163,12 +183,17 @@ begin
     -- In one transaction with the others' outcomes: the batch's key would send these few as another payload.
     again := array(select (o ->> 'delivery_id')::bigint from jsonb_array_elements(p_outcomes) o
         where o ->> 'status' = 'planned' and (o ->> 'delivery_id')::bigint = any (held));
+    emptied := array(select distinct d.batch_id from jobs.email_deliveries d where d.delivery_id = any (again));
     update jobs.email_deliveries
     set status = 'planned', batch_id = null, position = null, address = null, digest = null, sealed_at = null
     where delivery_id = any (again);
     perform jobs.write_mail_outcomes(p_claim, (
         select coalesce(jsonb_agg(o), '[]') from jsonb_array_elements(p_outcomes) o
         where (o ->> 'delivery_id')::bigint = any (held) and (o ->> 'delivery_id')::bigint <> all (again)), p_now);
+    -- Nobody is left in it whose outcome would settle it.
+    update jobs.email_batches b set state = 'released', ended_at = clock_timestamp()
+    where b.batch_id = any (emptied) and b.state = 'sealed'
+        and not exists (select from jobs.email_deliveries d where d.batch_id = b.batch_id and d.status = 'sealed');
     for batch in
         select i.lane, array_agg(i.item_id order by i.item_id) as items
         from jobs.email_deliveries d join jobs.job_items i on i.item_id = d.item_id

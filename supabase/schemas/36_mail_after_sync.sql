@@ -36,6 +36,11 @@ begin
         or not exists (select from public.integration_tokens t where t.user_id = p_user_id and t.is_active) then
         return;
     end if;
+    -- Connected after the month: whoever looks at everybody's month finds it in no books.
+    if not in_books and exists (select from jobs.job_runs r where r.run_id = i.run_id and r.slot is not null)
+        and not exists (select from jobs.integration_state s where s.user_id = p_user_id and s.first_month <= p_month) then
+        return;
+    end if;
     -- Nothing was sold, and all of it was read: told to those who sold before, since it is declared as 0 as well. Who
     -- typed something knows what to declare.
     is_empty := in_books and coalesce(i.result ->> 'month_status' in ('complete', 'provisional'), false)
@@ -84,7 +89,8 @@ begin
 end $$;
 
 -- Tells a user whose integration was refused several times in a row to connect it again; once more later, where it
--- still is. Refused: what connecting again mends. Call in the settlement's transaction.
+-- still is. Refused: what connecting again mends. A mail counts once it was sent (see note_trouble_mails); until then, no
+-- other one is planned. Call in the settlement's transaction.
 -- p_policy: {refusals: how many in a row, mails: how many until it is good again, pause_days: between two of them,
 -- open_days: until such a mail expires, codes: [the refusals that connecting again mends]}
 create function jobs.plan_reconnect_mail(
@@ -114,16 +120,16 @@ begin
         continue when s.refusals < (p_policy ->> 'refusals')::integer
             or s.trouble_mails >= (p_policy ->> 'mails')::integer
             or s.trouble_mailed_at > p_now - make_interval(days => (p_policy ->> 'pause_days')::integer)
-            or jobs.mail_refusal(p, 'integration_trouble', p_now) is not null;
+            or jobs.mail_refusal(p, 'integration_trouble', p_now) is not null
+            or exists (select from jobs.email_deliveries d
+                where d.user_id = p_user_id and d.kind = 'integration_trouble' and d.status in ('planned', 'sealed')
+                    and d.expires_at > p_now and split_part(d.dedupe_key, '/', 3) = part.provider);
         insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
         values ('integration_trouble/' || p_user_id || '/' || part.provider || '/' || i.item_id, 'integration_trouble',
             p_user_id, p_user_id, i.run_id, jsonb_build_object('provider', part.provider, 'reason', part.message,
                 'read_until', s.last_success_to),
             p_now + make_interval(days => (p_policy ->> 'open_days')::integer))
         on conflict (dedupe_key) do nothing;
-        update jobs.integration_state k
-        set trouble_mails = k.trouble_mails + 1, trouble_mailed_at = p_now
-        where k.user_id = p_user_id and k.provider = part.provider;
         perform jobs.queue_mails(i.run_id, p_user_id, p_now);
     end loop;
 end $$;

@@ -8,9 +8,11 @@ returns table (provider text, code text, message text, failing bigint, active bi
 language sql stable set search_path = '' as $$
     with known as materialized (
         select t.provider, coalesce(s.failures, 0) as failures, s.failure
-        from public.integration_tokens t join auth.users u on u.id = t.user_id
+        from public.integration_tokens t join jobs.mail_people u on u.user_id = t.user_id
         left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-        where t.is_active and u.deleted_at is null and coalesce(u.banned_until <= p_now, true)
+        where t.is_active and u.unreachable is distinct from 'user_deleted' and coalesce(u.banned_until <= p_now, true)
+            -- Whom no mail reaches will never have been asked.
+            and not (coalesce(s.failures, 0) > 0 and u.unreachable is not null)
             -- Whose user was asked long ago is that user's to mend: no news of a provider.
             and coalesce(not (s.failures > 0 and s.trouble_mails > 0
                 and s.trouble_mailed_at < p_now - make_interval(days => (p_rule ->> 'days')::integer)), true)

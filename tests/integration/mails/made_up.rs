@@ -10,7 +10,10 @@ use stand_ins::{
     resend::Resend,
 };
 
-use super::{given::about, kind, signed_up_at};
+use super::{
+    given::{about, recipients},
+    kind, signed_up_at,
+};
 use crate::{clock::replay, world::World};
 
 /// Returns noon in Paris on a day of a month.
@@ -179,5 +182,29 @@ async fn the_single_route_makes_up_too() -> Result<()> {
     );
     let answer = world.cron("monthly-orchestrator", "").await?;
     assert_eq!(answer["results"]["monthlySync"]["skipped"], true, "{answer}");
+    Ok(())
+}
+
+/// Who connects after the month that is made up gets no recap of it: it is in nobody's books.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_connected_after_the_month_gets_no_recap_of_it() -> Result<()> {
+    let mut world = World::new().await?;
+    let month = world.month();
+    world.set_now(paris::start_of(month.last_day()) - TimeDelta::hours(9));
+    world.stripe_user("acct_before").await?;
+    world.post("sync-integrations", "").await?;
+    world.set_now(noon(month.next(), 2));
+    let user = world.stripe_user("acct_after").await?;
+    about(&world, user, "update public.integration_tokens set connected_at = $now where user_id = $1")
+        .await?;
+    for account in ["acct_before", "acct_after"] {
+        let evening = paris::start_of(month.next().first_day()) - TimeDelta::hours(2);
+        world.stripe.payment(account, evening, 420_000, "eur");
+    }
+    world.set_now(noon(month.next(), 3));
+    let answer = world.cron("monthly-orchestrator", "").await?;
+    let part = &answer["results"]["monthlySync"];
+    assert_eq!((&part["synced"], &part["madeUp"]), (&json!(2), &json!(month.to_string())), "{answer}");
+    assert_eq!(recipients(&world), ["acct_before@example.test"]);
     Ok(())
 }

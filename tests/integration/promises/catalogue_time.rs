@@ -55,6 +55,7 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
     ("jobs_run_waits", &[LEASE]),
     ("mail_claim", &[LEASE]),
     ("mail_give_back", &[NOTE]),
+    ("mail_settle", &[NOTE]),
     ("mail_split", &[NOTE]),
     ("mail_unsubscribe", &[NOTE]),
     ("recompute_totals", &[NOTE, OWN_WRITES]),

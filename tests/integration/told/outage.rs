@@ -147,3 +147,51 @@ async fn what_waited_too_long_expires_unsent() -> Result<()> {
     assert_eq!(expired, 10);
     Ok(())
 }
+
+/// What was held until it expired has asked nobody: the outage goes on, and who is really gone is told after its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_eight_days_does_not_end_itself() -> Result<()> {
+    let mut world = World::new().await?;
+    let accounts: Vec<String> = (0..12).map(|number| format!("acct_week{number}")).collect();
+    for account in &accounts {
+        world.stripe_user(account).await?;
+    }
+    sync(&world).await?;
+    for account in &accounts {
+        world.stripe.revoke(account);
+    }
+    for _ in 0..3 {
+        sync(&world).await?;
+    }
+    world.set_now(world.now() + TimeDelta::days(8));
+    for _ in 0..2 {
+        sync(&world).await?;
+        assert_eq!(asked(&world), 0, "nobody was asked, and most still fail alike");
+    }
+    assert_eq!(status(&world).await?["state"], "à corriger");
+    for account in &accounts[..10] {
+        world.stripe.reconnect(account, &format!("sk_acct_token_{account}"));
+    }
+    sync(&world).await?;
+    assert_eq!(asked(&world), 2, "these two are really gone");
+    sync(&world).await?;
+    assert_eq!(asked(&world), 2, "once");
+    Ok(())
+}
+
+/// Who can get no mail is never asked: what their connections say is no news of a provider.
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_no_mail_reaches_makes_no_outage() -> Result<()> {
+    let world = World::new().await?;
+    for number in 0..12 {
+        let account = format!("acct_mute{number}");
+        world.stripe_user(&account).await?;
+        world.stripe.revoke(&account);
+    }
+    world.run("update auth.users set email_confirmed_at = null where email not like 'acct_mute0@%'").await?;
+    for _ in 0..3 {
+        sync(&world).await?;
+    }
+    assert_eq!(asked(&world), 1);
+    Ok(())
+}

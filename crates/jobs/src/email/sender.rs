@@ -39,6 +39,16 @@ pub(super) enum OfMail {
     Blocked(Failure),
 }
 
+impl OfMail {
+    /// Returns what all mails have in common, where this one is refused for it.
+    pub(super) fn blocked(&self) -> Option<&Failure> {
+        match self {
+            Self::Blocked(failure) => Some(failure),
+            Self::Accepted(_) | Self::Refused(_) => None,
+        }
+    }
+}
+
 /// Says what came of a batch's request.
 #[derive(Debug)]
 pub(super) enum Sent {
@@ -182,18 +192,32 @@ fn accepted(answer: Value, mails: usize) -> Sent {
 
 /// Returns the service's own words, which may hold the address: cut out, for logs and answers are no place for it.
 fn refused(message: &str) -> Failure {
-    let words: Vec<&str> = message.split_whitespace().filter(|word| !word.contains('@')).collect();
-    let words: String = words.join(" ").chars().take(200).collect();
+    let words: String = without_addresses(message).chars().take(200).collect();
     failure("refused", format!("Resend a refusé ce courriel : {words}"))
 }
 
+/// Returns the service's words without addresses, whose text a user has chosen: also a quoted one, which may hold spaces.
+fn without_addresses(message: &str) -> String {
+    let mut message = message.to_owned();
+    while let Some(end) = message.find("\"@") {
+        let start = message[..end].rfind('"').unwrap_or(end);
+        message.replace_range(start..=end, "");
+    }
+    let words: Vec<&str> = message.split_whitespace().filter(|word| !word.contains('@')).collect();
+    words.join(" ")
+}
+
 /// Returns the failure that a refusal's words lay on all our mails alike: nothing of ours is accepted until somebody mends
-/// it, whichever mail it was said of.
+/// it, whichever mail it was said of. What names the recipient is that mail's own; what the recipient's address says is
+/// not the service's word.
 ///
 /// Sources: <https://resend.com/docs/api-reference/errors> (of a deleted key 400 and 401 `validation_error` say "API key is
 /// invalid"), <https://resend.com/docs/knowledge-base/403-error-domain-mismatch>.
 fn common_cause(message: &str) -> Option<Failure> {
-    let message = message.to_lowercase();
+    let message = without_addresses(message).to_lowercase();
+    if message.contains("`to`") {
+        return None;
+    }
     let says = |words: &str| message.contains(words);
     if says("api key") {
         return Some(failure("mail_key", "La clé Resend est refusée ; vérifiez RESEND_API_KEY."));
@@ -335,6 +359,10 @@ mod tests {
     #[case("API key is invalid", Some("mail_key"))]
     #[case("Invalid `to` field. The email address needs to follow the format.", None)]
     #[case("The `subject` field is too long.", None)]
+    #[case("Invalid `to` field: its domain was not found.", None)]
+    #[case("The address the.sender.domain.verified@example.test is not allowed.", None)]
+    #[case("\"api key from address\"@example.test is no address.", None)]
+    #[case("Invalid `from` field: it follows `email@example.com`, not a@b.", Some("mail_domain"))]
     fn a_common_cause_is_one_cause(#[case] message: &str, #[case] code: Option<&str>) {
         assert_eq!(common_cause(message).map(|failure| failure.code).as_deref(), code);
         let told = json!({"data": [{"id": "a"}, {"id": "c"}], "errors": [{"index": 1, "message": message}]});

@@ -7,9 +7,27 @@ use stand_ins::{
     resend::refuse,
 };
 
-use super::{BATCH, all, assert_all_sent, attempts, blocking, drain, requests, states, world_of};
+use super::{
+    BATCH, address, all, assert_all_sent, assert_each_once, attempts, blocking, come_back, drain, key,
+    requests, signed_up, states, world_of,
+};
+use crate::world::World;
 
 const USERS: usize = 230;
+/// The mail service's words for a domain that nobody has verified.
+const DOMAIN: &str = "The comptalyze.example domain is not verified. Please, add and verify your domain.";
+/// An address that its user has chosen to read like a fault of ours.
+const POISON: &str = "sender.domain.verified@example.test";
+
+/// Answers that each of these mails is refused for a reason that all have in common.
+fn each_refused(mails: usize) -> Fault {
+    let errors: Vec<_> = (0..mails).map(|index| json!({"index": index, "message": DOMAIN})).collect();
+    Fault::json(200, &json!({"data": [], "errors": errors}))
+}
+
+async fn sealed_batches(world: &World) -> Result<i64> {
+    world.value("select count(*) from jobs.email_batches where state = 'sealed'").await
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_key_blocks_and_counts_nothing() -> Result<()> {
@@ -32,12 +50,11 @@ async fn a_wrong_key_blocks_and_counts_nothing() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_common_cause_told_as_a_mails_own_blocks() -> Result<()> {
     let world = world_of(5).await?;
-    let domain = "The comptalyze.example domain is not verified. Please, add and verify your domain.";
     for (status, words, code) in [
         (400, "API key is invalid", "mail_key"),
         (401, "API key is invalid", "mail_key"),
         (422, "Invalid `from` field. The email address needs to follow the format.", "mail_domain"),
-        (400, domain, "mail_domain"),
+        (400, DOMAIN, "mail_domain"),
     ] {
         world.resend.faults().add(Rule::on(BATCH, refuse(status, "validation_error", words)));
         let part = drain(&world).await?;
@@ -48,13 +65,14 @@ async fn a_common_cause_told_as_a_mails_own_blocks() -> Result<()> {
     // Of each mail alone, and of some only.
     for (ids, refused) in [(0, vec![0, 1, 2, 3, 4]), (3, vec![1, 3])] {
         let data: Vec<_> = (0..ids).map(|id| json!({"id": format!("mail-{id}")})).collect();
-        let errors: Vec<_> = refused.iter().map(|index| json!({"index": index, "message": domain})).collect();
+        let errors: Vec<_> = refused.iter().map(|index| json!({"index": index, "message": DOMAIN})).collect();
         let answer = Fault::json(200, &json!({"data": data, "errors": errors}));
         world.resend.faults().add(Rule::on(BATCH, answer));
         let part = drain(&world).await?;
         assert_eq!((&part["sent"], &part["remaining"]), (&json!(ids), &json!(refused.len())), "{part}");
         assert!(blocking(&part, "mail_domain"), "{part}");
         assert_eq!(attempts(&world).await?, 0, "nobody's attempt");
+        assert_eq!(sealed_batches(&world).await?, 0, "no batch is left open");
         world.resend.faults().clear();
     }
     let expected = [("planned".to_owned(), 2), ("sent".to_owned(), 3)];
@@ -88,4 +106,43 @@ async fn whatever_is_refused_of_ours_blocks() -> Result<()> {
     let part = drain(&world).await?;
     assert_eq!((&part["sent"], &part["errors"]), (&json!(5), &json!(0)), "{part}");
     assert_all_sent(&world, 5).await
+}
+
+/// The first request was accepted and its answer lost: what the next one is told of the domain lets no mail leave under
+/// another key.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_left_stays_under_its_key() -> Result<()> {
+    let world = world_of(5).await?;
+    world.resend.faults().add(Rule::on(BATCH, Fault::CutAfter).times(1));
+    world.resend.faults().add(Rule::on(BATCH, each_refused(5)));
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["remaining"]), (&json!(0), &json!(5)), "{part}");
+    assert!(blocking(&part, "mail_domain"), "{part}");
+    assert_eq!((states(&world).await?, attempts(&world).await?), (all("sealed", 5), 0));
+    world.resend.faults().clear();
+    come_back(&world).await?;
+    let part = drain(&world).await?;
+    assert_eq!((&part["remaining"], &part["errors"]), (&Value::Null, &json!(0)), "{part}");
+    assert_all_sent(&world, 5).await?;
+    let requests = requests(&world);
+    assert!(requests.iter().all(|request| key(request) == key(&requests[0])));
+    Ok(())
+}
+
+/// The service quotes the address that it refuses, whose words its user has chosen: that mail is refused, and keeps no
+/// other one back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_reads_like_our_fault_blocks_nothing() -> Result<()> {
+    let world = world_of(5).await?;
+    signed_up(&world, POISON, "Camille Moreau", 4).await?;
+    let words = format!("The address {POISON} is not allowed.");
+    world.resend.faults().add(Rule::on(BATCH, refuse(422, "validation_error", &words)).body(POISON));
+    for _ in 0..3 {
+        drain(&world).await?;
+        come_back(&world).await?;
+    }
+    assert_each_once(&world, (0..5).map(address));
+    let expected = [("refused".to_owned(), 1), ("sent".to_owned(), 5)];
+    assert_eq!(states(&world).await?, expected.into());
+    Ok(())
 }

@@ -42,7 +42,14 @@ impl Mailer {
         loop {
             let payload: Vec<&Value> = batch.mails.iter().map(|mail| &mail.payload).collect();
             let (wait, failure) = match self.sender.send(batch.id, &payload, &asking).await {
-                Sent::Accepted(outcomes) => return self.settle_each(&batch, outcomes, deadline).await,
+                Sent::Accepted(outcomes) => {
+                    let blocked = outcomes.iter().find_map(OfMail::blocked).filter(|_| batch.maybe_accepted);
+                    return match blocked.cloned() {
+                        // An earlier request may have been accepted: no mail of it leaves under another key.
+                        Some(failure) => self.give_back_blocked(&batch, failure, deadline).await,
+                        None => self.settle_each(&batch, outcomes, deadline).await,
+                    };
+                }
                 Sent::AcceptedBefore => {
                     let outcomes = batch.all(|delivery| Outcome::sent(delivery, None));
                     return self.settle(&batch, outcomes, deadline).await;
@@ -57,11 +64,7 @@ impl Mailer {
                     return self.settle(&batch, outcomes, deadline).await;
                 }
                 Sent::Refused(_) => return self.split(batch, deadline).await,
-                Sent::Blocked(failure) => {
-                    let mut report = self.give_back(&batch, Duration::ZERO, None, deadline).await?;
-                    report.blocked = Some(failure);
-                    return Ok(report);
-                }
+                Sent::Blocked(failure) => return self.give_back_blocked(&batch, failure, deadline).await,
                 Sent::RateLimited { wait, quota } => {
                     if let Some(report) = self.out_of_quota(&batch, quota, deadline).await? {
                         return Ok(report);
@@ -98,9 +101,7 @@ impl Mailer {
                 if tries >= TRIES && !made {
                     // The service is unreachable for every mail: count no attempt, or a day without it would
                     // fail every mail for good.
-                    let mut report = self.give_back(&batch, Duration::ZERO, None, deadline).await?;
-                    report.blocked = Some(failure);
-                    return Ok(report);
+                    return self.give_back_blocked(&batch, failure, deadline).await;
                 }
                 if tries >= TRIES {
                     let delay = pause_after(batch.attempts);
@@ -222,6 +223,18 @@ impl Mailer {
     async fn out_of_time(&self, batch: &Batch, deadline: &Deadline) -> Result<MailReport, SupabaseError> {
         let mut report = self.give_back(batch, Duration::ZERO, None, deadline).await?;
         report.out_of_time = true;
+        Ok(report)
+    }
+
+    /// Gives the batch back because nothing of anybody's would be accepted now, which counts no attempt.
+    async fn give_back_blocked(
+        &self,
+        batch: &Batch,
+        failure: Failure,
+        deadline: &Deadline,
+    ) -> Result<MailReport, SupabaseError> {
+        let mut report = self.give_back(batch, Duration::ZERO, None, deadline).await?;
+        report.blocked = Some(failure);
         Ok(report)
     }
 
