@@ -129,11 +129,14 @@ async fn a_large_plan_is_reconciled_in_time() -> Result<()> {
         insert into jobs.job_items (run_id, lane, kind, subject, status, settled_at)
             select md5('large')::uuid, 'stripe', 'sync_integration', gen_random_uuid(), 'done', $now
             from generate_series(1, 3000);
+        insert into pgmq.q_jobs_stripe (vt, message)
+            select $now, jsonb_build_object('item_id', i.item_id) from jobs.job_items i;
+        delete from pgmq.q_jobs_stripe;
         analyze jobs.job_items, pgmq.q_jobs_stripe;
         insert into jobs.job_items (run_id, lane, kind, subject)
-            select md5('large')::uuid, 'stripe', 'sync_integration', gen_random_uuid() from generate_series(1, 100000);
+            select md5('large')::uuid, 'stripe', 'sync_integration', gen_random_uuid() from generate_series(1, 60000);
         select jobs.send_items(md5('large')::uuid);
-        delete from pgmq.q_jobs_stripe where msg_id % 40000 = 1;";
+        delete from pgmq.q_jobs_stripe where msg_id % 20000 = 1;";
     sqlx::raw_sql(AssertSqlSafe(world.dated(plan))).execute(world.pool()).await?;
     let reconcile = json!({"p_route": "/api/cron/daily-orchestrator", "p_now": world.now()});
     let back: Value = rpc(&world, "jobs_reconcile", &reconcile).await?;
