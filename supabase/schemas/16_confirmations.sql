@@ -11,13 +11,32 @@ create table jobs.book_confirmations (
     unique nulls not distinct (user_id, month)
 );
 
+-- Months of these users with money in currencies that no total has. Our mails ask to type it, so that what was typed for
+-- such a month is not what was imported: an answer for every month that it is the same is not about these.
+create function jobs.foreign_months(p_users uuid[]) returns table (user_id uuid, month date)
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+begin
+    return query
+    select distinct t.user_id, t.paris_month
+    from jobs.integration_transactions t
+    join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+    left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
+    where t.user_id = any (p_users) and t.excluded in ('currency', 'unresolved_currency')
+        and not coalesce(f.left_out, s.left_out) and coalesce(f.counted, s.counted) @> t.paris_month;
+end $$;
+
 -- What a user has confirmed of a month: distinct, same, or null.
 create function jobs.book_verdict(p_user_id uuid, p_month date) returns text
-language sql stable set search_path = '' as $$
-    select a.verdict from jobs.book_confirmations a
-    where a.user_id = p_user_id and (a.month = p_month or a.month is null)
-    order by a.month nulls last limit 1;
-$$;
+language plpgsql stable set search_path = '' as $$
+declare
+    own text := (select a.verdict from jobs.book_confirmations a where a.user_id = p_user_id and a.month = p_month);
+    general text := (select a.verdict from jobs.book_confirmations a where a.user_id = p_user_id and a.month is null);
+begin
+    return case when own is not null then own
+        when general = 'same' and jobs.uncounted_currencies(p_user_id, array[p_month]) <> '[]' then null    -- see foreign_months
+        else general end;
+end $$;
 
 -- Whether a side of a month counts, the typed or the imported one: both do, but where the user has confirmed that they
 -- are the same money. Then the greater one counts; of equals the typed one, whose activity is the user's own word. A

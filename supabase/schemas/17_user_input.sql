@@ -83,7 +83,7 @@ begin
 end $$;
 
 -- The books of these users in some years, in cents: by year and activity, and by month and activity, typed and imported
--- apart; of a month that has both, `mixed` says so. One row for each user who has any; with a flaw there are no years.
+-- apart; of a month that has both above zero, `mixed` says so. One row for each user who has any; with a flaw there are no years.
 -- What a user has confirmed of a month with both (book_confirmations) is settled: it is not mixed any more, and of what
 -- is the same money one side counts (side_counts).
 --   years: [{year, sums: [{activity, typed, imported}], rows: [{month, activity, typed, imported, mixed}]}]
@@ -123,13 +123,18 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
         select a.user_id, extract(year from a.month)::integer as year, extract(month from a.month)::integer as month,
             a.verdict
         from jobs.book_confirmations a where a.user_id = any (p_users)
+    ), abroad as materialized (     -- what an answer for every month is not about (see book_verdict)
+        select f.user_id, extract(year from f.month)::integer as year, extract(month from f.month)::integer as month
+        from jobs.foreign_months(array(select a.user_id from answers a where a.month is null and a.verdict = 'same')) f
     ), judged as materialized (
-        select s.*, coalesce(o.verdict, e.verdict) as verdict
+        select s.*, coalesce(o.verdict, case when f.user_id is null or e.verdict <> 'same' then e.verdict end) as verdict
         from sound s
         left join answers o on o.user_id = s.user_id and o.year = s.year and o.month = s.month
         left join answers e on e.user_id = s.user_id and e.month is null
+        left join abroad f on f.user_id = s.user_id and f.year = s.year and f.month = s.month
     ), settled as materialized (
-        select j.user_id, j.year, j.month, j.activity, j.is_mixed and j.verdict is null as is_mixed,
+        select j.user_id, j.year, j.month, j.activity,
+            j.is_mixed and least(j.month_typed, j.month_imported) > 0 and j.verdict is null as is_mixed,
             case when jobs.side_counts(false, j.month_typed, j.month_imported, j.verdict) then j.typed else 0 end as typed,
             case when jobs.side_counts(true, j.month_typed, j.month_imported, j.verdict) then j.imported else 0 end
                 as imported
@@ -155,8 +160,8 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
     select n.user_id, n.created, b.years, n.flaw from owners n left join books b using (user_id);
 $$;
 
--- A user's months of a year that have both typed and imported rows, in cents, with what the user has confirmed of each.
--- None where the year cannot be read (see month_books).
+-- A user's months of a year that have both typed and imported turnover above zero (else nothing is in them twice), in
+-- cents, with what the user has confirmed of each. None where the year cannot be read (see month_books).
 create function jobs.mixed_months(p_user_id uuid, p_year integer)
 returns table (month date, typed bigint, imported bigint, verdict text)
 language sql stable set search_path = '' as $$
@@ -167,7 +172,8 @@ language sql stable set search_path = '' as $$
             coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100 as typed,
             coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100 as imported
         from found r group by r.month
-        having bool_or(r.source <> 'auto_sync') and bool_or(r.source = 'auto_sync')
+        having least(coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0),
+            coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0)) > 0
     ), soundness as materialized (
         select (select count(*) from found) <= 50000 and not coalesce(bool_or('NaN' in (m.typed, m.imported)), false)
             as is_sound
@@ -179,21 +185,20 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- What stands in a user's books for a month, in cents; amounts are null with a flaw. What is confirmed to be the same
--- money counts once (side_counts). verdict: what the user has confirmed of a month that has both typed and imported rows.
+-- money counts once (side_counts). verdict: what the user has confirmed of a month that has both above zero.
 create function jobs.month_books(p_user_id uuid, p_month date)
 returns table (recorded bigint, typed bigint, entries integer, flaw text, verdict text)
 language sql stable set search_path = '' as $$
     with sums as (
         select coalesce(sum(r.amount_eur) filter (where r.source <> 'auto_sync'), 0) * 100 as typed,
             coalesce(sum(r.amount_eur) filter (where r.source = 'auto_sync'), 0) * 100 as imported,
-            bool_or(r.source <> 'auto_sync') as is_typed, bool_or(r.source = 'auto_sync') as is_imported,
-            count(*) as entries
+            bool_or(r.source <> 'auto_sync') as is_typed, count(*) as entries
         from (select * from public.ca_records a
               where a.user_id = p_user_id and a.year = extract(year from p_month)
                   and a.month = extract(month from p_month)
               limit 50001) r
     ), judged as (
-        select s.*, case when s.is_typed and s.is_imported then jobs.book_verdict(p_user_id, p_month) end as verdict,
+        select s.*, case when least(s.typed, s.imported) > 0 then jobs.book_verdict(p_user_id, p_month) end as verdict,
             case when 'NaN' in (s.typed, s.imported) then 'unreadable_amount'
                 when s.entries > 50000 then 'too_many_rows' end as flaw
         from sums s
@@ -307,7 +312,8 @@ language sql stable set search_path = '' as $$
         where jobs.side_counts(r.source = 'auto_sync', m.typed, m.imported, m.verdict)
         group by 1
     ), later as materialized (
-        select coalesce(sum(r.amount_eur), 0) * 100 as ahead from found r where r.month > extract(month from p_month)
+        select coalesce(sum(r.amount_eur), 0) * 100 as ahead from found r
+        where r.month > extract(month from p_month) and r.source <> 'auto_sync'
     ), empty as (
         select jsonb_agg(to_char(g.month, 'YYYY-MM') order by g.month) as months
         from generate_series(greatest(p_since, date_trunc('year', p_month)), p_month - interval '1 month', '1 month')

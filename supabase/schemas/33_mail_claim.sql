@@ -133,7 +133,8 @@ begin
                         'incomplete', coalesce(w.incomplete, '[]'))
                     when 'monthly_recap' then jsonb_build_object('year', y.to_date -> 'sums', 'created', t.created,
                         'ahead', y.to_date -> 'ahead', 'empty', coalesce(y.to_date -> 'empty', '[]'),
-                        'mixed', x.months, 'verdict', m.verdict) else '{}' end end,
+                        'mixed', x.months, 'verdict', m.verdict) || jobs.recap_anew(d.user_id, d.facts, p_now)
+                    else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
                 then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,
                     case when d.kind = 'integration_trouble'

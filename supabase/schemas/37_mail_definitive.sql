@@ -85,3 +85,42 @@ language sql stable set search_path = '' as $$
     where t.user_id = p_user_id and t.paris_month = any (p_months) and t.excluded in ('currency', 'unresolved_currency')
         and not coalesce(f.left_out, s.left_out) and coalesce(f.counted, s.counted) @> t.paris_month;
 $$;
+
+-- What was imported for a month, as its recap shows it: as the books have it where they have the month at all, else all
+-- that was read.
+--   {total, activities: [{activity, total}], sources: [{source, gross, refunds}]}
+create function jobs.recap_amounts(p_user_id uuid, p_month date) returns jsonb
+language sql stable set search_path = '' as $$
+    with counted as materialized (
+        select c.provider, left(c.activity, 80) as activity, c.amount_minor
+        from jobs.countable_movements(p_user_id, array[p_month],
+            exists (select from jobs.integration_state s where s.user_id = p_user_id and s.counted @> p_month)
+            or exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month)) c
+    )
+    select jsonb_build_object(
+        'total', (select coalesce(sum(c.amount_minor), 0)::bigint from counted c),
+        'activities', (select coalesce(jsonb_agg(jsonb_build_object('activity', a.activity, 'total', a.total)
+                order by a.activity), '[]')
+            from (select c.activity, sum(c.amount_minor)::bigint as total from counted c
+                  where c.activity is not null group by 1) a),
+        'sources', (select coalesce(jsonb_agg(jsonb_build_object(
+                'source', s.provider, 'gross', s.gross, 'refunds', s.refunds) order by s.provider), '[]')
+            from (select c.provider, coalesce(sum(c.amount_minor) filter (where c.amount_minor > 0), 0) as gross,
+                    coalesce(sum(c.amount_minor) filter (where c.amount_minor < 0), 0) as refunds
+                  from counted c group by 1) s));
+$$;
+
+-- What is true now of a provisional recap that leaves when its month is over and was read to its end; {} for any other.
+create function jobs.recap_anew(p_user_id uuid, p_facts jsonb, p_now timestamptz) returns jsonb
+language sql stable set search_path = '' as $$
+    select coalesce((
+        select jobs.recap_amounts(p_user_id, o.month) || jsonb_build_object('provisional_at', null, 'unread', '[]'::jsonb,
+            'uncounted', jobs.uncounted_currencies(p_user_id, array[o.month]),
+            'typed', (select m.typed from jobs.month_books(p_user_id, o.month) m),
+            'maybe_twice', l.lacks -> 'maybe_twice', 'passed_on', l.lacks -> 'passed_on', 'partial', l.lacks -> 'partial')
+        from to_date(p_facts ->> 'month', 'YYYY-MM') as o (month)
+        cross join lateral (select jobs.month_lacks(p_user_id, o.month, p_now) as lacks offset 0) l
+        where p_facts ->> 'provisional_at' is not null
+            and p_now >= (o.month + interval '1 month') at time zone 'Europe/Paris'
+            and l.lacks @> '{"read_whole": true}'), '{}');
+$$;

@@ -13,6 +13,7 @@ mod recaps;
 mod reminders;
 mod second_chance;
 mod thresholds;
+mod twice;
 mod undelivered;
 mod unsubscribe;
 mod webhooks;

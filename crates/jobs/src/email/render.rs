@@ -57,9 +57,9 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
         } => {
             let view = reminder::View::new(*month, *recorded, *entries)
                 .declaring(books.as_deref().unwrap_or_default(), *profile)
+                .uncounted(uncounted)
                 .confirmed(mixed, *verdict)
                 .definitive(*definitive)
-                .uncounted(uncounted)
                 .incomplete(incomplete)
                 .on(*today);
             (first_name, Box::new(view))

@@ -11,7 +11,7 @@ use super::{
     frame::{Frame, Headline, Mail},
     french::{self, date_and_time, euros, list, of_month, one_line, per_mille, percent, round_euros},
     incomplete,
-    twice::{Remark, Twice},
+    twice::{Remark, Twice, converted},
 };
 use crate::{
     email::{ActivityTotal, BooksVerdict, MonthTwice, SourceTotal},
@@ -211,7 +211,8 @@ impl View {
         self
     }
 
-    /// Says what may count twice, or what the user has confirmed. Comes after [`typed`](Self::typed).
+    /// Says what may count twice, or what the user has confirmed. Comes after [`typed`](Self::typed) and
+    /// [`missing`](Self::missing).
     pub(super) fn confirmed(mut self, mixed: &[MonthTwice], verdict: Option<BooksVerdict>) -> Self {
         let month = self.typed.map(|typed| {
             let both = format!("Vous avez aussi saisi {} à la main pour ce mois.", euros(typed));
@@ -221,7 +222,8 @@ impl View {
                 Some(verdict) => Remark::settled(verdict, &both),
                 None => Remark::open(format!(
                     "{both} Si cette saisie reprend des encaissements importés, ils sont comptés deux fois dans votre \
-                     année : gardez l’un ou l’autre."
+                     année : gardez l’un ou l’autre.{}",
+                    converted(self.uncounted.as_deref())
                 )),
             }
         });

@@ -9,7 +9,7 @@ use super::{
     frame::{Frame, Headline, Mail},
     french::{self, date, euros, grouped, list, of_month, one_line, quarter},
     incomplete::Reserve,
-    twice::{Remark, Twice, both_sides},
+    twice::{Remark, Twice, both_sides, converted},
 };
 use crate::{
     email::{ActivityTurnover, BooksVerdict, Definitive, IncompleteMonth, MonthTwice},
@@ -71,13 +71,14 @@ impl View {
         }
     }
 
-    /// Says what may count twice, or what the user has confirmed.
+    /// Says what may count twice, or what the user has confirmed. Comes after [`uncounted`](Self::uncounted).
     pub(super) fn confirmed(mut self, mixed: &[MonthTwice], verdict: Option<BooksVerdict>) -> Self {
         let open = mixed.iter().find(|mixed| mixed.month == self.of).map(|mixed| {
             Remark::open(format!(
                 "Pour ce mois, {}. S’ils sont distincts, déclarez les deux, comme ici. Si votre saisie reprend des \
-                 encaissements importés, ils sont comptés deux fois ici : ne déclarez que l’un des deux montants.",
-                both_sides(mixed.typed, mixed.imported)
+                 encaissements importés, ils sont comptés deux fois ici : ne déclarez que l’un des deux montants.{}",
+                both_sides(mixed.typed, mixed.imported),
+                converted(self.uncounted.as_deref())
             ))
         });
         let settled = verdict.map(|verdict| {

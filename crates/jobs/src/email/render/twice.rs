@@ -84,6 +84,16 @@ impl Twice {
     }
 }
 
+/// Says, with a space before it, that what was typed may be money in currencies that are not counted.
+pub(super) fn converted(uncounted: Option<&str>) -> String {
+    uncounted.map_or_else(String::new, |currencies| {
+        format!(
+            " Si elle convertit les opérations en {currencies}, qui ne sont pas importées, ce sont des encaissements \
+             distincts : les deux comptent."
+        )
+    })
+}
+
 /// Writes "vous avez saisi 2 500,00 € et Comptalyze a importé 1 500,00 €".
 pub(super) fn both_sides(typed: i64, imported: i64) -> String {
     format!("vous avez saisi {} et Comptalyze a importé {}", euros(typed), euros(imported))
