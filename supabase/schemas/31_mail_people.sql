@@ -6,6 +6,18 @@ language sql stable as $$
     select sha256(convert_to(lower(btrim(p_address)), 'UTF8'));
 $$;
 
+-- An objection to advertising belongs to a person, not to an account: who has refused offers, deleted the account and signed up
+-- again gets none. Kept is a keyed hash of the address (HMAC-SHA256, the key is the deployment's), nothing else.
+create table jobs.advertising_objections (
+    address_hash bytea primary key,
+    since timestamptz not null
+);
+
+-- Accounts whose address has objected under an earlier account.
+create table jobs.objecting_users (
+    user_id uuid primary key references auth.users (id) on delete cascade
+);
+
 -- Everybody, with what keeps mail away (unreachable: null where nothing does, but for a ban) and what they wish. A
 -- missing row of email_preferences means: no reminder, everything else. Metadata is the user's own: it only ever keeps
 -- an offer away.
@@ -21,7 +33,7 @@ create view jobs.mail_people as
         end as unreachable,
         coalesce(e.monthly_reminder, false) as wants_reminder,
         coalesce(e.monthly_recap_email, true) as wants_recap,
-        coalesce(e.marketing_email, true) as wants_marketing,
+        coalesce(e.marketing_email, true) and o.user_id is null as wants_marketing,
         coalesce(e.threshold_alert_email, true) as wants_alerts,
         coalesce(u.raw_user_meta_data ->> 'plan', u.raw_user_meta_data ->> 'subscription_plan',
             u.raw_app_meta_data ->> 'plan') in ('pro', 'premium')
@@ -29,7 +41,8 @@ create view jobs.mail_people as
     from auth.users u
     left join public.user_profiles p on p.id = u.id
     left join public.email_preferences e on e.user_id = u.id
-    left join jobs.email_suppressions s on s.address_hash = jobs.address_hash(u.email::text);
+    left join jobs.email_suppressions s on s.address_hash = jobs.address_hash(u.email::text)
+    left join jobs.objecting_users o on o.user_id = u.id;
 
 -- An error for a kind of mail that nothing says how to refuse: a kind that is forgotten is sent to nobody.
 create function jobs.reject_unknown_kind(p_kind text) returns boolean

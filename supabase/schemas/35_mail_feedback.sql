@@ -45,3 +45,37 @@ begin
     end if;
     return true;
 end $$;
+
+-- HMAC-SHA256 of an address, its case and outer spaces aside. p_inner and p_outer: the key as the two blocks that RFC 2104
+-- makes of it.
+create function jobs.keyed_address_hash(p_address text, p_inner bytea, p_outer bytea) returns bytea
+language sql stable set search_path = '' as $$
+    select sha256(p_outer || sha256(p_inner || convert_to(lower(btrim(p_address)), 'UTF8')));
+$$;
+
+-- Notes who refuses offers now (p_user_id: only this one), and which accounts of the last p_days days are those of people
+-- who did so before. Answers how many such accounts were found. A repeated call finds nothing more.
+create function public.mail_keep_objections(
+    p_user_id uuid, p_inner text, p_outer text, p_days integer, p_now timestamptz
+) returns integer language plpgsql security definer set search_path = '' set statement_timeout = '20s' as $$
+declare
+    inner_block constant bytea := decode(p_inner, 'hex');
+    outer_block constant bytea := decode(p_outer, 'hex');
+    found_again integer;
+begin
+    insert into jobs.advertising_objections (address_hash, since)
+    select distinct jobs.keyed_address_hash(u.email, inner_block, outer_block), p_now
+    from public.email_preferences e join auth.users u on u.id = e.user_id
+    where not e.marketing_email and u.email is not null and (p_user_id is null or e.user_id = p_user_id)
+    order by 1
+    on conflict (address_hash) do nothing;
+    insert into jobs.objecting_users (user_id)
+    select u.id from auth.users u
+    join jobs.advertising_objections o on o.address_hash = jobs.keyed_address_hash(u.email, inner_block, outer_block)
+    where u.created_at > p_now - make_interval(days => p_days) and u.created_at > o.since
+        and (p_user_id is null or u.id = p_user_id)
+    order by u.id
+    on conflict (user_id) do nothing;
+    get diagnostics found_again = row_count;
+    return found_again;
+end $$;

@@ -3,7 +3,7 @@
 -- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest
 -- does not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons:
 -- slots since p_slots_since, the routes' last calls since p_calls_since.
---   {since, slots: [{task, slot}], failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
+--   {since, slots: [{task, slot}], first_claim: of all slots, failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
 --    routes: {route: last call}, outages: see integration_outages,
 --    permanent_tokens: active Shopify integrations whose token cannot be renewed,
@@ -21,6 +21,7 @@ begin
         'since', since,
         'slots', (select coalesce(jsonb_agg(jsonb_build_object('task', s.task, 'slot', s.slot)), '[]')
             from jobs.job_slots s where s.claimed_at > p_slots_since),
+        'first_claim', (select min(s.claimed_at) from jobs.job_slots s),
         'failed', (select coalesce(jsonb_agg(f order by f.count desc, f.lane, f.code), '[]') from (
             select i.lane, left(i.error ->> 'code', 80) as code,
                 jobs.mask_text(min(left(i.error ->> 'message', 2000))) as message,

@@ -32,7 +32,7 @@ revoke all on function
     public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_slot_missed,
     public.jobs_status,
     public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
-    public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
+    public.mail_give_back, public.mail_keep_objections, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books, public.threshold_details
 from public, anon, authenticated, service_role;
 grant execute on function
@@ -48,6 +48,6 @@ grant execute on function
     public.jobs_session_epoch, public.jobs_sign_in, public.jobs_sign_out, public.jobs_signed_in, public.jobs_slot_missed,
     public.jobs_status,
     public.jobs_troubles, public.jobs_user_exists, public.mail_claim, public.mail_extend, public.mail_feedback,
-    public.mail_give_back, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
+    public.mail_give_back, public.mail_keep_objections, public.mail_seal, public.mail_settle, public.mail_split, public.mail_unsubscribe,
     public.threshold_books, public.threshold_details
 to service_role;

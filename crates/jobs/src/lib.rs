@@ -15,6 +15,7 @@ pub mod crypto;
 #[cfg(test)]
 mod damage;
 pub mod deadline;
+pub mod deployment_file;
 pub mod email;
 pub mod entry;
 pub mod failure;

@@ -2,14 +2,19 @@
 
 use anyhow::Result;
 use chrono::{DateTime, Datelike, Days, TimeDelta, Utc};
-use jobs::schedule::{DAYS_AFTER_SIGN_UP, paris};
+use jobs::{
+    email::{LinkKeys, links},
+    mail_kind::MailKind,
+    schedule::{DAYS_AFTER_SIGN_UP, paris},
+};
+use reqwest::Method;
 use serde_json::json;
 
 use super::{
     given::{about, last_sunday, recipients},
     signed_up, signed_up_at,
 };
-use crate::world::World;
+use crate::world::{ENCRYPTION_KEY, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_cannot_or_will_not_be_written_to_is_left_alone() -> Result<()> {
@@ -209,5 +214,51 @@ async fn second_thoughts() -> Result<()> {
             assert_eq!(found.as_deref(), *reason, "{name}");
         }
     }
+    Ok(())
+}
+
+/// Who has refused offers, deleted the account and signed up again gets none: by the link, or in the application.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_objection_outlives_its_account() -> Result<()> {
+    let mut world = World::new().await?;
+    let noon = world.midday();
+    let days = |days: i64| TimeDelta::days(days);
+    let by_link = signed_up_at(&world, "link@example.test", "Link", noon - days(20)).await?;
+    let in_app = signed_up_at(&world, "app@example.test", "App", noon - days(20)).await?;
+    let refused = "insert into public.email_preferences (user_id, monthly_reminder, marketing_email) \
+                   values ($1, false, false)";
+    about(&world, in_app, refused).await?;
+    // Some cron of those days has noted it.
+    world.set_now(noon - days(10));
+    world.cron("daily-tasks", "").await?;
+    let keys = LinkKeys::derive(&ENCRYPTION_KEY.to_owned().into());
+    let link = links::unsubscribe("https://jobs.example", &keys, by_link, MailKind::MarketingDay3);
+    let query = link.and_then(|link| Some(link.split_once('?')?.1.to_owned())).unwrap_or_default();
+    let function = world.function("unsubscribe").await?;
+    assert_eq!(function.call(Method::POST, &query, None).await?.status, 200);
+    for user in [by_link, in_app] {
+        about(&world, user, "delete from auth.users where id = $1").await?;
+    }
+    let kept: serde_json::Value =
+        world.value("select jsonb_agg(to_jsonb(o) - 'since') from jobs.advertising_objections o").await?;
+    assert_eq!(kept.as_array().map(Vec::len), Some(2), "{kept}");
+    assert!(!kept.to_string().contains("example"), "no address is kept: {kept}");
+    let unkeyed: i64 = world
+        .value(
+            "select count(*) from jobs.advertising_objections \
+             where address_hash in (jobs.address_hash('link@example.test'), jobs.address_hash('app@example.test'))",
+        )
+        .await?;
+    assert_eq!(unkeyed, 0, "nobody can tell an address without the key");
+
+    world.set_now(noon);
+    for (email, name) in
+        [("LINK@example.test", "Link"), ("app@example.test", "App"), ("new@example.test", "New")]
+    {
+        signed_up_at(&world, email, name, noon - days(4)).await?;
+    }
+    let answer = world.cron("daily-tasks", "").await?;
+    assert_eq!(answer["results"]["upgradeEmails"]["excluded"], json!({"refused_by_user": 2}), "{answer}");
+    assert_eq!(recipients(&world), ["new@example.test"]);
     Ok(())
 }

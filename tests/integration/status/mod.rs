@@ -4,6 +4,7 @@ mod actions;
 mod browser;
 mod doors;
 mod facts;
+mod own_address;
 mod user;
 
 use anyhow::{Context, Result};

@@ -21,6 +21,7 @@ use self::environment::{Environment, checked, sendable};
 use crate::{
     config_faults::ConfigFaults,
     deadline::Budget,
+    deployment_file::DeploymentFile,
     email::{LinkKeys, MailConfig, Prices},
     integrations::IntegrationsConfig,
     ping::Monitors,
@@ -62,11 +63,18 @@ pub struct Tuning {
     pub concurrency: usize,
     pub budget: Budget,
     pub schedule: Settings,
+    /// Says which crons this deployment should see.
+    pub file: DeploymentFile,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { concurrency: 32, budget: Budget::default(), schedule: Settings::default() }
+        Self {
+            concurrency: 32,
+            budget: Budget::default(),
+            schedule: Settings::default(),
+            file: DeploymentFile::default(),
+        }
     }
 }
 
@@ -132,6 +140,7 @@ fn tuning(env: &Environment, mut faults: ConfigFaults) -> Result<Tuning, ConfigF
         schedule: Settings::new(u8::try_from(from_hour).unwrap_or(7))
             .unwrap_or_default()
             .with_replay_max_days(u16::try_from(replay_max_days).unwrap_or(35)),
+        file: operator::deployment_file(env, &mut faults),
     };
     checked(Some(tuning), faults)
 }

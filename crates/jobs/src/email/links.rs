@@ -29,6 +29,8 @@ pub struct LinkKeys {
     unsubscribe: PurposeKey,
     /// Signs what confirms a year's books.
     confirm: PurposeKey,
+    /// Makes of an address what is kept of an objection.
+    pub(super) objections: PurposeKey,
 }
 
 impl LinkKeys {
@@ -37,6 +39,7 @@ impl LinkKeys {
         Self {
             unsubscribe: derive(master, "unsubscribe-link/v1"),
             confirm: derive(master, "confirm-link/v1"),
+            objections: derive(master, "objections/v1"),
         }
     }
 }

@@ -9,6 +9,7 @@ mod facts;
 pub mod feedback;
 pub mod links;
 mod mailer;
+pub mod objections;
 mod outbox;
 mod quotas;
 mod remarks;

@@ -28,7 +28,7 @@ pub(super) struct App {
 
 /// Holds the process's clients, which are built once.
 pub(super) struct Parts {
-    http: reqwest::Client,
+    pub(super) http: reqwest::Client,
     pub(super) supabase: Result<Supabase, ConfigFaults>,
     pub(super) integrations: Result<Arc<Clients>, ConfigFaults>,
     mail_limits: Result<Arc<MailLimits>, ConfigFaults>,

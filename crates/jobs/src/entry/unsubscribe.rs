@@ -15,7 +15,12 @@ use super::{
     body,
     link_page::{follow, other_method, page, trouble},
 };
-use crate::{config::Config, email::links, mail_kind::MailKind, supabase::SupabaseError};
+use crate::{
+    config::Config,
+    email::{links, objections},
+    mail_kind::MailKind,
+    supabase::SupabaseError,
+};
 
 /// A form of ours or a mail program's is no larger.
 const LARGEST_FORM: usize = 64 * 1024;
@@ -48,6 +53,13 @@ where
     let Ok(context) = app.context(now, begun) else { return trouble(&app.config, 500) };
     let arguments = json!({"p_user_id": user, "p_kind": kind.as_str()});
     let written = context.supabase.rpc("mail_unsubscribe", &arguments, &context.deadline).await;
+    // The account may be gone before the next cron notes it.
+    if let (MailKind::MarketingDay3, Ok(true), Ok(keys)) = (kind, &written, &app.config.link_keys) {
+        let kept = objections::keep(keys, Some(user), now, &context.supabase, &context.deadline).await;
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the objection is kept with the next offers");
+        }
+    }
     stopped(&app.config, kind, written)
 }
 

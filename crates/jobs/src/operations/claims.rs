@@ -6,13 +6,24 @@ use std::collections::BTreeSet;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use crate::schedule::{Missed, Settings, Task, missed};
+use crate::{
+    deployment_file::DeploymentFile,
+    routes::Route,
+    schedule::{Missed, Settings, Task, missed},
+};
 
 /// Represents a slot that some run has claimed.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ClaimedSlot {
     task: String,
     slot: String,
+}
+
+/// Returns whether the crons of this file run a task.
+pub(crate) fn expects(file: DeploymentFile, task: Task) -> bool {
+    let crons = file.crons();
+    let called = |route: &Route| crons.iter().any(|cron| cron.path == route.path());
+    Route::ALL.iter().filter(|route| called(route)).any(|route| route.tasks().contains(&task))
 }
 
 /// Returns whether a cron has ever run this task, as far as these claims reach.

@@ -6,10 +6,12 @@ use chrono::{DateTime, Datelike, TimeDelta, Utc, Weekday};
 use serde::Deserialize;
 
 use super::{
-    claims::{ClaimedSlot, has_claims, unclaimed},
+    claims::{ClaimedSlot, expects, has_claims, unclaimed},
+    own_address::OwnAddress,
     view::{doubted_lists, permanent_tokens},
 };
 use crate::{
+    deployment_file::DeploymentFile,
     email::DigestPoint,
     failure::cut,
     providers::Outage,
@@ -20,11 +22,12 @@ use crate::{
 
 /// Crons that were missed longer ago were told before.
 const MISSED_SINCE: TimeDelta = TimeDelta::days(2);
+/// No slot is open for longer.
+const LONGEST_SLOT: TimeDelta = TimeDelta::days(7);
 /// Bounds a point's text, in characters: it may quote what others wrote.
 const MOST_DETAIL: usize = 500;
-/// Names each orchestrator, and how long after its last call it is missed: its rhythm and an hour or two.
-const ORCHESTRATORS: [(&str, i64); 2] =
-    [(Route::DailyOrchestrator.path(), 8), (Route::MonthlyOrchestrator.path(), 26)];
+/// A route that is called every day is missed so many hours after its next call was due.
+const LATE_HOURS: i64 = 2;
 
 /// Holds what `jobs_troubles` answers.
 #[derive(Deserialize)]
@@ -46,6 +49,9 @@ pub(crate) struct Troubles {
     doubted_lists: u64,
     /// Says when each route was called by a cron last.
     routes: BTreeMap<String, DateTime<Utc>>,
+    /// Says when a cron claimed the first slot of all: nothing was expected before.
+    #[serde(default)]
+    first_claim: Option<DateTime<Utc>>,
 }
 
 #[derive(Deserialize)]
@@ -82,6 +88,7 @@ pub(crate) fn points(
     route: &str,
     now: DateTime<Utc>,
     settings: Settings,
+    file: DeploymentFile,
 ) -> Vec<DigestPoint> {
     let mut points = Vec::new();
     for outage in &troubles.outages {
@@ -91,29 +98,20 @@ pub(crate) fn points(
             outage.failing.unwrap_or(outage.active),
         ));
     }
-    for (other, hours) in ORCHESTRATORS.into_iter().filter(|(other, _)| *other != route) {
-        // One that has never been called is not deployed.
-        if let Some(last) = troubles.routes.get(other)
-            && now - *last > TimeDelta::hours(hours)
-        {
-            points.push(point(
-                format!("{other} n’est plus appelé"),
-                format!(
-                    "Dernier appel par un cron le {}. Vérifiez les crons du déploiement sur Vercel.",
-                    paris::french_minute(*last)
-                ),
-                1,
-            ));
-        }
-    }
-    for task in [Task::SyncIntegrations, Task::MarketingDay3, Task::MonthlyReminders, Task::MonthlySync] {
-        // A task that no cron has ever run is not scheduled here.
-        if !has_claims(&troubles.slots, task) {
+    points.extend(not_called(troubles, route, now, file));
+    // By when they were over: a week's slot opened long before.
+    let opened = now - MISSED_SINCE - LONGEST_SLOT;
+    let since = troubles.first_claim.map_or(opened, |first| first.max(opened));
+    for task in Task::ALL {
+        // What no cron has ever run is missed where the deployment's file says that one should have.
+        let expected =
+            expects(file, task) && (troubles.first_claim.is_some() || has_claims(&troubles.slots, task));
+        if !expected {
             continue;
         }
-        let missed: Vec<_> = unclaimed(&troubles.slots, task, now - MISSED_SINCE, now, settings)
+        let missed: Vec<_> = unclaimed(&troubles.slots, task, since, now, settings)
             .into_iter()
-            .filter(|missed| !missed.made_up)
+            .filter(|missed| !missed.made_up && missed.occurrence.closes > now - MISSED_SINCE)
             .collect();
         if let Some(newest) = missed.first() {
             points.push(point(
@@ -171,6 +169,46 @@ pub(crate) fn points(
     points
 }
 
+/// Tells of each route that a cron should call every day and has not: any more, or ever. The one that is at work is called.
+fn not_called(
+    troubles: &Troubles,
+    route: &str,
+    now: DateTime<Utc>,
+    file: DeploymentFile,
+) -> Vec<DigestPoint> {
+    let others = Route::ALL.into_iter().map(Route::path).filter(|path| *path != route);
+    let mut points = Vec::new();
+    for path in others {
+        let Some(gap) = file.longest_gap(path) else { continue };
+        let last = troubles.routes.get(path).copied();
+        let Some(since) = last.or(troubles.first_claim) else { continue };
+        if now - since <= TimeDelta::hours(i64::from(gap) + LATE_HOURS) {
+            continue;
+        }
+        let (title, said) = match last {
+            Some(last) => (
+                format!("{path} n’est plus appelé"),
+                format!("Dernier appel par un cron le {}.", paris::french_minute(last)),
+            ),
+            None => (
+                format!("{path} n’est pas appelé"),
+                format!("Aucun cron ne l’a appelé, alors que {} le prévoit.", file.as_str()),
+            ),
+        };
+        points.push(point(
+            title,
+            format!("{said} Vérifiez les crons du déploiement sur Vercel, et DEPLOYMENT_FILE."),
+            1,
+        ));
+    }
+    points
+}
+
+/// Returns the point that tells what is wrong with our own address.
+pub(crate) fn wrong_address(fault: String) -> DigestPoint {
+    point("Adresse de ce déploiement".to_owned(), format!("{fault} {}", OwnAddress::REMEDY), 1)
+}
+
 fn missed_detail(missed: &Missed) -> String {
     let taken = format!("Le créneau {} n’a été pris par aucun cron.", missed.occurrence.slot);
     match missed.made_up_until {
@@ -207,7 +245,12 @@ mod tests {
     }
 
     fn titles(value: &Value, now: &str) -> Vec<String> {
-        let points = points(&troubles(value), "/api/cron/daily-orchestrator", at(now), Settings::default());
+        titles_with(value, now, DeploymentFile::Default)
+    }
+
+    fn titles_with(value: &Value, now: &str, file: DeploymentFile) -> Vec<String> {
+        let points =
+            points(&troubles(value), "/api/cron/daily-orchestrator", at(now), Settings::default(), file);
         points.into_iter().map(|point| format!("{} x{}", point.title, point.count)).collect()
     }
 
@@ -242,6 +285,47 @@ mod tests {
             titles(&json!({"routes": routes}), "2026-11-24T12:05:00Z"),
             ["/api/cron/monthly-orchestrator n’est plus appelé x1"]
         );
+    }
+
+    /// The crons of days and hours have come by; nobody took the reminders of the first month, nor of the second.
+    #[test]
+    fn a_first_and_a_second_month_are_expected_alike() {
+        let routes = json!({"/api/cron/daily-orchestrator": "2026-12-03T12:00:00Z",
+            "/api/cron/monthly-orchestrator": "2026-12-03T07:00:00Z"});
+        let slots: Vec<Value> = ["2026-12-01", "2026-12-02", "2026-12-03"]
+            .iter()
+            .map(|day| json!({"task": "marketing_day3", "slot": day}))
+            .chain([json!({"task": "sync_integrations", "slot": "2026-12-03T12Z"})])
+            .collect();
+        for first in ["2026-11-20T06:00:00Z", "2025-11-20T06:00:00Z"] {
+            let value = json!({"first_claim": first, "slots": slots, "routes": routes});
+            let told = titles(&value, "2026-12-03T12:05:00Z");
+            assert_eq!(told, ["Passage manqué : rappels mensuels x1"], "{first}");
+        }
+        // Whoever began after that day owes nothing.
+        let value = json!({"first_claim": "2026-12-03T06:00:00Z", "slots": slots, "routes": routes});
+        assert_eq!(titles(&value, "2026-12-03T12:05:00Z"), Vec::<String>::new());
+    }
+
+    /// Each file expects its own: a switch tells neither of the routes that are called no more, nor of the weekly check.
+    #[test]
+    fn another_file_expects_other_crons() {
+        let all: Vec<Value> = ["2026-11-22", "2026-11-23", "2026-11-24"]
+            .iter()
+            .map(|day| json!({"task": "marketing_day3", "slot": day}))
+            .chain([json!({"task": "sync_integrations", "slot": "2026-11-24T06Z"})])
+            .collect();
+        let routes = json!({"/api/cron/monthly-orchestrator": "2026-11-24T07:00:00Z",
+            "/api/cron/daily-tasks": "2026-11-24T09:00:00Z",
+            "/api/manual/sync-integrations": "2026-11-24T06:00:00Z"});
+        let value = json!({"first_claim": "2026-09-01T06:00:00Z", "slots": all, "routes": routes});
+        // 70 days without a check of thresholds: the last week that is over is told.
+        let told = titles_with(&value, "2026-11-24T10:05:00Z", DeploymentFile::Pro);
+        assert_eq!(told, ["Passage manqué : vérification des seuils x1"]);
+        assert_eq!(titles(&value, "2026-11-24T10:05:00Z"), Vec::<String>::new());
+        let value = json!({"first_claim": "2026-09-01T06:00:00Z", "slots": all, "routes": {}});
+        let told = titles_with(&value, "2026-11-24T10:05:00Z", DeploymentFile::Hobby);
+        assert_eq!(told, ["/api/cron/monthly-orchestrator n’est pas appelé x1"]);
     }
 
     #[test]

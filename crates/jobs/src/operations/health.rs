@@ -8,7 +8,10 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::facts::{DatabaseFacts, RefusedCredentials};
+use super::{
+    facts::{DatabaseFacts, RefusedCredentials},
+    own_address::OwnAddress,
+};
 use crate::{
     config::Config,
     config_faults::ConfigFaults,
@@ -84,6 +87,7 @@ fn french(text: &str) -> String {
 pub(crate) struct Live {
     pub(crate) stripe: Option<Result<(), ProviderError>>,
     pub(crate) domain: Option<Domain>,
+    pub(crate) own_address: Option<OwnAddress>,
 }
 
 /// Returns a deadline of its own for each check.
@@ -100,7 +104,7 @@ pub(crate) fn checks(
     live: &Live,
 ) -> Vec<Check> {
     let known = facts.and_then(|facts| facts.as_ref().ok());
-    vec![
+    let mut checks = vec![
         configuration(config),
         key(config),
         database(facts),
@@ -108,7 +112,19 @@ pub(crate) fn checks(
         resend(config, live.domain.as_ref()),
         stripe(config, live.stripe.as_ref(), known),
         shopify(config, known),
-    ]
+    ];
+    checks.extend(live.own_address.map(own_address));
+    checks
+}
+
+fn own_address(found: OwnAddress) -> Check {
+    let name = "Adresse de ce déploiement";
+    match (found, found.fault()) {
+        (_, Some(fault)) => Check::new(name, State::Bad, fault).and(OwnAddress::REMEDY),
+        (OwnAddress::Unreachable, None) => Check::new(name, State::Unknown, "JOBS_BASE_URL n’a pas répondu.")
+            .and("Recharger la page ; si cela dure : vérifier JOBS_BASE_URL."),
+        (_, None) => Check::new(name, State::Good, "JOBS_BASE_URL mène à ce déploiement."),
+    }
 }
 
 fn configuration(config: &Config) -> Check {

@@ -8,6 +8,7 @@ pub(crate) mod claims;
 pub(crate) mod digest;
 pub(crate) mod facts;
 pub(crate) mod health;
+pub(crate) mod own_address;
 pub(crate) mod user;
 pub(crate) mod view;
 pub(crate) mod waiting;

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
 use super::{
-    claims::unclaimed,
+    claims::{expects, unclaimed},
     facts::{DatabaseFacts, Integrations, Lane, Mails, OwedMonths, Run, Single, Unreadable},
     health::{Check, State},
     waiting::WAITS_TOO_LONG,
@@ -198,9 +198,12 @@ fn missed(
     let horizon = now - TimeDelta::days(slot_days(tuning).into());
     let mut all = Vec::new();
     for task in Task::ALL {
-        // A task that not every deployment schedules is missed only where it has been claimed once.
-        let own = facts.first_claims.get(task.as_str()).copied();
-        let Some(first) = (if task.is_scheduled_everywhere() { Some(first) } else { own }) else { continue };
+        if !expects(tuning.file, task) {
+            continue;
+        }
+        // What only some files schedule is expected since its first call, or else since there are crons at all.
+        let own = facts.first_claims.get(task.as_str()).copied().filter(|_| !task.is_scheduled_everywhere());
+        let first = own.unwrap_or(first);
         let missed = unclaimed(&facts.slots, task, first.max(horizon), now, tuning.schedule);
         all.extend(missed.into_iter().map(MissedSlot::from));
     }

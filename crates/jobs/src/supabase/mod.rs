@@ -21,7 +21,7 @@ pub use self::{
 use crate::{deadline::Deadline, http, retry::RetryPolicy};
 
 /// Names every function that this version calls: the migrations are applied where all of them exist.
-pub const FUNCTIONS: [&str; 55] = [
+pub const FUNCTIONS: [&str; 56] = [
     "integration_context",
     "integration_outages",
     "integration_prove",
@@ -71,6 +71,7 @@ pub const FUNCTIONS: [&str; 55] = [
     "mail_extend",
     "mail_feedback",
     "mail_give_back",
+    "mail_keep_objections",
     "mail_seal",
     "mail_settle",
     "mail_split",

@@ -8,6 +8,7 @@ use super::{
     outcome::{TaskError, TaskOutcome},
 };
 use crate::{
+    email::objections,
     mail_kind::MailKind,
     schedule::{DAYS_AFTER_SIGN_UP, Task},
 };
@@ -22,6 +23,9 @@ async fn mail(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
         Ok(slot) => slot,
         Err(not_due) => return Ok(TaskOutcome::NotDue { note: not_due.note() }),
     };
+    if let (Ok(keys), false) = (&context.config.link_keys, call.dry_run) {
+        objections::keep(keys, None, context.now, &context.supabase, &context.deadline).await?;
+    }
     let wanted = MailPlan {
         task: Task::MarketingDay3,
         kind: MailKind::MarketingDay3,

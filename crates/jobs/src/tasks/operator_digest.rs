@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     operations::{
-        digest::{Troubles, points},
+        digest::{Troubles, points, wrong_address},
+        own_address::{self, OwnAddress},
         waiting::WAITS_TOO_LONG,
     },
     providers::OUTAGE,
@@ -54,7 +55,9 @@ async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskE
         "p_calls_since": context.now - CALLS_SINCE, "p_outage": OUTAGE, "p_now": context.now,
     });
     let troubles: Troubles = context.supabase.rpc("jobs_troubles", &arguments, &context.deadline).await?;
-    let points = points(&troubles, call.route, context.now, context.tuning.schedule);
+    let mut points = points(&troubles, call.route, context.now, context.tuning.schedule, context.tuning.file);
+    let own = own_address::look(&context.http, &context.config, &context.deadline).await;
+    points.extend(own.and_then(OwnAddress::fault).map(wrong_address));
     if points.is_empty() {
         return Ok(());
     }

@@ -37,6 +37,7 @@ use crate::{
     operations::{
         facts,
         health::{self, Live},
+        own_address,
         view::{Status, slot_days},
     },
     routes::Route,
@@ -222,8 +223,10 @@ async fn show(
         (facts, stripe)
     };
     let domain = async { Some(app.mailer(parts, now).ok()?.domain(health::TIMEOUT).await) };
-    let ((facts, stripe), domain) = tokio::join!(facts_and_stripe, domain);
-    let health = health::checks(&app.config, facts.as_ref(), &Live { stripe, domain });
+    let deadline = health::deadline();
+    let own_address = own_address::look(&parts.http, &app.config, &deadline);
+    let ((facts, stripe), domain, own_address) = tokio::join!(facts_and_stripe, domain, own_address);
+    let health = health::checks(&app.config, facts.as_ref(), &Live { stripe, domain, own_address });
     let status = Status::new(now, &tuning, health, facts.and_then(Result::ok));
     if request.wants_json() {
         return Answer::object(200, &status);

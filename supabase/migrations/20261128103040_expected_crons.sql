@@ -1,0 +1,65 @@
+-- The digest is told since when crons come by at all. Locks nothing. Safe to run twice.
+
+begin;
+set local lock_timeout = '5s';
+
+-- What went wrong since the last digest (at least since p_latest_since, at most since p_first_since: a first digest
+-- does not tell of years), what was queued before p_stuck_before and still is, and what is needed to find missed crons:
+-- slots since p_slots_since, the routes' last calls since p_calls_since.
+--   {since, slots: [{task, slot}], first_claim: of all slots, failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
+--    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
+--    routes: {route: last call}, outages: see integration_outages,
+--    permanent_tokens: active Shopify integrations whose token cannot be renewed,
+--    undelivered: mails that were accepted, did not arrive and are not sent again: [{lane, feedback, count}]}
+create or replace function public.jobs_troubles(
+    p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
+    p_calls_since timestamptz, p_outage jsonb, p_now timestamptz
+) returns jsonb language plpgsql stable security definer set search_path = '' set statement_timeout = '20s' as $$
+declare
+    since constant timestamptz := greatest(p_first_since, least(p_latest_since, coalesce(
+        (select max(r.as_of) from jobs.job_runs r where r.task = 'operator_digest'), '-infinity')));
+begin
+    return jsonb_build_object(
+        'since', since,
+        'slots', (select coalesce(jsonb_agg(jsonb_build_object('task', s.task, 'slot', s.slot)), '[]')
+            from jobs.job_slots s where s.claimed_at > p_slots_since),
+        'first_claim', (select min(s.claimed_at) from jobs.job_slots s),
+        'failed', (select coalesce(jsonb_agg(f order by f.count desc, f.lane, f.code), '[]') from (
+            select i.lane, left(i.error ->> 'code', 80) as code,
+                jobs.mask_text(min(left(i.error ->> 'message', 2000))) as message,
+                count(*) as count
+            from jobs.job_items i where i.status = 'failed' and i.settled_at > since
+            group by 1, 2 order by 4 desc limit 20) f),
+        'stuck', (select coalesce(jsonb_agg(q order by q.oldest), '[]') from (
+            select i.lane, count(*) as count, min(i.waiting_since) as oldest
+            from jobs.job_items i where i.status = 'queued' and i.waiting_since < p_stuck_before
+            group by 1) q),
+        'unreadable', (select count(distinct b.user_id) from jobs.unreadable_input b (user_id, part, flaw, found_at)
+            where b.found_at > since),
+        'calls', (select coalesce(jsonb_agg(c order by c.count desc, c.route), '[]') from (
+            select left(l.metadata ->> 'route', 200) as route,
+                jobs.mask_text(min(left(l.error_message, 2000))) as message,
+                count(*) as count
+            from public.sync_logs l
+            where l.user_id is null and l.status = 'error' and l.sync_type <> 'dry_run' and l.synced_at > since
+            group by 1 order by 3 desc limit 10) c),
+        'undelivered', (select coalesce(jsonb_agg(u order by u.count desc, u.lane, u.feedback), '[]') from (
+            select jobs.lane_of_mail(d.kind) as lane, d.feedback, count(*) as count
+            from jobs.email_deliveries d
+            where d.kind in ('threshold_alert', 'integration_trouble', 'monthly_reminder', 'monthly_recap')
+                and d.feedback is not null and d.feedback_at > since and d.status = 'sent'
+                and d.feedback in ('returned', 'failed', 'refused', 'suppressed', 'bounced')
+                and not exists (select from jobs.email_deliveries n
+                    where n.dedupe_key in (d.dedupe_key || '/again', d.dedupe_key || '/moved'))
+            group by 1, 2) u),
+        'outages', public.integration_outages(p_outage, p_now),
+        'permanent_tokens', (select count(*) from public.integration_tokens t
+            where t.provider = 'shopify' and t.is_active and coalesce(btrim(t.refresh_token), '') = ''),
+        'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
+            select left(l.metadata ->> 'route', 200) as route, max(l.synced_at) as last
+            from public.sync_logs l
+            where l.user_id is null and l.sync_type = 'cron' and l.synced_at > p_calls_since
+            group by 1 order by 2 desc limit 50) l where l.route is not null));
+end $$;
+
+commit;
