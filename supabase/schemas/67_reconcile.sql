@@ -46,7 +46,8 @@ language sql stable set search_path = '' as $$
                     select from jsonb_to_recordset(d.facts -> 'crossings') as c (threshold text, step smallint)
                     where not exists (select from jobs.threshold_alerts a
                         where a.user_id = d.user_id and a.year::text = split_part(d.dedupe_key, '/', 3)
-                            and a.threshold = c.threshold and a.step = c.step))
+                            and a.threshold = c.threshold and a.step = c.step
+                            and to_jsonb(a) ->> 'withdrawn_at' is null))
             else d.expires_at > p_now end
         and not exists (select from jobs.email_deliveries n where n.dedupe_key = d.dedupe_key || '/moved');
 $$;
@@ -98,4 +99,34 @@ begin
         messages := messages + jobs.restore_messages(lane.lane);
     end loop;
     return jsonb_build_object('messages', messages, 'mails', jobs.plan_moved_mails(p_route, p_now));
+end $$;
+
+-- After a backup was restored: settles what waits as of unknown outcome, for it may have left before. Only for an operator, in
+-- the SQL editor, while no key lets mails leave (see docs/RUNBOOK.fr.md). What is sealed stays: it is sent again under its
+-- own key, which the mail service remembers for a day. Answers how many were settled.
+create function jobs.give_up_waiting_mails(p_now timestamptz) returns integer
+language plpgsql set search_path = '' as $$
+declare
+    why constant text := 'Peut-être envoyé après la sauvegarde qui a été restaurée.';
+    given_up bigint[];
+begin
+    perform jobs.lock_mail_ledger();
+    with settled as (
+        update jobs.email_deliveries d set status = 'unknown', reason = why, settled_at = p_now
+        where d.status = 'planned' returning d.delivery_id, d.kind, d.user_id
+    ), offers as (
+        insert into public.marketing_emails (user_id, email_type, sent_at)
+        select s.user_id, 'upgrade_day3', p_now from settled s
+        where s.kind = 'marketing_day3' and s.user_id is not null order by s.user_id
+        on conflict (user_id, email_type) do nothing
+    )
+    select array_agg(s.delivery_id order by s.delivery_id) into given_up from settled s;
+    update jobs.job_items i
+    set status = 'failed', result = jsonb_build_object('user_id', i.user_id, 'mail', 'unknown', 'reason', why),
+        error = jsonb_build_object('code', 'unknown_outcome', 'message', why),
+        lease_id = null, leased_until = null, settled_at = p_now
+    from jobs.known_lanes() l
+    where l.is_mail and i.lane = l.lane and i.status = 'queued' and (i.payload ->> 'delivery_id')::bigint = any (given_up);
+    -- Their messages go with the next claim, which finds them without an item that is queued.
+    return coalesce(cardinality(given_up), 0);
 end $$;

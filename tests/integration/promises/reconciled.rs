@@ -165,3 +165,48 @@ async fn what_cannot_be_reconciled_keeps_no_work_back() -> Result<()> {
     })
     .await
 }
+
+/// The drill of the runbook: a backup of before the offers is restored after they were accepted. They do not leave twice, and
+/// who is due afterwards gets theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_backup_sends_nothing_twice() -> Result<()> {
+    let mut world = World::new().await?;
+    world.midday();
+    for name in ["one", "two"] {
+        signed_up(&world, &format!("{name}@example.test"), "Camille Moreau", 4).await?;
+    }
+    world.cron("daily-tasks", "").await?;
+    assert_eq!(world.resend.accepted_count(), 2);
+
+    // The key is taken away, then everything since the backup is gone: ours, and what the application keeps of it.
+    let key = world.replace("RESEND_API_KEY", Some("re_arret".into()));
+    for forgotten in [
+        "delete from jobs.email_deliveries",
+        "delete from jobs.email_batches",
+        "delete from jobs.job_slots",
+        "delete from jobs.job_runs",
+        "delete from public.marketing_emails",
+        "delete from public.sync_logs",
+    ] {
+        world.run(forgotten).await?;
+    }
+    let part = world.cron("daily-orchestrator", "").await?["results"]["marketingEmails"].clone();
+    assert_eq!((&part["sent"], &part["remaining"]), (&json!(0), &json!(2)), "{part}");
+    let given_up: i32 = world.value("select jobs.give_up_waiting_mails($now)").await?;
+    assert_eq!(given_up, 2);
+    world.replace("RESEND_API_KEY", key);
+
+    signed_up(&world, "three@example.test", "Camille Moreau", 4).await?;
+    world.cron("daily-tasks", "").await?;
+    world.set_now(world.now() + chrono::TimeDelta::days(1));
+    world.cron("daily-tasks", "").await?;
+    let to: Vec<String> = world.resend.accepted().iter().map(|mail| mail.mail.to.join(",")).collect();
+    assert_eq!(to.len(), 3, "{to:?}");
+    assert_eq!(to[2], "three@example.test");
+    let states: Value = world
+        .value("select jsonb_object_agg(status, n) from (select status, count(*) n from jobs.email_deliveries group by 1) s")
+        .await?;
+    assert_eq!(states, json!({"sent": 1, "unknown": 2}));
+    assert_eq!(messages(&world).await?, 0);
+    Ok(())
+}

@@ -68,8 +68,13 @@ pub(super) fn admit(
         None if by_query && route.kind() != Kind::Drain => secret_in_query,
         None => None,
     };
-    if !secret::matches(expected, given.unwrap_or_default()) {
-        return Admission::Refuse(unauthorized());
+    let given = given.unwrap_or_default();
+    if !secret::matches(expected, given) {
+        // In an address a + is a space: whoever has the secret and copied it as it is learns why it is refused.
+        let was_decoded = incoming.authorization.is_none()
+            && given.contains(' ')
+            && secret::matches(expected, &given.replace(' ', "+"));
+        return Admission::Refuse(if was_decoded { plus_was_decoded() } else { unauthorized() });
     }
 
     if route.kind() == Kind::Drain {
@@ -88,6 +93,14 @@ pub(super) fn admit(
 pub(super) fn bearer(header: &str) -> Option<&str> {
     let (scheme, secret) = header.split_at_checked(BEARER.len())?;
     scheme.eq_ignore_ascii_case(BEARER).then_some(secret)
+}
+
+fn plus_was_decoded() -> Answer {
+    Answer::error(
+        401,
+        "Non autorisé : dans une adresse, le + du secret s’écrit %2B. Préférez l’en-tête Authorization.",
+    )
+    .with_header("www-authenticate", "Bearer")
 }
 
 pub(super) fn unauthorized() -> Answer {

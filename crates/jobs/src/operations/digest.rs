@@ -205,7 +205,7 @@ fn not_called(
 }
 
 /// Returns the point that tells what is wrong with our own address.
-pub(crate) fn wrong_address(fault: String) -> DigestPoint {
+pub(crate) fn wrong_address(fault: &str) -> DigestPoint {
     point("Adresse de ce déploiement".to_owned(), format!("{fault} {}", OwnAddress::REMEDY), 1)
 }
 

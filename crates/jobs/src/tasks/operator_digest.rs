@@ -57,7 +57,7 @@ async fn plan(context: &Context, call: &Call, address: &str) -> Result<(), TaskE
     let troubles: Troubles = context.supabase.rpc("jobs_troubles", &arguments, &context.deadline).await?;
     let mut points = points(&troubles, call.route, context.now, context.tuning.schedule, context.tuning.file);
     let own = own_address::look(&context.http, &context.config, &context.deadline).await;
-    points.extend(own.and_then(OwnAddress::fault).map(wrong_address));
+    points.extend(own.and_then(OwnAddress::fault).map(|fault| wrong_address(&fault)));
     if points.is_empty() {
         return Ok(());
     }

@@ -45,6 +45,24 @@ fn the_secret(#[case] authorization: Option<&str>, #[case] query: &str, #[case] 
     assert_eq!(status(Route::SyncIntegrations, "POST", query, authorization, Some(SECRET)), expected);
 }
 
+/// A secret of Base64, copied into an address as it is: refused, and told why; to nobody else.
+#[rstest]
+#[case("secret=ab+c/d==", true)]
+#[case("secret=ab%2Bc/d==", false)]
+#[case("secret=ab+c/x==", false)]
+fn a_plus_in_an_address_is_explained(#[case] query: &str, #[case] explained: bool) {
+    let expected = SecretString::from("ab+c/d==".to_owned());
+    let incoming = Incoming { method: "GET", query, authorization: None };
+    match admit(Route::DailyOrchestrator, &incoming, Some(&expected), 35, NOW.parse().unwrap()) {
+        Admission::Refuse(answer) => {
+            assert_eq!(answer.status(), 401);
+            assert_eq!(answer.complaint().is_some_and(|told| told.contains("%2B")), explained);
+        }
+        Admission::Run(_) => assert_eq!(query, "secret=ab%2Bc/d=="),
+        Admission::Drain => panic!("not drained"),
+    }
+}
+
 #[test]
 fn an_unset_secret_refuses_everybody() {
     for (query, authorization) in [("", Some("Bearer ")), ("secret=", None), ("", Some("Bearer undefined"))] {
