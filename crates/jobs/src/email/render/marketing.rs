@@ -1,4 +1,4 @@
-//! Writes the J+3 mail: what Pro and Premium bring.
+//! Writes the J+3 mail: what Premium adds. It names nothing that a free account has anyway: alerts, recaps, imports.
 
 use askama::Template;
 
@@ -25,8 +25,8 @@ impl View {
 impl Mail for View {
     fn headline(&self) -> Headline {
         Headline {
-            subject: "Ce que Comptalyze Pro et Premium vous apportent".to_owned(),
-            preheader: "Chiffre d’affaires, cotisations Urssaf et seuils suivis au même endroit.".to_owned(),
+            subject: "Ce que Comptalyze Premium ajoute à votre compte".to_owned(),
+            preheader: "Chaque mois : quoi déclarer, combien mettre de côté, avant quand.".to_owned(),
         }
     }
 

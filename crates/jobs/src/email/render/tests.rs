@@ -243,6 +243,18 @@ fn service_mails_sell_nothing() {
     }
 }
 
+/// Alerts, recaps and imports go to everybody: only what a formula adds is offered.
+#[test]
+fn the_offer_sells_nothing_that_a_free_account_has() {
+    let mail = rendered(&Facts::MarketingDay3 { first_name: None });
+    for part in [words(&mail.html), mail.text, mail.subject] {
+        let part = part.to_lowercase();
+        for free in ["stripe", "shopify", "import", "récapitulatif", "alerte"] {
+            assert!(!part.contains(free), "{free}");
+        }
+    }
+}
+
 #[test]
 fn a_code_is_shown_only_where_there_is_one() {
     let facts = Facts::MarketingDay3 { first_name: None };
