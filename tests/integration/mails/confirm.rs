@@ -89,8 +89,8 @@ async fn one_click_settles_every_month_and_another_takes_it_back() -> Result<()>
         &page.text,
         &[
             "<html lang=\"fr\">",
-            "Est-ce le même argent",
-            "En 2026, ces mois contiennent",
+            "S’agit-il des mêmes encaissements",
+            "En 2026, les mois ci-dessous contiennent",
             "novembre 2026",
             "2 500,00 €",
             "1 500,00 €",

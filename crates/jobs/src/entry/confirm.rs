@@ -184,7 +184,7 @@ fn shown(config: &Config, year: i32, said: Option<Said>, found: &Confirmations) 
     let title = match said {
         Some(_) => "C’est noté".into(),
         None if is_empty && !has_answer => format!("Rien à confirmer pour {year}").into(),
-        None => Cow::from("Est-ce le même argent ?"),
+        None => Cow::from("S’agit-il des mêmes encaissements ?"),
     };
     let mut paragraphs: Vec<Cow<str>> = Vec::new();
     if let Some(said) = said {
@@ -209,7 +209,7 @@ fn shown(config: &Config, year: i32, said: Option<Said>, found: &Confirmations) 
         );
     } else {
         let (months, contain) =
-            if found.months.len() == 1 { ("ce", "contient") } else { ("ces", "contiennent") };
+            if found.months.len() == 1 { ("le", "ci-dessous contient") } else { ("les", "ci-dessous contiennent") };
         paragraphs.push(
             format!(
                 "En {year}, {months} mois {contain} à la fois des montants que vous avez saisis et des montants \

@@ -3,6 +3,7 @@
 use askama::Template;
 
 use super::{
+    alert::capitalised,
     frame::{Frame, Headline, Mail},
     french::{self, date, euros, list, of_month, one_line, quarter},
     incomplete::Reserve,
@@ -24,8 +25,10 @@ pub(super) struct View {
     mailed: String,
     /// Is "Annoncé le 30 novembre 2026".
     mailed_when: String,
-    /// Is "100,00 € de plus".
-    difference: String,
+    /// Is "De plus" or "De moins".
+    direction: String,
+    /// Is "100,00 €".
+    apart: String,
     /// Holds the total, in cents.
     cents: i64,
     /// Says what keeps the total from being whole.
@@ -48,7 +51,8 @@ impl View {
                 Some(at) => format!("Annoncé le {}", date(paris::date(at))),
                 None => "Annoncé par le récapitulatif".to_owned(),
             },
-            difference: difference(definitive),
+            direction: capitalised(direction(definitive)),
+            apart: apart(definitive),
             cents: definitive.total,
             reserves: Vec::new(),
             uncounted: None,
@@ -87,10 +91,11 @@ pub(super) fn words(month: Month, definitive: Definitive) -> Option<String> {
     let mailed = euros(definitive.mailed);
     if definitive.total != definitive.mailed {
         return Some(format!(
-            "{recap} annonçait un total importé{provisional} de {mailed}. Le total définitif {} est de {}, soit {}.",
+            "{recap} annonçait un total importé{provisional} de {mailed}. Le total définitif {} est de {}, soit {} {}.",
             of_month(month),
             euros(definitive.total),
-            difference(definitive)
+            apart(definitive),
+            direction(definitive)
         ));
     }
     definitive
@@ -98,18 +103,24 @@ pub(super) fn words(month: Month, definitive: Definitive) -> Option<String> {
         .then(|| format!("{recap} annonçait un total importé provisoire de {mailed} : il est définitif."))
 }
 
-/// Writes "100,00 € de plus".
-fn difference(definitive: Definitive) -> String {
-    let difference = definitive.total.saturating_sub(definitive.mailed);
-    let more = if difference < 0 { "de moins" } else { "de plus" };
-    format!("{} {more}", euros(difference.saturating_abs()))
+/// Writes "100,00 €": by how much they differ.
+fn apart(definitive: Definitive) -> String {
+    euros(definitive.total.saturating_sub(definitive.mailed).saturating_abs())
+}
+
+/// Writes "de plus" or "de moins".
+fn direction(definitive: Definitive) -> &'static str {
+    if definitive.total < definitive.mailed { "de moins" } else { "de plus" }
 }
 
 impl Mail for View {
     fn headline(&self) -> Headline {
         Headline {
             subject: format!("Le total définitif {} : {}", self.of_month, self.total),
-            preheader: format!("Le récapitulatif annonçait {} : {}.", self.mailed, self.difference),
+            preheader: format!(
+                "Le récapitulatif annonçait {}. {} : {}.",
+                self.mailed, self.direction, self.apart
+            ),
         }
     }
 
