@@ -44,7 +44,7 @@ begin
         'undelivered', (select coalesce(jsonb_agg(u order by u.count desc, u.lane, u.feedback), '[]') from (
             select jobs.lane_of_mail(d.kind) as lane, d.feedback, count(*) as count
             from jobs.email_deliveries d
-            where d.kind in ('threshold_alert', 'integration_trouble', 'monthly_reminder', 'monthly_recap')
+            where d.kind in ('threshold_alert', 'integration_trouble', 'monthly_reminder', 'monthly_recap', 'definitive_month')
                 and d.feedback is not null and d.feedback_at > since and d.status = 'sent'
                 and d.feedback in ('returned', 'failed', 'refused', 'suppressed', 'bounced')
                 and not exists (select from jobs.email_deliveries n

@@ -27,8 +27,8 @@ language sql stable set search_path = '' as $$
     with today as (select (p_now at time zone 'Europe/Paris')::date as day)
     select d.delivery_id, d.kind
     from today t
-    cross join (values ('threshold_alert', 400), ('monthly_recap', 62), ('monthly_reminder', 62), ('integration_trouble', 62))
-        as k (kind, days)
+    cross join (values ('threshold_alert', 400), ('monthly_recap', 62), ('monthly_reminder', 62), ('definitive_month', 62),
+        ('integration_trouble', 62)) as k (kind, days)
     join jobs.email_deliveries d on d.kind = k.kind and d.feedback is not null
         and d.feedback_at > p_now - make_interval(days => k.days)
     -- A fence (offset 0): of all people only these.
@@ -67,6 +67,7 @@ begin
         run := gen_random_uuid();
         perform jobs.open_run(run, case of_kind.kind when 'threshold_alert' then 'check_thresholds'
                 when 'monthly_recap' then 'monthly_sync' when 'monthly_reminder' then 'monthly_reminders'
+                when 'definitive_month' then 'monthly_reminders'
                 else 'sync_integrations' end,
             null, 'cron', p_route, p_now, jsonb_build_object('moved', of_kind.kind), p_now);
         insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
