@@ -1,4 +1,4 @@
-//! Runs `cargo stack mails`: every mail in its variants, for a person to look at.
+//! Runs `cargo stack mails`: every mail in its variants, and a year of one user's mails in order, for a person to look at.
 
 use std::{
     fs,
@@ -37,7 +37,26 @@ pub fn write(folder: &Path, browser: Option<&Path>) -> Result<()> {
         println!("No pictures: no Chromium on the PATH, and CHROME is not set.");
     }
     fs::write(folder.join("index.html"), index(&mails, browser.is_some()))?;
+    tell_story(&folder)?;
     println!("{} mails: {}", mails.len(), folder.join("index.html").display());
+    Ok(())
+}
+
+/// Prints a year of one user's mails in order, and writes them whole into one file.
+fn tell_story(folder: &Path) -> Result<()> {
+    let mut whole = String::new();
+    for page in samples::story()? {
+        let heading = format!("{}  {}", page.day, page.event);
+        println!("{heading}");
+        whole += &format!("\n{}\n{heading}\n", "=".repeat(72));
+        if let Some(mail) = page.mail {
+            println!("            {}", mail.subject);
+            whole += &format!("\n{}\n\n{}", mail.subject, mail.text);
+        }
+    }
+    let file = folder.join("story.txt");
+    fs::write(&file, whole)?;
+    println!("A year of mails: {}", file.display());
     Ok(())
 }
 

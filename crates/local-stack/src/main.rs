@@ -18,7 +18,8 @@ Commands:
   doctor URL     looks at a deployment from outside; with CRON_SECRET in the environment also as its operator
   up             PostgreSQL, PostgREST, the gateway and Resend, until Ctrl-C
   mails [FOLDER] every mail in its variants as HTML, text and pictures, in FOLDER or target/mails; pictures need
-                 Chromium on the PATH or in the variable CHROME
+                 Chromium on the PATH or in the variable CHROME. Prints a year of one user's mails in order, which
+                 story.txt there has whole
   status-page [FOLDER] [--at INSTANT]
                  pictures of the status page, in FOLDER or target/status; needs Chromium too. The page is always
                  of the same instant, so that only a change of the page changes a picture; --at chooses another

@@ -4,6 +4,7 @@
 
 mod alerts;
 mod monthly;
+mod story;
 
 use chrono::{DateTime, NaiveDate, Utc};
 
@@ -24,12 +25,13 @@ pub fn branding(promo: bool) -> Branding {
     }
 }
 
+const LINKS: Links = Links {
+    unsubscribe: Some("https://jobs.comptalyze.example/api/unsubscribe?t=v1.exemple"),
+    confirm: Some("https://jobs.comptalyze.example/api/confirm?t=v1.exemple"),
+};
+
 /// Returns every sample as it looks to its reader, by name. What a promotional code changes comes twice.
 pub fn mails() -> Result<Vec<(String, Rendered)>, askama::Error> {
-    const LINKS: Links = Links {
-        unsubscribe: Some("https://jobs.comptalyze.example/api/unsubscribe?t=v1.exemple"),
-        confirm: Some("https://jobs.comptalyze.example/api/confirm?t=v1.exemple"),
-    };
     let mut mails = Vec::new();
     for (name, facts) in samples() {
         mails.push((name.to_owned(), render(&facts, &branding(false), LINKS)?));
@@ -38,6 +40,22 @@ pub fn mails() -> Result<Vec<(String, Rendered)>, askama::Error> {
         }
     }
     Ok(mails)
+}
+
+/// Represents a day of a user's year: what happened, and the mail that came, if any.
+pub struct StoryPage {
+    pub day: NaiveDate,
+    pub event: String,
+    pub mail: Option<Rendered>,
+}
+
+/// Returns a year of one user, in order: signs up, connects, crosses, corrects, sees the new year.
+pub fn story() -> Result<Vec<StoryPage>, askama::Error> {
+    let page = |page: story::Page| {
+        let mail = page.mail.map(|facts| render(&facts, &branding(false), LINKS)).transpose()?;
+        Ok(StoryPage { day: page.day, event: page.event, mail })
+    };
+    story::pages().into_iter().map(page).collect()
 }
 
 /// Returns every variant, under the name of its file.

@@ -208,8 +208,11 @@ fn shown(config: &Config, year: i32, said: Option<Said>, found: &Confirmations) 
             .into(),
         );
     } else {
-        let (months, contain) =
-            if found.months.len() == 1 { ("le", "ci-dessous contient") } else { ("les", "ci-dessous contiennent") };
+        let (months, contain) = if found.months.len() == 1 {
+            ("le", "ci-dessous contient")
+        } else {
+            ("les", "ci-dessous contiennent")
+        };
         paragraphs.push(
             format!(
                 "En {year}, {months} mois {contain} à la fois des montants que vous avez saisis et des montants \

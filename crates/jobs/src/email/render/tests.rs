@@ -5,7 +5,7 @@ use crate::{
         ActivityTotal, ActivityTurnover, AlertRemarks, Assumed, BooksVerdict, Definitive, Facts,
         IncompleteMonth, MonthTwice, SourceTotal, Uncounted, UnreadSource,
         render::{Branding, Links, Promo, Rendered, render},
-        samples::{HOSTILE, branding, mails, samples},
+        samples::{HOSTILE, branding, mails, samples, story},
     },
     mail_kind::MailKind,
     schedule::Month,
@@ -113,6 +113,18 @@ fn what_people_read() {
         insta::assert_snapshot!(format!("{name}.html"), mail.html);
         insta::assert_snapshot!(format!("{name}.txt"), format!("{}\n\n{}", mail.subject, mail.text));
     }
+}
+
+/// What a year of mails tells in order, by their subjects.
+#[test]
+fn a_year_of_mails() {
+    let pages = story().unwrap();
+    assert!(pages.windows(2).all(|pair| pair[0].day <= pair[1].day));
+    let lines = pages.iter().map(|page| match &page.mail {
+        Some(mail) => format!("{}  {}", page.day, mail.subject),
+        None => format!("{}  ({})", page.day, page.event),
+    });
+    insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"));
 }
 
 #[test]
