@@ -111,7 +111,7 @@ async fn who_got_a_provisional_total_is_told_the_definitive_one_once() -> Result
     );
     says(
         &text(&mail_to(&world, &address("acct_unchanged"))),
-        &["provisoire de 1 000,00 € : il est définitif"],
+        &["annonçait 1 000,00 €, provisoirement : rien n’a changé depuis"],
     );
 
     // Once, whoever calls, and whatever changes afterwards.

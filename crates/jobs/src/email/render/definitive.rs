@@ -100,7 +100,7 @@ pub(super) fn words(month: Month, definitive: Definitive) -> Option<String> {
     }
     definitive
         .provisional
-        .then(|| format!("{recap} annonçait un total importé provisoire de {mailed} : il est définitif."))
+        .then(|| format!("{recap} annonçait {mailed}, provisoirement : rien n’a changé depuis."))
 }
 
 /// Writes "100,00 €": by how much they differ.
@@ -171,7 +171,11 @@ mod tests {
             !less.contains("provisoire") && less.ends_with("est de -5,00 €, soit 105,00 € de moins."),
             "{less}"
         );
-        assert!(said(10_000, 10_000, true).unwrap().ends_with("de 100,00 € : il est définitif."));
+        assert!(
+            said(10_000, 10_000, true)
+                .unwrap()
+                .ends_with("annonçait 100,00 €, provisoirement : rien n’a changé depuis.")
+        );
         assert_eq!(said(10_000, 10_000, false), None, "the recap has said it");
     }
 }

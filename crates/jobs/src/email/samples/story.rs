@@ -117,7 +117,7 @@ impl Life {
             "2026-09-20" => self.types("2026-09", 90_000, "Camille saisit 90 000 € au lieu de 900 €."),
             "2026-09-21" => self.types("2026-09", 900, "Camille corrige : 900 €."),
             "2026-12-20" => {
-                self.types("2027-01", 3_000, "Camille saisit d’avance 3 000 € attendus en janvier 2027.")
+                self.types("2027-01", 3_000, "Camille saisit d’avance 3 000 € attendus en janvier 2027.");
             }
             _ => {}
         }

@@ -11,6 +11,7 @@ set local lock_timeout = '5s';
 --    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
 --    routes: {route: last call}, outages: see integration_outages,
 --    permanent_tokens: active Shopify integrations whose token cannot be renewed,
+--    doubted_lists: integrations whose list lacks what it has shown before,
 --    undelivered: mails that were accepted, did not arrive and are not sent again: [{lane, feedback, count}]}
 create or replace function public.jobs_troubles(
     p_first_since timestamptz, p_latest_since timestamptz, p_stuck_before timestamptz, p_slots_since timestamptz,
@@ -56,6 +57,7 @@ begin
         'outages', public.integration_outages(p_outage, p_now),
         'permanent_tokens', (select count(*) from public.integration_tokens t
             where t.provider = 'shopify' and t.is_active and coalesce(btrim(t.refresh_token), '') = ''),
+        'doubted_lists', jobs.doubted_lists(),
         'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
             select left(l.metadata ->> 'route', 200) as route, max(l.synced_at) as last
             from public.sync_logs l
