@@ -48,10 +48,10 @@ fn tell_story(folder: &Path) -> Result<()> {
     for page in samples::story()? {
         let heading = format!("{}  {}", page.day, page.event);
         println!("{heading}");
-        whole += &format!("\n{}\n{heading}\n", "=".repeat(72));
+        whole.extend(["\n", &"=".repeat(72), "\n", &heading, "\n"]);
         if let Some(mail) = page.mail {
             println!("            {}", mail.subject);
-            whole += &format!("\n{}\n\n{}", mail.subject, mail.text);
+            whole.extend(["\n", &mail.subject, "\n\n", &mail.text]);
         }
     }
     let file = folder.join("story.txt");

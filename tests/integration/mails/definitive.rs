@@ -91,7 +91,7 @@ async fn who_got_a_provisional_total_is_told_the_definitive_one_once() -> Result
         &[
             "Total importé, définitif : 1 255,50 €",
             &format!("Annoncé le {} : 1 000,00 €", paris::french(paris::date(now))),
-            "De plus : 255,50 €",
+            "Différence : 255,50 € de plus",
             "avant midi",
         ],
     );
@@ -99,7 +99,7 @@ async fn who_got_a_provisional_total_is_told_the_definitive_one_once() -> Result
     let link = unsubscribe_query(&mail);
     says(
         &text(&mail_to(&world, &address("acct_less"))),
-        &["Total importé, définitif : 700,00 €", "De moins : 300,00 €"],
+        &["Total importé, définitif : 700,00 €", "Différence : 300,00 € de moins"],
     );
     says(
         &text(&mail_to(&world, &address("acct_reminded"))),

@@ -40,6 +40,11 @@ pub(super) struct View {
 }
 
 impl View {
+    /// Returns "100,00 € de plus".
+    fn difference(&self) -> String {
+        format!("{} {}", self.apart, self.direction.to_lowercase())
+    }
+
     pub(super) fn new(month: Month, definitive: Definitive) -> Self {
         Self {
             month: french::month(month),
@@ -103,7 +108,7 @@ pub(super) fn words(month: Month, definitive: Definitive) -> Option<String> {
         .then(|| format!("{recap} annonçait {mailed}, provisoirement : rien n’a changé depuis."))
 }
 
-/// Writes "100,00 €": by how much they differ.
+/// Writes "100,00 €", by which they differ.
 fn apart(definitive: Definitive) -> String {
     euros(definitive.total.saturating_sub(definitive.mailed).saturating_abs())
 }

@@ -319,6 +319,7 @@ impl Life {
             definitive,
             uncounted: Vec::new(),
             today: Some(self.today),
+            incomplete: Vec::new(),
         };
         self.mail("Le 2 du mois.", facts);
     }
