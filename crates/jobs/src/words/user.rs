@@ -3,7 +3,7 @@
 use crate::{mail_kind::MailKind, urssaf::Threshold};
 
 /// Says what the functions of `65_user.sql` and `66_user_actions.sql` answer beside the reasons of all others.
-pub(super) const REASONS: [(&str, &str); 21] = [
+pub(super) const REASONS: [(&str, &str); 19] = [
     // Of a mail that was not planned.
     ("not_due_yet", "pas encore dû"),
     ("no_connection", "aucune connexion active"),
@@ -29,8 +29,6 @@ pub(super) const REASONS: [(&str, &str); 21] = [
     ("bounced", "retour définitif"),
     ("complained", "plainte"),
     // Of a mail that was.
-    ("returned", "la boîte aux lettres ne l’a pas pris"),
-    ("delayed", "remise retardée, Resend réessaie"),
     ("sent", "envoyé"),
 ];
 

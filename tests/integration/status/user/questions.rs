@@ -12,6 +12,9 @@ use crate::{
     world::{Function, World},
 };
 
+/// What the page says of a mail whose address refused it.
+const BOUNCED: &str = "L’adresse n’existe pas ou refuse les courriels. Corrigée par l’utilisateur, elle reçoit ce qui est encore vrai.";
+
 const SHOP: &str = "questions.myshopify.com";
 const RUN: &str = "00000000-0000-4000-8000-000000000001";
 
@@ -206,10 +209,7 @@ async fn about_mails() -> Result<()> {
         .await?;
     company.world.run("insert into jobs.email_suppressions (address_hash, reason) values (jobs.address_hash('idle@example.test'), 'bounced')").await?;
     let told = company.look(idle, "").await?;
-    has(
-        &told["mails"]["shown"],
-        &[("/about", json!("2026-09")), ("/feedback/said", json!("retour définitif"))],
-    );
+    has(&told["mails"]["shown"], &[("/about", json!("2026-09")), ("/feedback/said", json!(BOUNCED))]);
     assert_eq!(told["person"]["unreachable"]["code"], "suppressed");
     has(&told["expected"], &recap("suppressed"));
     Ok(())
