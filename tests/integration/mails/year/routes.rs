@@ -118,8 +118,9 @@ impl Model {
         if (today + Days::new(1)).day() == 1 {
             let start = paris_start(today.with_day(1).expect("a first"));
             self.import(now, start);
-            let moved = self.payments.iter().filter(|(_, when, _)| (start..now).contains(when));
-            got.extend(moved.map(|(name, ..)| (address(name), "monthly_recap")));
+            // Of what moved, or that nothing did, to whoever had turnover before.
+            let told = self.imported.iter().filter(|(_, when, _)| *when < now);
+            got.extend(told.map(|(name, ..)| (address(name), "monthly_recap")));
             got.extend(self.alerts());
         }
         got
@@ -183,7 +184,7 @@ async fn people(world: &World) -> Result<Model> {
     let payments: Vec<(&'static str, DateTime<Utc>, i64)> = [
         ("camille", "2028-01-31T05:00:00Z", 10_000),
         ("camille", "2028-02-29T06:30:00Z", 10_000), // before the call of its last day
-        ("camille", "2028-03-31T08:00:00Z", 10_000), // after it: no recap
+        ("camille", "2028-03-31T08:00:00Z", 10_000), // after it: a recap of nothing so far
         ("camille", "2028-03-31T22:00:00Z", 10_000), // April in Paris
         ("camille", "2028-10-31T22:59:59Z", 10_000), // October in Paris, after the call
         ("julien", "2028-02-10T12:00:00Z", 250_000),
