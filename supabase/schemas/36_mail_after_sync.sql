@@ -11,6 +11,35 @@ language sql stable set search_path = '' as $$
             and coalesce(t.excluded, '') not in ('pending', 'failed', 'not_lost', 'no_turnover'));
 $$;
 
+-- Whether an account of the user has this month in the books: the present one, or one before it.
+create function jobs.is_in_books(p_user_id uuid, p_month date) returns boolean
+language sql stable set search_path = '' as $$
+    select exists (select from jobs.integration_state s where s.user_id = p_user_id and s.counted @> p_month)
+        or exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month);
+$$;
+
+-- What was imported for a month, as its recap shows it: as the books have it where they have the month at all, else all
+-- that was read.
+--   {total, activities: [{activity, total}], sources: [{source, gross, refunds}]}
+create function jobs.recap_amounts(p_user_id uuid, p_month date) returns jsonb
+language sql stable set search_path = '' as $$
+    with counted as materialized (
+        select c.provider, left(c.activity, 80) as activity, c.amount_minor
+        from jobs.countable_movements(p_user_id, array[p_month], jobs.is_in_books(p_user_id, p_month)) c
+    )
+    select jsonb_build_object(
+        'total', (select coalesce(sum(c.amount_minor), 0)::bigint from counted c),
+        'activities', (select coalesce(jsonb_agg(jsonb_build_object('activity', a.activity, 'total', a.total)
+                order by a.activity), '[]')
+            from (select c.activity, sum(c.amount_minor)::bigint as total from counted c
+                  where c.activity is not null group by 1) a),
+        'sources', (select coalesce(jsonb_agg(jsonb_build_object(
+                'source', s.provider, 'gross', s.gross, 'refunds', s.refunds) order by s.provider), '[]')
+            from (select c.provider, coalesce(sum(c.amount_minor) filter (where c.amount_minor > 0), 0) as gross,
+                    coalesce(sum(c.amount_minor) filter (where c.amount_minor < 0), 0) as refunds
+                  from counted c group by 1) s));
+$$;
+
 -- Plans the month's recap, where the run wants recaps and the user, too: of what was imported, or that there was nothing
 -- where there used to be. Call in the settlement's transaction.
 create function jobs.plan_recap(
@@ -23,9 +52,7 @@ declare
     facts jsonb;
     flaws jsonb;
     is_empty boolean;
-    -- What ca_records says, where the month is in the books at all; else what was read.
-    in_books boolean := exists (select from jobs.integration_state s where s.user_id = p_user_id and s.counted @> p_month)
-        or exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month);
+    in_books boolean := jobs.is_in_books(p_user_id, p_month);
 begin
     select * into i from jobs.job_items where item_id = p_item_id;
     if i.payload ->> 'recap' is distinct from 'true' or i.status not in ('done', 'partial') then
@@ -36,8 +63,9 @@ begin
         or not exists (select from public.integration_tokens t where t.user_id = p_user_id and t.is_active) then
         return;
     end if;
-    -- Connected after the month: whoever looks at everybody's month finds it in no books.
-    if not in_books and exists (select from jobs.job_runs r where r.run_id = i.run_id and r.slot is not null)
+    -- Connected after the month: whoever looks at everybody's month once it is over finds it in no books. A replay of its
+    -- last day sees it as it was.
+    if not in_books and over and exists (select from jobs.job_runs r where r.run_id = i.run_id and r.slot is not null)
         and not exists (select from jobs.integration_state s where s.user_id = p_user_id and s.first_month <= p_month) then
         return;
     end if;
@@ -53,16 +81,8 @@ begin
         return;
     end if;
     flaws := jobs.month_flaws(p_user_id, p_month, p_as_of);
-    select jsonb_build_object(
+    facts := jobs.recap_amounts(p_user_id, p_month) || jsonb_build_object(
         'month', to_char(p_month, 'YYYY-MM'),
-        'total', coalesce(sum(s.gross + s.refunds), 0)::bigint,
-        'activities', (select coalesce(jsonb_agg(jsonb_build_object('activity', a.activity, 'total', a.total)
-                order by a.activity), '[]')
-            from (select left(c.activity, 80) as activity, sum(c.amount_minor)::bigint as total
-                  from jobs.countable_movements(p_user_id, array[p_month], in_books) c
-                  where c.activity is not null group by 1) a),
-        'sources', coalesce(jsonb_agg(jsonb_build_object(
-            'source', s.provider, 'gross', s.gross, 'refunds', s.refunds) order by s.provider), '[]'),
         'provisional_at', case when not over then p_as_of end,
         'typed', (select m.typed from jobs.month_books(p_user_id, p_month) m),
         'uncounted', coalesce(i.result -> 'uncounted_currencies', '[]'),
@@ -74,11 +94,7 @@ begin
         -- passed on is told by itself.
         'partial', flaws - array['currency', 'unresolved_currency', 'maybe_twice', 'passed_on'] <> '{}'
             or (coalesce(i.result ->> 'month_status' = 'partial', true) and flaws = '{}'
-                and not exists (select from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null)))
-    into facts
-    from (select c.provider, coalesce(sum(c.amount_minor) filter (where c.amount_minor > 0), 0) as gross,
-            coalesce(sum(c.amount_minor) filter (where c.amount_minor < 0), 0) as refunds
-          from jobs.countable_movements(p_user_id, array[p_month], in_books) c group by c.provider) s;
+                and not exists (select from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null)));
     insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
     values ('monthly_recap/' || p_user_id || '/' || to_char(p_month, 'YYYY-MM'), 'monthly_recap', p_user_id, p_user_id,
         i.run_id, facts)

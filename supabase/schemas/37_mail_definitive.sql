@@ -37,9 +37,7 @@ $$;
 create function jobs.imported_total(p_user_id uuid, p_month date) returns bigint
 language sql stable set search_path = '' as $$
     select coalesce(sum(c.amount_minor), 0)::bigint
-    from jobs.countable_movements(p_user_id, array[p_month],
-        exists (select from jobs.integration_state s where s.user_id = p_user_id and s.counted @> p_month)
-        or exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month)) c;
+    from jobs.countable_movements(p_user_id, array[p_month], jobs.is_in_books(p_user_id, p_month)) c;
 $$;
 
 -- What the recap of a month said, and what the month's total is now that it was read to its end, whatever its flaws. Null
@@ -84,30 +82,6 @@ language sql stable set search_path = '' as $$
     left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
     where t.user_id = p_user_id and t.paris_month = any (p_months) and t.excluded in ('currency', 'unresolved_currency')
         and not coalesce(f.left_out, s.left_out) and coalesce(f.counted, s.counted) @> t.paris_month;
-$$;
-
--- What was imported for a month, as its recap shows it: as the books have it where they have the month at all, else all
--- that was read.
---   {total, activities: [{activity, total}], sources: [{source, gross, refunds}]}
-create function jobs.recap_amounts(p_user_id uuid, p_month date) returns jsonb
-language sql stable set search_path = '' as $$
-    with counted as materialized (
-        select c.provider, left(c.activity, 80) as activity, c.amount_minor
-        from jobs.countable_movements(p_user_id, array[p_month],
-            exists (select from jobs.integration_state s where s.user_id = p_user_id and s.counted @> p_month)
-            or exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month)) c
-    )
-    select jsonb_build_object(
-        'total', (select coalesce(sum(c.amount_minor), 0)::bigint from counted c),
-        'activities', (select coalesce(jsonb_agg(jsonb_build_object('activity', a.activity, 'total', a.total)
-                order by a.activity), '[]')
-            from (select c.activity, sum(c.amount_minor)::bigint as total from counted c
-                  where c.activity is not null group by 1) a),
-        'sources', (select coalesce(jsonb_agg(jsonb_build_object(
-                'source', s.provider, 'gross', s.gross, 'refunds', s.refunds) order by s.provider), '[]')
-            from (select c.provider, coalesce(sum(c.amount_minor) filter (where c.amount_minor > 0), 0) as gross,
-                    coalesce(sum(c.amount_minor) filter (where c.amount_minor < 0), 0) as refunds
-                  from counted c group by 1) s));
 $$;
 
 -- What is true now of a provisional recap that leaves when its month is over and was read to its end; {} for any other.

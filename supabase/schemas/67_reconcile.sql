@@ -47,12 +47,13 @@ language sql stable set search_path = '' as $$
                     where not exists (select from jobs.threshold_alerts a
                         where a.user_id = d.user_id and a.year::text = split_part(d.dedupe_key, '/', 3)
                             and a.threshold = c.threshold and a.step = c.step
-                            and to_jsonb(a) ->> 'withdrawn_at' is null))
+                            and a.withdrawn_at is null))
             else d.expires_at > p_now end
         and not exists (select from jobs.email_deliveries n where n.dedupe_key = d.dedupe_key || '/moved');
 $$;
 
--- Plans them once more, in a run for each kind, under a key of their own. Answers how many.
+-- Plans them once more, in a run for each kind, under a key of their own. Answers how many. Under the ledger's lock: an
+-- operator who sends the same mails again (jobs_resend_mails) waits, and then finds them gone.
 create function jobs.plan_moved_mails(p_route text, p_now timestamptz) returns integer
 language plpgsql set search_path = '' as $$
 declare
@@ -60,6 +61,10 @@ declare
     run uuid;
     planned integer := 0;
 begin
+    if not exists (select from jobs.mails_that_would_arrive(p_now)) then
+        return 0;
+    end if;
+    perform jobs.lock_mail_ledger();
     for of_kind in
         select m.kind, array_agg(m.delivery_id order by m.delivery_id) as deliveries
         from jobs.mails_that_would_arrive(p_now) m group by 1 order by 1

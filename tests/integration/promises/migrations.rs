@@ -1,6 +1,8 @@
 //! The migrations: on top of the application's tables with rows in them, the same schema everywhere, and the one that
 //! `supabase/schemas` describes.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use processes::database::{Database, SqlFile, Template, apply, migrations, schemas};
 use sqlx::{AssertSqlSafe, PgPool};
@@ -180,6 +182,22 @@ async fn a_file_twice_changes_nothing() -> Result<()> {
     }
     assert!(repeatable >= 2, "both files about the application's tables");
     assert_same("a second time", &before, &schema(database.pool()).await?);
+    Ok(())
+}
+
+/// The Supabase CLI knows a file by the digits of its name: two of them with the same ones are one to it.
+#[test]
+fn each_file_has_a_version_of_its_own() -> Result<()> {
+    let mut versions = BTreeSet::new();
+    for migration in migrations()? {
+        let (version, _) = migration.name.split_once('_').context("no version")?;
+        assert!(
+            version.len() == 14 && version.bytes().all(|byte| byte.is_ascii_digit()),
+            "{}",
+            migration.name
+        );
+        assert!(versions.insert(version.to_owned()), "{}", migration.name);
+    }
     Ok(())
 }
 

@@ -5,8 +5,8 @@ use processes::database::{Template, apply, migrations};
 
 use super::migrations::database;
 
-/// Writes rows as the first three migrations leave them: what counts, what did not and why, and an
-/// account that was replaced.
+/// Writes rows as the first three migrations leave them: what counts, what did not and why, an account that was replaced,
+/// what was told.
 const BEFORE: &str = "
     insert into auth.users (id, email) values ('00000000-0000-0000-0000-000000000001', 'a@example.test');
     insert into public.integration_tokens (user_id, provider, access_token, stripe_account_id, is_active)
@@ -15,6 +15,13 @@ const BEFORE: &str = "
         select '00000000-0000-0000-0000-000000000001', p, a, 'Prestation de services', '2026-09-01', '{[2026-09-01,)}',
             '2026-11-18T10:00:00Z'
         from (values ('stripe', 'acct_new'), ('shopify', 'one.myshopify.com')) s (p, a);
+    update jobs.integration_state set trouble_mails = 2, trouble_mailed_at = '2026-11-17T10:00:00Z' where provider = 'stripe';
+    insert into jobs.threshold_alerts (user_id, year, threshold, step, run_id)
+        values ('00000000-0000-0000-0000-000000000001', 2026, 'vat_base_services', 80, gen_random_uuid());
+    insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, settled_at)
+        select 'integration_trouble/00000000-0000-0000-0000-000000000001/stripe/' || status, 'integration_trouble',
+            '00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-000000000001', gen_random_uuid(), status, at::timestamptz
+        from (values ('sent', '2026-11-10T10:00:00Z'), ('expired', '2026-11-17T10:00:00Z')) d (status, at);
     insert into jobs.integration_transactions
         (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, excluded)
         select '00000000-0000-0000-0000-000000000001', provider, id, account, kind, at::timestamptz, amount, currency,
@@ -88,5 +95,19 @@ async fn what_stood_in_the_ledger_keeps_its_meaning() -> Result<()> {
             .fetch_one(pool)
             .await?;
     assert_eq!(former, "acct_old {[2026-09-01,2026-10-01)}");
+    // What was told stays told for certain, once; a mail that asked nobody does not count.
+    let told: String = sqlx::query_scalar(
+        "select format('%s %s %s %s', threshold, step, told_as, times) from jobs.threshold_alerts",
+    )
+    .fetch_one(pool)
+    .await?;
+    assert_eq!(told, "vat_base_services 80 certain 1");
+    let asked: String = sqlx::query_scalar(
+        "select format('%s %s', trouble_mails, trouble_mailed_at at time zone 'UTC') from jobs.integration_state \
+         where provider = 'stripe'",
+    )
+    .fetch_one(pool)
+    .await?;
+    assert_eq!(asked, "1 2026-11-10 10:00:00");
     Ok(())
 }
