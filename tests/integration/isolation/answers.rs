@@ -103,7 +103,8 @@ fn dry_offers(now: DateTime<Utc>) -> Value {
 
 /// A call about the first user, of whom there is the most.
 fn of_one_user(function: &'static str, now: DateTime<Utc>) -> (&'static str, Value) {
-    let (user, month) = (format!("{:032}", 1), |month: &str| now.format(month).to_string());
+    let (user, today) = (format!("{:032}", 1), jobs::schedule::paris::date(now));
+    let month = |month: &str| today.format(month).to_string();
     let arguments = if function == "jobs_user" {
         json!({
             "p_user_id": user, "p_month": month("%Y-%m-01"), "p_uncounted": false, "p_offset": 0, "p_limit": 100, "p_prices": {},

@@ -232,8 +232,8 @@ async fn it_names_what_is_not_counted() -> Result<()> {
     .await?;
     about(&world, user, "insert into public.email_preferences (user_id, monthly_reminder) values ($1, true)")
         .await?;
-    world.stripe.payment("acct_dollars", month.start() + TimeDelta::hours(1), 4_000_000, "usd");
-    world.stripe.payment("acct_dollars", month.start() + TimeDelta::hours(2), 10_000, "eur");
+    world.stripe.payment("acct_dollars", month.start() + TimeDelta::minutes(1), 4_000_000, "usd");
+    world.stripe.payment("acct_dollars", month.start() + TimeDelta::minutes(2), 10_000, "eur");
     world.post("sync-integrations", "").await?;
     second_of_next_month(&mut world);
     world.cron("send-reminders", "").await?;
