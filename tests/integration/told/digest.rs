@@ -113,8 +113,9 @@ async fn more_than_a_day_of_waiting_is_told_alike() -> Result<()> {
         sqlx::query(
             "with r as (insert into jobs.job_runs (run_id, task, trigger, route, as_of, started_at) \
              values (gen_random_uuid(), 'sync_integrations', 'cron', '/test', $1, $1) returning run_id) \
-             insert into jobs.job_items (run_id, lane, kind, subject, created_at, waiting_since) \
-             select run_id, 'shopify', 'sync_integration', gen_random_uuid(), $1, $2 from r",
+             insert into jobs.job_items (run_id, lane, kind, subject, created_at, waiting_since, lease_id, leased_until) \
+             select run_id, 'shopify', 'sync_integration', gen_random_uuid(), $1, $2, gen_random_uuid(), \
+                 'infinity' from r", // held, so that no call works on it
         )
         .bind(world.now())
         .bind(world.now() - waits)
