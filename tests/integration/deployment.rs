@@ -334,3 +334,11 @@ fn every_file_below_api_is_one_route_and_its_function() {
         assert!(!missing, "{name} is no route's");
     }
 }
+
+/// The benchmark calls each function with the least that it needs to begin its work: a new one comes in by itself.
+#[tokio::test]
+async fn each_function_refuses_a_stranger_and_begins_to_work_when_it_is_called_rightly() {
+    let binaries = Path::new(env!("CARGO_BIN_EXE_status")).parent().expect("it lies in a folder");
+    let measured = local_stack::bench::routes::measure(binaries, 1).await.expect("each of them begins");
+    assert_eq!(measured.len(), Route::ALL.len());
+}

@@ -13,7 +13,7 @@ mod bounds;
 mod measure;
 mod paced;
 mod report;
-mod routes;
+pub mod routes;
 mod seed;
 mod workloads;
 mod world;

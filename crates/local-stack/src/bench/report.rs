@@ -97,7 +97,7 @@ impl Run {
 /// Represents a route from the start of its process. Times are medians in milliseconds, sizes are
 /// in bytes.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Cold {
+pub struct Cold {
     pub(super) route: &'static str,
     pub(super) starts: usize,
     /// Is the time to the answer of a request that it refuses.

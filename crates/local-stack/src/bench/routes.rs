@@ -29,7 +29,7 @@ const KEY: &str = "0123456789abcdef0123456789abcdef";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts each route this often; the medians.
-pub(super) async fn measure(binaries: &Path, starts: usize) -> Result<Vec<Cold>> {
+pub async fn measure(binaries: &Path, starts: usize) -> Result<Vec<Cold>> {
     let mut routes = Vec::with_capacity(Route::ALL.len());
     for route in Route::ALL {
         let binary = binaries.join(route.binary());
@@ -154,11 +154,11 @@ async fn upstream(route: Route, binary: &Path) -> Result<Duration> {
     let request = match route.kind() {
         Kind::Link => {
             let (keys, user) = (LinkKeys::derive(&KEY.to_owned().into()), Uuid::new_v4());
-            let link = match route {
-                Route::Confirm => links::confirm("", &keys, user, 2026),
-                _ => links::unsubscribe("", &keys, user, MailKind::MarketingDay3).unwrap_or_default(),
+            let (link, form) = match route {
+                Route::Confirm => (links::confirm("", &keys, user, 2026), "verdict=none&month="),
+                _ => (links::unsubscribe("", &keys, user, MailKind::MarketingDay3).unwrap_or_default(), ""),
             };
-            http(route, &link, "", "")
+            http(route, &link, "", form)
         }
         Kind::Webhook => {
             let body = webhooks::complained(&Uuid::new_v4().to_string(), "a@exemple.fr").to_string();
