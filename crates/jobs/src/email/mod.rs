@@ -11,6 +11,7 @@ pub mod links;
 mod mailer;
 pub mod objections;
 mod outbox;
+mod outcome;
 mod quotas;
 mod remarks;
 mod render;

@@ -11,7 +11,7 @@ use crate::{
     email::{
         allowance::Allowance,
         outbox::{Outcome, Status},
-        sender::{OfMail, Sent},
+        outcome::{OfMail, Sent},
     },
     failure::Failure,
     queue::pause_after,
