@@ -6,7 +6,8 @@ create table jobs.job_paces (
     version bigint not null default 0,           -- of what is learned: what was decided from an older one is not stored
     learned jsonb,                               -- the pace that instances have found out; null: none yet
     since timestamptz,                           -- when it was stored, or last looked at
-    answered integer not null default 0          -- requests of this version that were answered since
+    answered integer not null default 0,         -- requests of this version that were answered since
+    held_until timestamptz                       -- no turn comes before: the provider has said so
 );
 
 -- Leases p_count turns, p_interval_us apart, to who knows p_version of what is learned; to nobody else. Answers in how
@@ -20,6 +21,7 @@ declare
     span interval := make_interval(secs => p_count::double precision * p_interval_us / 1000000);
     pace jobs.job_paces;
     now_at timestamptz;
+    earliest timestamptz;
     first_turn timestamptz;
 begin
     insert into jobs.job_paces as p (name, next_at, since)
@@ -29,8 +31,9 @@ begin
     returning * into pace;
     now_at := clock_timestamp();
     if pace.version = p_version then
-        -- What an earlier lease left far ahead (a changed clock) is not waited for.
-        first_turn := least(greatest(pace.next_at, now_at), now_at + interval '2 minutes');
+        -- What an earlier lease left far ahead (a changed clock) is not waited for; what the provider has asked for is.
+        earliest := greatest(now_at, pace.held_until);
+        first_turn := least(greatest(pace.next_at, earliest), earliest + interval '2 minutes');
         update jobs.job_paces set next_at = first_turn + span where name = p_name;
     end if;
     return jsonb_build_object(
@@ -54,10 +57,12 @@ begin
         from jobs.job_paces where name = p_name);
 end $$;
 
--- The provider has said that it is asked too fast: no turn comes before this is over.
+-- The provider has said that it is asked too fast: no turn comes before this is over, however long it is.
 create function public.jobs_hold_turns(p_name text, p_wait_ms integer) returns void
 language sql security definer set search_path = '' set statement_timeout = '10s' as $$
-    insert into jobs.job_paces as p (name, next_at)
-    values (p_name, clock_timestamp() + make_interval(secs => p_wait_ms / 1000.0))
-    on conflict (name) do update set next_at = greatest(p.next_at, excluded.next_at);
+    insert into jobs.job_paces as p (name, next_at, held_until)
+    select p_name, h.until, h.until
+    from (select clock_timestamp() + make_interval(secs => p_wait_ms / 1000.0) as until) h
+    on conflict (name) do update
+        set next_at = greatest(p.next_at, excluded.next_at), held_until = greatest(p.held_until, excluded.held_until);
 $$;

@@ -37,7 +37,8 @@ create table jobs.email_deliveries (
     expires_at timestamptz,                      -- not sent from then on
     sealed_at timestamptz,
     settled_at timestamptz,
-    feedback_at timestamptz                      -- since when it is known not to have arrived, as feedback says
+    feedback_at timestamptz,                     -- since when it is known not to have arrived, as feedback says
+    not_before timestamptz                       -- a second attempt that waits until then; it has no item yet
 );
 create index email_deliveries_planned on jobs.email_deliveries (run_id, user_id) where status = 'planned';
 create index email_deliveries_batch on jobs.email_deliveries (batch_id) where status = 'sealed';
@@ -47,6 +48,7 @@ create index email_deliveries_personal on jobs.email_deliveries (settled_at) whe
 create index email_deliveries_gone on jobs.email_deliveries (delivery_id)
     where user_id is null and (address is not null or facts <> '{}' or status in ('planned', 'sealed'));
 create index email_deliveries_came_back on jobs.email_deliveries (kind, feedback_at) where feedback is not null;
+create index email_deliveries_put_off on jobs.email_deliveries (not_before) where not_before is not null;
 create index email_deliveries_settled on jobs.email_deliveries (settled_at) include (kind, status);
 
 -- Addresses that no mail goes to, as hashes.

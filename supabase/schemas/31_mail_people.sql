@@ -67,18 +67,22 @@ $$;
 
 -- Each user's plan: free, pro or premium; null where a subscription has a price that p_prices
 -- ({price id: pro | premium}) does not know. Nobody is taken for free for want of knowing.
+-- past_due pays, as long as Stripe tries again; unpaid, paused and incomplete are suspended: such a subscription is still
+-- there, so it brings no service, and nobody is asked to take another one.
 create function jobs.user_plans(p_prices jsonb, p_now timestamptz)
 returns table (user_id uuid, plan text, unknown_price text)
 language sql stable as $$
-    select u.id,
-        case
-            when s.status in ('active', 'trialing') then p_prices ->> s.price_id
-            when p.trial_ends_at > p_now and p.trial_plan in ('pro', 'premium') then p.trial_plan
-            when p.plan in ('pro', 'premium') and p.plan_status = 'active' then p.plan
-            else 'free' end,
-        case when s.status in ('active', 'trialing') and p_prices ->> s.price_id is null
-            then coalesce(s.price_id, '') end
+    select u.id, k.plan, case when k.plan is null then coalesce(s.price_id, '') end
     from auth.users u
     left join public.subscriptions s on s.user_id = u.id
-    left join public.user_profiles p on p.id = u.id;
+    left join public.user_profiles p on p.id = u.id
+    cross join lateral (select case
+        when s.status in ('active', 'trialing') then p_prices ->> s.price_id
+        when p.trial_ends_at > p_now and p.trial_plan in ('pro', 'premium') then p.trial_plan
+        when p.plan in ('pro', 'premium') and p.plan_status = 'active' then p.plan
+        when s.status = 'past_due' then p_prices ->> s.price_id
+        when p.plan in ('pro', 'premium') and p.plan_status = 'past_due' then p.plan
+        when s.status in ('unpaid', 'paused', 'incomplete') then 'suspended'
+        when p.plan in ('pro', 'premium') and p.plan_status = 'unpaid' then 'suspended'
+        else 'free' end as plan) k;
 $$;

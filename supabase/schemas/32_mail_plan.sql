@@ -13,6 +13,7 @@ language sql stable as $$
             when d.known then 'already_planned'
             when m.id is not null then 'already_sent'
             when l.plan is null then 'unknown_price'
+            when l.plan = 'suspended' then 'plan_suspended'
             when l.plan <> 'free' then 'paid_plan'
             when p.says_paid then 'metadata_says_paid'
             else jobs.mail_refusal(p, 'marketing_day3', p_now) end,
@@ -52,8 +53,9 @@ language sql stable as $$
         and (l.plan = 'premium' or l.plan is null or p.wants_reminder);
 $$;
 
--- Gives each planned delivery of a run its item and its message: the end of every plan of mails, in its transaction. A
--- run that was closed is open again. p_user_id: only this user's. Answers how many were queued.
+-- Gives each planned delivery of a run its item and its message, but for a second attempt that has to wait: the end of every
+-- plan of mails, in its transaction. A run that was closed is open again. p_user_id: only this user's. Answers how many were
+-- queued.
 create function jobs.queue_mails(p_run_id uuid, p_user_id uuid, p_now timestamptz) returns integer
 language plpgsql set search_path = '' as $$
 declare
@@ -67,6 +69,7 @@ begin
                 jsonb_build_object('delivery_id', d.delivery_id), p_now, p_now
             from jobs.email_deliveries d
             where d.run_id = p_run_id and d.status = 'planned' and (p_user_id is null or d.user_id = p_user_id)
+                and d.not_before is null
             on conflict (run_id, kind, subject) do nothing
             returning item_id, lane, kind, version
         )

@@ -49,6 +49,7 @@ returns text language sql stable set search_path = '' as $$
         when p_kind = 'marketing_day3' and p.says_paid then 'metadata_says_paid'
         when p_prices is not null and p_kind in ('marketing_day3', 'monthly_reminder') then (
             select case when l.plan is null then 'unknown_price'
+                when p_kind = 'marketing_day3' and l.plan = 'suspended' then 'plan_suspended'
                 when p_kind = 'marketing_day3' and l.plan <> 'free' then 'paid_plan'
                 when p_kind = 'monthly_reminder' and l.plan <> 'premium' then 'not_premium' end
             from jobs.user_plans(p_prices, p_now) l where l.user_id = p.user_id) end;

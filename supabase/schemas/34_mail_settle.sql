@@ -10,15 +10,19 @@ language sql immutable set search_path = '' as $$
         'complained'], p_outcome), 0);
 $$;
 
+-- How long a mail waits before its second attempt: a mailbox that is full is not emptied within the hour; what failed at the
+-- service, or for a reason of ours, may pass sooner.
+create function jobs.second_attempt_after(p_feedback text) returns interval
+language sql immutable set search_path = '' as $$
+    select case p_feedback when 'mailbox_full' then interval '1 day' else interval '30 minutes' end;
+$$;
+
 -- Notes on these mails what the service has reported of them, the worst that there is, whether it came before or after our
 -- note of their ids. What did not arrive for a reason that is ours or passes is planned once more, under a key of its
--- own; not an offer, for which nobody waits. An out-of-office note comes as a bounce that passes, too: what was delivered
--- has arrived, and only a full mailbox is tried again.
+-- own, and waits (queue_put_off_mails); not an offer, for which nobody waits, nor what would come too late. An out-of-office
+-- note comes as a bounce that passes, too: what was delivered has arrived, and only a full mailbox is tried again.
 create function jobs.apply_feedback(p_provider_ids text[], p_now timestamptz) returns void
-language plpgsql set search_path = '' as $$
-declare
-    run record;
-begin
+language sql set search_path = '' as $$
     with worst as (
         select distinct on (e.provider_id) e.provider_id, e.outcome
         from jobs.email_events e where e.provider_id = any (p_provider_ids) and e.outcome is not null
@@ -33,24 +37,22 @@ begin
             or w.outcome = 'delivered' and d.feedback in ('returned', 'mailbox_full'))
         -- A mailbox that is full for an offer is nothing to note.
         and (w.outcome not in ('returned', 'mailbox_full') or d.kind <> 'marketing_day3');
-    for run in
-        with again as (
-            insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
-            select d.dedupe_key || '/again', d.kind, d.user_id, d.recipient, d.run_id, d.facts, d.expires_at
-            from jobs.email_deliveries d join jobs.job_runs r on r.run_id = d.run_id
-            where d.provider_id = any (p_provider_ids) and d.feedback in ('failed', 'mailbox_full')
-                and d.kind <> 'marketing_day3' and d.facts <> '{}' and d.dedupe_key not like '%/again'
-                and (d.user_id is not null or d.recipient is null)
-                and (d.expires_at is null or d.expires_at > p_now)
-            order by d.delivery_id
-            on conflict (dedupe_key) do nothing
-            returning run_id
-        )
-        select distinct a.run_id from again a order by 1
-    loop
-        perform jobs.queue_mails(run.run_id, null, p_now);
-    end loop;
-end $$;
+    insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at, not_before)
+    select d.dedupe_key || '/again', d.kind, d.user_id, d.recipient, d.run_id, d.facts, d.expires_at,
+        p_now + jobs.second_attempt_after(d.feedback)
+    from jobs.email_deliveries d join jobs.job_runs r on r.run_id = d.run_id
+    where d.provider_id = any (p_provider_ids) and d.feedback in ('failed', 'mailbox_full')
+        and d.kind <> 'marketing_day3' and d.facts <> '{}' and d.dedupe_key not like '%/again'
+        and (d.user_id is not null or d.recipient is null)
+        and (d.expires_at is null or d.expires_at > p_now + jobs.second_attempt_after(d.feedback))
+    order by d.delivery_id
+    on conflict (dedupe_key) do nothing;
+    -- It was delivered after all.
+    delete from jobs.email_deliveries n
+    using jobs.email_deliveries d
+    where d.provider_id = any (p_provider_ids) and d.feedback is null
+        and n.dedupe_key = d.dedupe_key || '/again' and n.status = 'planned' and n.not_before is not null;
+$$;
 
 -- Counts the mails that asked users to connect again: sent, perhaps sent, or refused for their address. What expired or
 -- was skipped has asked nobody.

@@ -211,7 +211,8 @@ $$;
 
 -- Plans alerts: each step once for each user and year, in one mail for all that are new, and once more if it was withdrawn.
 -- p_append: to a run that is there already (a sync whose totals changed). p_due: the marks that were checked, taken away
--- unless set again since. What was found for the run by jobs_note_alerts is planned, and gone from there.
+-- unless set again since. What was found for the run by jobs_note_alerts is planned, and gone from there. Where the same was
+-- planned for an address that it did not reach (see untell_alerts), its key ends with /moved.
 --   {state: planned | joined | repeated, run_id, plan: {items, …p_outline}}
 create function public.jobs_plan_alerts(
     p_run_id uuid, p_append boolean, p_task text, p_slot text, p_trigger text, p_route text, p_as_of timestamptz,
@@ -263,9 +264,11 @@ begin
         group by a.user_id, a.year, a.facts
     )
     insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
-    select 'threshold_alert/' || f.user_id || '/' || f.year || '/' || f.steps, 'threshold_alert', f.user_id, f.user_id,
-        p_run_id, f.facts || jsonb_build_object('crossings', f.crossings)
+    select k.key || case when exists (select from jobs.email_deliveries o
+            where o.dedupe_key = k.key and o.feedback in ('bounced', 'suppressed', 'refused')) then '/moved' else '' end,
+        'threshold_alert', f.user_id, f.user_id, p_run_id, f.facts || jsonb_build_object('crossings', f.crossings)
     from fresh f
+    cross join lateral (select 'threshold_alert/' || f.user_id || '/' || f.year || '/' || f.steps as key) k
     on conflict (dedupe_key) do nothing;
 
     planned := jobs.queue_mails(p_run_id, null, p_now);

@@ -7,6 +7,35 @@ create table jobs.job_answers (
     answered_at timestamptz not null
 );
 
+-- Queues mails again that the mail service definitely did not take, by their items, each in its lane; their runs are open
+-- again. Answers how many. Under the ledger's lock.
+create function jobs.requeue_mails(p_items bigint[]) returns integer
+language plpgsql set search_path = '' as $$
+declare
+    queued integer;
+    batch record;
+begin
+    update jobs.email_deliveries d
+    set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
+        sealed_at = null, settled_at = null, feedback = null, feedback_at = null
+    where d.item_id = any (p_items) and d.status in ('failed', 'refused');
+    perform from jobs.job_items i where i.item_id = any (p_items) order by i.item_id for update;
+    update jobs.job_items i
+    set status = 'queued', attempts = 0, error = null, result = '{}', settled_at = null,
+        msg_id = null, lease_id = null, leased_until = null, returned_lease = null
+    where i.item_id = any (p_items) and i.status = 'failed';
+    get diagnostics queued = row_count;
+    for batch in
+        select i.run_id, i.lane, i.kind, i.version, array_agg(i.item_id order by i.item_id) as items
+        from jobs.job_items i where i.item_id = any (p_items) group by 1, 2, 3, 4 order by 1, 2, 3
+    loop
+        perform jobs.send_messages(batch.run_id, batch.lane, batch.kind, batch.version, batch.items);
+    end loop;
+    update jobs.job_runs r set status = 'running', finished_at = null
+    where r.finished_at is not null and r.run_id in (select i.run_id from jobs.job_items i where i.item_id = any (p_items));
+    return queued;
+end $$;
+
 -- Has a lane's work done again: what waits is visible at once; a mail that the mail service definitely did not take
 -- (failed, refused) is queued again, one that it may have taken (unknown) never; a sync that failed is planned anew,
 -- in one run. Looks back to p_failed_since. A repeated call with the same p_run_id answers what the first one did.
@@ -42,24 +71,7 @@ begin
                 and d.provider_id is null and d.user_id is not null and (d.expires_at is null or d.expires_at > p_now)
                 -- It has left for another address.
                 and not exists (select from jobs.email_deliveries n where n.dedupe_key = d.dedupe_key || '/moved'));
-        update jobs.email_deliveries d
-        set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
-            sealed_at = null, settled_at = null, feedback = null, feedback_at = null
-        where d.item_id = any (again) and d.status in ('failed', 'refused');
-        perform from jobs.job_items i where i.item_id = any (again) order by i.item_id for update;
-        update jobs.job_items i
-        set status = 'queued', attempts = 0, error = null, result = '{}', settled_at = null,
-            msg_id = null, lease_id = null, leased_until = null, returned_lease = null
-        where i.item_id = any (again) and i.status = 'failed';
-        get diagnostics mails = row_count;
-        if mails > 0 then
-            perform pgmq.send_batch('jobs_' || p_lane, (select array_agg(jsonb_build_object('version', i.version,
-                    'run_id', i.run_id, 'item_id', i.item_id, 'kind', i.kind) order by i.item_id)
-                from jobs.job_items i where i.item_id = any (again)));
-            update jobs.job_runs r set status = 'running', finished_at = null
-            where r.finished_at is not null
-                and r.run_id in (select i.run_id from jobs.job_items i where i.item_id = any (again));
-        end if;
+        mails := jobs.requeue_mails(again);
     else
         again := array(select f.item_id from jobs.open_failures(p_failed_since) f where f.lane = p_lane);
         if cardinality(again) > 0 and jobs.open_run(p_run_id,

@@ -246,15 +246,29 @@ language sql stable set search_path = '' as $$
     select jsonb_build_object('total', coalesce(max(t.total), 0), 'shown', coalesce(jsonb_agg(jsonb_build_object(
         'delivery_id', d.delivery_id, 'kind', d.kind, 'about', left(split_part(d.dedupe_key, '/', 3), 40), 'status', d.status,
         'reason', jobs.mask_text(d.reason), 'feedback', d.feedback, 'service_id', left(d.provider_id, 80),
-        'planned_at', d.planned_at, 'settled_at', d.settled_at, 'expires_at', d.expires_at,
+        'not_before', d.not_before, 'planned_at', d.planned_at, 'settled_at', d.settled_at, 'expires_at', d.expires_at,
         'attempts', case when d.status in ('planned', 'sealed') then i.attempts end,
         'waits_for', case when d.status in ('planned', 'sealed') then jobs.mask_text(i.error ->> 'message') end)
         order by d.planned_at desc, d.delivery_id desc), '[]'))
     from theirs t join jobs.email_deliveries d using (delivery_id) left join jobs.job_items i on i.item_id = d.item_id;
 $$;
 
+-- What a user has confirmed of months with both typed and imported turnover: of every month, and of the last p_limit months
+-- that have an answer of their own.
+--   {every: {verdict, at} | null, months: [{month, verdict, at}]}
+create function jobs.user_confirmations(p_user_id uuid, p_limit integer) returns jsonb
+language sql stable set search_path = '' as $$
+    select jsonb_build_object(
+        'every', (select jsonb_build_object('verdict', a.verdict, 'at', a.confirmed_at)
+            from jobs.book_confirmations a where a.user_id = p_user_id and a.month is null),
+        'months', (select coalesce(jsonb_agg(jsonb_build_object('month', to_char(m.month, 'YYYY-MM'), 'verdict', m.verdict,
+                'at', m.confirmed_at) order by m.month desc), '[]')
+            from (select * from jobs.book_confirmations a where a.user_id = p_user_id and a.month is not null
+                order by a.month desc limit p_limit) m));
+$$;
+
 -- The mails that a user might have expected: the offer after the sign-up, the reminder and the recap of each of the last
--- p_months months and of this one. With the delivery's status where there is one, else with why there is none, by what they
+-- p_months months and of this one, and the definitive total of those whose recap has left. With the delivery's status where there is one, else with why there is none, by what they
 -- wish and are today. Items older than p_kept_since are gone.
 --   [{kind, month, status, reason, message, at}]
 create function jobs.user_expected_mails(
@@ -312,7 +326,29 @@ create function jobs.user_expected_mails(
         left join jobs.email_deliveries d on d.dedupe_key = 'monthly_reminder/' || p_user_id || '/' || n.name
         where n.after <= n.day
         union all
-        select 3, 'marketing_day3', null, d.status, d.reason, d.settled_at,
+        -- As definitive_candidates finds them.
+        select 3, 'definitive_month', n.name, d.status, d.reason, d.settled_at,
+            case
+                when d.status is not null then null
+                when n.day < n.after + 1 then 'not_due_yet'
+                when r.delivery_id is not null then 'told_by_reminder'
+                when (c.facts ->> 'total')::bigint = (select coalesce(sum(l.computed_eur), 0) * 100
+                    from jobs.auto_sync_totals l where l.user_id = p_user_id and l.month = n.month) then 'month_unchanged'
+                when jobs.mail_refusal(p, 'definitive_month', p_now) is not null
+                    then jobs.mail_refusal(p, 'definitive_month', p_now)
+                when not exists (select from public.integration_tokens t where t.user_id = p_user_id and t.is_active)
+                    then 'no_connection'
+                when not exists (select from jobs.job_slots s
+                    where s.task = 'monthly_reminders' and s.slot = to_char(n.after, 'YYYY-MM')) then 'run_missed'
+                else 'changed_since' end, null
+        from months n cross join person p
+        join jobs.email_deliveries c on c.dedupe_key = 'monthly_recap/' || p_user_id || '/' || n.name
+            and c.status = 'sent' and c.facts ? 'total'
+        left join jobs.email_deliveries r on r.dedupe_key = 'monthly_reminder/' || p_user_id || '/' || n.name
+        left join jobs.email_deliveries d on d.dedupe_key = 'definitive_month/' || p_user_id || '/' || n.name
+        where n.after <= n.day
+        union all
+        select 4, 'marketing_day3', null, d.status, d.reason, d.settled_at,
             case
                 when d.status is not null then null
                 when t.day < s.day + p_first_day then 'not_due_yet'
@@ -334,7 +370,7 @@ $$;
 -- p_month: the month that is opened, or null; p_uncounted, p_offset, p_limit: which of its movements. p_prices: see
 -- user_plans. For p_late_before see user_connections; for the other days see user_expected_mails.
 --   {person, connections, accounts, reads, months, month, mails, expected, told: [{year, threshold, step, at, to_verify, withdrawn_at}],
---   check_due}
+--   confirmations, check_due}
 create function public.jobs_user(
     p_user_id uuid, p_month date, p_uncounted boolean, p_offset integer, p_limit integer, p_prices jsonb,
     p_late_before timestamptz, p_first_day integer, p_last_day integer, p_kept_since timestamptz, p_now timestamptz
@@ -360,6 +396,7 @@ begin
             'at', a.created_at, 'to_verify', a.told_as = 'to_verify', 'withdrawn_at', a.withdrawn_at) order by a.year desc, a.created_at desc, a.threshold, a.step), '[]')
             from (select * from jobs.threshold_alerts k where k.user_id = p_user_id
                 order by k.year desc, k.created_at desc limit 60) a),
+        'confirmations', jobs.user_confirmations(p_user_id, 24),
         'check_due', exists (select from jobs.threshold_checks_due d where d.user_id = p_user_id));
 end $$;
 

@@ -78,7 +78,6 @@ create function public.jobs_resend_mails(
 declare
     told jsonb;
     again bigint[];
-    batch record;
 begin
     if not p_dry_run then
         -- A repeated call waits here for the first one, which may still be at it.
@@ -99,24 +98,7 @@ begin
     if p_dry_run then
         return told || jsonb_build_object('queued', 0);
     end if;
-    update jobs.email_deliveries d
-    set status = 'planned', reason = null, batch_id = null, position = null, address = null, digest = null,
-        sealed_at = null, settled_at = null, feedback = null, feedback_at = null
-    where d.item_id = any (again) and d.status in ('failed', 'refused');
-    perform from jobs.job_items i where i.item_id = any (again) order by i.item_id for update;
-    update jobs.job_items i
-    set status = 'queued', attempts = 0, error = null, result = '{}', settled_at = null,
-        msg_id = null, lease_id = null, leased_until = null, returned_lease = null
-    where i.item_id = any (again) and i.status = 'failed';
-    for batch in
-        select i.run_id, i.lane, i.kind, i.version, array_agg(i.item_id order by i.item_id) as items
-        from jobs.job_items i where i.item_id = any (again) group by 1, 2, 3, 4
-    loop
-        perform jobs.send_messages(batch.run_id, batch.lane, batch.kind, batch.version, batch.items);
-    end loop;
-    update jobs.job_runs r set status = 'running', finished_at = null
-    where r.finished_at is not null and r.run_id in (select i.run_id from jobs.job_items i where i.item_id = any (again));
-    told := told || jsonb_build_object('queued', cardinality(again));
+    told := told || jsonb_build_object('queued', jobs.requeue_mails(again));
     update jobs.job_answers set answer = told where call_id = p_call_id;
     return told;
 end $$;

@@ -52,8 +52,60 @@ language sql stable set search_path = '' as $$
         and not exists (select from jobs.email_deliveries n where n.dedupe_key = d.dedupe_key || '/moved');
 $$;
 
--- Plans them once more, in a run for each kind, under a key of their own. Answers how many. Under the ledger's lock: an
--- operator who sends the same mails again (jobs_resend_mails) waits, and then finds them gone.
+-- Takes back that these alerts were told, for nobody has read them: what was told before stands again as it did then. Their
+-- users are checked next, and get by a key of its own (jobs_plan_alerts) what their year says by then, or nothing.
+create function jobs.untell_alerts(p_deliveries bigint[], p_now timestamptz) returns void
+language plpgsql set search_path = '' as $$
+declare
+    untold jsonb := (select coalesce(jsonb_agg(jsonb_build_object('user_id', d.user_id, 'run_id', d.run_id,
+            'year', d.facts -> 'year', 'threshold', c.threshold, 'step', c.step)), '[]')
+        from jobs.email_deliveries d
+        cross join jsonb_to_recordset(d.facts -> 'crossings') as c (threshold text, step smallint)
+        where d.delivery_id = any (p_deliveries));
+begin
+    -- In one order for all who plan; with the lower steps that each has used up.
+    perform from jobs.threshold_alerts a
+    join jsonb_to_recordset(untold) as u (user_id uuid, run_id uuid, year integer, threshold text, step smallint)
+        on a.user_id = u.user_id and a.year = u.year and a.threshold = u.threshold and a.step <= u.step
+            and a.run_id = u.run_id
+    order by a.user_id, a.year, a.threshold, a.step, a.told_as for update of a;
+    delete from jobs.threshold_alerts a
+    using jsonb_to_recordset(untold) as u (user_id uuid, run_id uuid, year integer, threshold text, step smallint)
+    where a.user_id = u.user_id and a.year = u.year and a.threshold = u.threshold and a.step <= u.step
+        and a.run_id = u.run_id and a.times = 1;
+    update jobs.threshold_alerts a set times = a.times - 1, withdrawn_at = p_now
+    from jsonb_to_recordset(untold) as u (user_id uuid, run_id uuid, year integer, threshold text, step smallint)
+    where a.user_id = u.user_id and a.year = u.year and a.threshold = u.threshold and a.step <= u.step
+        and a.run_id = u.run_id and a.withdrawn_at is null;
+    insert into jobs.threshold_checks_due as k (user_id)
+    select distinct d.user_id from jobs.email_deliveries d
+    where d.delivery_id = any (p_deliveries) and d.user_id is not null order by 1
+    on conflict (user_id) do update set since = excluded.since;
+end $$;
+
+-- Queues the second attempts whose time has come. Answers how many.
+create function jobs.queue_put_off_mails(p_now timestamptz) returns integer
+language plpgsql set search_path = '' as $$
+declare
+    run uuid;
+    queued integer := 0;
+begin
+    for run in
+        with due as (
+            update jobs.email_deliveries d set not_before = null
+            from jobs.job_runs r
+            where d.not_before <= p_now and d.status = 'planned' and r.run_id = d.run_id
+            returning d.run_id
+        )
+        select distinct d.run_id from due d order by 1
+    loop
+        queued := queued + jobs.queue_mails(run, null, p_now);
+    end loop;
+    return queued;
+end $$;
+
+-- Plans them once more, in a run for each kind, under a key of their own; of alerts see untell_alerts. Answers how many. Under
+-- the ledger's lock: an operator who sends the same mails again (jobs_resend_mails) waits, and then finds them gone.
 create function jobs.plan_moved_mails(p_route text, p_now timestamptz) returns integer
 language plpgsql set search_path = '' as $$
 declare
@@ -69,17 +121,21 @@ begin
         select m.kind, array_agg(m.delivery_id order by m.delivery_id) as deliveries
         from jobs.mails_that_would_arrive(p_now) m group by 1 order by 1
     loop
-        run := gen_random_uuid();
-        perform jobs.open_run(run, case of_kind.kind when 'threshold_alert' then 'check_thresholds'
-                when 'monthly_recap' then 'monthly_sync' when 'monthly_reminder' then 'monthly_reminders'
-                when 'definitive_month' then 'monthly_reminders'
-                else 'sync_integrations' end,
-            null, 'cron', p_route, p_now, jsonb_build_object('moved', of_kind.kind), p_now);
-        insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
-        select d.dedupe_key || '/moved', d.kind, d.user_id, d.recipient, run, d.facts, d.expires_at
-        from jobs.email_deliveries d where d.delivery_id = any (of_kind.deliveries) order by d.delivery_id
-        on conflict (dedupe_key) do nothing;
-        planned := planned + jobs.queue_mails(run, null, p_now);
+        if of_kind.kind = 'threshold_alert' then
+            perform jobs.untell_alerts(of_kind.deliveries, p_now);
+            planned := planned + cardinality(of_kind.deliveries);
+        else
+            run := gen_random_uuid();
+            perform jobs.open_run(run, case of_kind.kind when 'monthly_recap' then 'monthly_sync'
+                    when 'monthly_reminder' then 'monthly_reminders' when 'definitive_month' then 'monthly_reminders'
+                    else 'sync_integrations' end,
+                null, 'cron', p_route, p_now, jsonb_build_object('moved', of_kind.kind), p_now);
+            insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts, expires_at)
+            select d.dedupe_key || '/moved', d.kind, d.user_id, d.recipient, run, d.facts, d.expires_at
+            from jobs.email_deliveries d where d.delivery_id = any (of_kind.deliveries) order by d.delivery_id
+            on conflict (dedupe_key) do nothing;
+            planned := planned + jobs.queue_mails(run, null, p_now);
+        end if;
         -- Nobody sends the refused one again beside it.
         perform from jobs.job_items i join jobs.email_deliveries d on d.item_id = i.item_id
         where d.delivery_id = any (of_kind.deliveries) and i.status = 'failed' order by i.item_id for update of i;
@@ -104,7 +160,8 @@ begin
     for lane in select l.lane from jobs.known_lanes() l order by l.place loop
         messages := messages + jobs.restore_messages(lane.lane);
     end loop;
-    return jsonb_build_object('messages', messages, 'mails', jobs.plan_moved_mails(p_route, p_now));
+    return jsonb_build_object('messages', messages,
+        'mails', jobs.plan_moved_mails(p_route, p_now) + jobs.queue_put_off_mails(p_now));
 end $$;
 
 -- After a backup was restored: settles what waits as of unknown outcome, for it may have left before. Only for an operator, in

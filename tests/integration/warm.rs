@@ -45,7 +45,7 @@ impl Idle {
             return Ok(self.work.clone().read_owned().await);
         };
         let pass = "do $$ begin if to_regclass('jobs.job_paces') is not null then \
-                    update jobs.job_paces set next_at = '-infinity'; end if; end $$";
+                    update jobs.job_paces set next_at = '-infinity', held_until = null; end if; end $$";
         sqlx::raw_sql(pass).execute(pool).await?;
         Ok(OwnedRwLockWriteGuard::downgrade(alone))
     }

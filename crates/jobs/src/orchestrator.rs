@@ -62,6 +62,12 @@ async fn run_task(context: &Context, call: &Call, task: Task) -> TaskOutcome {
     if let Some(address) = monitor.filter(|_| is_due || makes_good(&outcome)) {
         tell_end(context, address, &outcome).await;
     }
+    if let TaskOutcome::Ran(run) = &outcome
+        && let Some(months) = &run.months
+        && let Some(address) = context.config.monitors.get(&Task::MonthlySync).filter(|_| whole)
+    {
+        tell_end(context, address, months).await;
+    }
     log(task, &outcome, begun.elapsed());
     outcome
 }

@@ -118,7 +118,7 @@ pub fn waits_too_long(stored_lane: &str) -> String {
 }
 
 /// Says why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 53] = [
+const REASONS: [(&str, &str); 54] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -131,6 +131,7 @@ const REASONS: [(&str, &str); 53] = [
     ("already_sent", "déjà reçu"),
     ("unknown_price", "tarif inconnu"),
     ("paid_plan", "déjà abonné"),
+    ("plan_suspended", "abonnement suspendu, faute de paiement"),
     ("metadata_says_paid", "se dit abonné"),
     ("not_premium", "pas Premium"),
     ("month_incomplete", "mois pas encore lu en entier"),

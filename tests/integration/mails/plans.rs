@@ -17,6 +17,8 @@ enum Plan {
     /// The user is Pro, by whatever way.
     Pro,
     Premium,
+    /// The subscription is there and brings nothing: neither the service nor an offer.
+    Suspended,
     /// The user is free, and says otherwise of itself.
     Claims,
 }
@@ -35,7 +37,7 @@ fn metadata(column: &str, json: &str) -> String {
 
 /// Returns every way to a plan, and some that are none.
 fn ways(world: &World) -> Vec<(&'static str, Plan, Vec<String>)> {
-    use Plan::{Claims, Free, Premium, Pro};
+    use Plan::{Claims, Free, Premium, Pro, Suspended};
     let hours = |hours: i64| {
         let at = world.now() + TimeDelta::hours(hours);
         at.to_rfc3339()
@@ -50,9 +52,24 @@ fn ways(world: &World) -> Vec<(&'static str, Plan, Vec<String>)> {
         ("public-premium-yearly", Premium, vec![subscription("trialing", "price_premium_public_yearly")]),
         ("test-pro", Pro, vec![subscription("active", "pro_test")]),
         ("test-premium", Premium, vec![subscription("active", "premium_test")]),
-        ("past-due", Free, vec![subscription("past_due", "price_premium")]),
+        // Stripe tries again: the service goes on.
+        ("past-due", Premium, vec![subscription("past_due", "price_premium")]),
+        ("past-due-pro", Pro, vec![subscription("past_due", "price_pro")]),
+        ("past-due-in-profile", Premium, vec![profile("plan = 'premium', plan_status = 'past_due'")]),
         ("canceled", Free, vec![subscription("canceled", "price_premium")]),
-        ("unpaid-unknown", Free, vec![subscription("unpaid", "price_unheard_of")]),
+        ("never-paid", Free, vec![subscription("incomplete_expired", "price_premium")]),
+        ("unpaid-unknown", Suspended, vec![subscription("unpaid", "price_unheard_of")]),
+        ("paused", Suspended, vec![subscription("paused", "price_premium")]),
+        ("incomplete", Suspended, vec![subscription("incomplete", "price_premium")]),
+        ("unpaid-in-profile", Suspended, vec![profile("plan = 'pro', plan_status = 'unpaid'")]),
+        (
+            "paused-in-trial",
+            Premium,
+            vec![
+                subscription("paused", "price_pro"),
+                profile(&format!("trial_plan = 'premium', trial_ends_at = '{}'", hours(24 * 60))),
+            ],
+        ),
         (
             "past-due-profile",
             Premium,

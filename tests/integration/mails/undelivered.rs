@@ -60,28 +60,30 @@ async fn reminded(names: &[&str]) -> Result<(World, DateTime<Utc>, Vec<Uuid>)> {
     Ok((world, now, users))
 }
 
-/// What failed for a reason of ours, or came back from a full mailbox, leaves once more; then it is the operator's.
+/// What failed for a reason of ours leaves once more, half an hour later, then it is the operator's; what came back from a
+/// full mailbox leaves once more on the next day.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_failed_after_its_200_leaves_once_more() -> Result<()> {
     let (mut world, now, _) = reminded(&["quota", "full", "slow", "well", "typo"]).await?;
     let id = |world: &World, name: &str| mail_to(world, &format!("{name}@example.test")).id;
     let address = |name: &str| format!("{name}@example.test");
+    let has_no_room =
+        |world: &World| bounced(&id(world, "full"), &address("full"), Bounce::Transient, "MailboxFull");
     report(&world, &failed(&id(&world, "quota"), &address("quota"), "reached_daily_quota")).await?;
-    let full = bounced(&id(&world, "full"), &address("full"), Bounce::Transient, "MailboxFull");
-    report(&world, &full).await?;
+    report(&world, &has_no_room(&world)).await?;
     report(&world, &failed(&id(&world, "typo"), &address("typo"), "invalid_recipient")).await?;
     report(&world, &delayed(&id(&world, "slow"), &address("slow"))).await?;
     report(&world, &delivered(&id(&world, "slow"), &address("slow"))).await?;
     report(&world, &delivered(&id(&world, "well"), &address("well"))).await?;
     world.resend.clear().await?;
-    next_run(&mut world, now + TimeDelta::hours(1)).await?;
-    assert_eq!(recipients(&world), [address("full"), address("quota")]);
-    // Nor do they leave a third time.
+    next_run(&mut world, now + TimeDelta::minutes(20)).await?;
+    assert_eq!(recipients(&world), Vec::<String>::new(), "what has just failed would fail again");
+    next_run(&mut world, now + TimeDelta::minutes(31)).await?;
+    assert_eq!(recipients(&world), [address("quota")]);
+    // Nor does it leave a third time.
     report(&world, &failed(&id(&world, "quota"), &address("quota"), "reached_daily_quota")).await?;
-    let full = bounced(&id(&world, "full"), &address("full"), Bounce::Transient, "MailboxFull");
-    report(&world, &full).await?;
     next_run(&mut world, now + TimeDelta::hours(2)).await?;
-    assert_eq!(world.resend.accepted_count(), 2);
+    assert_eq!(world.resend.accepted_count(), 1);
 
     world.set("OPERATOR_EMAIL", "operator@example.test");
     world.cron("daily-orchestrator", "").await?;
@@ -90,6 +92,28 @@ async fn what_failed_after_its_200_leaves_once_more() -> Result<()> {
     for said in ["deux fois de suite", "Corrigée par l’utilisateur"] {
         assert!(digest.contains(said), "{said}: {digest}");
     }
+
+    world.resend.clear().await?;
+    next_run(&mut world, now + TimeDelta::hours(23)).await?;
+    assert_eq!(recipients(&world), Vec::<String>::new());
+    next_run(&mut world, now + TimeDelta::hours(25)).await?;
+    assert_eq!(recipients(&world), [address("full")]);
+    report(&world, &has_no_room(&world)).await?;
+    next_run(&mut world, now + TimeDelta::hours(50)).await?;
+    assert_eq!(world.resend.accepted_count(), 1);
+    Ok(())
+}
+
+/// The mailbox had no room, and the mail arrived all the same before its second attempt: there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrives_meanwhile_needs_no_second_attempt() -> Result<()> {
+    let (mut world, now, _) = reminded(&["full"]).await?;
+    let (address, id) = ("full@example.test", mail_to(&world, "full@example.test").id);
+    report(&world, &bounced(&id, address, Bounce::Transient, "MailboxFull")).await?;
+    report(&world, &delivered(&id, address)).await?;
+    world.resend.clear().await?;
+    next_run(&mut world, now + TimeDelta::hours(25)).await?;
+    assert_eq!(recipients(&world), Vec::<String>::new());
     Ok(())
 }
 
@@ -177,6 +201,57 @@ async fn alerts_and_recaps_come_back_too() -> Result<()> {
     Ok(())
 }
 
+/// A corrected address gets what the year says by then: less, the same, or nothing. What nobody has read was not told.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_says_what_is_true_when_the_address_is_corrected() -> Result<()> {
+    let mut world = World::new().await?;
+    let (month, now) = last_day(&mut world);
+    let mut users = Vec::new();
+    for name in ["less", "none", "same"] {
+        let since = now - TimeDelta::days(300);
+        let user = signed_up_at(&world, &format!("{name}@example.test"), name, since).await?;
+        turnover(&world, user, &month.to_string(), "services", "50000", "manual").await?;
+        users.push(user);
+    }
+    world.post("check-thresholds", "").await?;
+    for name in ["less", "none", "same"] {
+        let address = format!("{name}@example.test");
+        report(&world, &suppressed(&mail_to(&world, &address).id, &address)).await?;
+    }
+    let mend = async |world: &World, user: Uuid, euros: &str| {
+        let sql = format!("update public.ca_records set amount_eur = {euros} where user_id = $1");
+        about(world, user, &sql).await
+    };
+    mend(&world, users[0], "31000").await?;
+    mend(&world, users[1], "10000").await?;
+    for user in &users {
+        about(&world, *user, "update auth.users set email = 'right.' || email where id = $1").await?;
+    }
+    world.resend.clear().await?;
+    for hours in 1..=2 {
+        next_run(&mut world, now + TimeDelta::hours(hours)).await?;
+        world.post("check-thresholds", "").await?;
+    }
+    assert_eq!(recipients(&world), ["right.less@example.test", "right.same@example.test"]);
+    let text = |world: &World, to: &str| {
+        mail_to(world, to).text.unwrap_or_default().replace(['\u{a0}', '\u{202f}'], " ")
+    };
+    let less = text(&world, "right.less@example.test");
+    assert!(less.contains("31 000") && !less.contains("50 000"), "{less}");
+    assert!(text(&world, "right.same@example.test").contains("50 000"));
+    // What was never read is told when it is true again.
+    world.resend.clear().await?;
+    mend(&world, users[1], "50000").await?;
+    world.post("check-thresholds", "").await?;
+    world.post("check-thresholds", "").await?;
+    assert_eq!(recipients(&world), ["right.none@example.test"]);
+    let twice: i64 = world
+        .value("select count(*) from jobs.threshold_alerts where times > 1 or withdrawn_at is not null")
+        .await?;
+    assert_eq!(twice, 0);
+    Ok(())
+}
+
 /// The report comes before our note of the mail's id: it is not lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_report_before_our_note_counts() -> Result<()> {
@@ -193,7 +268,7 @@ async fn a_report_before_our_note_counts() -> Result<()> {
         "select count(*) from (select pgmq.set_vt('jobs_reminders', msg_id, 0) from pgmq.q_jobs_reminders) v";
     world.value::<i64>(back).await?;
     // The batch is sent again as sealed, which sends nothing; then what failed leaves once more.
-    for minutes in [10, 20] {
+    for minutes in [10, 45] {
         next_run(&mut world, now + TimeDelta::minutes(minutes)).await?;
     }
     let kept: Value = world

@@ -2,6 +2,8 @@
 //! again within a run.
 
 use anyhow::Result;
+use chrono::TimeDelta;
+use jobs::schedule::paris;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
@@ -13,7 +15,10 @@ use uuid::Uuid;
 
 use super::{claim, plan, rpc};
 use crate::{
-    mails::signed_up,
+    mails::{
+        given::{about, turnover},
+        kind, signed_up,
+    },
     told::timed_out,
     world::{SECRET, World},
 };
@@ -198,7 +203,7 @@ async fn a_restored_backup_sends_nothing_twice() -> Result<()> {
 
     signed_up(&world, "three@example.test", "Camille Moreau", 4).await?;
     world.cron("daily-tasks", "").await?;
-    world.set_now(world.now() + chrono::TimeDelta::days(1));
+    world.set_now(world.now() + TimeDelta::days(1));
     world.cron("daily-tasks", "").await?;
     let to: Vec<String> = world.resend.accepted().iter().map(|mail| mail.mail.to.join(",")).collect();
     assert_eq!(to.len(), 3, "{to:?}");
@@ -208,5 +213,82 @@ async fn a_restored_backup_sends_nothing_twice() -> Result<()> {
         .await?;
     assert_eq!(states, json!({"sent": 1, "unknown": 2}));
     assert_eq!(messages(&world).await?, 0);
+    Ok(())
+}
+
+/// The same drill for what goes by the calendar and by the books: a recap, an alert and a reminder that were accepted after
+/// the backup are planned again by the crons that follow, and none of them leaves twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_backup_repeats_no_recap_alert_or_reminder() -> Result<()> {
+    let mut world = World::new().await?;
+    let month = world.month().previous();
+    let last = paris::start_of(month.last_day()) + TimeDelta::hours(15);
+    let later =
+        |day: i64| paris::start_of(month.next().first_day() + TimeDelta::days(day - 1)) + TimeDelta::hours(9);
+    let left = |world: &World| {
+        let mut kinds: Vec<_> = world.resend.accepted().iter().map(|mail| kind(mail)).collect();
+        kinds.retain(|kind| *kind != "marketing_day3");
+        kinds.sort_unstable();
+        kinds
+    };
+
+    // Before the backup: an installation at work.
+    world.set_now(last - TimeDelta::days(2));
+    world.stripe_user("acct_restored").await?;
+    world.stripe.payment("acct_restored", last - TimeDelta::days(3), 4_200, "eur");
+    let rich = signed_up(&world, "rich@example.test", "Rich", 300).await?;
+    turnover(&world, rich, &month.to_string(), "services", "50000", "manual").await?;
+    let premium = signed_up(&world, "premium@example.test", "Prune", 300).await?;
+    for sql in [
+        "insert into public.subscriptions (user_id, status, price_id) values ($1, 'active', 'price_premium')",
+        "insert into public.email_preferences (user_id, monthly_reminder) values ($1, true)",
+    ] {
+        about(&world, premium, sql).await?;
+    }
+    world.post("sync-integrations", "").await?;
+    world.run("create table public.backup as select run_id from jobs.job_runs").await?;
+
+    // What is lost: the month, an alert, the reminders.
+    world.set_now(last);
+    world.cron("monthly-orchestrator", "").await?;
+    world.post("check-thresholds", "").await?;
+    world.set_now(later(2));
+    world.cron("monthly-orchestrator", "").await?;
+    let all = ["monthly_recap", "monthly_reminder", "threshold_alert"];
+    assert_eq!(left(&world), all);
+
+    let key = world.replace("RESEND_API_KEY", Some("re_arret".into()));
+    for forgotten in [
+        "delete from jobs.email_deliveries",
+        "delete from jobs.email_batches",
+        "delete from jobs.threshold_alerts",
+        "delete from jobs.job_slots s where not exists (select from public.backup b where b.run_id = s.run_id)",
+        "delete from jobs.job_runs r where not exists (select from public.backup b where b.run_id = r.run_id)",
+        "delete from public.marketing_emails",
+        "delete from public.sync_logs",
+    ] {
+        world.run(forgotten).await?;
+    }
+    // As the runbook has it: what was due since is planned, and waits; then it is given up, and the key comes back.
+    world.set_now(later(3));
+    let crons = async |world: &World| -> Result<()> {
+        for route in ["daily-orchestrator", "monthly-orchestrator"] {
+            world.cron(route, "").await?;
+        }
+        world.post("check-thresholds", "").await?;
+        Ok(())
+    };
+    crons(&world).await?;
+    let waiting: Vec<String> = world
+        .value("select coalesce(array_agg(kind order by kind), '{}') from jobs.email_deliveries where status = 'planned' and kind <> 'marketing_day3'")
+        .await?;
+    assert_eq!(waiting, all);
+    world.value::<i32>("select jobs.give_up_waiting_mails($now)").await?;
+    world.replace("RESEND_API_KEY", key);
+    for day in [3, 4, 5] {
+        world.set_now(later(day) + TimeDelta::hours(3));
+        crons(&world).await?;
+    }
+    assert_eq!(left(&world), all);
     Ok(())
 }

@@ -97,3 +97,41 @@ async fn what_is_made_good_is_told() -> Result<()> {
     assert!(told.len() == 1 && told[0].starts_with("POST /month: "), "{told:?}");
     Ok(())
 }
+
+/// Months that a sync takes up are told to the month's monitor, and nobody else's: what failed there, what came back.
+#[tokio::test(flavor = "multi_thread")]
+async fn months_that_a_sync_takes_up_are_told_to_their_own_monitor() -> Result<()> {
+    let mut world = World::new().await?;
+    let monitor = monitor().await?;
+    world.set("PING_URL_MONTHLY_SYNC", &format!("{}/month", monitor.url()));
+    let month = world.month().previous();
+    world.set_now(paris::start_of(month.last_day()) + TimeDelta::hours(15));
+    world.stripe_user("acct_taken").await?;
+    world.stripe.payment("acct_taken", world.earlier(90), 4_200, "eur");
+    world.stripe.faults().add(Rule::on("/v1/balance_transactions", Fault::json(200, &json!({}))));
+    world.cron("monthly-orchestrator", "").await?;
+
+    let after = |hour| month.next().first_day().and_hms_opt(hour, 5, 0).expect("an hour").and_utc();
+    monitor.faults().forget();
+    world.set_now(after(6));
+    let answer = world.cron("sync-integrations", "").await?;
+    assert_eq!(answer["monthsTakenUp"], 1, "{answer}");
+    let told = heard(&monitor);
+    assert!(told.len() == 1 && told[0].starts_with("POST /month/fail: "), "{told:?}");
+
+    world.stripe.faults().clear();
+    monitor.faults().forget();
+    world.set_now(after(12));
+    let answer = world.cron("sync-integrations", "").await?;
+    assert_eq!(answer["monthsTakenUp"], 1, "{answer}");
+    let told = heard(&monitor);
+    assert!(told.len() == 1 && told[0].starts_with("POST /month: "), "{told:?}");
+    assert!(told[0].replace('\u{a0}', " ").contains("éléments : 1"), "{told:?}");
+
+    // Nothing is owed any more: the sync says nothing of months.
+    monitor.faults().forget();
+    world.set_now(after(18));
+    world.cron("sync-integrations", "").await?;
+    assert_eq!(heard(&monitor), Vec::<String>::new());
+    Ok(())
+}

@@ -11,6 +11,7 @@ mod consequence;
 mod declaration;
 mod definitive;
 mod digest;
+mod foreign;
 mod frame;
 mod french;
 mod incomplete;
@@ -113,7 +114,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
         }
     };
     let headline = mail.headline();
-    let subject = french::typeset(&french::one_line(&headline.subject, 150));
+    let subject = french::typeset(&foreign::one_line(&headline.subject, 150));
     let frame = Frame {
         greeting: frame::greeting(first_name.as_deref()),
         ..Frame::new(facts.kind(), subject, headline.preheader, branding, links)

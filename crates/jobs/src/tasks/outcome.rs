@@ -110,6 +110,8 @@ pub struct RunSummary {
     pub no_recap: Option<String>,
     /// Counts months that had failed and were planned again with this call.
     pub taken_up: u64,
+    /// Says what became of them, where the task itself is about something else: their own monitor is told.
+    pub months: Option<Box<TaskOutcome>>,
     /// Holds the plan, as the database described it.
     pub outline: Value,
     /// The budget was over before the queue was empty.

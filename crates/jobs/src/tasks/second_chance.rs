@@ -41,13 +41,21 @@ pub(super) async fn plan(context: &Context, call: &Call) -> Result<TakenUp, Supa
 /// Plans them and works on them; where there are none, the task is not due, as `note` says.
 pub(super) async fn run(context: &Context, call: &Call, note: String) -> Result<TaskOutcome, TaskError> {
     let taken_up = plan(context, call).await?;
-    let Some(run_id) = taken_up.run_id.filter(|_| taken_up.items > 0) else {
-        return Ok(TaskOutcome::NotDue { note });
-    };
+    let outcome = work(context, call, &taken_up).await?;
+    Ok(outcome.unwrap_or(TaskOutcome::NotDue { note }))
+}
+
+/// Works until the months that were taken up are settled, and reports of them; `None` where there are none.
+pub(super) async fn work(
+    context: &Context,
+    call: &Call,
+    taken_up: &TakenUp,
+) -> Result<Option<TaskOutcome>, TaskError> {
+    let Some(run_id) = taken_up.run_id.filter(|_| taken_up.items > 0) else { return Ok(None) };
     let round = work_until_settled(context, run_id, Scope::Everything(call.route)).await?;
     let mut summary = RunSummary::new(run_id, None, round);
     summary.taken_up = taken_up.items;
-    Ok(TaskOutcome::Ran(Box::new(summary)))
+    Ok(Some(TaskOutcome::Ran(Box::new(summary))))
 }
 
 /// Names the occasion of a cron: `2026-12-01T06Z`.

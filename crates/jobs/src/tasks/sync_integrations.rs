@@ -38,7 +38,14 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
     let mut outcome = plan_drain_report(context, call, wanted).await?;
     if let TaskOutcome::Ran(run) = &mut outcome {
         match taken_up {
-            Ok(taken_up) => run.taken_up = taken_up.items,
+            Ok(taken_up) => {
+                run.taken_up = taken_up.items;
+                let months = second_chance::work(context, call, &taken_up).await;
+                run.months = months.unwrap_or_else(|error| Some(TaskOutcome::Failed(error))).map(Box::new);
+                if let Some(TaskOutcome::Ran(months)) = run.months.as_deref() {
+                    run.out_of_time |= months.out_of_time;
+                }
+            }
             Err(error) => run.faults.push(Failure::new("second_chance", error.user_message())),
         }
     }

@@ -31,7 +31,7 @@ fn no_stored_name_is_shown() {
 }
 
 /// These names stay between the database and the code, or are shown as the heading of a number.
-const NOT_SHOWN: [&str; 12] = [
+const NOT_SHOWN: [&str; 13] = [
     "bareme",
     "complete",
     "done",
@@ -43,6 +43,7 @@ const NOT_SHOWN: [&str; 12] = [
     "sent",
     "settled",
     "superseded",
+    "suspended",
     "vl",
 ];
 

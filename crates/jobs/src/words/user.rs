@@ -3,7 +3,7 @@
 use crate::{mail_kind::MailKind, urssaf::Threshold};
 
 /// Says what the functions of `65_user.sql` and `66_user_actions.sql` answer beside the reasons of all others.
-pub(super) const REASONS: [(&str, &str); 19] = [
+pub(super) const REASONS: [(&str, &str); 20] = [
     // Of a mail that was not planned.
     ("not_due_yet", "pas encore dû"),
     ("no_connection", "aucune connexion active"),
@@ -19,6 +19,7 @@ pub(super) const REASONS: [(&str, &str); 19] = [
     ),
     ("signed_up_since", "inscription postérieure"),
     ("run_missed", "l’exécution de ce mois n’a pas eu lieu"),
+    ("told_by_reminder", "le rappel du mois dit le total définitif"),
     ("waits_for_run", "part avec la prochaine exécution"),
     ("no_longer_true", "n’est plus vrai : le palier a été retiré depuis"),
     // Of a movement.
@@ -106,6 +107,7 @@ pub fn plan(stored: Option<&str>) -> &'static str {
         Some("free") => "offre gratuite",
         Some("pro") => "Pro",
         Some("premium") => "Premium",
+        Some("suspended") => "abonnement suspendu, faute de paiement",
         _ => "offre inconnue : tarif absent des variables STRIPE_PRICE_…",
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 use stand_ins::{
     faults::{Fault, Rule},
@@ -10,6 +10,7 @@ use stand_ins::{
 };
 
 use super::{BATCH, all, assert_all_sent, attempts, come_back, drain, key, requests, states, world_of};
+use crate::{promises::rpc, world::World};
 
 const USERS: usize = 5;
 
@@ -102,6 +103,33 @@ async fn turns_whose_lease_is_lost() -> Result<()> {
         assert_eq!(requests.len(), 2);
         assert!(requests[1].at - requests[0].at >= Duration::from_secs(1));
     }
+    Ok(())
+}
+
+/// A provider may ask to be left alone for longer than any lease reaches: every instance waits as long as it has asked. Turns
+/// that a changed clock has left far ahead are not waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_lasts_as_long_as_it_was_asked_for() -> Result<()> {
+    let world = World::new().await?;
+    let hold = async |seconds: i64| {
+        rpc(&world, "jobs_hold_turns", &json!({"p_name": "resend", "p_wait_ms": seconds * 1_000})).await
+    };
+    let wait = async || -> Result<i64> {
+        let turn = json!({"p_name": "resend", "p_count": 1, "p_interval_us": 1_000_000, "p_version": 0, "p_answered": 0});
+        rpc(&world, "jobs_lease_turns", &turn).await?["wait_us"].as_i64().context("a turn")
+    };
+    hold(600).await?;
+    hold(1).await?;
+    let first = wait().await?;
+    assert!((590_000_000..=600_000_000).contains(&first), "{first}");
+    let second = wait().await?;
+    assert!(
+        (591_000_000..=601_000_000).contains(&second) && second > first - 9_000_000,
+        "one after the other: {second}"
+    );
+    world.run("update jobs.job_paces set next_at = next_at + interval '1 day', held_until = null").await?;
+    let third = wait().await?;
+    assert!(third <= 120_000_000, "{third}");
     Ok(())
 }
 

@@ -84,6 +84,7 @@ enum Plan {
     Free,
     Pro,
     Premium,
+    Suspended,
     Unknown,
 }
 
@@ -114,7 +115,13 @@ impl Account {
             (Some(("pro", until)), _) if now < until => Plan::Pro,
             (_, Some(("premium", "active"))) => Plan::Premium,
             (_, Some(("pro", "active"))) => Plan::Pro,
-            _ => Plan::Free,
+            _ => match self.subscription {
+                Some(("past_due", "price_pro")) => Plan::Pro,
+                Some(("past_due", "price_premium")) => Plan::Premium,
+                Some(("past_due", _)) => Plan::Unknown,
+                Some(("unpaid", _)) => Plan::Suspended,
+                _ => Plan::Free,
+            },
         }
     }
 
@@ -175,7 +182,7 @@ fn somebody(rng: &mut Rng, first: NaiveDate, special: &[NaiveDate]) -> Person {
         let when = rng.instant(on).max(signs_up);
         let change = match rng.below(12) {
             0..=2 => Change::Subscribes(
-                rng.pick(&["active", "trialing", "canceled", "past_due"]),
+                rng.pick(&["active", "trialing", "canceled", "canceled", "canceled", "past_due", "unpaid"]),
                 rng.pick(&["price_premium", "price_premium", "price_pro", "price_of_old"]),
             ),
             3 | 4 => {
@@ -312,7 +319,7 @@ async fn year(
     special: &[NaiveDate],
 ) -> Result<(usize, usize)> {
     let pool = world.pool();
-    let mut people: Vec<Person> = (0..60).map(|_| somebody(rng, first, special)).collect();
+    let mut people: Vec<Person> = (0..80).map(|_| somebody(rng, first, special)).collect();
     let (mut since, mut offers, mut reminders) = (DateTime::<Utc>::MIN_UTC, 0, 0);
     for day in first.iter_days().take(366) {
         let now = rng.instant(day);

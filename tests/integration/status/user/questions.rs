@@ -1,6 +1,6 @@
 //! Questions that an operator is asked, of a company in which each has its reason: the answer is in the JSON.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use stand_ins::shopify::Tender;
 use uuid::Uuid;
@@ -212,6 +212,82 @@ async fn about_mails() -> Result<()> {
     has(&told["mails"]["shown"], &[("/about", json!("2026-09")), ("/feedback/said", json!(BOUNCED))]);
     assert_eq!(told["person"]["unreachable"]["code"], "suppressed");
     has(&told["expected"], &recap("suppressed"));
+    Ok(())
+}
+
+/// What a recap said was put right, or there was nothing to put right.
+#[tokio::test(flavor = "multi_thread")]
+async fn about_definitive_totals() -> Result<()> {
+    let company = Company::new().await?;
+    let definitive = |code: &str| {
+        [("/kind", json!("definitive_month")), ("/month", json!("2026-10")), ("/reason/code", json!(code))]
+    };
+    // Without a recap there is no total to put right: nobody expects the mail.
+    let seller = company.seller("totals").await?;
+    let told = company.look(seller, "").await?;
+    let kinds = told["expected"].as_array().context("a list")?.iter().map(|one| one["kind"].clone());
+    assert!(!kinds.collect::<Vec<_>>().contains(&json!("definitive_month")), "{told:#}");
+    // 24. "My October is not what the recap said": the 2nd has not come by.
+    company
+        .about(
+            seller,
+            "insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, facts, settled_at) \
+             values ('monthly_recap/' || $1 || '/2026-10', 'monthly_recap', $1, $1, gen_random_uuid(), 'sent', '{\"total\": 4200}', '2026-10-31T07:05:00Z')",
+        )
+        .await?;
+    company
+        .about(
+            seller,
+            "insert into jobs.auto_sync_totals (user_id, month, activity, computed_eur) \
+             values ($1, '2026-10-01', 'Prestation de services', 50)",
+        )
+        .await?;
+    has(&company.look(seller, "").await?["expected"], &definitive("run_missed"));
+    // 25. The total is the same again: there is nothing to put right.
+    company.about(seller, "update jobs.auto_sync_totals set computed_eur = 42 where user_id = $1").await?;
+    has(&company.look(seller, "").await?["expected"], &definitive("month_unchanged"));
+    // 26. It was said in the reminder, whose reader gets no second mail.
+    company
+        .about(
+            seller,
+            "insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, settled_at) \
+             values ('monthly_reminder/' || $1 || '/2026-10', 'monthly_reminder', $1, $1, gen_random_uuid(), 'sent', '2026-11-02T07:05:00Z')",
+        )
+        .await?;
+    has(&company.look(seller, "").await?["expected"], &definitive("told_by_reminder"));
+    // 27. It was planned, and left out when it was to leave.
+    company
+        .about(
+            seller,
+            "insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, status, reason, settled_at) \
+             values ('definitive_month/' || $1 || '/2026-10', 'definitive_month', $1, $1, gen_random_uuid(), 'skipped', 'month_incomplete', '2026-11-02T07:05:00Z')",
+        )
+        .await?;
+    let told = company.look(seller, "").await?;
+    has(
+        &told["expected"],
+        &[definitive("month_incomplete").as_slice(), &[("/status/code", json!("skipped"))]].concat(),
+    );
+    Ok(())
+}
+
+/// 28. "I said that it is the same money": the answer is there, and since when.
+#[tokio::test(flavor = "multi_thread")]
+async fn about_confirmations() -> Result<()> {
+    let company = Company::new().await?;
+    let user = company.world.user("confirms@example.test").await?;
+    let told = company.look(user, "").await?;
+    assert_eq!(told["confirmations"], json!({"every": null, "months": []}), "{told:#}");
+    let answer = "insert into jobs.book_confirmations (user_id, month, verdict, confirmed_at) values \
+                  ($1, null, 'same', '2026-11-03T09:00:00Z'), ($1, '2026-10-01', 'distinct', '2026-11-04T09:00:00Z')";
+    company.about(user, answer).await?;
+    let told = company.look(user, "").await?;
+    assert_eq!(
+        told["confirmations"],
+        json!({"every": {"verdict": "same", "at": "2026-11-03T09:00:00Z"},
+            "months": [{"month": "2026-10", "verdict": "distinct", "at": "2026-11-04T09:00:00Z"}]}),
+        "{told:#}"
+    );
     Ok(())
 }
 

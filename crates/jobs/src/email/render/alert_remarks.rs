@@ -1,6 +1,9 @@
 //! Says on what an alert's figures rest, and what is not in them.
 
-use super::french::{self, date, euros, list, month, one_line};
+use super::{
+    foreign::unlinked,
+    french::{self, date, euros, list, month},
+};
 use crate::{
     email::{AlertRemarks, Assumed, Uncounted},
     money::{Currency, MinorAmount},
@@ -91,13 +94,13 @@ fn is_assumed(assumed: &Assumed) -> String {
 fn uncounted(uncounted: &[Uncounted]) -> Option<String> {
     let amount = |one: &Uncounted| match one.currency.parse::<Currency>() {
         Ok(currency) => MinorAmount::new(one.amount, currency).to_string(),
-        Err(_) => one_line(&one.currency, 10),
+        Err(_) => unlinked(&one.currency, 10),
     };
     named(uncounted.iter().map(amount).collect(), "une autre devise", "autres devises")
 }
 
 fn unknown(activities: &[String]) -> Option<String> {
-    let quoted = activities.iter().map(|activity| format!("« {} »", one_line(activity, 60))).collect();
+    let quoted = activities.iter().map(|activity| format!("« {} »", unlinked(activity, 60))).collect();
     named(quoted, "une autre", "autres")
 }
 

@@ -1,6 +1,9 @@
 //! Says what to declare for a month and for its quarter, and what to put aside for the month.
 
-use super::french::{self, date, euros, list, of_month, one_line, round_euros};
+use super::{
+    foreign::unlinked,
+    french::{self, date, euros, list, of_month, round_euros},
+};
 use crate::{
     email::ActivityTurnover,
     schedule::Month,
@@ -68,7 +71,7 @@ impl Declaration {
         for row in books.iter().filter(|row| Category::parse(&row.activity).is_none()) {
             let of_the_month = row.typed.saturating_add(row.imported);
             let figure = |cents| Figure {
-                label: format!("Activité non reconnue ({})", one_line(&row.activity, 40)),
+                label: format!("Activité non reconnue ({})", unlinked(&row.activity, 40)),
                 amount: euros(cents),
             };
             self.month.extend((of_the_month != 0).then(|| figure(of_the_month)));

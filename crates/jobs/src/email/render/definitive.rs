@@ -4,8 +4,9 @@ use askama::Template;
 
 use super::{
     alert::capitalised,
+    foreign::unlinked,
     frame::{Frame, Headline, Mail},
-    french::{self, date, euros, list, of_month, one_line, quarter},
+    french::{self, date, euros, list, of_month, quarter},
     incomplete::Reserve,
 };
 use crate::{
@@ -68,7 +69,7 @@ impl View {
 
     /// Says what keeps the total from being whole, and which currencies are not in it.
     pub(super) fn lacking(mut self, incomplete: &[IncompleteMonth], uncounted: &[String]) -> Self {
-        let currencies: Vec<_> = uncounted.iter().map(|currency| one_line(currency, 10)).collect();
+        let currencies: Vec<_> = uncounted.iter().map(|currency| unlinked(currency, 10)).collect();
         self.reserves = incomplete.iter().map(Reserve::new).collect();
         self.uncounted = (!currencies.is_empty()).then(|| list(&currencies));
         self

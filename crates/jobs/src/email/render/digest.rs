@@ -4,8 +4,9 @@ use askama::Template;
 use chrono::NaiveDate;
 
 use super::{
+    foreign::one_line,
     frame::{Frame, Headline, Mail},
-    french::{date, grouped, one_line},
+    french::{date, grouped},
 };
 use crate::email::DigestPoint;
 

@@ -2,7 +2,7 @@
 
 use super::{
     branding::{Branding, Links},
-    french::one_line,
+    foreign::{self, one_line},
     palette::{DARK, LIGHT, Palette},
 };
 use crate::mail_kind::MailKind;
@@ -77,25 +77,12 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Writes "Bonjour Camille,".
-///
-/// A first name is whatever somebody typed when signing up, perhaps with another person's address: one that a mail
-/// program would turn into a link is not repeated.
+/// Writes "Bonjour Camille,". A first name is whatever somebody typed when signing up, perhaps with another person's address.
 pub(super) fn greeting(first_name: Option<&str>) -> String {
-    let name = first_name.map(|name| one_line(name, 40)).filter(|name| !name.is_empty() && !links(name));
-    match name {
+    match first_name.and_then(foreign::first_name) {
         Some(name) => format!("Bonjour {name},"),
         None => "Bonjour,".to_owned(),
     }
-}
-
-fn links(text: &str) -> bool {
-    let dotted = text.split(' ').any(|word| {
-        word.split_once('.').is_some_and(|(before, after)| {
-            before.ends_with(char::is_alphanumeric) && after.starts_with(char::is_alphanumeric)
-        })
-    });
-    dotted || text.contains(['/', '\\', '@']) || text.contains("www")
 }
 
 #[cfg(test)]
@@ -106,16 +93,8 @@ mod tests {
 
     #[rstest]
     #[case(None, "Bonjour,")]
-    #[case(Some(" \n"), "Bonjour,")]
     #[case(Some("Camille"), "Bonjour Camille,")]
-    #[case(Some("J. P. D’Artagnan-Müller"), "Bonjour J. P. D’Artagnan-Müller,")]
-    #[case(Some("<img src=x onerror=alert(1)>"), "Bonjour <img src=x onerror=alert(1)>,")]
-    #[case(Some("a\r\nBcc: b"), "Bonjour a Bcc: b,")]
-    // What would become a link.
     #[case(Some("Gagnez sur prix.example"), "Bonjour,")]
-    #[case(Some("https://prix.example"), "Bonjour,")]
-    #[case(Some("www prix"), "Bonjour,")]
-    #[case(Some("moi@prix"), "Bonjour,")]
     fn greetings(#[case] name: Option<&str>, #[case] expected: &str) {
         assert_eq!(greeting(name), expected);
     }

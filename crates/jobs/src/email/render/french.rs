@@ -1,7 +1,8 @@
-//! Amounts, dates and punctuation as French readers expect them, and what keeps foreign text harmless.
+//! Amounts, dates and punctuation as French readers expect them.
 
 use chrono::{DateTime, NaiveDate, Timelike, Utc};
 
+use super::foreign::unlinked;
 use crate::{
     money::{Currency, MinorAmount},
     schedule::{Month, paris},
@@ -85,7 +86,7 @@ pub(super) fn source(source: &str) -> String {
     match source {
         "stripe" => "Stripe".to_owned(),
         "shopify" => "Shopify".to_owned(),
-        other => one_line(other, 60),
+        other => unlinked(other, 60),
     }
 }
 
@@ -96,32 +97,6 @@ pub(super) fn list(items: &[String]) -> String {
         [only] => only.clone(),
         [head @ .., last] => format!("{} et {last}", head.join(", ")),
     }
-}
-
-/// Writes text of unknown origin as one line of `most` characters at most: no line breaks, no control characters, none
-/// of the invisible ones that reorder or hide what stands beside them.
-pub(super) fn one_line(text: &str, most: usize) -> String {
-    let visible = text.replace(|char: char| char.is_control() || is_invisible(char), " ");
-    let line = visible.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(most) {
-        Some((cut, _)) => format!("{}…", line[..cut].trim_end()),
-        None => line,
-    }
-}
-
-fn is_invisible(char: char) -> bool {
-    matches!(
-        char,
-        '\u{ad}'
-            | '\u{61c}'
-            | '\u{180e}'
-            | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}'
-            | '\u{feff}'
-            | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e007f}'
-    )
 }
 
 /// Puts the spaces of French punctuation where a plain space was written, so that templates stay readable: a
@@ -209,17 +184,6 @@ mod tests {
     fn lists(#[case] items: &[&str], #[case] expected: &str) {
         let items: Vec<_> = items.iter().map(ToString::to_string).collect();
         assert_eq!(list(&items), expected);
-    }
-
-    #[rstest]
-    #[case("  Anne \t Marie\r\n", "Anne Marie")]
-    #[case("a\u{2028}b\u{85}c\u{b}d", "a b c d")]
-    #[case("a\u{202e}b\u{200b}c", "a b c")]
-    #[case("0123456789012", "0123456789…")]
-    #[case("ééééééééééé", "éééééééééé…")]
-    #[case("012345678 abc", "012345678…")]
-    fn lines(#[case] text: &str, #[case] expected: &str) {
-        assert_eq!(one_line(text, 10), expected);
     }
 
     #[rstest]

@@ -4,8 +4,8 @@ use askama::Template;
 
 use super::{
     branding::{Branding, Promo},
+    foreign::one_line,
     frame::{Frame, Headline, Mail},
-    french::one_line,
 };
 
 pub(super) struct View {

@@ -8,8 +8,9 @@ use chrono::{DateTime, NaiveDate, Utc};
 use super::{
     alert::capitalised,
     consequence::Limit,
+    foreign::unlinked,
     frame::{Frame, Headline, Mail},
-    french::{self, date_and_time, euros, list, of_month, one_line, per_mille, percent, round_euros},
+    french::{self, date_and_time, euros, list, of_month, per_mille, percent, round_euros},
     incomplete,
     twice::{Remark, Twice, converted},
 };
@@ -237,7 +238,7 @@ impl View {
     }
 
     pub(super) fn missing(mut self, uncounted: &[String], unread: &[String], partial: bool) -> Self {
-        let currencies: Vec<_> = uncounted.iter().map(|currency| one_line(currency, 10)).collect();
+        let currencies: Vec<_> = uncounted.iter().map(|currency| unlinked(currency, 10)).collect();
         let sources: Vec<_> = unread.iter().map(|source| french::source(source)).collect();
         self.uncounted = (!currencies.is_empty()).then(|| list(&currencies));
         self.unread = (!sources.is_empty()).then(|| list(&sources));

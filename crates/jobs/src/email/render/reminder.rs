@@ -6,8 +6,9 @@ use chrono::NaiveDate;
 use super::{
     declaration::Declaration,
     definitive,
+    foreign::unlinked,
     frame::{Frame, Headline, Mail},
-    french::{self, date, euros, grouped, list, of_month, one_line, quarter},
+    french::{self, date, euros, grouped, list, of_month, quarter},
     incomplete::Reserve,
     twice::{Remark, Twice, both_sides, converted},
 };
@@ -113,7 +114,7 @@ impl View {
 
     /// Names the currencies that no figure has.
     pub(super) fn uncounted(mut self, currencies: &[String]) -> Self {
-        let currencies: Vec<_> = currencies.iter().map(|currency| one_line(currency, 10)).collect();
+        let currencies: Vec<_> = currencies.iter().map(|currency| unlinked(currency, 10)).collect();
         self.uncounted = (!currencies.is_empty()).then(|| list(&currencies));
         self
     }

@@ -140,8 +140,26 @@ fn foreign_text_stays_text() {
     for facts in facts_with(HOSTILE) {
         let mail = rendered(&facts);
         assert!(!mail.html.contains("<img"), "{:?}", facts.kind());
-        assert!(mail.html.contains("&#60;img"), "{:?}", facts.kind());
+        // A name is left out; the rest is what the reader wrote themselves.
+        let is_repeated = facts.kind() != MailKind::MarketingDay3;
+        assert_eq!(mail.html.contains("&#60;img"), is_repeated, "{:?}", facts.kind());
+        assert!(!mail.html.contains("Bonjour &#60;") && !mail.text.contains("Bonjour <"));
         assert!(!mail.subject.contains("img"));
+    }
+}
+
+/// A mail program makes a link of a bare domain by itself: none of ours repeats one that a user wrote.
+#[test]
+fn foreign_text_becomes_no_link() {
+    for text in ["prix.example", "https://prix.example/x", "moi@prix.example"] {
+        for facts in facts_with(text).into_iter().filter(|facts| facts.kind().is_for_users()) {
+            let mail = rendered(&facts);
+            for part in [&mail.subject, &mail.html, &mail.text] {
+                for link in ["prix.", "://prix", "@prix"] {
+                    assert!(!part.contains(link), "{:?}: {text}", facts.kind());
+                }
+            }
+        }
     }
 }
 

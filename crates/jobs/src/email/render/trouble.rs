@@ -4,8 +4,9 @@ use askama::Template;
 use chrono::{DateTime, Utc};
 
 use super::{
+    foreign::one_line,
     frame::{Frame, Headline, Mail},
-    french::{date_and_time, one_line, source},
+    french::{date_and_time, source},
 };
 
 pub(super) struct View {

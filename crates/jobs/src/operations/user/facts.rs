@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     deadline::Deadline,
-    email::Prices,
+    email::{BooksVerdict, Prices},
     operations::facts::LATE_AFTER,
     providers::Provider,
     schedule::{DAYS_AFTER_SIGN_UP, Month},
@@ -36,6 +36,7 @@ pub(crate) struct UserFacts {
     pub(crate) mails: Mails,
     pub(crate) expected: Vec<Expected>,
     pub(crate) told: Vec<Told>,
+    pub(crate) confirmations: Confirmations,
     /// Imported totals have changed since the thresholds were checked last.
     pub(crate) check_due: bool,
 }
@@ -159,6 +160,9 @@ pub(crate) struct Mail {
     pub(crate) reason: Option<Coded>,
     pub(crate) feedback: Option<Reported>,
     pub(crate) service_id: Option<String>,
+    /// A second attempt waits until then.
+    #[serde(default)]
+    pub(crate) not_before: Option<DateTime<Utc>>,
     pub(crate) planned_at: DateTime<Utc>,
     pub(crate) settled_at: Option<DateTime<Utc>>,
     pub(crate) expires_at: Option<DateTime<Utc>>,
@@ -192,6 +196,28 @@ pub(crate) struct Told {
     /// The books do not say so any more since then.
     #[serde(default)]
     pub(crate) withdrawn_at: Option<DateTime<Utc>>,
+}
+
+/// Holds what the user has confirmed of months with both typed and imported turnover.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Confirmations {
+    /// Is about every month without an answer of its own, those to come too.
+    pub(crate) every: Option<Confirmed>,
+    /// Lists the answers about one month, the latest month first.
+    pub(crate) months: Vec<ConfirmedMonth>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Confirmed {
+    pub(crate) verdict: BooksVerdict,
+    pub(crate) at: DateTime<Utc>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct ConfirmedMonth {
+    pub(crate) month: Month,
+    #[serde(flatten)]
+    pub(crate) confirmed: Confirmed,
 }
 
 /// Says which month is opened, and which of its movements are shown.

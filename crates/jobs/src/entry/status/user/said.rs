@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 
 use crate::{
+    email::BooksVerdict,
     money::{Currency, MinorAmount},
     operations::user::{
-        facts::{Account, Connection, Expected, Mail, Person, Read, Told, Wishes},
+        facts::{Account, Confirmations, Confirmed, Connection, Expected, Mail, Person, Read, Told, Wishes},
         law::Ceiling,
         money::{Movement, OpenMonth, Recap, Recorded, Row, Source, Uncounted},
     },
@@ -275,6 +276,28 @@ impl Expected {
             },
             (None, None) => words::NO_EXPLANATION.to_owned(),
         }
+    }
+}
+
+impl Confirmations {
+    /// Says each answer, that about every month first.
+    pub(super) fn said(&self) -> Vec<String> {
+        let every = self.every.as_ref().map(|answer| format!("Chaque mois\u{a0}: {}", answer.said()));
+        let months = self
+            .months
+            .iter()
+            .map(|one| format!("{}\u{a0}: {}", capitalized(&one.month.french()), one.confirmed.said()));
+        every.into_iter().chain(months).collect()
+    }
+}
+
+impl Confirmed {
+    fn said(&self) -> String {
+        let verdict = match self.verdict {
+            BooksVerdict::Distinct => "encaissements distincts, les deux comptent",
+            BooksVerdict::Same => "mêmes encaissements, seul le montant le plus élevé compte",
+        };
+        format!("{verdict} (répondu le {})", day(&self.at))
     }
 }
 
