@@ -28,8 +28,11 @@ create function jobs.why_excluded(
         when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
         when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
         when p_kind = 'dispute' and p_state not in ('lost', 'accepted') then 'unknown_kind'
-        when lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%giftcard%' then 'gift_card'
-        when lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%storecredit%' then 'store_credit'
+        -- Not taken apart unless its letters may say so: almost none does.
+        when lower(p_method) like '%g%i%f%t%c%a%r%d%'
+            and lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%giftcard%' then 'gift_card'
+        when lower(p_method) like '%s%t%o%r%e%c%r%e%d%i%t%'
+            and lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%storecredit%' then 'store_credit'
         when not p_converted then 'unresolved_currency'
         when p_currency <> 'EUR' then 'currency'
     end;
@@ -175,15 +178,16 @@ language sql immutable as $$
         then p_connected_at else p_seen_at end at time zone 'Europe/Paris')::date;
 $$;
 
--- The account or shop that the user says it is.
+-- The account or shop that the user says it is. Without a setting of its own: see is_uncounted.
 create function jobs.claimed_account(t public.integration_tokens) returns text
-language sql immutable set search_path = '' as $$
+language sql immutable as $$
     select case t.provider when 'stripe' then t.stripe_account_id else t.shop_domain end;
 $$;
 
 -- What a proof is a proof of: this token for this account. Another token or account has to be proven anew.
+-- Without a setting of its own: see is_uncounted.
 create function jobs.token_fingerprint(t public.integration_tokens) returns text
-language sql immutable set search_path = '' as $$
+language sql immutable as $$
     select encode(sha256(convert_to(
         t.provider || '|' || coalesce(t.stripe_account_id, '') || '|' || coalesce(t.shop_domain, '') || '|' || t.access_token,
         'UTF8')), 'hex');
@@ -192,11 +196,12 @@ $$;
 -- The activity that an integration's money belongs to, where nothing is frozen yet: goods for a shop; for
 -- Stripe what the user most often typed by hand, else services.
 create function jobs.infer_activity(p_user_id uuid, p_provider text) returns text
-language sql stable set search_path = '' as $$
-    select case when p_provider = 'shopify' then 'Vente de marchandises' else coalesce((
+language plpgsql stable set search_path = '' as $$
+begin
+    return case when p_provider = 'shopify' then 'Vente de marchandises' else coalesce((
         select case r.activity_type when 'services' then 'Prestation de services' else r.activity_type end as activity
         from public.ca_records r
         where r.user_id = p_user_id and r.source = 'manual'
             and r.activity_type in ('Vente de marchandises', 'Prestation de services', 'Activité libérale', 'services')
         group by 1 order by count(*) desc, 1 limit 1), 'Prestation de services') end;
-$$;
+end $$;

@@ -2,30 +2,49 @@
 
 -- Stores movements in bulk. {records: how many were new or changed, months: the Paris months they touch}
 --
+-- p_movements: one list for each field that any of them has; or, as long as a call of an older version is under way, one
+-- object for each movement.
+--
 -- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again, one
 -- that has failed (another row may have said so) is nothing else again; an amount that was known in the account's
 -- currency stays, as long as the amount that was told is the same; so do the state, the references, a debit's date.
+--
+-- Call only under the user's lock: what is not there yet is inserted, what differs is updated, and a row that says
+-- the same is not even locked.
 create function jobs.store_movements(
     p_user_id uuid, p_provider text, p_account text, p_movements jsonb, p_now timestamptz
 ) returns jsonb language plpgsql set search_path = '' as $$
 declare
     answer jsonb;
 begin
-    with incoming as (
-        select distinct on (m.external_id) m.external_id, m.kind, m.occurred_at, m.amount_minor, left(m.currency, 20) as currency,
-            coalesce(m."references", '{}') as refs, m.source_kind, m.state, m.listed_at, m.original,
-            -- As the version before this one told it, as long as one of its calls is under way.
-            coalesce(m.method, nullif(m.excluded, 'unresolved_currency')) as method,
-            coalesce(m.converted, m.excluded is distinct from 'unresolved_currency') as converted
-        from jsonb_to_recordset(p_movements) as m (
+    with told as (
+        select u.external_id, u.kind, u.occurred_at, u.amount_minor, u.currency, u.source_kind, u.state, u.method, u.listed_at,
+            u.converted, u.original, array_remove(array[u.reference_1, u.reference_2], null)
+                || case when u.more_references is not null
+                    then array(select jsonb_array_elements_text(u.more_references -> 'ids')) end as refs
+        from jsonb_to_record(case jsonb_typeof(p_movements) when 'object' then p_movements else '{}' end) as f (
+            external_id text[], kind text[], occurred_at timestamptz[], amount_minor bigint[], currency text[],
+            source_kind text[], state text[], method text[], listed_at timestamptz[], converted boolean[], original jsonb[],
+            reference_1 text[], reference_2 text[], more_references jsonb[])
+        cross join unnest(f.external_id, f.kind, f.occurred_at, f.amount_minor, f.currency, f.source_kind, f.state, f.method,
+            f.listed_at, f.converted, f.original, f.reference_1, f.reference_2, f.more_references) as u (
+            external_id, kind, occurred_at, amount_minor, currency, source_kind, state, method,
+            listed_at, converted, original, reference_1, reference_2, more_references)
+        union all
+        select m.external_id, m.kind, m.occurred_at, m.amount_minor, m.currency, m.source_kind, m.state,
+            coalesce(m.method, nullif(m.excluded, 'unresolved_currency')), m.listed_at,
+            coalesce(m.converted, m.excluded is distinct from 'unresolved_currency'), m.original, m."references"
+        from jsonb_to_recordset(case jsonb_typeof(p_movements) when 'array' then p_movements else '[]' end) as m (
             external_id text, kind text, occurred_at timestamptz, amount_minor bigint, currency text,
-            "references" text[], source_kind text, state text, method text, listed_at timestamptz, converted boolean,
-            original jsonb, excluded text)
-    ), before as (
-        select t.external_id, t.paris_month from jobs.integration_transactions t join incoming using (external_id)
-        where t.user_id = p_user_id and t.provider = p_provider
-    ), merged as (
-        select n.external_id,
+            source_kind text, state text, method text, listed_at timestamptz, converted boolean, original jsonb,
+            "references" text[], excluded text)
+    ), incoming as (
+        select distinct on (m.external_id) m.external_id, m.kind, m.occurred_at, m.amount_minor, left(m.currency, 20) as currency,
+            coalesce(m.refs, '{}') as refs, m.source_kind, m.state, m.listed_at, m.original, m.method,
+            coalesce(m.converted, true) as converted
+        from told m
+    ), merged as materialized (
+        select n.external_id, t.external_id is null as is_new, t.paris_month as month_before,
             case when n.kind = 'unknown' or (n.kind = 'refund' and t.kind = 'platform_reversal')
                 then coalesce(t.kind, n.kind) else n.kind end as kind,
             case when n.kind = 'dispute' and n.state is distinct from t.state then n.occurred_at
@@ -37,6 +56,9 @@ begin
             case when k.keep then coalesce(t.original, n.original) when t.amount_minor is null then n.original
                 else coalesce(n.original, t.original) end as original,
             case when t.refs @> n.refs then t.refs
+                -- Most rows are new, and name one or two things in order.
+                when t.refs is null and (cardinality(n.refs) < 2 or cardinality(n.refs) = 2 and n.refs[1] < n.refs[2])
+                    then n.refs
                 else array(select distinct r from unnest(t.refs || n.refs) r order by r) end as refs,
             coalesce(n.source_kind, t.source_kind) as source_kind,
             case when n.kind = 'payment' and t.state = 'failed' then t.state
@@ -52,34 +74,35 @@ begin
             select coalesce(t.converted and t.amount_minor is not null and (not n.converted or n.amount_minor is null)
                 and (t.original is null or (t.original -> 'amount', t.original -> 'currency')
                     is not distinct from (n.original -> 'amount', n.original -> 'currency')), false) as keep) k
-    ), stored as (
+    ), inserted as (
         insert into jobs.integration_transactions as t
             (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, state,
             method, listed_at, converted, original, first_seen_at)
         select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs,
             m.source_kind, m.state, m.method, m.listed_at, m.converted, m.original, p_now
-        from merged m order by m.external_id
-        on conflict (user_id, provider, external_id) do update set
-            account = excluded.account, kind = excluded.kind, occurred_at = excluded.occurred_at,
-            amount_minor = excluded.amount_minor, currency = excluded.currency, refs = excluded.refs,
-            source_kind = excluded.source_kind, state = excluded.state, method = excluded.method,
-            listed_at = excluded.listed_at, converted = excluded.converted, original = excluded.original,
-            updated_at = clock_timestamp()
-        where (t.account, t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.source_kind, t.state, t.method,
+        from merged m where m.is_new order by m.external_id
+        returning t.paris_month, t.paris_month as month_before
+    ), updated as (
+        update jobs.integration_transactions t set
+            account = p_account, kind = m.kind, occurred_at = m.occurred_at, amount_minor = m.amount_minor,
+            currency = m.currency, refs = m.refs, source_kind = m.source_kind, state = m.state, method = m.method,
+            listed_at = m.listed_at, converted = m.converted, original = m.original, updated_at = clock_timestamp()
+        from merged m
+        where t.user_id = p_user_id and t.provider = p_provider and t.external_id = m.external_id and not m.is_new
+            and (t.account, t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.source_kind, t.state, t.method,
                 t.listed_at, t.converted, t.original)
             is distinct from
-            (excluded.account, excluded.kind, excluded.occurred_at, excluded.amount_minor, excluded.currency, excluded.refs,
-                excluded.source_kind, excluded.state, excluded.method, excluded.listed_at, excluded.converted,
-                excluded.original)
-        returning t.external_id, t.paris_month
+            (p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs, m.source_kind, m.state, m.method,
+                m.listed_at, m.converted, m.original)
+        returning t.paris_month, m.month_before
     )
     -- A movement whose date was corrected touches the month it leaves, too.
     select jsonb_build_object(
         'records', count(*),
         'months', coalesce(jsonb_agg(distinct s.paris_month), '[]')
-            || coalesce(jsonb_agg(distinct b.paris_month) filter (where b.paris_month <> s.paris_month), '[]'))
+            || coalesce(jsonb_agg(distinct s.month_before) filter (where s.month_before <> s.paris_month), '[]'))
     into answer
-    from stored s left join before b using (external_id);
+    from (select * from inserted union all select * from updated) s;
     return answer;
 end $$;
 

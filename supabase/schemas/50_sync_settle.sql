@@ -34,6 +34,8 @@ declare
     unreadable jsonb;   -- why movements could not be understood, with how many
     unlisted jsonb := '{}';     -- how many known movements each provider's list has lacked
     known bigint;
+    window_from timestamptz;
+    window_to timestamptz;
     fresh tstzmultirange;       -- what this read covers and none before it
     left_alone jsonb;
     flawed boolean;
@@ -121,18 +123,19 @@ begin
             update public.integration_tokens k
             set last_sync_at = greatest(k.last_sync_at, p_as_of), last_error = null, updated_at = clock_timestamp()
             where k.id = part.integration_id;
-            fresh := tstzmultirange(tstzrange((part."window" ->> 'from')::timestamptz,
-                (part."window" ->> 'to')::timestamptz));
+            -- Read once, not for each row that is compared with them.
+            window_from := part."window" ->> 'from';
+            window_to := part."window" ->> 'to';
+            fresh := tstzmultirange(tstzrange(window_from, window_to));
             -- What the list showed before it still has to show: rows are never taken back. Both lists go by seconds.
             select count(*) into known from jobs.integration_transactions x
             where x.user_id = p_user_id and x.provider = part.provider and x.account = part.account
                 -- By the index. What counts long after it was listed is left out: fewer are known than could be.
-                and x.paris_month >= date_trunc('month', (part."window" ->> 'from')::timestamptz
-                    at time zone 'Europe/Paris')
-                and x.paris_month <= (part."window" ->> 'to')::timestamptz at time zone 'Europe/Paris'
+                and x.paris_month >= date_trunc('month', window_from at time zone 'Europe/Paris')::date
+                and x.paris_month <= (window_to at time zone 'Europe/Paris')::date
                 and x.kind <> 'no_turnover' and (x.kind <> 'dispute' or x.provider = 'stripe')
-                and x.listed_at >= (part."window" ->> 'from')::timestamptz
-                and x.listed_at < date_trunc('second', (part."window" ->> 'to')::timestamptz);
+                and x.listed_at >= window_from
+                and x.listed_at < date_trunc('second', window_to);
             s.doubted := case
                 when s.account is distinct from part.account or part.listed is null then s.doubted
                 when known > part.listed then s.doubted + (fresh - s.covered)
@@ -155,15 +158,15 @@ begin
                 -- empty list that is in doubt: what it lacked is read again with what follows.
                 last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
                         and not coalesce(part.listed = 0 and s.doubted && fresh, false)
-                    then greatest(k.last_success_to, (part."window" ->> 'to')::timestamptz) else k.last_success_to end,
+                    then greatest(k.last_success_to, window_to) else k.last_success_to end,
                 deep_read_to = case when part.deep and k.account = part.account
-                    then greatest(k.deep_read_to, (part."window" ->> 'to')::timestamptz) else k.deep_read_to end,
+                    then greatest(k.deep_read_to, window_to) else k.deep_read_to end,
                 failures = 0, failed_at = null, failure = null, updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider;
             -- The window's own months: what they are worth may change even where no movement did.
             months := months || array(select m::date from generate_series(
-                date_trunc('month', (part."window" ->> 'from')::timestamptz at time zone 'Europe/Paris'),
-                ((part."window" ->> 'to')::timestamptz - interval '1 microsecond') at time zone 'Europe/Paris',
+                date_trunc('month', window_from at time zone 'Europe/Paris'),
+                (window_to - interval '1 microsecond') at time zone 'Europe/Paris',
                 interval '1 month') m);
         end if;
     end loop;
@@ -290,10 +293,14 @@ end $$;
 -- transaction it plans what follows from a settlement: the mail that asks to connect again (p_reconnect: see
 -- plan_reconnect_mail), the month's recap, and, where totals changed, a mark that thresholds are to be checked.
 --   {state: settled | stored | lost, result}
+--
+-- By indexes only: a plan is kept as long as its connection, and one that was made when a table was small would go on
+-- reading it from end to end.
 create function public.integration_settle(
     p_item_id bigint, p_lease_id uuid, p_user_id uuid, p_chunk integer, p_final boolean, p_parts jsonb,
     p_cursor jsonb, p_month date, p_as_of timestamptz, p_reconnect jsonb, p_now timestamptz
-) returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '28s' as $$
+) returns jsonb language plpgsql security definer
+set search_path = '' set statement_timeout = '28s' set enable_seqscan = off set jit = off as $$
 declare
     settled jsonb := jobs.settle_figures(
         p_item_id, p_lease_id, p_user_id, p_chunk, p_final, p_parts, p_cursor, p_month, p_as_of, p_now);

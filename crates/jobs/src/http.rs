@@ -122,7 +122,9 @@ pub async fn fetch(request: reqwest::RequestBuilder, timeout: Duration) -> Resul
 }
 
 async fn read_body(mut response: Response, largest: usize) -> Result<Vec<u8>, NetworkError> {
-    let mut body = Vec::new();
+    // As much as is announced, if it is: a body that grows is copied each time.
+    let announced = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = Vec::with_capacity(announced.unwrap_or_default().min(largest));
     while let Some(chunk) = response.chunk().await? {
         if body.len() + chunk.len() > largest {
             return Err(NetworkError::TooLarge);

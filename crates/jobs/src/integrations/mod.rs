@@ -6,6 +6,7 @@
 
 mod account;
 mod actor;
+mod columns;
 mod error;
 mod read;
 mod settings;

@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{Integration, actor::mended_by_reconnecting};
+use super::{Integration, actor::mended_by_reconnecting, columns};
 use crate::{
     deadline::Deadline,
     failure::Failure,
     providers::{Movement, Provider, stripe},
     queue::{Claimed, Progress},
     schedule::Window,
-    supabase::{Supabase, SupabaseError},
+    supabase::{PreparedCall, Supabase, SupabaseError},
     urssaf::{RowRate, row_rates},
 };
 
@@ -24,6 +24,7 @@ pub(super) struct Part {
     /// Is `None` where the account was never proven, so that nothing can be stored.
     pub(super) account: Option<String>,
     pub(super) window: Window,
+    #[serde(serialize_with = "columns::serialize")]
     pub(super) movements: Vec<Movement>,
     pub(super) error: Option<Failure>,
     pub(super) notes: Map<String, Value>,
@@ -113,6 +114,21 @@ struct Arguments<'a> {
     p_now: DateTime<Utc>,
 }
 
+/// Names the fields of [`Arguments`].
+const ARGUMENTS: [&str; 11] = [
+    "p_item_id",
+    "p_lease_id",
+    "p_user_id",
+    "p_chunk",
+    "p_final",
+    "p_parts",
+    "p_cursor",
+    "p_month",
+    "p_as_of",
+    "p_reconnect",
+    "p_now",
+];
+
 /// Says when a user whose integration is refused is asked to connect it again.
 #[derive(Serialize)]
 struct ReconnectPolicy {
@@ -180,25 +196,25 @@ impl<'a> Settlement<'a> {
         cursor: &Value,
         deadline: &Deadline,
     ) -> Result<State, SupabaseError> {
-        self.call(parts, false, cursor, deadline).await
+        let call = self.prepare(parts, false, cursor)?;
+        Self::call(call, deadline).await
     }
 
-    /// Stores the last movements, coverage, totals and the result.
+    /// Stores the last movements, coverage, totals and the result. The parts are without their movements afterwards,
+    /// whatever the database answers: what is written out would otherwise wait in memory twice.
     pub(super) async fn finish(
         &mut self,
-        parts: &[Part],
+        parts: &mut [Part],
         deadline: &Deadline,
     ) -> Result<State, SupabaseError> {
-        self.call(parts, true, &Value::Null, deadline).await
+        let call = self.prepare(parts, true, &Value::Null)?;
+        for part in parts {
+            part.movements = Vec::new();
+        }
+        Self::call(call, deadline).await
     }
 
-    async fn call(
-        &mut self,
-        parts: &[Part],
-        last: bool,
-        cursor: &Value,
-        deadline: &Deadline,
-    ) -> Result<State, SupabaseError> {
+    fn prepare(&mut self, parts: &[Part], last: bool, cursor: &Value) -> Result<PreparedCall, SupabaseError> {
         self.chunk += 1;
         let arguments = Arguments {
             p_item_id: self.item.item_id,
@@ -213,7 +229,11 @@ impl<'a> Settlement<'a> {
             p_reconnect: reconnect_policy(),
             p_now: self.now,
         };
-        let answer: Answer = self.supabase.rpc("integration_settle", &arguments, deadline).await?;
+        self.supabase.prepare("integration_settle", &ARGUMENTS, &arguments)
+    }
+
+    async fn call(call: PreparedCall, deadline: &Deadline) -> Result<State, SupabaseError> {
+        let answer: Answer = call.call(deadline).await?;
         Ok(match answer.state {
             Verdict::Stored => State::Stored,
             Verdict::Settled => {
@@ -221,5 +241,33 @@ impl<'a> Settlement<'a> {
             }
             Verdict::Lost => State::Lost,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_arguments_are_named() {
+        let arguments = Arguments {
+            p_item_id: 1,
+            p_lease_id: Uuid::nil(),
+            p_user_id: Uuid::nil(),
+            p_chunk: 1,
+            p_final: true,
+            p_parts: &[],
+            p_cursor: &Value::Null,
+            p_month: None,
+            p_as_of: DateTime::UNIX_EPOCH,
+            p_reconnect: reconnect_policy(),
+            p_now: DateTime::UNIX_EPOCH,
+        };
+        let written = json!(arguments);
+        let mut names: Vec<&str> = written.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut expected = ARGUMENTS;
+        names.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(names, expected);
     }
 }

@@ -159,15 +159,14 @@ impl SyncWorker {
         }
         let Reader { mut settlement, mut parts, permit, .. } = reader;
         permit.release();
-        let mut state = settlement.finish(&parts, &deadline).await;
+        let mut state = settlement.finish(&mut parts, &deadline).await;
         if let Err(error) = state {
             // Given back, until the last attempt: then the refusal itself is settled, for the user and the log.
             let failure = ItemError::from(error).into_outcome(item)?;
             for part in &mut parts {
-                part.movements.clear();
                 part.error = Some(failure.clone());
             }
-            state = settlement.finish(&parts, &deadline).await;
+            state = settlement.finish(&mut parts, &deadline).await;
         }
         match state {
             Ok(State::Settled { failed }) => Ok(failed),

@@ -8,6 +8,7 @@ mod message;
 mod movement;
 mod outage;
 mod page;
+mod picked;
 pub mod shopify;
 pub mod stripe;
 

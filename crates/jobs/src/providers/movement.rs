@@ -34,7 +34,7 @@ pub enum MovementKind {
     Unknown,
 }
 
-/// Represents a movement of money. It serialises to what the settling database function takes:
+/// Represents a movement of money. The settling database function takes it as it serialises, or many of them by fields:
 ///
 /// ```
 /// # use jobs::money::{Currency, MinorAmount};

@@ -121,10 +121,51 @@ impl Supabase {
         arguments: &impl Serialize,
         deadline: &Deadline,
     ) -> Result<T, SupabaseError> {
+        self.prepare(function, &[], arguments)?.call(deadline).await
+    }
+
+    /// Writes a call out, so that its arguments need not be kept until it has succeeded.
+    ///
+    /// Where the arguments are large, `names` names them all: they go into the address, and PostgREST hands the body on
+    /// as it is. Otherwise it reads the body to learn them, which takes several times its space
+    /// (<https://github.com/PostgREST/postgrest/pull/1241>).
+    pub fn prepare(
+        &self,
+        function: &'static str,
+        names: &[&str],
+        arguments: &impl Serialize,
+    ) -> Result<PreparedCall, SupabaseError> {
         let arguments =
             serde_json::to_string(arguments).map_err(|error| SupabaseError::Encoding(error.to_string()))?;
+        let request = self.request(function, names)?.body(arguments);
+        Ok(PreparedCall { function, request, brings_token: self.brings_token })
+    }
+
+    /// Returns the builder's finished request, moved to the shared client. The builder is not given the body: it would
+    /// copy it, and a settlement may be a megabyte.
+    fn request(&self, function: &str, names: &[&str]) -> Result<reqwest::RequestBuilder, SupabaseError> {
+        let built = self.rest.rpc(function, "").build().build().map_err(|_| cannot_be_built())?;
+        let request = self.http.post(built.url().as_str()).headers(built.headers().clone());
+        Ok(if names.is_empty() { request } else { request.query(&[("columns", names.join(","))]) })
+    }
+}
+
+/// Represents a call with its arguments written out. Each try shares them.
+pub struct PreparedCall {
+    function: &'static str,
+    request: reqwest::RequestBuilder,
+    brings_token: bool,
+}
+
+impl PreparedCall {
+    /// Sends it, repeating it while that can help.
+    ///
+    /// # Errors
+    /// The last try's, classified.
+    pub async fn call<T: DeserializeOwned>(self, deadline: &Deadline) -> Result<T, SupabaseError> {
+        let function = self.function;
         let body = RetryPolicy::DATABASE
-            .run(deadline, || self.call(function, &arguments, deadline))
+            .run(deadline, || self.once(deadline))
             .await
             .inspect_err(|error| tracing::warn!(function, %error, "database call failed"))?;
         // A function that returns nothing answers 204 with an empty body.
@@ -136,33 +177,52 @@ impl Supabase {
         })
     }
 
-    async fn call(
-        &self,
-        function: &'static str,
-        arguments: &str,
-        deadline: &Deadline,
-    ) -> Result<Vec<u8>, SupabaseError> {
+    async fn once(&self, deadline: &Deadline) -> Result<Vec<u8>, SupabaseError> {
         let timeout = deadline.request_timeout(REQUEST_TIMEOUT).ok_or(SupabaseError::OutOfTime)?;
-        let request = self.request(function, arguments)?;
+        let request = self.request.try_clone().ok_or_else(cannot_be_built)?;
         let answer = http::fetch(request, timeout).await.map_err(SupabaseError::Network)?;
         if answer.status.is_success() {
             Ok(answer.body)
         } else {
             let status = answer.status.as_u16();
-            Err(SupabaseError::from_answer(function, status, &answer.body, self.brings_token))
+            Err(SupabaseError::from_answer(self.function, status, &answer.body, self.brings_token))
         }
     }
+}
 
-    /// Returns the builder's finished request, moved to the shared client. The builder is not given the body: it would
-    /// copy it, and a settlement may be a megabyte.
-    fn request(&self, function: &str, arguments: &str) -> Result<reqwest::RequestBuilder, SupabaseError> {
-        let built = self
-            .rest
-            .rpc(function, "")
-            .build()
-            .build()
-            .map_err(|_| SupabaseError::Encoding("the request cannot be built".into()))?;
-        let request = self.http.post(built.url().as_str()).headers(built.headers().clone());
-        Ok(request.body(arguments.to_owned()))
+fn cannot_be_built() -> SupabaseError {
+    SupabaseError::Encoding("the request cannot be built".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::test_server::{Reply, TestServer};
+
+    #[tokio::test]
+    async fn large_arguments_are_named_in_the_address() {
+        let server = TestServer::start([Reply::new(200).json(&json!(1)), Reply::new(204)]).await;
+        let config = SupabaseConfig { url: server.url(""), key: SupabaseKey::Secret("sb_secret_x".into()) };
+        let supabase = Supabase::new(http::client().unwrap(), &config).unwrap();
+        let end = Instant::now() + Duration::from_mins(1);
+        let deadline = Deadline::new(end, end);
+        let arguments = json!({"a": [1, 2], "b": "é"});
+
+        let call = supabase.prepare("large", &["a", "b"], &arguments).unwrap();
+        assert_eq!(call.call::<u32>(&deadline).await.unwrap(), 1);
+        assert_eq!(supabase.rpc::<Value>("small", &arguments, &deadline).await.unwrap(), Value::Null);
+
+        let [large, small] = server.requests().try_into().unwrap();
+        assert_eq!((large.path.as_str(), large.method.as_str()), ("/rest/v1/rpc/large", "POST"));
+        assert_eq!(large.query, [("columns".to_owned(), "a,b".to_owned())]);
+        assert_eq!((small.path.as_str(), small.query.len()), ("/rest/v1/rpc/small", 0));
+        for asked in [large, small] {
+            assert_eq!(asked.json(), arguments);
+            assert_eq!(asked.header("apikey"), Some("sb_secret_x"));
+            assert_eq!(asked.header("content-type"), Some("application/json"));
+        }
     }
 }

@@ -74,7 +74,8 @@ pub(super) fn run(workload: &'static str, items: usize, called: &Called, lanes: 
 fn functions_called(database: &[Seen]) -> String {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for seen in database {
-        *counts.entry(seen.target.rsplit('/').next().unwrap_or_default()).or_default() += 1;
+        let path = seen.target.split('?').next().unwrap_or_default();
+        *counts.entry(path.rsplit('/').next().unwrap_or_default()).or_default() += 1;
     }
     let mut counts: Vec<_> = counts.into_iter().collect();
     counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));

@@ -13,7 +13,7 @@ use super::{
     bounds::synced,
     report::{Run, float},
     seed::Integrations,
-    workloads::{INTEGRATIONS, open_books, stored, sync_at},
+    workloads::{INTEGRATIONS, NO_LIMIT, open_books, stored, sync_at},
     world::{Called, Vendors, World},
 };
 use crate::seed::calendar::Calendar;
@@ -35,20 +35,21 @@ impl World {
     /// Runs W1p: the sync of W1 under a limit in all, from the first pace and from the learned one.
     pub(super) async fn paced_sync(&self) -> Result<Vec<Run>> {
         let vendors = Vendors::start(None).await?;
-        vendors.stripe.set_rate_limit(Some(float(LIVE)));
-        self.twice(&vendors, ["w1p", "w1p-learned"], Some(LIVE)).await
+        let limit = |vendors: &Vendors| vendors.stripe.set_rate_limit(Some(float(LIVE)));
+        self.twice(&vendors, limit, ["w1p", "w1p-learned"], Some(LIVE)).await
     }
 
     /// Runs the same under a limit for each account.
     pub(super) async fn paced_accounts(&self) -> Result<Vec<Run>> {
         let vendors = Vendors::start(None).await?;
-        vendors.stripe.set_account_rate_limit(Some(OF_EACH_ACCOUNT));
-        self.twice(&vendors, ["w1p-accounts", "w1p-accounts-learned"], None).await
+        let limit = |vendors: &Vendors| vendors.stripe.set_account_rate_limit(Some(OF_EACH_ACCOUNT));
+        self.twice(&vendors, limit, ["w1p-accounts", "w1p-accounts-learned"], None).await
     }
 
     async fn twice(
         &self,
         vendors: &Vendors,
+        limit_stripe: impl Fn(&Vendors),
         names: [&'static str; 2],
         limit: Option<usize>,
     ) -> Result<Vec<Run>> {
@@ -58,8 +59,19 @@ impl World {
         for (shop, _) in &integrations.shops {
             vendors.shopify.set_bucket(shop, 1e9, 1e9);
         }
+        vendors.stripe.remember_pages();
+        vendors.shopify.faults().remember_answers();
         let seeded = self.connected(&integrations, at - TimeDelta::days(90)).await?;
-        println!("· {}", names.join(", "));
+        println!(
+            "· {}, after a run without limits for the stand-ins, which remember their answers",
+            names.join(", ")
+        );
+        self.repeat(&seeded, 1, async |environment| {
+            self.call(environment, vendors, sync_at(at, NO_LIMIT)).await?;
+            Ok(Vec::new())
+        })
+        .await?;
+        limit_stripe(vendors);
         let (mut names, mut learned) = (names.into_iter(), None);
         self.repeat(&seeded, 2, async |environment| {
             let name = names.next().unwrap_or_default();

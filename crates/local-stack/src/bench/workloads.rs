@@ -17,7 +17,7 @@ use stand_ins::Environment;
 /// The mail service allows so many where nothing is limited here: the product keeps to what it says.
 const NOMINAL_MAILS: u32 = 10;
 /// This is far above what 32 workers can ask.
-const NO_LIMIT: &[(&str, &str)] = &[("STRIPE_REQUESTS_PER_SECOND", "1000")];
+pub(super) const NO_LIMIT: &[(&str, &str)] = &[("STRIPE_REQUESTS_PER_SECOND", "1000")];
 
 /// W1 and W2 have so many integrations, W5 so many users.
 pub(super) const INTEGRATIONS: usize = 1_000;

@@ -2,6 +2,7 @@
 
 use axum::{
     Json, Router,
+    body::Bytes,
     extract::{OriginalUri, Path, Request, State as Extract},
     http::{HeaderMap, Method, header},
     middleware::{self, Next},
@@ -60,11 +61,20 @@ async fn balance_transactions(
     Extract(state): Extract<Shared>,
     headers: HeaderMap,
     OriginalUri(uri): OriginalUri,
-) -> Result<Json<Value>, Refusal> {
-    let state = lock(&state);
-    let account = caller(&state, &headers)?;
+) -> Result<Response, Refusal> {
+    let mut state = lock(&state);
+    let account = caller(&state, &headers)?.to_owned();
     let params = list::Params::parse(uri.query())?;
-    list::page(state.account(account), &params).map(Json)
+    let asked = (account, uri.query().unwrap_or_default().to_owned());
+    let known = state.pages.as_ref().and_then(|pages| pages.get(&asked));
+    let page = match known {
+        Some(page) => page.clone(),
+        None => Bytes::from(list::page(state.account(&asked.0), &params)?.to_string()),
+    };
+    if let Some(pages) = &mut state.pages {
+        pages.insert(asked, page.clone());
+    }
+    Ok(([(header::CONTENT_TYPE, "application/json")], page).into_response())
 }
 
 async fn balance_transaction(

@@ -144,6 +144,12 @@ impl StandIn {
         self.state().any_version = true;
     }
 
+    /// Remembers pages: from now on a list that was asked for before is answered as it was then, for benchmarks. Unlike
+    /// [`remember_answers`](InjectedFaults::remember_answers) this leaves the limits as they are.
+    pub fn remember_pages(&self) {
+        self.state().pages.get_or_insert_default();
+    }
+
     /// Returns the balance transactions of an account as a reader would see them now, newest first.
     ///
     /// # Panics

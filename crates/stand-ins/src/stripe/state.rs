@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use axum::body::Bytes;
+
 use super::{ledger::BalanceTransaction, limits::Limits, objects::Source};
 
 /// Is the account of the platform itself.
@@ -13,6 +15,8 @@ pub(super) struct State {
     pub(super) limits: Limits,
     pub(super) any_version: bool,
     pub(super) requests: u64,
+    /// Holds the pages of lists so far, by account and query, where they are remembered.
+    pub(super) pages: Option<HashMap<(String, String), Bytes>>,
     next_id: u64,
 }
 
@@ -24,6 +28,7 @@ impl Default for State {
             limits: Limits::default(),
             any_version: false,
             requests: 0,
+            pages: None,
             next_id: 0,
             secret_key,
         };

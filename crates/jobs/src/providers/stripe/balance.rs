@@ -9,15 +9,49 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error};
 use serde_json::Value;
 
 use crate::providers::movement::{Original, is_payment_reference, is_transfer, word};
+use crate::providers::picked::Picked::{self, Fields, Whole};
 use crate::providers::{Movement, MovementKind, Page, RefusedReason};
 
 #[derive(Deserialize)]
 struct List {
-    data: Vec<serde_json::Map<String, Value>>,
+    #[serde(deserialize_with = "rows")]
+    data: Vec<Value>,
     has_more: bool,
+}
+
+/// Is what is read of a row and of its expanded source. Of what only has to be there nothing inside is kept.
+const ROW: Picked = Fields(&[
+    ("id", Whole),
+    ("reporting_category", Whole),
+    ("balance_type", Whole),
+    ("created", Whole),
+    ("available_on", Whole),
+    ("amount", Whole),
+    ("currency", Whole),
+    ("source", SOURCE),
+]);
+const SOURCE: Picked = Fields(&[
+    ("id", Whole),
+    ("amount", Whole),
+    ("currency", Whole),
+    ("status", Whole),
+    ("payment_method_details", Fields(&[("type", Whole)])),
+    ("charge", Fields(&[("id", Whole), ("payment_intent", Whole)])),
+    ("payment_intent", Fields(&[("id", Whole)])),
+    ("source_transfer", Fields(&[("id", Whole)])),
+    ("source_transfer_reversal", Fields(&[])),
+    ("application_fee", Fields(&[])),
+]);
+
+fn rows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Value>, D::Error> {
+    match ROW.deserialize(deserializer)? {
+        Value::Array(rows) if rows.iter().all(Value::is_object) => Ok(rows),
+        _ => Err(D::Error::custom("no list of objects")),
+    }
 }
 
 /// These categories are turnover: what customers pay and get back.
@@ -122,7 +156,6 @@ pub(super) fn page(body: &[u8], cursor: Option<&str>) -> Result<Page, RefusedRea
     let (mut page, mut seen) = (Page::default(), HashMap::new());
     let mut last_id = None;
     for row in list.data {
-        let row = Value::Object(row);
         let movement = movement(&row)?;
         if cursor == Some(movement.external_id.as_str()) {
             return Err(RefusedReason::EndlessPages);
@@ -143,8 +176,7 @@ pub(super) fn page(body: &[u8], cursor: Option<&str>) -> Result<Page, RefusedRea
 
 /// Reads one balance transaction that was asked for by its id.
 pub(super) fn single(body: &[u8]) -> Result<Movement, RefusedReason> {
-    let row: Value =
-        serde_json::from_slice(body).map_err(|_| RefusedReason::InvalidAnswer("balance transaction"))?;
+    let row = ROW.read(body).map_err(|_| RefusedReason::InvalidAnswer("balance transaction"))?;
     movement(&row)
 }
 

@@ -1,0 +1,428 @@
+-- Settling a first sync costs the database less. Movements come as one list for each field; new ones are inserted and
+-- others updated, so that a row that says the same is not locked; the window's ends are read once; indexes only; small
+-- functions become part of what calls them.
+--
+-- Locks nothing: functions only. A second time it is refused and changes nothing.
+
+begin;
+set local lock_timeout = '5s';
+
+do $$
+begin
+    if exists (select from pg_proc p where p.oid = to_regproc('public.integration_settle')
+            and p.proconfig @> array['enable_seqscan=off']) then
+        raise exception 'settlements go by indexes only: this file was applied before';
+    end if;
+end $$;
+
+create or replace function jobs.why_excluded(
+    p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
+    p_converted boolean
+) returns text language sql immutable as $$
+    select case
+        when p_kind = 'unknown' then 'unknown_kind'
+        when p_kind in ('no_turnover', 'platform_reversal') then p_kind
+        when p_occurred_at is null then 'no_date'
+        when p_currency is null then 'no_currency'
+        when p_amount_minor is null then 'amount_not_read'
+        when p_kind = 'payment' and p_state in ('pending', 'unknown') then 'pending'
+        when p_kind = 'payment' and p_state in ('failed', 'canceled') or p_kind = 'charge_failure' then 'failed'
+        when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
+        when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
+        when p_kind = 'dispute' and p_state not in ('lost', 'accepted') then 'unknown_kind'
+        -- Not taken apart unless its letters may say so: almost none does.
+        when lower(p_method) like '%g%i%f%t%c%a%r%d%'
+            and lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%giftcard%' then 'gift_card'
+        when lower(p_method) like '%s%t%o%r%e%c%r%e%d%i%t%'
+            and lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%storecredit%' then 'store_credit'
+        when not p_converted then 'unresolved_currency'
+        when p_currency <> 'EUR' then 'currency'
+    end;
+$$;
+
+create or replace function jobs.claimed_account(t public.integration_tokens) returns text
+language sql immutable as $$
+    select case t.provider when 'stripe' then t.stripe_account_id else t.shop_domain end;
+$$;
+
+create or replace function jobs.token_fingerprint(t public.integration_tokens) returns text
+language sql immutable as $$
+    select encode(sha256(convert_to(
+        t.provider || '|' || coalesce(t.stripe_account_id, '') || '|' || coalesce(t.shop_domain, '') || '|' || t.access_token,
+        'UTF8')), 'hex');
+$$;
+
+create or replace function jobs.infer_activity(p_user_id uuid, p_provider text) returns text
+language plpgsql stable set search_path = '' as $$
+begin
+    return case when p_provider = 'shopify' then 'Vente de marchandises' else coalesce((
+        select case r.activity_type when 'services' then 'Prestation de services' else r.activity_type end as activity
+        from public.ca_records r
+        where r.user_id = p_user_id and r.source = 'manual'
+            and r.activity_type in ('Vente de marchandises', 'Prestation de services', 'Activité libérale', 'services')
+        group by 1 order by count(*) desc, 1 limit 1), 'Prestation de services') end;
+end $$;
+
+create or replace function jobs.store_movements(
+    p_user_id uuid, p_provider text, p_account text, p_movements jsonb, p_now timestamptz
+) returns jsonb language plpgsql set search_path = '' as $$
+declare
+    answer jsonb;
+begin
+    with told as (
+        select u.external_id, u.kind, u.occurred_at, u.amount_minor, u.currency, u.source_kind, u.state, u.method, u.listed_at,
+            u.converted, u.original, array_remove(array[u.reference_1, u.reference_2], null)
+                || case when u.more_references is not null
+                    then array(select jsonb_array_elements_text(u.more_references -> 'ids')) end as refs
+        from jsonb_to_record(case jsonb_typeof(p_movements) when 'object' then p_movements else '{}' end) as f (
+            external_id text[], kind text[], occurred_at timestamptz[], amount_minor bigint[], currency text[],
+            source_kind text[], state text[], method text[], listed_at timestamptz[], converted boolean[], original jsonb[],
+            reference_1 text[], reference_2 text[], more_references jsonb[])
+        cross join unnest(f.external_id, f.kind, f.occurred_at, f.amount_minor, f.currency, f.source_kind, f.state, f.method,
+            f.listed_at, f.converted, f.original, f.reference_1, f.reference_2, f.more_references) as u (
+            external_id, kind, occurred_at, amount_minor, currency, source_kind, state, method,
+            listed_at, converted, original, reference_1, reference_2, more_references)
+        union all
+        select m.external_id, m.kind, m.occurred_at, m.amount_minor, m.currency, m.source_kind, m.state,
+            coalesce(m.method, nullif(m.excluded, 'unresolved_currency')), m.listed_at,
+            coalesce(m.converted, m.excluded is distinct from 'unresolved_currency'), m.original, m."references"
+        from jsonb_to_recordset(case jsonb_typeof(p_movements) when 'array' then p_movements else '[]' end) as m (
+            external_id text, kind text, occurred_at timestamptz, amount_minor bigint, currency text,
+            source_kind text, state text, method text, listed_at timestamptz, converted boolean, original jsonb,
+            "references" text[], excluded text)
+    ), incoming as (
+        select distinct on (m.external_id) m.external_id, m.kind, m.occurred_at, m.amount_minor, left(m.currency, 20) as currency,
+            coalesce(m.refs, '{}') as refs, m.source_kind, m.state, m.listed_at, m.original, m.method,
+            coalesce(m.converted, true) as converted
+        from told m
+    ), merged as materialized (
+        select n.external_id, t.external_id is null as is_new, t.paris_month as month_before,
+            case when n.kind = 'unknown' or (n.kind = 'refund' and t.kind = 'platform_reversal')
+                then coalesce(t.kind, n.kind) else n.kind end as kind,
+            case when n.kind = 'dispute' and n.state is distinct from t.state then n.occurred_at
+                when t.occurred_at <> t.listed_at and n.occurred_at = n.listed_at and n.listed_at = t.listed_at
+                then t.occurred_at else coalesce(n.occurred_at, t.occurred_at) end as occurred_at,
+            case when k.keep then t.amount_minor else n.amount_minor end as amount_minor,
+            case when k.keep then t.currency else n.currency end as currency,
+            case when k.keep then true else n.converted end as converted,
+            case when k.keep then coalesce(t.original, n.original) when t.amount_minor is null then n.original
+                else coalesce(n.original, t.original) end as original,
+            case when t.refs @> n.refs then t.refs
+                -- Most rows are new, and name one or two things in order.
+                when t.refs is null and (cardinality(n.refs) < 2 or cardinality(n.refs) = 2 and n.refs[1] < n.refs[2])
+                    then n.refs
+                else array(select distinct r from unnest(t.refs || n.refs) r order by r) end as refs,
+            coalesce(n.source_kind, t.source_kind) as source_kind,
+            case when n.kind = 'payment' and t.state = 'failed' then t.state
+                when n.state in ('pending', 'unknown') and t.state = 'succeeded' then t.state
+                when n.state = 'unknown' then coalesce(t.state, n.state)
+                else coalesce(n.state, t.state) end as state,
+            coalesce(n.method, t.method) as method,
+            coalesce(n.listed_at, t.listed_at) as listed_at
+        from incoming n
+        left join jobs.integration_transactions t
+            on t.user_id = p_user_id and t.provider = p_provider and t.external_id = n.external_id
+        cross join lateral (
+            select coalesce(t.converted and t.amount_minor is not null and (not n.converted or n.amount_minor is null)
+                and (t.original is null or (t.original -> 'amount', t.original -> 'currency')
+                    is not distinct from (n.original -> 'amount', n.original -> 'currency')), false) as keep) k
+    ), inserted as (
+        insert into jobs.integration_transactions as t
+            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, state,
+            method, listed_at, converted, original, first_seen_at)
+        select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs,
+            m.source_kind, m.state, m.method, m.listed_at, m.converted, m.original, p_now
+        from merged m where m.is_new order by m.external_id
+        returning t.paris_month, t.paris_month as month_before
+    ), updated as (
+        update jobs.integration_transactions t set
+            account = p_account, kind = m.kind, occurred_at = m.occurred_at, amount_minor = m.amount_minor,
+            currency = m.currency, refs = m.refs, source_kind = m.source_kind, state = m.state, method = m.method,
+            listed_at = m.listed_at, converted = m.converted, original = m.original, updated_at = clock_timestamp()
+        from merged m
+        where t.user_id = p_user_id and t.provider = p_provider and t.external_id = m.external_id and not m.is_new
+            and (t.account, t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.source_kind, t.state, t.method,
+                t.listed_at, t.converted, t.original)
+            is distinct from
+            (p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs, m.source_kind, m.state, m.method,
+                m.listed_at, m.converted, m.original)
+        returning t.paris_month, m.month_before
+    )
+    -- A movement whose date was corrected touches the month it leaves, too.
+    select jsonb_build_object(
+        'records', count(*),
+        'months', coalesce(jsonb_agg(distinct s.paris_month), '[]')
+            || coalesce(jsonb_agg(distinct s.month_before) filter (where s.month_before <> s.paris_month), '[]'))
+    into answer
+    from (select * from inserted union all select * from updated) s;
+    return answer;
+end $$;
+
+create or replace function jobs.settle_figures(
+    p_item_id bigint, p_lease_id uuid, p_user_id uuid, p_chunk integer, p_final boolean, p_parts jsonb,
+    p_cursor jsonb, p_month date, p_as_of timestamptz, p_now timestamptz
+) returns jsonb language plpgsql set search_path = '' as $$
+declare
+    hold text;
+    i jobs.job_items;
+    part record;
+    t public.integration_tokens;
+    s jobs.integration_state;
+    stored jsonb;
+    new_activity text;
+    months date[];
+    records bigint;
+    by_provider jsonb;
+    parts integer := 0;
+    failed integer := 0;
+    first_error jsonb;
+    not_euro jsonb;
+    unknown jsonb;      -- kinds of movement that this version does not know, with how many
+    unreadable jsonb;   -- why movements could not be understood, with how many
+    unlisted jsonb := '{}';     -- how many known movements each provider's list has lacked
+    known bigint;
+    window_from timestamptz;
+    window_to timestamptz;
+    fresh tstzmultirange;       -- what this read covers and none before it
+    left_alone jsonb;
+    flawed boolean;
+    outcome text;
+    answer jsonb;
+begin
+    -- Its own statement, first: what follows sees everything the last holder of this lock committed.
+    perform pg_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || p_user_id::text, 0));
+
+    -- Whoever deletes the user waits for us, or we for them: not both, each with half of the rows.
+    perform from auth.users where id = p_user_id for key share;
+
+    hold := jobs.hold_item(p_item_id, p_lease_id);
+    select * into i from jobs.job_items where item_id = p_item_id;
+    if hold = 'settled' then
+        return jsonb_build_object('state', 'settled', 'result', i.result, 'repeated', true);
+    elsif hold = 'lost' or i.user_id is distinct from p_user_id then
+        return jsonb_build_object('state', 'lost');
+    end if;
+    if i.progress ->> 'lease' = p_lease_id::text and (i.progress ->> 'chunk')::integer >= p_chunk then
+        return jsonb_build_object('state', 'stored');
+    end if;
+    records := coalesce((i.progress ->> 'records')::bigint, 0);
+    by_provider := coalesce(i.progress -> 'by_provider', '{}');
+    months := array(select jsonb_array_elements_text(coalesce(i.progress -> 'months', '[]'))::date);
+
+    for part in
+        select * from jsonb_to_recordset(p_parts) as x (
+            integration_id uuid, provider text, account text, "window" jsonb, movements jsonb, error jsonb,
+            count_month boolean, kinds jsonb, deep boolean, listed bigint)
+        order by x.provider
+    loop
+        parts := parts + 1;
+        select * into t from public.integration_tokens k where k.id = part.integration_id and k.user_id = p_user_id;
+        insert into jobs.integration_state (user_id, provider) values (p_user_id, part.provider)
+        on conflict (user_id, provider) do nothing;
+        select * into s from jobs.integration_state k
+        where k.user_id = p_user_id and k.provider = part.provider for update;
+
+        if part.account is not null then
+            stored := jobs.store_movements(p_user_id, part.provider, part.account, coalesce(part.movements, '[]'), p_now);
+            records := records + (stored ->> 'records')::bigint;
+            by_provider := by_provider || jsonb_build_object(part.provider,
+                coalesce((by_provider ->> part.provider)::bigint, 0) + (stored ->> 'records')::bigint);
+            months := months || array(select jsonb_array_elements_text(stored -> 'months')::date);
+            if p_final then
+                months := months || jobs.follow_movements(p_user_id, part.provider, coalesce(part.kinds, '{}'), p_now);
+            end if;
+
+            -- The activity: what the integration says, else what was frozen, else inferred once.
+            new_activity := case
+                when t.activity_type in ('Vente de marchandises', 'Prestation de services', 'Activité libérale')
+                    then t.activity_type
+                else coalesce(s.activity, jobs.infer_activity(p_user_id, part.provider)) end;
+            if s.activity is distinct from new_activity then
+                -- Every month of this provider moves to the other activity.
+                months := months || array(select distinct x.paris_month from jobs.integration_transactions x
+                    where x.user_id = p_user_id and x.provider = part.provider);
+            end if;
+            if s.first_month is null then
+                -- Months before the connection are the user's own, who has typed them.
+                s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of), p_now);
+                s.counted := s.counted + datemultirange(daterange(s.first_month, null));
+            end if;
+            if part.count_month and p_month is not null and not s.left_out then
+                s.counted := s.counted + datemultirange(daterange(p_month, (p_month + interval '1 month')::date));
+            end if;
+            update jobs.integration_state k
+            set activity = new_activity, first_month = s.first_month, counted = s.counted, updated_at = clock_timestamp()
+            where k.user_id = p_user_id and k.provider = part.provider
+                and (k.activity, k.first_month, k.counted) is distinct from (new_activity, s.first_month, s.counted);
+        end if;
+
+        continue when not p_final;
+        if part.error is not null then
+            failed := failed + 1;
+            first_error := coalesce(first_error, part.error);
+            update public.integration_tokens k
+            set last_error = left(part.error ->> 'message', 500), updated_at = clock_timestamp()
+            where k.id = part.integration_id and k.last_error is distinct from left(part.error ->> 'message', 500);
+            update jobs.integration_state k
+            set failures = k.failures + 1, failed_at = p_now, failure = part.error, updated_at = clock_timestamp()
+            where k.user_id = p_user_id and k.provider = part.provider;
+        else
+            update public.integration_tokens k
+            set last_sync_at = greatest(k.last_sync_at, p_as_of), last_error = null, updated_at = clock_timestamp()
+            where k.id = part.integration_id;
+            -- Read once, not for each row that is compared with them.
+            window_from := part."window" ->> 'from';
+            window_to := part."window" ->> 'to';
+            fresh := tstzmultirange(tstzrange(window_from, window_to));
+            -- What the list showed before it still has to show: rows are never taken back. Both lists go by seconds.
+            select count(*) into known from jobs.integration_transactions x
+            where x.user_id = p_user_id and x.provider = part.provider and x.account = part.account
+                -- By the index. What counts long after it was listed is left out: fewer are known than could be.
+                and x.paris_month >= date_trunc('month', window_from at time zone 'Europe/Paris')::date
+                and x.paris_month <= (window_to at time zone 'Europe/Paris')::date
+                and x.kind <> 'no_turnover' and (x.kind <> 'dispute' or x.provider = 'stripe')
+                and x.listed_at >= window_from
+                and x.listed_at < date_trunc('second', window_to);
+            s.doubted := case
+                when s.account is distinct from part.account or part.listed is null then s.doubted
+                when known > part.listed then s.doubted + (fresh - s.covered)
+                when part.listed > 0 then s.doubted - fresh
+                -- Nothing is known there and nothing listed: as doubtful as the days before it.
+                when s.doubted && fresh then s.doubted + (fresh - s.covered)
+                else s.doubted end;
+            if known > part.listed then
+                unlisted := unlisted || jsonb_build_object(part.provider, known - part.listed);
+            end if;
+            update jobs.integration_state k
+            -- Where the user has connected another account meanwhile, nothing of that one was read.
+            -- What the scope does not reach was not read either, whatever the list said.
+            set covered = case when k.account = part.account then k.covered + (fresh - s.doubted)
+                    * tstzmultirange(tstzrange(case when k.all_orders is false then p_now - interval '60 days' end, null))
+                    else k.covered end,
+                doubted = s.doubted,
+                last_success_at = p_now,
+                -- Only these windows follow one another without a hole; a month read on request does not. Nor does an
+                -- empty list that is in doubt: what it lacked is read again with what follows.
+                last_success_to = case when i.kind = 'sync_integration' and k.account = part.account
+                        and not coalesce(part.listed = 0 and s.doubted && fresh, false)
+                    then greatest(k.last_success_to, window_to) else k.last_success_to end,
+                deep_read_to = case when part.deep and k.account = part.account
+                    then greatest(k.deep_read_to, window_to) else k.deep_read_to end,
+                failures = 0, failed_at = null, failure = null, updated_at = clock_timestamp()
+            where k.user_id = p_user_id and k.provider = part.provider;
+            -- The window's own months: what they are worth may change even where no movement did.
+            months := months || array(select m::date from generate_series(
+                date_trunc('month', window_from at time zone 'Europe/Paris'),
+                (window_to - interval '1 microsecond') at time zone 'Europe/Paris',
+                interval '1 month') m);
+        end if;
+    end loop;
+    months := array(select distinct m from unnest(months) m);
+
+    if not p_final then
+        update jobs.job_items set progress = jsonb_build_object('lease', p_lease_id, 'chunk', p_chunk,
+            'records', records, 'by_provider', by_provider, 'months', to_jsonb(months), 'cursor', p_cursor)
+        where item_id = p_item_id;
+        return jsonb_build_object('state', 'stored');
+    end if;
+
+    months := array(select distinct m from unnest(months || jobs.months_reported_twice(p_user_id, months)) m);
+    perform jobs.take_rates(e -> 'rates') from jsonb_array_elements(p_parts) e limit 1;
+    left_alone := jobs.recompute_totals(p_user_id, months, p_as_of);
+
+    -- What the figures lack, from the ledger: it is said for as long as it is so, whatever this run has read.
+    with missing as materialized (
+        select x.excluded as reason, x.currency, x.source_kind from jobs.integration_transactions x
+        where x.user_id = p_user_id and x.paris_month = any (case when p_month is null then months else array[p_month] end)
+            and x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
+            and jobs.is_uncounted(x)
+    )
+    select
+        (select coalesce(jsonb_agg(distinct m.currency), '[]') from missing m
+            where m.currency <> 'EUR' or m.reason = 'unresolved_currency'),
+        (select coalesce(jsonb_object_agg(k.kind, k.n), '{}') from (
+            select coalesce(m.source_kind, m.reason) as kind, count(*) as n from missing m
+            where m.reason = 'unknown_kind' group by 1) k),
+        (select coalesce(jsonb_object_agg(k.reason, k.n), '{}') from (
+            select m.reason, count(*) as n from missing m
+            where m.reason not in ('unknown_kind', 'currency', 'unresolved_currency') group by 1) k)
+    into not_euro, unknown, unreadable;
+
+    flawed := not_euro <> '[]' or left_alone <> '[]' or unknown <> '{}' or unreadable <> '{}' or unlisted <> '{}';
+    outcome := case
+        when parts > 0 and failed = parts then 'failed'
+        when failed > 0 or flawed then 'partial'
+        else 'done' end;
+    answer := jsonb_strip_nulls(jsonb_build_object(
+        'user_id', case when p_month is null then p_user_id end,
+        'provider', case when p_month is null then p_parts -> 0 ->> 'provider' end,
+        'records', records,
+        'status', case outcome when 'failed' then 'error' when 'partial' then 'partial' else 'success' end,
+        'error', first_error, 'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
+        'unknown_movements', nullif(unknown, '{}'), 'unreadable_movements', nullif(unreadable, '{}'),
+        'unlisted_movements', nullif(unlisted, '{}')));
+    if p_month is not null then
+        answer := answer || (
+            -- Not read to its end: no figure rather than a wrong one.
+            select jsonb_build_object('userId', p_user_id,
+                'totalCA', case when outcome <> 'failed' then coalesce(sum(f.amount), 0) end,
+                'details', case when outcome = 'failed' then '[]' else coalesce(jsonb_agg(
+                    jsonb_build_object('source', f.provider, 'amount', f.amount) order by f.provider), '[]') end,
+                'month_status', jobs.month_status(p_user_id, p_month, p_as_of))
+            from (select c.provider, (sum(c.amount_minor)::numeric / 100)::numeric(14, 2) as amount
+                  from jobs.countable_movements(p_user_id, array[p_month], false) c group by c.provider) f);
+    end if;
+
+    -- One row of the log for each integration, in the same transaction.
+    insert into public.sync_logs (user_id, provider, sync_type, status, records_synced, error_message, synced_at, metadata)
+    select p_user_id, e ->> 'provider',
+        (select r.trigger from jobs.job_runs r where r.run_id = i.run_id),
+        case when e -> 'error' ->> 'code' is not null then 'error'
+             when flawed then 'partial' else 'success' end,
+        coalesce((by_provider ->> (e ->> 'provider'))::integer, 0), e -> 'error' ->> 'message', p_now,
+        jsonb_strip_nulls(jsonb_build_object('run_id', i.run_id, 'window', e -> 'window', 'code', e -> 'error' -> 'code',
+            'uncounted_currencies', nullif(not_euro, '[]'), 'left_alone', nullif(left_alone, '[]'),
+            'unreadable_movements', nullif(unreadable, '{}'), 'unlisted_movements', unlisted -> (e ->> 'provider'),
+            'notes', nullif(e -> 'notes', '{}'),
+            -- The same account or shop, claimed by others too: proven by its own token or refused. Theirs is
+            -- written out, as the index integration_tokens_account has it.
+            'also_claimed_by', nullif((
+                select count(*) from public.integration_tokens mine
+                join public.integration_tokens other on other.provider = mine.provider and other.user_id <> mine.user_id
+                    and case other.provider when 'stripe' then other.stripe_account_id else other.shop_domain end
+                        = jobs.claimed_account(mine)
+                where mine.id = (e ->> 'integration_id')::uuid), 0)))
+    from jsonb_array_elements(p_parts) e;
+
+    perform jobs.finish_item(p_item_id, outcome, answer, first_error, p_now);
+    return jsonb_build_object('state', 'settled', 'result', answer);
+end $$;
+
+create or replace function public.integration_settle(
+    p_item_id bigint, p_lease_id uuid, p_user_id uuid, p_chunk integer, p_final boolean, p_parts jsonb,
+    p_cursor jsonb, p_month date, p_as_of timestamptz, p_reconnect jsonb, p_now timestamptz
+) returns jsonb language plpgsql security definer
+set search_path = '' set statement_timeout = '28s' set enable_seqscan = off set jit = off as $$
+declare
+    settled jsonb := jobs.settle_figures(
+        p_item_id, p_lease_id, p_user_id, p_chunk, p_final, p_parts, p_cursor, p_month, p_as_of, p_now);
+begin
+    if settled ->> 'state' <> 'settled' then
+        return settled;
+    end if;
+    if not settled ? 'repeated' then
+        perform jobs.plan_reconnect_mail(p_item_id, p_user_id, p_parts, p_reconnect, p_now);
+    end if;
+    -- Written in this transaction, whose clock began before.
+    if exists (select from jobs.auto_sync_totals t
+        where t.user_id = p_user_id and t.updated_at >= transaction_timestamp()) then
+        insert into jobs.threshold_checks_due as d (user_id) values (p_user_id)
+        on conflict (user_id) do update set since = excluded.since;
+    end if;
+    if p_month is not null then
+        perform jobs.plan_recap(p_item_id, p_user_id, p_month, p_as_of, p_parts, p_now);
+    end if;
+    return settled - 'repeated';
+end $$;
+
+commit;
