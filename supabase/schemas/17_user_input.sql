@@ -184,6 +184,13 @@ language sql stable set search_path = '' as $$
     from months m cross join soundness s where s.is_sound;
 $$;
 
+-- Whether a user's year can be read as far as its months with typed and imported turnover go (see mixed_months).
+create function jobs.is_year_readable(p_user_id uuid, p_year integer) returns boolean
+language sql stable set search_path = '' as $$
+    select count(*) <= 50000 and not coalesce(bool_or(f.amount_eur = 'NaN'), false)
+    from (select a.amount_eur from public.ca_records a where a.user_id = p_user_id and a.year = p_year limit 50001) f;
+$$;
+
 -- What stands in a user's books for a month, in cents; amounts are null with a flaw. What is confirmed to be the same
 -- money counts once (side_counts). verdict: what the user has confirmed of a month that has both above zero.
 create function jobs.month_books(p_user_id uuid, p_month date)

@@ -82,7 +82,7 @@ create table jobs.integration_state (
     account text,                                -- proven: the stored token opens exactly this account or shop
     proof text,                                  -- fingerprint of what was proven; another token is another proof
     proven_at timestamptz,
-    activity text,                               -- frozen at the first sync unless integration_tokens says otherwise
+    activity text,                               -- what its money is: see activity_said_by
     first_month date,                            -- Paris month of the connection: earlier months are the user's own
     counted datemultirange not null default '{}',-- days whose movements are written into ca_records
     covered tstzmultirange not null default '{}',-- what was read from the provider to its end
@@ -107,6 +107,9 @@ create table jobs.integration_state (
     -- What was read of a list that lacked movements which were known from before, or was empty ever since.
     doubted tstzmultirange not null default '{}',
     counted_before datemultirange,               -- counted, before it was taken out of the books
+    -- Who has said the activity: integration (its row in integration_tokens), entries (what the user has typed); null:
+    -- nobody, it is assumed.
+    activity_said_by text check (activity_said_by in ('integration', 'entries')),
     primary key (user_id, provider)
 );
 
@@ -125,6 +128,7 @@ create table jobs.former_accounts (
     replaced_at timestamptz not null,            -- when another account was proven in its place
     left_out boolean not null default false,     -- taken out of the books: see leave_account_out
     counted_before datemultirange,               -- counted, before it was taken out of the books
+    activity_said_by text check (activity_said_by in ('integration', 'entries')),    -- as in integration_state
     primary key (user_id, provider, account)
 );
 
@@ -193,15 +197,71 @@ language sql immutable as $$
         'UTF8')), 'hex');
 $$;
 
--- The activity that an integration's money belongs to, where nothing is frozen yet: goods for a shop; for
--- Stripe what the user most often typed by hand, else services.
-create function jobs.infer_activity(p_user_id uuid, p_provider text) returns text
+-- How often these users have typed turnover of each activity that we know.
+create function jobs.typed_activities(p_users uuid[]) returns table (user_id uuid, activity text, entries bigint)
+language sql stable as $$
+    select r.user_id, case r.activity_type when 'services' then 'Prestation de services' else r.activity_type end,
+        count(*)
+    from public.ca_records r
+    where r.user_id = any (p_users) and r.source <> 'auto_sync'
+        and r.activity_type in ('Vente de marchandises', 'Prestation de services', 'Activité libérale', 'services')
+    group by 1, 2;
+$$;
+
+-- What a user's entries say that the money of Stripe is, which nothing else tells; null: they say nothing. An activity
+-- that follows from entries stays as long as one of them says it. Else what was typed most often wins, and among equals
+-- what stands already.
+create function jobs.activity_by_entries(p_user_id uuid, p_activity text, p_said_by text) returns text
 language plpgsql stable set search_path = '' as $$
 begin
-    return case when p_provider = 'shopify' then 'Vente de marchandises' else coalesce((
-        select case r.activity_type when 'services' then 'Prestation de services' else r.activity_type end as activity
-        from public.ca_records r
-        where r.user_id = p_user_id and r.source = 'manual'
-            and r.activity_type in ('Vente de marchandises', 'Prestation de services', 'Activité libérale', 'services')
-        group by 1 order by count(*) desc, 1 limit 1), 'Prestation de services') end;
+    return (select t.activity from jobs.typed_activities(array[p_user_id]) t
+        order by coalesce(p_said_by = 'entries' and t.activity = p_activity, false) desc, t.entries desc,
+            coalesce(t.activity = p_activity, false) desc, t.activity
+        limit 1);
 end $$;
+
+-- Gives a user's money of Stripe the activity of their entries, where its integration does not say any: that of accounts
+-- which were replaced, too. Answers the months that have to be added up again. Call only under the user's lock.
+create function jobs.follow_typed_activity(p_user_id uuid) returns date[]
+language plpgsql set search_path = '' as $$
+declare
+    is_moved boolean;
+begin
+    with present as (
+        update jobs.integration_state s set activity = n.activity, activity_said_by = 'entries'
+        from jobs.integration_state k
+        cross join lateral (select jobs.activity_by_entries(k.user_id, k.activity, k.activity_said_by) as activity) n
+        where k.user_id = p_user_id and k.provider = 'stripe' and k.activity is not null
+            and k.activity_said_by is distinct from 'integration' and n.activity is not null
+            and (k.activity, k.activity_said_by) is distinct from (n.activity, 'entries')
+            and s.user_id = k.user_id and s.provider = k.provider
+        returning k.activity <> n.activity as is_other
+    ), former as (
+        update jobs.former_accounts f set activity = n.activity, activity_said_by = 'entries'
+        from jobs.former_accounts k
+        cross join lateral (select jobs.activity_by_entries(k.user_id, k.activity, k.activity_said_by) as activity) n
+        where k.user_id = p_user_id and k.provider = 'stripe' and k.activity is not null
+            and k.activity_said_by is distinct from 'integration' and n.activity is not null
+            and (k.activity, k.activity_said_by) is distinct from (n.activity, 'entries')
+            and (f.user_id, f.provider, f.account) = (k.user_id, k.provider, k.account)
+        returning k.activity <> n.activity as is_other
+    )
+    select coalesce(bool_or(m.is_other), false) into is_moved
+    from (select p.is_other from present p union all select f.is_other from former f) m;
+    if not is_moved then
+        return '{}';
+    end if;
+    return array(select distinct x.paris_month from jobs.integration_transactions x
+        where x.user_id = p_user_id and x.provider = 'stripe');
+end $$;
+
+-- Of which of a user's integrations nobody has said the activity.
+--   [{provider, activity}]
+create function jobs.assumed_activities(p_user_id uuid) returns jsonb
+language sql stable set search_path = '' as $$
+    select coalesce(jsonb_agg(jsonb_build_object('provider', k.provider, 'activity', k.activity) order by k.provider), '[]')
+    from jobs.integration_state k
+    left join public.integration_tokens t on t.user_id = k.user_id and t.provider = k.provider
+    where k.user_id = p_user_id and k.activity is not null and not k.left_out
+        and k.activity_said_by is null and t.activity_type is distinct from k.activity;
+$$;

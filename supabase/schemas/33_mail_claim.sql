@@ -129,12 +129,13 @@ begin
                         'profile', jsonb_build_object('created', t.created, 'has_acre', t.has_acre,
                             'income_tax', t.income_tax), 'mixed', x.months, 'verdict', m.verdict,
                         'definitive', f.told, 'uncounted', f.uncounted, 'incomplete', coalesce(w.incomplete, '[]'),
-                        'today', (p_now at time zone 'Europe/Paris')::date)
+                        'assumed', jobs.assumed_activities(d.user_id), 'today', (p_now at time zone 'Europe/Paris')::date)
                     when 'definitive_month' then jsonb_build_object('definitive', f.told, 'uncounted', f.uncounted,
                         'incomplete', coalesce(w.incomplete, '[]'))
                     when 'monthly_recap' then jsonb_build_object('year', y.to_date -> 'sums', 'created', t.created,
                         'ahead', y.to_date -> 'ahead', 'empty', coalesce(y.to_date -> 'empty', '[]'),
-                        'mixed', x.months, 'verdict', m.verdict) || jobs.recap_anew(d.user_id, d.facts, p_now)
+                        'mixed', x.months, 'verdict', m.verdict,
+                        'assumed', jobs.assumed_activities(d.user_id)) || jobs.recap_anew(d.user_id, d.facts, p_now)
                     else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
                 then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,

@@ -58,11 +58,46 @@ create table jobs.found_alerts (
 );
 create index found_alerts_age on jobs.found_alerts (found_at);
 
+-- Gives imported money of these users whose activity was assumed the one that they have typed since (follow_typed_activity),
+-- for who is not synced any more: a sync does it by itself. So many users at most, those that nobody works on: others
+-- come with the next check.
+create function jobs.correct_assumed_activities(p_users uuid[], p_most integer, p_now timestamptz) returns void
+language plpgsql set search_path = '' as $$
+declare
+    assumed uuid[] := array(
+        select s.user_id from jobs.integration_state s
+        where s.user_id = any (p_users) and s.provider = 'stripe' and s.activity is not null and s.activity_said_by is null
+        union
+        select f.user_id from jobs.former_accounts f
+        where f.user_id = any (p_users) and f.provider = 'stripe' and f.activity is not null and f.activity_said_by is null);
+    one uuid;
+    months date[];
+    changed uuid[] := '{}';
+begin
+    if assumed = '{}' then
+        return;
+    end if;
+    for one in select distinct t.user_id from jobs.typed_activities(assumed) t order by 1 limit p_most loop
+        continue when not pg_try_advisory_xact_lock(hashtextextended('comptalyze.jobs.user/' || one::text, 0));
+        perform from auth.users u where u.id = one for key share skip locked;
+        continue when not found;     -- is being deleted
+        months := jobs.follow_typed_activity(one);
+        if months <> '{}' then
+            perform jobs.recompute_totals(one, months || jobs.months_reported_twice(one, months), p_now);
+            changed := changed || one;
+        end if;
+    end loop;
+    -- Should this check be lost, another one follows.
+    insert into jobs.threshold_checks_due as d (user_id) select u from unnest(changed) u order by 1
+    on conflict (user_id) do update set since = excluded.since;
+end $$;
+
 -- Turnover of users as ca_records has it: a page of p_limit users after p_after, or of one user, or (p_due) of those
 -- whose imported totals have changed since they were checked last, who are listed in `due`. Only users with a year that
 -- reaches its floor (p_floors {year: cents}, in proportion to the days of a creation year), or who were told something of
 -- such a year that stands. The two years before each come with it. A user with a flaw comes without years, and is noted
 -- as such where p_noted_at says when.
+-- What was assumed of their imported money is corrected first, unless nothing is to be written (p_noted_at null).
 -- A page ends earlier where it would be larger than 2,000 books or p_bytes: `scanned` are those up to its end.
 -- Sorting and adding up a page fits into work_mem as set here.
 --   {people: [{user_id, created, reason, flaw, told: [{year, threshold, step, told_as, times, withdrawn}],
@@ -77,6 +112,7 @@ declare
     first_year constant integer := (select min(y::integer) from jsonb_object_keys(p_floors) y);
     last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
     years_before constant integer := 2;
+    most_corrected constant integer := 50;      -- some milliseconds each
     users uuid[];
     due jsonb;
     above uuid[];
@@ -99,6 +135,9 @@ begin
     else
         users := array(select u.id from auth.users u
             where p_after is null or u.id > p_after order by u.id limit p_limit);
+    end if;
+    if p_noted_at is not null then
+        perform jobs.correct_assumed_activities(users, most_corrected, p_now);
     end if;
     last_user := users[cardinality(users)];
     more := p_user_id is null and cardinality(users) = p_limit;
@@ -168,7 +207,8 @@ end $$;
 create function public.threshold_details(p_asked jsonb) returns jsonb
 language sql security definer stable set search_path = '' set statement_timeout = '28s' set jit = off as $$
     select coalesce(jsonb_agg(jsonb_build_object('user_id', a.user_id, 'year', a.year,
-        'days', coalesce(d.days, '[]'), 'uncounted', coalesce(c.uncounted, '[]'), 'assumed', coalesce(s.assumed, '[]'))), '[]')
+        'days', coalesce(d.days, '[]'), 'uncounted', coalesce(c.uncounted, '[]'),
+        'assumed', jobs.assumed_activities(a.user_id))), '[]')
     from jsonb_to_recordset(p_asked) as a (user_id uuid, year integer, months date[])
     left join lateral (
         -- Three activities on 31 days are 93.
@@ -184,14 +224,7 @@ language sql security definer stable set search_path = '' set statement_timeout 
               where t.user_id = a.user_id and t.excluded in ('currency', 'unresolved_currency')
                   and t.paris_month between make_date(a.year, 1, 1) and make_date(a.year, 12, 31)
               group by 1 order by 1 limit 20) m
-    ) c on true
-    left join lateral (
-        select jsonb_agg(jsonb_build_object('provider', k.provider, 'activity', k.activity) order by k.provider) as assumed
-        from jobs.integration_state k
-        left join public.integration_tokens t on t.user_id = k.user_id and t.provider = k.provider
-        where k.user_id = a.user_id and k.activity is not null and not k.left_out
-            and t.activity_type is distinct from k.activity
-    ) s on true;
+    ) c on true;
 $$;
 
 -- Notes what one page of a check has found, for the plan of its run. A repeated call notes nothing twice. What a check

@@ -23,6 +23,7 @@ declare
     s jobs.integration_state;
     stored jsonb;
     new_activity text;
+    said_by text;
     months date[];
     records bigint;
     by_provider jsonb;
@@ -85,11 +86,15 @@ begin
                 months := months || jobs.follow_movements(p_user_id, part.provider, coalesce(part.kinds, '{}'), p_now);
             end if;
 
-            -- The activity: what the integration says, else what was frozen, else inferred once.
-            new_activity := case
-                when t.activity_type in ('Vente de marchandises', 'Prestation de services', 'Activité libérale')
-                    then t.activity_type
-                else coalesce(s.activity, jobs.infer_activity(p_user_id, part.provider)) end;
+            -- The activity: what the integration says, else what stands, else an assumption; what the user has typed
+            -- decides below.
+            new_activity := coalesce(s.activity,
+                case part.provider when 'shopify' then 'Vente de marchandises' else 'Prestation de services' end);
+            said_by := s.activity_said_by;
+            if t.activity_type in ('Vente de marchandises', 'Prestation de services', 'Activité libérale') then
+                new_activity := t.activity_type;
+                said_by := 'integration';
+            end if;
             if s.activity is distinct from new_activity then
                 -- Every month of this provider moves to the other activity.
                 months := months || array(select distinct x.paris_month from jobs.integration_transactions x
@@ -104,9 +109,11 @@ begin
                 s.counted := s.counted + datemultirange(daterange(p_month, (p_month + interval '1 month')::date));
             end if;
             update jobs.integration_state k
-            set activity = new_activity, first_month = s.first_month, counted = s.counted, updated_at = clock_timestamp()
+            set activity = new_activity, activity_said_by = said_by, first_month = s.first_month, counted = s.counted,
+                updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider
-                and (k.activity, k.first_month, k.counted) is distinct from (new_activity, s.first_month, s.counted);
+                and (k.activity, k.activity_said_by, k.first_month, k.counted)
+                    is distinct from (new_activity, said_by, s.first_month, s.counted);
         end if;
 
         continue when not p_final;
@@ -179,6 +186,7 @@ begin
         return jsonb_build_object('state', 'stored');
     end if;
 
+    months := months || jobs.follow_typed_activity(p_user_id);
     months := array(select distinct m from unnest(months || jobs.months_reported_twice(p_user_id, months)) m);
     perform jobs.take_rates(e -> 'rates') from jsonb_array_elements(p_parts) e limit 1;
     left_alone := jobs.recompute_totals(p_user_id, months, p_as_of);

@@ -130,6 +130,37 @@ async fn one_click_settles_every_month_and_another_takes_it_back() -> Result<()>
     let page = visit(&function, Method::POST, &query, Some((FORM, "month=&verdict=none"))).await?;
     says(&page.text, &["C’est noté", "Vos réponses sont retirées"]);
     assert_eq!((answers(&world).await?, books(&world, user).await?), (json!([]), open));
+    // Where there is no answer, none is taken back.
+    for (body, words) in [
+        ("month=&verdict=none", "Aucune réponse n’est enregistrée."),
+        ("month=2026-11&verdict=none", "Aucune réponse n’est enregistrée pour novembre"),
+    ] {
+        let page = visit(&function, Method::POST, &query, Some((FORM, body))).await?;
+        says(&page.text, &["Il n’y avait rien à retirer", words]);
+        says_not(&page.text, &["retirée", "C’est noté", "prochaine vérification"]);
+    }
+    visit(&function, Method::POST, &query, Some((FORM, "month=&verdict=same"))).await?;
+    let page = visit(&function, Method::POST, &query, Some((FORM, "month=2026-11&verdict=none"))).await?;
+    says(&page.text, &["Il n’y avait rien à retirer", "Pour retirer celle qui vaut pour tous les mois"]);
+    assert_eq!(answers(&world).await?, json!([[null, "same"]]));
+    Ok(())
+}
+
+/// Books that cannot be read are no books without a month.
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_books_are_said() -> Result<()> {
+    let mut world = World::new().await?;
+    let (user, query) = with_both_sides(&mut world).await?;
+    let function = world.function("confirm").await?;
+    let break_it = "update public.ca_records set amount_eur = 'NaN' \
+                    where user_id = $1 and source = 'manual' and month = 11";
+    about(&world, user, break_it).await?;
+    let page = visit(&function, Method::GET, &query, None).await?;
+    says(&page.text, &["Vos enregistrements ne peuvent pas être lus", "est illisible", "rouvrez ce lien"]);
+    says_not(&page.text, &["Aucun mois", "Rien à confirmer", "<form"]);
+    // An answer for every month is noted all the same, and may be taken back.
+    let page = visit(&function, Method::POST, &query, Some((FORM, "month=&verdict=distinct"))).await?;
+    says(&page.text, &["C’est noté", "est illisible", "Retirer ma réponse"]);
     Ok(())
 }
 

@@ -153,8 +153,9 @@ async fn nobody_elses_row_is_touched() -> Result<()> {
     Ok(())
 }
 
+/// What the user has typed most often decides, and stays as long as one entry says it.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_activity_is_inferred_once_and_frozen() -> Result<()> {
+async fn the_activity_follows_the_users_entries() -> Result<()> {
     let world = World::new().await?;
     let user = world.stripe_user("acct_kind").await?;
     for (activity, count) in [(GOODS, 3), ("services", 2), (SERVICES, 2), ("autre", 9)] {
@@ -173,11 +174,27 @@ async fn the_activity_is_inferred_once_and_frozen() -> Result<()> {
         SERVICES,
         "2 'services' and 2 of today's spelling against 3"
     );
-    execute(&world, "update public.ca_records set activity_type = 'Vente de marchandises' where user_id = $1 and source = 'manual'", user).await?;
-    world.stripe.payment("acct_kind", world.earlier(80), 1_000, "eur");
-    world.post("sync-integrations", "").await?;
-    let imported = world.imported(user).await?;
-    assert_eq!((imported.len(), imported[0].1.as_str(), imported[0].2.as_str()), (1, SERVICES, "20.00"));
+    let edits = [
+        (
+            "update public.ca_records set activity_type = 'Vente de marchandises' where user_id = $1 and activity_type = 'services'",
+            SERVICES,
+        ),
+        (
+            "update public.ca_records set activity_type = 'Vente de marchandises' where user_id = $1 and source = 'manual'",
+            GOODS,
+        ),
+        ("delete from public.ca_records where user_id = $1 and source = 'manual'", GOODS),
+    ];
+    for (edit, expected) in edits {
+        execute(&world, edit, user).await?;
+        world.post("sync-integrations", "").await?;
+        let imported = world.imported(user).await?;
+        assert_eq!(
+            (imported.len(), imported[0].1.as_str(), imported[0].2.as_str()),
+            (1, expected, "10.00"),
+            "{edit}"
+        );
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::remarks::AlertRemarks;
+use super::remarks::{AlertRemarks, Assumed};
 use crate::{
     mail_kind::MailKind,
     schedule::Month,
@@ -51,6 +51,9 @@ pub enum Facts {
         /// Lists the quarter's months whose figures are not whole.
         #[serde(default)]
         incomplete: Vec<IncompleteMonth>,
+        /// Lists the integrations whose activity nobody has said.
+        #[serde(default)]
+        assumed: Vec<Assumed>,
     },
     /// It says what was imported for a month.
     MonthlyRecap {
@@ -96,6 +99,9 @@ pub enum Facts {
         /// Lists the year's months of which nothing is recorded, since the activity or the connection began.
         #[serde(default)]
         empty: Vec<Month>,
+        /// Lists the integrations whose activity nobody has said.
+        #[serde(default)]
+        assumed: Vec<Assumed>,
     },
     /// It tells the definitive total of a month of which a recap has named another one.
     DefinitiveMonth {

@@ -7,6 +7,7 @@ mod alert;
 mod alert_remarks;
 mod alert_words;
 mod branding;
+mod ceiling;
 mod consequence;
 mod declaration;
 mod definitive;
@@ -55,6 +56,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             uncounted,
             today,
             incomplete,
+            assumed,
         } => {
             let view = reminder::View::new(*month, *recorded, *entries)
                 .declaring(books.as_deref().unwrap_or_default(), *profile)
@@ -62,6 +64,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
                 .confirmed(mixed, *verdict)
                 .definitive(*definitive)
                 .incomplete(incomplete)
+                .assumed(assumed, books.as_deref().unwrap_or_default())
                 .on(*today);
             (first_name, Box::new(view))
         }
@@ -84,6 +87,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             activities,
             ahead,
             empty,
+            assumed,
         } => {
             let view = recap::View::new(*month, *total, sources)
                 .provisional(*provisional_at)
@@ -94,6 +98,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
                 .year(month.year(), year.as_deref().unwrap_or_default(), *created)
                 .confirmed(mixed, *verdict)
                 .activities(activities)
+                .assumed(assumed, activities)
                 .months(empty, *ahead);
             (first_name, Box::new(view))
         }

@@ -36,6 +36,11 @@ struct Confirmations {
     /// Is the answer for every month that has none of its own.
     every: Option<ForEveryMonth>,
     months: Vec<MixedMonth>,
+    /// Says that no amount of the year keeps months back, because nobody can read it.
+    is_readable: bool,
+    /// Counts the answers that this call has taken away.
+    #[serde(default)]
+    withdrawn: u32,
 }
 
 /// Represents an answer for every month.
@@ -138,10 +143,23 @@ impl Said {
         Some(Self { month, verdict })
     }
 
+    /// Returns whether it takes an answer back where there was none.
+    fn is_void(self, found: &Confirmations) -> bool {
+        self.verdict.is_none() && found.withdrawn == 0
+    }
+
     /// Says what was noted.
-    fn words(self) -> String {
+    fn words(self, found: &Confirmations) -> String {
         let months = self.month.map_or_else(|| "tous les mois, y compris à venir".to_owned(), paris_month);
         match self.verdict {
+            None if self.is_void(found) => match (self.month, &found.every) {
+                (None, _) => "Aucune réponse n’est enregistrée.".to_owned(),
+                (Some(_), None) => format!("Aucune réponse n’est enregistrée pour {months}."),
+                (Some(_), Some(_)) => format!(
+                    "Aucune réponse n’est enregistrée pour {months} seul. Pour retirer celle qui vaut pour tous les mois, \
+                     choisissez «\u{a0}tous les mois\u{a0}»."
+                ),
+            },
             Some(BooksVerdict::Distinct) => {
                 format!("Pour {months}, ce que vous saisissez et ce que nous importons comptent tous deux.")
             }
@@ -182,15 +200,19 @@ fn shown(config: &Config, year: i32, said: Option<Said>, found: &Confirmations) 
     let has_answer = found.every.is_some() || found.months.iter().any(|month| month.verdict.is_some());
     let is_empty = found.months.is_empty();
     let title = match said {
+        Some(said) if said.is_void(found) => "Il n’y avait rien à retirer".into(),
         Some(_) => "C’est noté".into(),
+        None if is_empty && !found.is_readable => "Vos enregistrements ne peuvent pas être lus".into(),
         None if is_empty && !has_answer => format!("Rien à confirmer pour {year}").into(),
         None => Cow::from("S’agit-il des mêmes encaissements ?"),
     };
     let mut paragraphs: Vec<Cow<str>> = Vec::new();
     if let Some(said) = said {
-        paragraphs.push(said.words().into());
+        paragraphs.push(said.words(found).into());
+    }
+    if said.is_some_and(|said| !said.is_void(found)) {
         paragraphs.push("Vos alertes de seuil en tiennent compte dès la prochaine vérification.".into());
-    } else if let Some(every) = &found.every {
+    } else if let Some(every) = found.every.as_ref().filter(|_| said.is_none()) {
         paragraphs.push(
             format!(
                 "Votre réponse du {}, pour tous les mois : {}.",
@@ -200,7 +222,16 @@ fn shown(config: &Config, year: i32, said: Option<Said>, found: &Confirmations) 
             .into(),
         );
     }
-    if is_empty {
+    if is_empty && !found.is_readable {
+        paragraphs.push(
+            format!(
+                "Un montant de {year} est illisible, ou les lignes sont trop nombreuses : les mois qui contiennent à la fois \
+                 des montants saisis et des montants importés ne peuvent pas être affichés. Corrigez ces enregistrements \
+                 dans Comptalyze, puis rouvrez ce lien."
+            )
+            .into(),
+        );
+    } else if is_empty {
         paragraphs.push(
             format!(
                 "Aucun mois de {year} ne contient à la fois des montants saisis et des montants importés."

@@ -24,7 +24,7 @@ pub use self::contributions::{
 pub use self::declarations::{monthly_due, quarterly_due};
 pub use self::figures::floor;
 pub use self::passing::{Outlook, Passed};
-pub use self::progress::{Progress, by_category, progress};
+pub use self::progress::{Progress, by_category, progress, without_repetition};
 pub use self::rates::{Category, RATES_KNOWN_UNTIL, Rate, RowRate, acre_end, row_rates};
 pub use self::verdict::{Before, Gap, Micro, State, Vat, Verdict};
 

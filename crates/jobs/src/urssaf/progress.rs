@@ -3,6 +3,7 @@
 use chrono::NaiveDate;
 
 use super::books::{ActivitySum, cents};
+use super::figures::Bucket;
 use super::{Category, Threshold};
 
 /// Holds a year's turnover against one ceiling. Cents.
@@ -37,6 +38,21 @@ pub fn progress(sums: &[ActivitySum], created: Option<NaiveDate>, year: i32) -> 
         .filter_map(of)
         .filter(|progress| progress.turnover != 0);
     if sums.is_empty() { Vec::new() } else { total.chain(services).collect() }
+}
+
+/// Leaves out what tells no more than the lower ceiling of services does: the ceilings of all turnover, where there is none
+/// but services.
+pub fn without_repetition(found: &[Progress]) -> Vec<Progress> {
+    let of_services = |of: &Progress| {
+        found.iter().find(|other| {
+            other.threshold.bucket() == Bucket::Services && other.threshold.regime() == of.threshold.regime()
+        })
+    };
+    let tells_more = |one: &&Progress| {
+        one.threshold.bucket() == Bucket::Services
+            || of_services(one).is_none_or(|services| one.turnover > services.turnover)
+    };
+    found.iter().filter(tells_more).copied().collect()
 }
 
 /// Adds up a year's turnover by category, in the order of the categories; `None` is what is not known. Cents.
@@ -76,6 +92,22 @@ mod tests {
         );
         assert_eq!(progress(&sums[..1], None, 2026).len(), 2, "no services, no ceiling of services");
         assert!(progress(&[], None, 2026).is_empty() && progress(&sums, None, 2022).is_empty());
+    }
+
+    #[test]
+    fn services_alone_have_their_own_ceilings_only() {
+        let told = |sums: &[ActivitySum]| -> Vec<Threshold> {
+            without_repetition(&progress(sums, None, 2026))
+                .iter()
+                .map(|progress| progress.threshold)
+                .collect()
+        };
+        let of_services = [Threshold::MicroServices, Threshold::VatBaseServices];
+        assert_eq!(told(&[sum("services", 500_000, 0), sum("BNC", 100, 0)]), of_services);
+        assert_eq!(told(&[sum("services", 500_000, 0), sum("Vente", -100, 0)]), of_services);
+        assert_eq!(told(&[sum("services", 500_000, 0), sum("Vente", 1, 0)]).len(), 4);
+        assert_eq!(told(&[sum("services", 500_000, 0), sum("autre", 1, 0)]).len(), 4, "it may be anything");
+        assert_eq!(told(&[sum("Vente", 1, 0)]), [Threshold::MicroTotal, Threshold::VatBaseTotal]);
     }
 
     #[test]

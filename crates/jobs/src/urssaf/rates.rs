@@ -92,6 +92,11 @@ impl Category {
             Activity::Liberal => Self::Liberal,
         })
     }
+
+    /// Returns whether it is a liberal profession, of whichever scheme.
+    pub const fn is_liberal(self) -> bool {
+        matches!(self, Self::Liberal | Self::Cipav)
+    }
 }
 
 /// Represents a rate and the month from which it holds.

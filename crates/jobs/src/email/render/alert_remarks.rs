@@ -36,7 +36,7 @@ pub(super) fn remarks(remarks: &AlertRemarks, unknown_activities: &[String]) -> 
         );
     }
     for assumed in &remarks.assumed {
-        add("near", "Une activité supposée", is_assumed(assumed));
+        add("near", "Une activité supposée", is_assumed(assumed, "d’autres limites s’appliquent"));
     }
     if let Some((created, first)) = remarks.contradiction {
         add(
@@ -78,7 +78,22 @@ pub(super) fn remarks(remarks: &AlertRemarks, unknown_activities: &[String]) -> 
     found
 }
 
-fn is_assumed(assumed: &Assumed) -> String {
+/// Says which activities of a month nobody has said, for mails of each month. A shop sells goods as a rule: that is said
+/// where a ceiling is near, and not each month.
+pub(super) fn assumed_activities(
+    assumed: &[Assumed],
+    otherwise: &str,
+    counts: impl Fn(Option<Activity>) -> bool,
+) -> Vec<String> {
+    assumed
+        .iter()
+        .filter(|assumed| assumed.provider != "shopify" && counts(Activity::parse(&assumed.activity)))
+        .map(|assumed| is_assumed(assumed, otherwise))
+        .collect()
+}
+
+/// `otherwise`: what would be so, as in "d’autres limites s’appliquent".
+fn is_assumed(assumed: &Assumed, otherwise: &str) -> String {
     let source = french::source(&assumed.provider);
     let (is, other) = match Activity::parse(&assumed.activity) {
         Some(Activity::Sales) => ("des ventes de marchandises", "vous vendez des services"),
@@ -86,8 +101,7 @@ fn is_assumed(assumed: &Assumed) -> String {
         Some(Activity::Services) | None => ("des prestations de services", "vous vendez des marchandises"),
     };
     format!(
-        "Faute d’indication, vos encaissements {source} sont comptés comme {is}. Si {other}, d’autres limites \
-         s’appliquent : indiquez votre activité sur la page Intégrations de votre compte, et tout sera recompté."
+        "Faute d’indication, vos encaissements {source} sont comptés comme {is}. Si {other}, {otherwise} : indiquez votre activité sur la page Intégrations de votre compte, et tout sera recompté."
     )
 }
 

@@ -1,23 +1,21 @@
 //! Tells what was imported for a month.
 
-use std::cmp::Reverse;
-
 use askama::Template;
 use chrono::{DateTime, NaiveDate, Utc};
 
 use super::{
-    alert::capitalised,
-    consequence::Limit,
+    alert_remarks::assumed_activities,
+    ceiling::Ceiling,
     foreign::unlinked,
     frame::{Frame, Headline, Mail},
-    french::{self, date_and_time, euros, list, of_month, per_mille, percent, round_euros},
+    french::{self, date_and_time, euros, list, of_month, round_euros},
     incomplete,
     twice::{Remark, Twice, converted},
 };
 use crate::{
-    email::{ActivityTotal, BooksVerdict, MonthTwice, SourceTotal},
+    email::{ActivityTotal, Assumed, BooksVerdict, MonthTwice, SourceTotal},
     schedule::Month,
-    urssaf::{ActivitySum, Category, Progress, by_category, declared, progress},
+    urssaf::{Activity, ActivitySum, Category, by_category, declared},
 };
 
 pub(super) struct View {
@@ -57,17 +55,8 @@ pub(super) struct View {
     ahead: Option<String>,
     /// Names the months of which nothing is recorded.
     empty: Option<String>,
-}
-
-/// Represents a year's turnover against one ceiling.
-struct Ceiling {
-    /// Names the ceiling, as in "Plafond de la micro-entreprise, services".
-    name: String,
-    /// Says how far it is, as in "17 500,00 € sur 203 100 €, soit 8,6 %".
-    reached: String,
-    /// Is the width of the bar's filled part, 1 to 100.
-    filled: i64,
-    near: bool,
+    /// Says which activities nobody has said.
+    assumed: Vec<String>,
 }
 
 struct Source {
@@ -102,17 +91,17 @@ impl View {
             above_zero: Vec::new(),
             ahead: None,
             empty: None,
+            assumed: Vec::new(),
         }
     }
 
     /// Shows the whole year, too.
     pub(super) fn year(mut self, year: i32, sums: &[ActivitySum], created: Option<NaiveDate>) -> Self {
+        let categories = by_category(sums);
+        let liberal = categories.iter().any(|(category, _)| category.is_some_and(Category::is_liberal));
         self.categories =
-            by_category(sums).into_iter().map(|(category, cents)| (name(category), euros(cents))).collect();
-        let mut found = progress(sums, created, year);
-        found.sort_by_key(|progress| Reverse(per_mille(progress.turnover, progress.ceiling)));
-        self.ceilings =
-            found.iter().enumerate().map(|(place, found)| Ceiling::new(found, place == 0)).collect();
+            categories.into_iter().map(|(category, cents)| (name(category), euros(cents))).collect();
+        self.ceilings = Ceiling::all(sums, created, year, liberal);
         self
     }
 
@@ -131,6 +120,16 @@ impl View {
             })
             .collect();
         self.activities = found.into_iter().map(|(category, cents)| (name(category), euros(cents))).collect();
+        self
+    }
+
+    /// Says of which money of the month the activity was assumed.
+    pub(super) fn assumed(mut self, assumed: &[Assumed], totals: &[ActivityTotal]) -> Self {
+        let counts = |activity| {
+            let mut of_activity = totals.iter().filter(|of| Activity::parse(&of.activity) == activity);
+            of_activity.any(|of| of.total != 0)
+        };
+        self.assumed = assumed_activities(assumed, "d’autres limites s’appliquent", counts);
         self
     }
 
@@ -281,33 +280,6 @@ impl View {
             (true, false) => "Total importé, provisoire",
             (false, true) => "Total importé, incomplet",
             (true, true) => "Total importé, provisoire et incomplet",
-        }
-    }
-}
-
-impl Ceiling {
-    fn new(progress: &Progress, nearest: bool) -> Self {
-        let limit = Limit::of(progress.threshold);
-        let scope = if limit.services { "services" } else { "chiffre d’affaires total" };
-        let reached = per_mille(progress.turnover, progress.ceiling);
-        let part = progress.full_year_ceiling.map_or_else(String::new, |whole| {
-            format!(" (au prorata de {} pour une année)", round_euros(whole))
-        });
-        Self {
-            name: format!("{}, {scope}", capitalised(limit.name)),
-            reached: format!(
-                "{} sur {}{part}, soit {}{}",
-                euros(progress.turnover),
-                round_euros(progress.ceiling),
-                percent(reached),
-                match progress.turnover > progress.ceiling {
-                    true => " : dépassé",
-                    false if nearest => " : c’est le plus proche",
-                    false => "",
-                }
-            ),
-            filled: (reached / 10).clamp(1, 100),
-            near: reached >= 800,
         }
     }
 }

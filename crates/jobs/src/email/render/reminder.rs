@@ -4,6 +4,7 @@ use askama::Template;
 use chrono::NaiveDate;
 
 use super::{
+    alert_remarks::assumed_activities,
     declaration::Declaration,
     definitive,
     foreign::unlinked,
@@ -13,9 +14,9 @@ use super::{
     twice::{Remark, Twice, both_sides, converted},
 };
 use crate::{
-    email::{ActivityTurnover, BooksVerdict, Definitive, IncompleteMonth, MonthTwice},
+    email::{ActivityTurnover, Assumed, BooksVerdict, Definitive, IncompleteMonth, MonthTwice},
     schedule::Month,
-    urssaf::{TaxProfile, monthly_due, quarterly_due},
+    urssaf::{Activity, TaxProfile, monthly_due, quarterly_due},
 };
 
 pub(super) struct View {
@@ -44,6 +45,8 @@ pub(super) struct View {
     reserves: Vec<Reserve>,
     declaration: Declaration,
     twice: Twice,
+    /// Says which activities nobody has said.
+    assumed: Vec<String>,
 }
 
 impl View {
@@ -69,6 +72,7 @@ impl View {
             reserves: Vec::new(),
             declaration: Declaration::default(),
             twice: Twice::default(),
+            assumed: Vec::new(),
         }
     }
 
@@ -95,6 +99,17 @@ impl View {
                 other < self.of && french::quarter(other) == quarter && !self.declaration.quarter.is_empty()
             }),
         };
+        self
+    }
+
+    /// Says of which money of the quarter the activity was assumed, and was never typed.
+    pub(super) fn assumed(mut self, assumed: &[Assumed], books: &[ActivityTurnover]) -> Self {
+        let counts = |activity| {
+            let of_activity = || books.iter().filter(|of| Activity::parse(&of.activity) == activity);
+            of_activity().all(|of| of.typed == 0)
+                && of_activity().any(|of| of.imported != 0 || of.quarter != 0)
+        };
+        self.assumed = assumed_activities(assumed, "d’autres taux et d’autres limites s’appliquent", counts);
         self
     }
 

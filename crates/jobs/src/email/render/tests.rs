@@ -57,6 +57,7 @@ fn facts_with(text: &str) -> Vec<Facts> {
                 passed_on: 0,
                 partial: false,
             }],
+            assumed: vec![Assumed { provider: text.clone(), activity: text.clone() }],
         },
         Facts::DefinitiveMonth {
             first_name: first_name.clone(),
@@ -84,6 +85,7 @@ fn facts_with(text: &str) -> Vec<Facts> {
             activities: vec![ActivityTotal { activity: text.clone(), total: 1 }],
             ahead: None,
             empty: Vec::new(),
+            assumed: vec![Assumed { provider: text.clone(), activity: text.clone() }],
         },
         Facts::ThresholdAlert {
             first_name,
@@ -471,6 +473,7 @@ fn a_recap_need_not_have_sources() {
         activities: Vec::new(),
         ahead: None,
         empty: Vec::new(),
+        assumed: Vec::new(),
     };
     let mail = rendered(&facts);
     assert!(!mail.text.contains("Par source"));

@@ -4,8 +4,8 @@ use chrono::{DateTime, NaiveDate, Utc};
 
 use crate::{
     email::{
-        ActivityTotal, ActivityTurnover, BooksVerdict, Definitive, Facts, IncompleteMonth, MonthTwice,
-        SourceTotal, UnreadSource,
+        ActivityTotal, ActivityTurnover, Assumed, BooksVerdict, Definitive, Facts, IncompleteMonth,
+        MonthTwice, SourceTotal, UnreadSource,
     },
     schedule::Month,
     urssaf::{ActivitySum, IncomeTax, TaxProfile},
@@ -26,6 +26,7 @@ pub(super) fn reminders() -> Vec<(&'static str, Facts)> {
         uncounted: Vec::new(),
         today: NaiveDate::from_ymd_opt(2026, 12, 2).filter(|_| month == self::month(2026, 11)),
         incomplete: Vec::new(),
+        assumed: Vec::new(),
     };
     let known = TaxProfile {
         created: NaiveDate::from_ymd_opt(2026, 2, 9),
@@ -82,6 +83,14 @@ pub(super) fn reminders() -> Vec<(&'static str, Facts)> {
                 known,
             ),
         ),
+        ("reminder-assumed", {
+            let books = vec![turnover(services, 0, 120_000, 270_000)];
+            let mut facts = declaring(reminder(month(2026, 11), 120_000, 1), books, known);
+            if let Facts::MonthlyReminder { assumed, .. } = &mut facts {
+                *assumed = vec![stripe_services()];
+            }
+            facts
+        }),
         ("reminder-one-entry", reminder(month(2026, 8), 90_000, 1)),
         ("reminder-nothing", reminder(month(2026, 10), 0, 0)),
         (
@@ -99,6 +108,11 @@ pub(super) fn reminders() -> Vec<(&'static str, Facts)> {
 fn lacking(month: Month, unread: Vec<UnreadSource>) -> IncompleteMonth {
     let partial = !unread.is_empty();
     IncompleteMonth { month, unread, maybe_twice: u32::from(!partial), passed_on: 0, partial }
+}
+
+/// Nobody has said that Stripe's money is for services.
+fn stripe_services() -> Assumed {
+    Assumed { provider: "stripe".to_owned(), activity: "Prestation de services".to_owned() }
 }
 
 fn unread() -> UnreadSource {
@@ -185,6 +199,7 @@ pub(super) fn recaps() -> Vec<(&'static str, Facts)> {
                 ],
                 ahead: Some(120_000),
                 empty: vec![month(2026, 3)],
+                assumed: vec![stripe_services()],
             },
         ),
         ("recap-nothing", {
@@ -227,6 +242,7 @@ fn recap(total: i64, sources: Vec<SourceTotal>) -> Facts {
         activities: vec![activity("Vente de marchandises", total)],
         ahead: None,
         empty: Vec::new(),
+        assumed: Vec::new(),
     }
 }
 

@@ -287,6 +287,7 @@ impl Life {
                 .filter_map(|number| Month::new(of.year(), number))
                 .filter(|month| now.iter().all(|(known, ..)| known != month))
                 .collect(),
+            assumed: Vec::new(),
         };
         self.mail("Le dernier jour du mois.", facts);
     }
@@ -320,6 +321,7 @@ impl Life {
             uncounted: Vec::new(),
             today: Some(self.today),
             incomplete: Vec::new(),
+            assumed: Vec::new(),
         };
         self.mail("Le 2 du mois.", facts);
     }
