@@ -34,8 +34,10 @@ create index if not exists integration_tokens_account
 comment on column public.integration_tokens.activity_type is
     'Vente de marchandises, Prestation de services or Activité libérale; null: inferred once by the jobs, then kept';
 
--- sync_logs: rows of a whole run have no user, and come from more than the two providers.
+-- sync_logs: rows of a whole run have no user, and come from more than the two providers. They are some dozens a day among
+-- those of all users' syncs, and are found by themselves.
 alter table public.sync_logs alter column user_id drop not null;
+create index if not exists sync_logs_calls on public.sync_logs (synced_at) where user_id is null;
 alter table public.sync_logs drop constraint if exists sync_logs_provider_check;
 alter table public.sync_logs drop constraint if exists sync_logs_sync_type_check;
 alter table public.sync_logs add constraint sync_logs_provider_check

@@ -208,10 +208,21 @@ language sql stable set search_path = '' as $$
             join auth.users u on u.id = b.user_id));
 $$;
 
+-- When crons have called each route since p_since, first and last: 50 routes, the latest called first.
+create function jobs.cron_calls(p_since timestamptz) returns table (route text, first timestamptz, last timestamptz)
+language sql stable set search_path = '' as $$
+    select c.route, c.first, c.last from (
+        select left(l.metadata ->> 'route', 200) as route, min(l.synced_at) as first, max(l.synced_at) as last
+        from public.sync_logs l
+        where l.user_id is null and l.sync_type = 'cron' and l.synced_at > p_since
+        group by 1 order by 3 desc limit 50) c
+    where c.route is not null;
+$$;
+
 -- Everything that the status page shows. Changes nothing.
 -- p_functions: what this version calls (those that are missing are answered); slots claimed since p_since; for
 -- p_failed_since and p_late_before see status_queue and status_integrations.
---   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, runs, queue, mails, integrations,
+--   {missing: [name], slots: [{task, slot}], first_claims: {task: instant}, first_calls: {route: instant, since p_since}, runs, queue, mails, integrations,
 --    unreadable, owed_months: [{month, code, message, count}],
 --    outages: see integration_outages}
 create function public.jobs_status(
@@ -228,6 +239,7 @@ begin
             from jobs.job_slots s where s.claimed_at >= p_since),
         'first_claims', (select coalesce(jsonb_object_agg(s.task, s.at), '{}') from (
             select task, min(claimed_at) as at from jobs.job_slots group by 1) s),
+        'first_calls', (select coalesce(jsonb_object_agg(c.route, c.first), '{}') from jobs.cron_calls(p_since) c),
         'runs', jobs.status_runs(p_tasks, p_runs, p_now),
         'queue', jobs.status_queue(p_failed_since),
         'mails', jobs.status_mails(p_days, p_now),

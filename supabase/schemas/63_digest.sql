@@ -5,7 +5,7 @@
 -- slots since p_slots_since, the routes' last calls since p_calls_since.
 --   {since, slots: [{task, slot}], first_claim: of all slots, failed: [{lane, code, message, count}], stuck: [{lane, count, oldest}],
 --    unreadable: users who could not be read any more since then, calls: [{route, message, count}],
---    routes: {route: last call}, outages: see integration_outages,
+--    routes: {route: last call}, first_calls: {route: first call since p_calls_since}, outages: see integration_outages,
 --    permanent_tokens: active Shopify integrations whose token cannot be renewed,
 --    doubted_lists: integrations whose list lacks what it has shown before,
 --    undelivered: mails that were accepted, did not arrive and are not sent again: [{lane, feedback, count}]}
@@ -54,11 +54,8 @@ begin
         'permanent_tokens', (select count(*) from public.integration_tokens t
             where t.provider = 'shopify' and t.is_active and coalesce(btrim(t.refresh_token), '') = ''),
         'doubted_lists', jobs.doubted_lists(),
-        'routes', (select coalesce(jsonb_object_agg(l.route, l.last), '{}') from (
-            select left(l.metadata ->> 'route', 200) as route, max(l.synced_at) as last
-            from public.sync_logs l
-            where l.user_id is null and l.sync_type = 'cron' and l.synced_at > p_calls_since
-            group by 1 order by 2 desc limit 50) l where l.route is not null));
+        'routes', (select coalesce(jsonb_object_agg(c.route, c.last), '{}') from jobs.cron_calls(p_calls_since) c),
+        'first_calls', (select coalesce(jsonb_object_agg(c.route, c.first), '{}') from jobs.cron_calls(p_calls_since) c));
 end $$;
 
 -- Plans the digest of a Paris day, once: its day is its slot. Not sent from p_expires_at on.

@@ -2,6 +2,7 @@
 //! the statistics know of what was just planned.
 
 use anyhow::Result;
+use chrono::TimeDelta;
 use jobs::schedule::DAYS_AFTER_SIGN_UP;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -173,6 +174,19 @@ async fn planning_and_forgetting_read_no_history() -> Result<()> {
             )
         });
         assert_eq!(read, [], "{call}");
+    }
+    // What tells the operator, and what brings lost mails back, looks at calls and at what came back: not at all logs and mails.
+    let ago = world.now() - TimeDelta::days(100);
+    let troubles = json!({
+        "p_first_since": ago, "p_latest_since": ago, "p_stuck_before": ago, "p_slots_since": ago, "p_calls_since": ago,
+        "p_outage": {}, "p_now": world.now(),
+    });
+    let reconcile = json!({"p_route": "/", "p_now": world.now()});
+    for (function, arguments, table) in
+        [("jobs_troubles", troubles, "sync_logs"), ("jobs_reconcile", reconcile, "jobs.email_deliveries")]
+    {
+        let read = read_whole(&world, &call(function, &arguments)).await?;
+        assert!(read.iter().all(|(name, _)| name != table), "{function}: {read:?}");
     }
     let counts: (i64, i64) = sqlx::query_as(
         "select (select count(*) from jobs.job_items where status = 'superseded'), \

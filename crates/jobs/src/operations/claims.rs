@@ -1,7 +1,7 @@
 //! Finds the slots that crons have claimed, and those that nobody did. The status page and the digest look for them in
 //! one way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -24,6 +24,19 @@ pub(crate) fn expects(file: DeploymentFile, task: Task) -> bool {
     let crons = file.crons();
     let called = |route: &Route| crons.iter().any(|cron| cron.path == route.path());
     Route::ALL.iter().filter(|route| called(route)).any(|route| route.tasks().contains(&task))
+}
+
+/// Returns since when the crons of this file come by: since the one of its daily routes that was called last for the first
+/// time. `None` where nothing is known of calls. What no other file schedules is not expected before.
+pub(crate) fn in_use_since(
+    file: DeploymentFile,
+    first_calls: &BTreeMap<String, DateTime<Utc>>,
+) -> Option<DateTime<Utc>> {
+    let paths = file.crons().into_iter().map(|cron| cron.path);
+    paths
+        .filter(|path| file.longest_gap(path).is_some())
+        .filter_map(|path| first_calls.get(&path).copied())
+        .max()
 }
 
 /// Returns whether a cron has ever run this task, as far as these claims reach.

@@ -6,7 +6,7 @@ use chrono::{DateTime, Datelike, TimeDelta, Utc, Weekday};
 use serde::Deserialize;
 
 use super::{
-    claims::{ClaimedSlot, expects, has_claims, unclaimed},
+    claims::{ClaimedSlot, expects, has_claims, in_use_since, unclaimed},
     own_address::OwnAddress,
     view::{doubted_lists, permanent_tokens},
 };
@@ -49,6 +49,9 @@ pub(crate) struct Troubles {
     doubted_lists: u64,
     /// Says when each route was called by a cron last.
     routes: BTreeMap<String, DateTime<Utc>>,
+    /// Says when each route was called by a cron for the first time, as far as calls are looked at.
+    #[serde(default)]
+    first_calls: BTreeMap<String, DateTime<Utc>>,
     /// Says when a cron claimed the first slot of all: nothing was expected before.
     #[serde(default)]
     first_claim: Option<DateTime<Utc>>,
@@ -109,6 +112,9 @@ pub(crate) fn points(
         if !expected {
             continue;
         }
+        // Another file did not schedule it: before the switch nobody was to run it.
+        let in_use = in_use_since(file, &troubles.first_calls).filter(|_| !task.is_scheduled_everywhere());
+        let since = in_use.map_or(since, |in_use| in_use.max(since));
         let missed: Vec<_> = unclaimed(&troubles.slots, task, since, now, settings)
             .into_iter()
             .filter(|missed| !missed.made_up && missed.occurrence.closes > now - MISSED_SINCE)
@@ -323,6 +329,15 @@ mod tests {
         let told = titles_with(&value, "2026-11-24T10:05:00Z", DeploymentFile::Pro);
         assert_eq!(told, ["Passage manqué : vérification des seuils x1"]);
         assert_eq!(titles(&value, "2026-11-24T10:05:00Z"), Vec::<String>::new());
+        // The file was changed on Wednesday: the Monday of that week was nobody's.
+        for (since, missed) in [("2026-11-18T09:00:00Z", 0), ("2026-11-15T09:00:00Z", 1)] {
+            let mut value = value.clone();
+            value["first_calls"] = json!({"/api/cron/monthly-orchestrator": "2026-10-25T07:00:00Z",
+                "/api/cron/daily-tasks": since, "/api/manual/sync-integrations": since,
+                "/api/cron/daily-orchestrator": "2026-10-25T06:00:00Z"});
+            let told = titles_with(&value, "2026-11-24T10:05:00Z", DeploymentFile::Pro);
+            assert_eq!(told.len(), missed, "{since}: {told:?}");
+        }
         let value = json!({"first_claim": "2026-09-01T06:00:00Z", "slots": all, "routes": {}});
         let told = titles_with(&value, "2026-11-24T10:05:00Z", DeploymentFile::Hobby);
         assert_eq!(told, ["/api/cron/monthly-orchestrator n’est pas appelé x1"]);

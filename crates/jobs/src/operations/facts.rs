@@ -36,6 +36,9 @@ pub(crate) struct DatabaseFacts {
     pub(crate) slots: Vec<ClaimedSlot>,
     /// Says when each task claimed its first slot.
     pub(crate) first_claims: BTreeMap<String, DateTime<Utc>>,
+    /// Says when each route was called by a cron for the first time, as far back as slots are looked at.
+    #[serde(default)]
+    pub(crate) first_calls: BTreeMap<String, DateTime<Utc>>,
     pub(crate) runs: Runs,
     pub(crate) queue: Vec<Lane>,
     pub(crate) mails: Mails,

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
 use super::{
-    claims::{expects, unclaimed},
+    claims::{expects, in_use_since, unclaimed},
     facts::{DatabaseFacts, Integrations, Lane, Mails, OwedMonths, Run, Single, Unreadable},
     health::{Check, State},
     waiting::WAITS_TOO_LONG,
@@ -201,9 +201,10 @@ fn missed(
         if !expects(tuning.file, task) {
             continue;
         }
-        // What only some files schedule is expected since its first call, or else since there are crons at all.
-        let own = facts.first_claims.get(task.as_str()).copied().filter(|_| !task.is_scheduled_everywhere());
-        let first = own.unwrap_or(first);
+        // What only some files schedule is expected since its first call, or else since the crons of this file come by.
+        let own = facts.first_claims.get(task.as_str()).copied();
+        let own = own.or_else(|| in_use_since(tuning.file, &facts.first_calls));
+        let first = own.filter(|_| !task.is_scheduled_everywhere()).unwrap_or(first);
         let missed = unclaimed(&facts.slots, task, first.max(horizon), now, tuning.schedule);
         all.extend(missed.into_iter().map(MissedSlot::from));
     }
