@@ -27,8 +27,8 @@ pub(super) fn integrations(env: &Environment) -> Result<IntegrationsConfig, Conf
     });
     let stripe_pace = stripe_pace(env, &mut faults);
     let stripe_base = env.get("STRIPE_API_BASE").unwrap_or_else(|| "https://api.stripe.com".to_owned());
-    let stripe_base = Environment::url("STRIPE_API_BASE", &stripe_base, &mut faults);
-    let shopify_base = match env.get("SHOPIFY_API_BASE") {
+    let stripe_base = Environment::base("STRIPE_API_BASE", &stripe_base, &mut faults);
+    let shopify_base = match env.whole("SHOPIFY_API_BASE", &mut faults) {
         None => Some(ApiBase::default()),
         Some(template) => {
             let base = template.parse::<ApiBase>();

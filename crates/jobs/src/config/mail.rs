@@ -13,31 +13,34 @@ pub(super) fn mail(env: &Environment) -> Result<MailConfig, ConfigFaults> {
     let mut faults = ConfigFaults::default();
     let api_key = env.required_to_send("RESEND_API_KEY", None, &mut faults);
     let base = env.get("RESEND_BASE_URL").unwrap_or_else(|| "https://api.resend.com".to_owned());
-    let api_base = Environment::url("RESEND_BASE_URL", &base, &mut faults);
+    let api_base = Environment::base("RESEND_BASE_URL", &base, &mut faults);
     let from = env.required("COMPANY_FROM_EMAIL", None, &mut faults);
     if from.as_deref().is_some_and(|from| !is_sender(from)) {
         faults.add("COMPANY_FROM_EMAIL doit être une adresse, ou Nom <adresse>");
     }
     let app = env.get("NEXT_PUBLIC_BASE_URL").unwrap_or_else(|| "https://comptalyze.com".to_owned());
-    let app = Environment::url("NEXT_PUBLIC_BASE_URL", &app, &mut faults);
+    let app = Environment::base("NEXT_PUBLIC_BASE_URL", &app, &mut faults);
     let jobs = env
         .get("JOBS_BASE_URL")
         .or_else(|| env.get("VERCEL_PROJECT_PRODUCTION_URL").map(|host| format!("https://{host}")));
     if jobs.is_none() {
         faults.add("JOBS_BASE_URL n’est pas définie (l’adresse de ce déploiement)");
     }
-    let jobs = jobs.and_then(|url| Environment::url("JOBS_BASE_URL", &url, &mut faults));
+    let jobs = jobs.and_then(|url| own_address(&url, &mut faults));
     let sender_identity = env.required("SENDER_IDENTITY", None, &mut faults);
-    let promo = match (env.get("MARKETING_PROMO_CODE"), env.get("MARKETING_PROMO_LABEL")) {
-        (Some(code), Some(label)) => Some(Promo { code, label }),
-        (None, None) => None,
+    let promo = ["MARKETING_PROMO_CODE", "MARKETING_PROMO_LABEL"];
+    let promo = match promo.map(|name| env.get(name).map(|_| one_line(env, name, &mut faults))) {
+        [Some(code), Some(label)] => code.zip(label).map(|(code, label)| Promo { code, label }),
+        [None, None] => None,
         _ => {
             faults.add("MARKETING_PROMO_CODE et MARKETING_PROMO_LABEL vont ensemble");
             None
         }
     };
-    // The crate that sends reads it by itself, and stops the process where it is no such number.
-    let _burst = env.number("RESEND_RATE_LIMIT", 1..=u64::from(u32::MAX), 9, &mut faults);
+    // The crate that sends reads it by itself, as it is written, and panics where that is no such number.
+    if (env.0)("RESEND_RATE_LIMIT").is_some_and(|burst| !burst.parse::<u32>().is_ok_and(|burst| burst > 0)) {
+        faults.add("RESEND_RATE_LIMIT doit être un entier à partir de 1, sans espace ni saut de ligne, ou ne pas exister");
+    }
     let key = env.required("ENCRYPTION_KEY", None, &mut faults);
     if key.as_ref().is_some_and(|key| key.len() != 32) {
         faults.add("ENCRYPTION_KEY doit faire exactement 32 octets");
@@ -84,12 +87,10 @@ pub(super) fn prices(env: &Environment) -> Result<Prices, ConfigFaults> {
     let mut prices = Prices::from([("pro_test".to_owned(), "pro"), ("premium_test".to_owned(), "premium")]);
     for (plan, name) in [("pro", "STRIPE_PRICE_PRO"), ("premium", "STRIPE_PRICE_PREMIUM")] {
         let names = ["", "_YEARLY"].map(|yearly| format!("{name}{yearly}"));
-        let values: Vec<String> = names
-            .iter()
-            .flat_map(|name| [env.get(name), env.get(&format!("NEXT_PUBLIC_{name}"))])
-            .flatten()
-            .collect();
-        if values.is_empty() {
+        let names = names.iter().flat_map(|name| [name.clone(), format!("NEXT_PUBLIC_{name}")]);
+        let names: Vec<String> = names.filter(|name| env.get(name).is_some()).collect();
+        let values: Vec<String> = names.iter().filter_map(|name| one_line(env, name, &mut faults)).collect();
+        if names.is_empty() {
             faults.add(format!("{name} (ou NEXT_PUBLIC_{name}, ou leur forme _YEARLY) n’est pas définie"));
         }
         for value in values {
@@ -99,6 +100,27 @@ pub(super) fn prices(env: &Environment) -> Result<Prices, ConfigFaults> {
         }
     }
     checked(Some(prices), faults)
+}
+
+/// Reads an optional variable that stands within a line, or in an identifier.
+fn one_line(env: &Environment, name: &str, faults: &mut ConfigFaults) -> Option<String> {
+    let value = env.whole(name, faults)?;
+    let is_one = !value.contains(['\n', '\r']);
+    if !is_one {
+        faults.add(format!("{name} contient un saut de ligne ; collez la valeur à nouveau"));
+    }
+    is_one.then_some(value)
+}
+
+/// Reads this deployment's own address, `JOBS_BASE_URL`. It has no path: routes begin at its root, and the secret goes to
+/// no other address of that host.
+pub(super) fn own_address(value: &str, faults: &mut ConfigFaults) -> Option<Url> {
+    let url = Environment::base("JOBS_BASE_URL", value, faults)?;
+    let is_root = url.path() == "/";
+    if !is_root {
+        faults.add("JOBS_BASE_URL doit être une adresse https://… sans chemin");
+    }
+    is_root.then_some(url)
 }
 
 fn without_slash(url: &Url) -> String {

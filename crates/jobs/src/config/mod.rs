@@ -3,7 +3,7 @@
 //! It builds the settings that each part owns ([`SupabaseConfig`], [`IntegrationsConfig`], [`MailConfig`] …). Every
 //! fault is found at once and named; no value is ever repeated. What every task needs (the secret and Supabase) and
 //! what single tasks need fail apart, so that a missing Stripe key leaves the reminders alone. Blank counts as missing,
-//! and white space around a value (a pasted newline) is not part of it.
+//! as `undefined` and `null` do, and white space around a value (a pasted newline) is not part of it.
 
 mod environment;
 mod integrations;
@@ -158,7 +158,7 @@ fn own_url(env: &Environment, faults: &mut ConfigFaults) -> Option<Url> {
     let address = env
         .get("JOBS_BASE_URL")
         .or_else(|| env.get("VERCEL_PROJECT_PRODUCTION_URL").map(|host| format!("https://{host}")))?;
-    Environment::url("JOBS_BASE_URL", &address, faults)
+    mail::own_address(&address, faults)
 }
 
 #[cfg(test)]

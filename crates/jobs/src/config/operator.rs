@@ -13,7 +13,7 @@ pub(super) fn monitors(env: &Environment, faults: &mut ConfigFaults) -> Monitors
 }
 
 pub(super) fn email(env: &Environment, faults: &mut ConfigFaults) -> Option<String> {
-    env.get("OPERATOR_EMAIL").filter(|address| {
+    env.whole("OPERATOR_EMAIL", faults).filter(|address| {
         let sound = is_sender(address) && !address.contains('<');
         if !sound {
             faults.add("OPERATOR_EMAIL doit être une adresse");

@@ -9,7 +9,7 @@ use crate::{
 pub(super) fn supabase(env: &Environment) -> Result<SupabaseConfig, ConfigFaults> {
     let mut faults = ConfigFaults::default();
     let url = env.required("SUPABASE_URL", Some("NEXT_PUBLIC_SUPABASE_URL"), &mut faults);
-    let url = url.and_then(|url| Environment::url("SUPABASE_URL", &url, &mut faults));
+    let url = url.and_then(|url| Environment::base("SUPABASE_URL", &url, &mut faults));
     let key = env.required_to_send("SUPABASE_SECRET_KEY", Some("SUPABASE_SERVICE_ROLE_KEY"), &mut faults);
     let key = key.and_then(|key| supabase_key(key, &mut faults));
     let parts = url.zip(key).map(|(url, key)| SupabaseConfig {

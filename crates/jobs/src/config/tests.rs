@@ -113,6 +113,157 @@ fn what_cannot_be_sent_is_a_fault(#[case] name: &'static str, #[case] value: &st
     assert!(!faults.contains("value"), "{faults}");
 }
 
+/// Sets every variable that there is, to something sound.
+fn all_sound() -> HashMap<&'static str, String> {
+    let mut vars = sound();
+    let more = [
+        ("RESEND_API_KEY", "re_value"),
+        ("RESEND_BASE_URL", "https://resend.example"),
+        ("RESEND_RATE_LIMIT", "9"),
+        ("RESEND_WEBHOOK_SECRET", "whsec_value"),
+        ("COMPANY_FROM_EMAIL", "value@host.fr"),
+        ("SENDER_IDENTITY", "Value SAS"),
+        ("NEXT_PUBLIC_BASE_URL", "https://app.example"),
+        ("JOBS_BASE_URL", "https://jobs.example"),
+        ("MARKETING_PROMO_CODE", "value"),
+        ("MARKETING_PROMO_LABEL", "value"),
+        ("STRIPE_PRICE_PRO", "price_pro"),
+        ("STRIPE_PRICE_PREMIUM", "price_premium"),
+        ("STRIPE_PRICE_PRO_YEARLY", "price_pro_y"),
+        ("STRIPE_PRICE_PREMIUM_YEARLY", "price_premium_y"),
+        ("NEXT_PUBLIC_STRIPE_PRICE_PRO", "price_pro_n"),
+        ("NEXT_PUBLIC_STRIPE_PRICE_PREMIUM", "price_premium_n"),
+        ("NEXT_PUBLIC_STRIPE_PRICE_PRO_YEARLY", "price_pro_ny"),
+        ("NEXT_PUBLIC_STRIPE_PRICE_PREMIUM_YEARLY", "price_premium_ny"),
+        ("STRIPE_API_BASE", "https://stripe.example"),
+        ("SHOPIFY_API_BASE", "https://{shop}/value"),
+        ("SHOPIFY_EXCHANGE_PERMANENT_TOKENS", "true"),
+        ("STRIPE_REQUESTS_PER_SECOND", "20"),
+        ("STRIPE_MIN_REQUESTS_PER_SECOND", "5"),
+        ("STRIPE_MAX_REQUESTS_PER_SECOND", "500"),
+        ("JOB_CONCURRENCY", "32"),
+        ("JOB_BUDGET_SECONDS", "270"),
+        ("REPLAY_MAX_DAYS", "35"),
+        ("MARKETING_FROM_HOUR", "7"),
+        ("OPERATOR_EMAIL", "value@host.fr"),
+        ("DEPLOYMENT_FILE", "vercel.json"),
+        ("PING_URL_SYNC_INTEGRATIONS", "https://hc.example/1"),
+        ("PING_URL_MONTHLY_SYNC", "https://hc.example/2"),
+        ("PING_URL_MARKETING_DAY3", "https://hc.example/3"),
+        ("PING_URL_MONTHLY_REMINDERS", "https://hc.example/4"),
+        ("PING_URL_CHECK_THRESHOLDS", "https://hc.example/5"),
+        ("VERCEL_ENV", "production"),
+    ];
+    vars.extend(more.map(|(name, value)| (name, value.to_owned())));
+    vars
+}
+
+/// Returns the faults of every part.
+fn all_faults(vars: &HashMap<&'static str, String>) -> ConfigFaults {
+    let config = read(vars);
+    let parts = [
+        config.supabase.err(),
+        config.tuning.err(),
+        config.integrations.err(),
+        config.mail.err(),
+        config.prices.err(),
+        config.link_keys.err(),
+        config.webhook_secret.err(),
+    ];
+    ConfigFaults::all(parts.iter().flatten())
+}
+
+#[test]
+fn every_variable_in_every_wrong_form_is_named_and_never_repeated() {
+    let sound = all_sound();
+    assert!(all_faults(&sound).is_empty(), "{}", all_faults(&sound));
+    let untried: Vec<String> =
+        names().into_iter().filter(|name| !sound.contains_key(name.as_str())).collect();
+    assert_eq!(
+        untried,
+        [
+            "JOBS_NOW",
+            "NEXT_PUBLIC_SUPABASE_URL",
+            "SUPABASE_SERVICE_ROLE_KEY",
+            "VERCEL_PROJECT_PRODUCTION_URL"
+        ],
+        "the platform's, a test's, and other names of what is tried"
+    );
+    for (name, value) in sound.iter().filter(|(name, _)| **name != "VERCEL_ENV") {
+        let is_list = *name == "SENDER_IDENTITY";
+        let wrong = [
+            (format!("\"{value}\""), *name != "CRON_SECRET"),
+            (format!("'{value}'"), *name != "CRON_SECRET"),
+            (format!("{value}\n{value}"), !is_list),
+            (format!("{value}\r\n{name}={value}"), !is_list),
+            (format!("{value}\u{7}{value}"), true),
+            (format!("{value}\0"), true),
+            (format!("{value}{}", "x".repeat(17_000)), true),
+        ];
+        for (form, is_fault) in wrong {
+            let vars = sound.clone().into_iter().chain([(*name, form.clone())]).collect();
+            let faults = all_faults(&vars);
+            assert_eq!(
+                faults.iter().any(|fault| fault.contains(name)),
+                is_fault,
+                "{name} {form:.60?}: {faults}"
+            );
+            assert!(faults.iter().all(|fault| fault.contains(name)), "only what is wrong is named: {faults}");
+            assert!(!faults.to_string().contains(&form), "{name}");
+        }
+    }
+}
+
+/// What a script writes for nothing is nothing: no secret is the word `undefined`, no mail is signed with it.
+#[test]
+fn undefined_is_missing() {
+    use secrecy::ExposeSecret;
+    let sound = all_sound();
+    for name in sound.keys().filter(|name| **name != "RESEND_RATE_LIMIT") {
+        let without: HashMap<_, _> = sound.clone().into_iter().filter(|(other, _)| other != name).collect();
+        for nothing in ["undefined", "null", " undefined\n", ""] {
+            let vars = without.clone().into_iter().chain([(*name, nothing.to_owned())]).collect();
+            assert_eq!(all_faults(&vars), all_faults(&without), "{name}");
+            let secret = read(&vars).cron_secret.map(|secret| secret.expose_secret().to_owned());
+            assert_eq!(secret.as_deref(), (*name != "CRON_SECRET").then_some("secret-value"));
+        }
+    }
+}
+
+/// The crate that sends reads it untrimmed, and panics at each mail where it is no number.
+#[rstest]
+#[case("")]
+#[case("9\n")]
+#[case(" 9")]
+#[case("undefined")]
+#[case("0")]
+fn a_rate_limit_that_the_crate_cannot_read_is_a_fault(#[case] value: &str) {
+    let mut vars = all_sound();
+    vars.insert("RESEND_RATE_LIMIT", value.to_owned());
+    assert!(all_faults(&vars).to_string().contains("RESEND_RATE_LIMIT"));
+}
+
+/// Paths are put behind these: nothing may stand in between.
+#[test]
+fn an_address_for_paths_has_none_of_its_own() {
+    for name in
+        ["SUPABASE_URL", "STRIPE_API_BASE", "RESEND_BASE_URL", "NEXT_PUBLIC_BASE_URL", "JOBS_BASE_URL"]
+    {
+        for more in ["?value", "/?value=1", "#value"] {
+            let mut vars = all_sound();
+            vars.entry(name).and_modify(|address| address.push_str(more));
+            let faults = all_faults(&vars).to_string();
+            assert!(faults.contains(name) && !faults.contains("value"), "{faults}");
+        }
+    }
+    let mut vars = all_sound();
+    vars.insert("JOBS_BASE_URL", "https://jobs.example/value".to_owned());
+    let faults = all_faults(&vars).to_string();
+    assert!(faults.contains("JOBS_BASE_URL") && !faults.contains("value"), "{faults}");
+    vars.insert("JOBS_BASE_URL", "https://jobs.example/".to_owned());
+    assert!(all_faults(&vars).is_empty());
+}
+
 #[test]
 fn an_anonymous_key_is_told_apart_before_the_first_request() {
     let mut vars = sound();
