@@ -132,6 +132,35 @@ async fn drained(world: &World) -> Result<(String, bool)> {
     Ok(sqlx::query_as(row).fetch_one(world.pool()).await?)
 }
 
+/// A run that only sends, at a mail service that never answers within the call, is no success either. The mails wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_could_send_nothing_says_why() -> Result<()> {
+    let mut world = World::at(crate::clock::at("2026-12-02T07:00:00Z")).await?;
+    let monitor = Resend::bare().await?;
+    monitor.faults().add(Rule::on("", Fault::Answer { status: 200, headers: Vec::new(), body: "OK".into() }));
+    world.set("PING_URL_MONTHLY_REMINDERS", &format!("{}/reminders", monitor.url()));
+    world.set("JOB_BUDGET_SECONDS", "1");
+    let user = world.user("camille@example.test").await?;
+    for sql in [
+        "insert into public.subscriptions (user_id, status, price_id) values ($1, 'active', 'price_premium')",
+        "insert into public.email_preferences (user_id, monthly_reminder) values ($1, true)",
+    ] {
+        sqlx::query(sql).bind(user).execute(world.pool()).await?;
+    }
+    world.resend.faults().add(Rule::on("/emails", Fault::Delay(Duration::from_mins(1))));
+    let told = ask(&world, Method::GET, "send-reminders", "").await?;
+    assert_eq!((told.status, &told.body["sent"], &told.body["remaining"]), (200, &json!(0), &json!(1)));
+    let problem = &told.body["problems"][0];
+    assert_eq!((&problem["code"], &problem["blocking"]), (&json!("no_time"), &json!(true)), "{}", told.text);
+    assert_eq!(told.body["errors"], 1, "{}", told.text);
+    let (status, message) = logged(&world).await?;
+    assert!(status == "error" && message.is_some(), "{status} {message:?}");
+    let heard: Vec<String> = monitor.faults().seen().iter().map(|seen| seen.target.clone()).collect();
+    assert_eq!(heard, ["/reminders/start", "/reminders/fail"]);
+    assert_eq!(world.value::<i32>("select max(attempts) from jobs.job_items").await?, 0);
+    Ok(())
+}
+
 /// One is put off, the other is read: that is said, and is no error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_made_progress_says_what_is_put_off() -> Result<()> {

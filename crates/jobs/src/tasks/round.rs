@@ -13,6 +13,10 @@ use crate::{
 const NO_TIME: &str = "Le temps de l’appel s’est écoulé avant qu’une seule lecture soit terminée\u{a0}: vérifier \
                        JOB_BUDGET_SECONDS et la lenteur des services.";
 
+/// Tells the same of a run that only sends.
+const NO_TIME_TO_SEND: &str = "Le temps de l’appel s’est écoulé avant qu’un seul courriel soit accepté\u{a0}: vérifier \
+                               JOB_BUDGET_SECONDS et la lenteur des services.";
+
 /// Counts what one round, or several, worked on, and names what stood in the way.
 #[derive(Debug, Default)]
 pub struct Round {
@@ -128,6 +132,11 @@ impl RunSummary {
         if report.mails.values().any(|mails| mails.queued > 0) {
             summary.blocked.extend(round.post_blocked);
             let moved = report.mails.values().any(|mails| mails.sent + mails.skipped + mails.failed > 0);
+            let moved_data = counts.planned > counts.queued || counts.begun > 0;
+            let stood_still = !moved && !moved_data && round.out_of_time;
+            if stood_still && summary.blocked.is_empty() && round.mail_setbacks.is_empty() {
+                summary.blocked.push(Failure::new("no_time", NO_TIME_TO_SEND));
+            }
             if moved { &mut summary.notices } else { &mut summary.blocked }.extend(round.mail_setbacks);
         }
         summary.counts = report.counts;
