@@ -13,9 +13,10 @@ use uuid::Uuid;
 
 use crate::{
     chain::call_next_hop,
-    failure::{CountedFailure, Failure},
-    integrations::is_the_users_to_mend,
+    failure::Failure,
+    integrations::{TOKEN_UNREADABLE, is_the_users_to_mend},
     ping::{Signal, ping},
+    providers::OUTAGE,
     schedule::Task,
     tasks::{
         Call, Context, RunSummary, TaskError, TaskOutcome, check_thresholds, due_slot, marketing_day3,
@@ -126,8 +127,15 @@ fn trouble(outcome: &TaskOutcome) -> Option<String> {
 
 /// Errors of a run that only the users they hit can mend.
 fn for_users(run: &RunSummary) -> u64 {
-    let theirs = |failure: &&CountedFailure| failure.code.as_deref().is_some_and(is_the_users_to_mend);
-    run.troubles.iter().filter(theirs).map(|failure| failure.count).sum()
+    let of = |is: &dyn Fn(&str) -> bool| -> u64 {
+        let counted = run.troubles.iter().filter(|failure| failure.code.as_deref().is_some_and(is));
+        counted.map(|failure| failure.count).sum()
+    };
+    // A token that cannot be read is its user's own, unless that of most is: then ENCRYPTION_KEY has changed.
+    let unread = of(&|code| code == TOKEN_UNREADABLE);
+    let settled = run.worked() + run.counts.failed;
+    let is_single = unread * 100 <= settled * u64::from(OUTAGE.percent);
+    of(&is_the_users_to_mend) + if is_single { unread } else { 0 }
 }
 
 fn summary(outcome: &TaskOutcome) -> String {

@@ -51,6 +51,34 @@ async fn a_task_begins_and_goes_well_or_fails_with_the_reason() -> Result<()> {
     Ok(())
 }
 
+/// A row that one user has written pages nobody; a key of ours that opens no token does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_cannot_be_read_is_its_users_unless_most_are() -> Result<()> {
+    let mut world = World::new().await?;
+    let monitor = monitor().await?;
+    world.set("PING_URL_SYNC_INTEGRATIONS", &format!("{}/sync", monitor.url()));
+    for account in ["acct_odd", "acct_one", "acct_two"] {
+        world.stripe_user(account).await?;
+    }
+    world.run("update public.integration_tokens set access_token = E'a\\x01b' where stripe_account_id = 'acct_odd'").await?;
+    let answer = world.post("sync-integrations", "").await?;
+    assert_eq!(
+        (&answer["errors"], &answer["problems"][0]["code"]),
+        (&json!(1), &json!("token_unreadable")),
+        "{answer}"
+    );
+    let told = heard(&monitor);
+    assert!(told.len() == 2 && told[1].starts_with("POST /sync: "), "{told:?}");
+
+    monitor.faults().forget();
+    world.run("update public.integration_tokens set access_token = 'ff:ff'").await?;
+    let answer = world.post("sync-integrations", "").await?;
+    assert_eq!(answer["errors"], json!(3), "{answer}");
+    let told = heard(&monitor);
+    assert!(told.len() == 2 && told[1].starts_with("POST /sync/fail: "), "{told:?}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_monitor_that_is_not_there_changes_nothing_and_its_address_is_in_no_log() -> Result<()> {
     let mut world = World::new().await?;

@@ -14,6 +14,9 @@ enum Actor {
 const RECONNECTS: Actor = Actor::User { reconnects: true };
 const ELSEWHERE: Actor = Actor::User { reconnects: false };
 
+/// A stored token opens nothing: the code alone does not tell whose fault it is.
+pub const TOKEN_UNREADABLE: &str = "token_unreadable";
+
 /// Lists every code that an item or an integration can fail with.
 const ACTORS: [(&str, Actor); 30] = [
     ("token_rejected", RECONNECTS),
@@ -34,7 +37,7 @@ const ACTORS: [(&str, Actor); 30] = [
     ("app_not_approved", Actor::Operator),
     ("permission_lacking", Actor::Operator),
     // One user's row, or ENCRYPTION_KEY has changed for all of them.
-    ("token_unreadable", Actor::Operator),
+    (TOKEN_UNREADABLE, Actor::Operator),
     ("bad_request", Actor::Operator),
     ("search_ignored", Actor::Operator),
     ("too_expensive", Actor::Operator),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::actor::TOKEN_UNREADABLE;
 use crate::{
     crypto::tokens::TokenError,
     failure::Failure,
@@ -102,7 +103,7 @@ impl From<SupabaseError> for ItemError {
 impl From<TokenError> for ItemError {
     fn from(_: TokenError) -> Self {
         Self::permanent(
-            "token_unreadable",
+            TOKEN_UNREADABLE,
             "Le jeton enregistré est illisible : la connexion doit être refaite (ou ENCRYPTION_KEY a changé).",
         )
     }
