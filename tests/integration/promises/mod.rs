@@ -115,7 +115,7 @@ async fn pass_visibility(world: &World) -> Result<()> {
 }
 
 /// Returns the arguments of a plan of one user's or everybody's sync.
-fn plan(world: &World, run_id: Uuid, slot: Option<&str>, user: Option<Uuid>) -> Value {
+pub(crate) fn plan(world: &World, run_id: Uuid, slot: Option<&str>, user: Option<Uuid>) -> Value {
     json!({
         "p_run_id": run_id, "p_task": "sync_integrations", "p_kind": "sync_integration", "p_slot": slot,
         "p_trigger": if slot.is_some() { "cron" } else { "manual" }, "p_route": "/test",

@@ -141,6 +141,7 @@ impl Mailer {
         let mut report = MailReport::default();
         let mut working: JoinSet<Result<MailReport, SupabaseError>> = JoinSet::new();
         let mut error: Option<SupabaseError> = None;
+        let mut most = LARGEST_BATCH;
         loop {
             if working.len() >= AT_ONCE
                 && let Some(done) = working.join_next().await
@@ -166,10 +167,10 @@ impl Mailer {
                     report.blocked = Some(allowance.exhausted());
                     break;
                 }
-                Some(allowance) => allowance.left.map_or(LARGEST_BATCH, |left| {
-                    usize::try_from(left).unwrap_or(LARGEST_BATCH).min(LARGEST_BATCH)
-                }),
-                None => LARGEST_BATCH,
+                Some(allowance) => {
+                    allowance.left.map_or(most, |left| usize::try_from(left).unwrap_or(most).min(most))
+                }
+                None => most,
             };
             match self.outbox.claim(limit, &deadline).await {
                 Ok(Claim::Empty) => {
@@ -182,6 +183,11 @@ impl Mailer {
                     let reserved = self.reserve(&mails, &deadline).await;
                     let mailer = self.clone();
                     working.spawn(async move { mailer.work(id, mails, reserved, deadline).await });
+                }
+                // Some of these users have very much in their books: fewer of them at once.
+                Err(failed) if failed.asks_too_much() && most > 1 => {
+                    most = (most / 10).max(1);
+                    self.limits.pace.give_back(turn).await;
                 }
                 Err(failed) => error = Some(failed),
             }

@@ -171,6 +171,16 @@ impl SupabaseError {
         }
     }
 
+    /// Returns whether a smaller question may be answered: this one took longer than a statement may, or its answer is
+    /// larger than we take.
+    pub fn asks_too_much(&self) -> bool {
+        match self {
+            Self::Network(fault) => *fault == NetworkError::TooLarge,
+            Self::Api { error, .. } => error.code == "57014",
+            _ => false,
+        }
+    }
+
     /// Returns whether the same call may well succeed a little later.
     pub fn is_passing(&self) -> bool {
         match self {

@@ -109,13 +109,22 @@ pub(super) async fn find(
         Subjects::Changed => (None, true, DUE_PAGE),
     };
     let mut limit = most;
+    let mut least = 1_000;
     let mut after: Option<Uuid> = None;
     loop {
         let arguments = json!({
             "p_after": after, "p_limit": limit, "p_user_id": user, "p_due": changed, "p_floors": floors,
             "p_bytes": PAGE_BYTES, "p_noted_at": run_id.map(|_| at), "p_now": context.now,
         });
-        let page: Page = context.supabase.rpc("threshold_books", &arguments, &context.deadline).await?;
+        let page: Page = match context.supabase.rpc("threshold_books", &arguments, &context.deadline).await {
+            // Some of these users have very much in their books: fewer of them at once.
+            Err(error) if error.asks_too_much() && limit > 1 => {
+                limit = (limit / 10).max(1);
+                least = 1;
+                continue;
+            }
+            page => page?,
+        };
         found.scanned += page.scanned;
         let pending: Vec<Pending> =
             page.people.into_iter().flat_map(|person| found.look_at(person, &years, at)).collect();
@@ -130,7 +139,7 @@ pub(super) async fn find(
             return Ok(found);
         }
         // A page that ended early has added up users in vain: the next one asks for about as many as fit.
-        limit = u32::try_from(page.scanned * 2).unwrap_or(most).clamp(1_000, most);
+        limit = u32::try_from(page.scanned * 2).unwrap_or(most).clamp(least, most);
     }
 }
 
