@@ -20,6 +20,12 @@ language sql immutable as $$
     select case when octet_length(p_text) <= 2048 and octet_length(to_json(p_text)::text) <= 2560 then p_text end;
 $$;
 
+-- Whether a text says nothing. What is long says something, and is not read.
+create function jobs.is_blank(p_text text) returns boolean
+language sql immutable as $$
+    select p_text is null or (octet_length(p_text) <= 2048 and btrim(p_text) = '');
+$$;
+
 -- How these users say that they are taxed. A name of ours or null; without a row nothing is known.
 create function jobs.tax_profiles(p_users uuid[])
 returns table (user_id uuid, created date, has_acre boolean, income_tax text)

@@ -182,19 +182,20 @@ language sql immutable as $$
         then p_connected_at else p_seen_at end at time zone 'Europe/Paris')::date;
 $$;
 
--- The account or shop that the user says it is. Without a setting of its own: see is_uncounted.
+-- The account or shop that the user says it is. Without a setting of its own, so that it becomes part of the query that
+-- uses it, and no row is read as a whole for it: a user may have stored 100 MB in it.
 create function jobs.claimed_account(t public.integration_tokens) returns text
 language sql immutable as $$
     select case t.provider when 'stripe' then t.stripe_account_id else t.shop_domain end;
 $$;
 
--- What a proof is a proof of: this token for this account. Another token or account has to be proven anew.
--- Without a setting of its own: see is_uncounted.
+-- What a proof is a proof of: this token for this account. Another token or account has to be proven anew. What is too long
+-- to be a token is never proven, and not read. Without a setting of its own: see claimed_account; stable, as what it calls.
 create function jobs.token_fingerprint(t public.integration_tokens) returns text
-language sql immutable as $$
+language sql stable as $$
     select encode(sha256(convert_to(
-        t.provider || '|' || coalesce(t.stripe_account_id, '') || '|' || coalesce(t.shop_domain, '') || '|' || t.access_token,
-        'UTF8')), 'hex');
+        t.provider || '|' || coalesce(t.stripe_account_id, '') || '|' || coalesce(t.shop_domain, '') || '|'
+            || coalesce(jobs.readable_identifier(t.access_token), ''), 'UTF8')), 'hex');
 $$;
 
 -- How often these users have typed turnover of each activity that we know.

@@ -29,12 +29,14 @@ language sql stable security definer set search_path = '' set statement_timeout 
     join jobs.job_runs r on r.run_id = i.run_id
     -- Not by `or`: the subject is a key of its own in each case.
     cross join lateral (
-        select * from public.integration_tokens k where i.kind = 'sync_integration' and k.id = i.subject
+        select k.id from public.integration_tokens k where i.kind = 'sync_integration' and k.id = i.subject
         union all
-        select * from public.integration_tokens k where i.kind = 'sync_month' and k.user_id = i.subject
-    ) t
+        select k.id from public.integration_tokens k where i.kind = 'sync_month' and k.user_id = i.subject
+    ) f
+    join public.integration_tokens t on t.id = f.id
     left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-    where i.item_id = any (p_items) and t.is_active;
+    -- A row that is another's by now is read for its owner, by an item of theirs.
+    where i.item_id = any (p_items) and t.is_active and t.user_id = i.user_id;
 $$;
 
 -- Notes that the stored token opens exactly p_account. Where another account was connected before, its books are put

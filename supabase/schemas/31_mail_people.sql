@@ -23,7 +23,7 @@ create table jobs.objecting_users (
 -- an offer away.
 create view jobs.mail_people as
     select u.id as user_id, u.email::text as address, u.created_at, u.banned_until,
-        nullif(left(split_part(btrim(p.full_name), ' ', 1), 40), '') as first_name,
+        nullif(left(split_part(btrim(left(p.full_name, 400)), ' ', 1), 40), '') as first_name,
         case
             when u.deleted_at is not null then 'user_deleted'
             when u.is_anonymous then 'anonymous'
@@ -35,10 +35,11 @@ create view jobs.mail_people as
         coalesce(e.monthly_recap_email, true) as wants_recap,
         coalesce(e.marketing_email, true) and o.user_id is null as wants_marketing,
         coalesce(e.threshold_alert_email, true) as wants_alerts,
-        coalesce(u.raw_user_meta_data ->> 'plan', u.raw_user_meta_data ->> 'subscription_plan',
-            u.raw_app_meta_data ->> 'plan') in ('pro', 'premium')
-            or 'true' in (u.raw_user_meta_data ->> 'is_pro', u.raw_user_meta_data ->> 'is_premium') as says_paid
+        coalesce(m.said ->> 'plan', m.said ->> 'subscription_plan', u.raw_app_meta_data ->> 'plan') in ('pro', 'premium')
+            or 'true' in (m.said ->> 'is_pro', m.said ->> 'is_premium') as says_paid
     from auth.users u
+    -- What is large is not looked into (see account_flaws).
+    cross join lateral (select case when pg_column_size(u.raw_user_meta_data) <= 16384 then u.raw_user_meta_data end as said) m
     left join public.user_profiles p on p.id = u.id
     left join public.email_preferences e on e.user_id = u.id
     left join jobs.email_suppressions s on s.address_hash = jobs.address_hash(u.email::text)

@@ -174,7 +174,7 @@ language sql stable set search_path = '' as $$
         -- Renewed by us, with our credentials, and still good.
         -- They die on 1 January 2027, but for those of custom applications.
         'shopify_permanent', (select count(*) from known k join public.integration_tokens t on t.id = k.id
-            where k.provider = 'shopify' and k.state <> 'inactive' and coalesce(btrim(t.refresh_token), '') = ''),
+            where k.provider = 'shopify' and k.state <> 'inactive' and jobs.is_blank(t.refresh_token)),
         'shopify_renewed', (select max(s.token_expires_at) > p_now
             from jobs.integration_state s where s.provider = 'shopify'),
         'refused_credentials', (

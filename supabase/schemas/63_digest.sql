@@ -52,7 +52,7 @@ begin
             group by 1, 2) u),
         'outages', public.integration_outages(p_outage, p_now),
         'permanent_tokens', (select count(*) from public.integration_tokens t
-            where t.provider = 'shopify' and t.is_active and coalesce(btrim(t.refresh_token), '') = ''),
+            where t.provider = 'shopify' and t.is_active and jobs.is_blank(t.refresh_token)),
         'doubted_lists', jobs.doubted_lists(),
         'routes', (select coalesce(jsonb_object_agg(c.route, c.last), '{}') from jobs.cron_calls(p_calls_since) c),
         'first_calls', (select coalesce(jsonb_object_agg(c.route, c.first), '{}') from jobs.cron_calls(p_calls_since) c));

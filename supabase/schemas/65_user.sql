@@ -47,7 +47,7 @@ language sql stable set search_path = '' as $$
         'code', left(s.failure ->> 'code', 80), 'message', jobs.mask_text(s.failure ->> 'message'),
         'refusals', coalesce(s.refusals, 0), 'trouble_mailed_at', s.trouble_mailed_at,
         -- Such a token cannot be renewed.
-        'is_permanent', t.provider = 'shopify' and coalesce(btrim(t.refresh_token), '') = '',
+        'is_permanent', t.provider = 'shopify' and jobs.is_blank(t.refresh_token),
         'token_expires_at', s.token_expires_at, 'reads_all_orders', s.all_orders,
         'also_claimed_by', (select count(*) from public.integration_tokens o
             where o.provider = t.provider and o.user_id <> t.user_id
