@@ -6,6 +6,8 @@ use std::borrow::Cow;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::value::RawValue;
 
+use crate::routes::Route;
+
 /// Represents a JSON object whose fields keep the order in which they were added.
 #[derive(Debug, Default)]
 pub(super) struct Fields(Vec<(&'static str, Box<RawValue>)>);
@@ -92,6 +94,13 @@ impl Answer {
     pub(super) fn error(status: u16, message: &str) -> Self {
         let complaint = Some(message.to_owned());
         Self { complaint, ..Self::json(status, &Fields::new().with("error", message)) }
+    }
+
+    /// Refuses a method that a route does not take, and names those that it takes.
+    pub(super) fn wrong_method(route: Route) -> Self {
+        let methods = route.allow().replace(", ", " ou ");
+        Self::error(405, &format!("Méthode non autorisée : utilisez {methods}."))
+            .with_header("allow", route.allow())
     }
 
     /// Answers a form with the page to look at now.

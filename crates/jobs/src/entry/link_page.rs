@@ -27,7 +27,7 @@ pub(super) fn other_method(app: &App, method: &str) -> Option<Answer> {
     match method {
         "GET" | "POST" => None,
         "HEAD" | "OPTIONS" => Some(Answer::empty(204).with_header("allow", app.route.allow())),
-        _ => Some(Answer::error(405, "Méthode non autorisée.").with_header("allow", app.route.allow())),
+        _ => Some(Answer::wrong_method(app.route)),
     }
 }
 

@@ -50,7 +50,8 @@ pub(super) fn admit(
         (Kind::Manual | Kind::Drain, "POST") => Trigger::Manual,
         (Kind::Manual, "GET") if secret_in_query.is_some() => {
             // A link must never start anything: neither in a browser nor in somebody's chat preview.
-            return Admission::Refuse(method_not_allowed(route, "GET avec secret : utilisez POST."));
+            let refusal = Answer::error(405, "GET avec secret : utilisez POST.");
+            return Admission::Refuse(refusal.with_header("allow", route.allow()));
         }
         (Kind::Manual, "GET") if incoming.authorization.is_none() => {
             return Admission::Refuse(instructions(route));
@@ -59,7 +60,7 @@ pub(super) fn admit(
         (_, "OPTIONS" | "HEAD") => {
             return Admission::Refuse(Answer::empty(204).with_header("allow", route.allow()));
         }
-        _ => return Admission::Refuse(method_not_allowed(route, "Méthode non autorisée.")),
+        _ => return Admission::Refuse(Answer::wrong_method(route)),
     };
 
     let by_query = trigger == Trigger::Manual || route.kind() == Kind::Cron;
@@ -199,10 +200,6 @@ pub(super) fn says_nothing(body: &[u8]) -> bool {
 
 fn bad_request(complaint: &str) -> Answer {
     Answer::error(400, complaint)
-}
-
-fn method_not_allowed(route: Route, complaint: &str) -> Answer {
-    Answer::error(405, complaint).with_header("allow", route.allow())
 }
 
 fn instructions(route: Route) -> Answer {

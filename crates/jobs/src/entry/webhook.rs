@@ -58,7 +58,7 @@ where
     match method {
         "POST" => {}
         "HEAD" | "OPTIONS" => return Answer::empty(204).with_header("allow", app.route.allow()),
-        _ => return Answer::error(405, "Méthode non autorisée.").with_header("allow", app.route.allow()),
+        _ => return Answer::wrong_method(app.route),
     }
     let Some(body) = body::read(body, LARGEST_EVENT).await else {
         return Answer::error(400, "Corps illisible ou trop grand.");

@@ -82,9 +82,7 @@ where
     match request.method {
         "GET" | "POST" => {}
         "HEAD" | "OPTIONS" => return Answer::empty(204).with_header("allow", Route::Status.allow()),
-        _ => {
-            return Answer::error(405, "Méthode non autorisée.").with_header("allow", Route::Status.allow());
-        }
+        _ => return Answer::wrong_method(Route::Status),
     }
     let query = match Query::read(request.query, request.method == "GET") {
         Ok(query) => query,

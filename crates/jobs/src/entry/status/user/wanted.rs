@@ -77,6 +77,7 @@ impl Wanted {
     /// Returns the heading of the look, and the button.
     pub(super) fn title(&self) -> String {
         match &self.what {
+            What::ReadDays(days) if days.get() == 1 => "Relire le dernier jour".to_owned(),
             What::ReadDays(days) => format!("Relire les {} derniers jours", days.get()),
             What::ReadMonth(month) => format!("Relire {} en entier", month.french()),
             What::LeaveOut { out: true, .. } => "Retirer ce compte des livres".to_owned(),
@@ -88,7 +89,7 @@ impl Wanted {
 }
 
 fn read_again(value: &impl Fn(&str) -> Option<String>) -> Result<What, Refused> {
-    let given = |name: &str| value(name).filter(|text| !text.trim().is_empty());
+    let given = |name: &str| value(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
     match (given("days"), given("month")) {
         (Some(days), None) => days
             .parse()
@@ -113,8 +114,19 @@ mod tests {
     const USER: &str = "5f0c0e52-8a4e-4c4b-9b0c-2f6d1a7e0001";
 
     #[rstest]
+    #[case("1", "Relire le dernier jour")]
+    #[case("2", "Relire les 2 derniers jours")]
+    fn a_heading_agrees_with_its_number(#[case] days: &str, #[case] title: &str) {
+        let what = What::ReadDays(days.parse().unwrap());
+        let wanted = Wanted { user: USER.parse().unwrap(), what, is_confirmed: false };
+        assert_eq!(wanted.title(), title);
+    }
+
+    #[rstest]
     #[case(&[("action", "read-again"), ("days", "30")], Some(Ok(What::ReadDays("30".parse().unwrap()))))]
     #[case(&[("action", "read-again"), ("month", "2026-11"), ("days", " ")], Some(Ok(What::ReadMonth("2026-11".parse().unwrap()))))]
+    // As it is pasted.
+    #[case(&[("action", "read-again"), ("month", " 2026-11\u{a0}")], Some(Ok(What::ReadMonth("2026-11".parse().unwrap()))))]
     #[case(&[("action", "read-again"), ("days", "367")], Some(Err(400)))]
     #[case(&[("action", "read-again"), ("month", "0001-01")], Some(Err(400)))]
     #[case(&[("action", "read-again"), ("days", "3"), ("month", "2026-11")], Some(Err(400)))]
