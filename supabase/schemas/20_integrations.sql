@@ -12,18 +12,19 @@
 -- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts
 -- when it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for
 -- debit payment methods"). A payment that failed was never received, so the row that takes it back does not count
--- either.
+-- either. A refund is pending as long as there is no money to pay it with.
 create function jobs.why_excluded(
     p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
     p_converted boolean
 ) returns text language sql immutable as $$
     select case
         when p_kind = 'unknown' then 'unknown_kind'
-        when p_kind in ('no_turnover', 'platform_reversal') then p_kind
+        when p_kind in ('no_turnover', 'platform_reversal', 'unlisted_payment') then p_kind
         when p_occurred_at is null then 'no_date'
         when p_currency is null then 'no_currency'
         when p_amount_minor is null then 'amount_not_read'
         when p_kind = 'payment' and p_state in ('pending', 'unknown') then 'pending'
+        when p_kind = 'refund' and p_state = 'pending' then 'pending'
         when p_kind = 'payment' and p_state in ('failed', 'canceled') or p_kind = 'charge_failure' then 'failed'
         when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
         when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
@@ -158,11 +159,12 @@ create table jobs.rates_in_use (
 );
 
 -- Whether a movement is money that its month's figure lacks, or may lack: not readable, of an unknown kind, not known
--- in euros. Without a setting of its own, so that it becomes part of the query that uses it. It names no table.
+-- in euros, told by an order alone. Without a setting of its own, so that it becomes part of the query that uses it. It
+-- names no table.
 create function jobs.is_uncounted(t jobs.integration_transactions) returns boolean
 language sql immutable as $$
     select t.excluded is not null and t.excluded in ('unknown_kind', 'no_date', 'no_currency', 'amount_not_read', 'prevented',
-        'unresolved_currency', 'currency');
+        'unresolved_currency', 'currency', 'unlisted_payment');
 $$;
 
 -- Integrations whose list lacks, at the last read, what it has shown before, or is empty ever since (see settle_figures).

@@ -7,7 +7,7 @@
 -- p_parts: one object for each integration read:
 --   {integration_id, provider, account, window: {from, to}, movements: […], error: {code, message} | null,
 --    notes: {…}, count_month: bool, kinds: {the provider's name of a kind: ours}, rates: see rates_in_use,
---    listed: how many movements the list had, null: not counted}
+--    listed: how many movements the list had, null: not counted, order_payments: see note_unlisted_payments}
 -- p_chunk numbers the calls of one lease, from 1. p_cursor comes back with the next claim, should this one be lost.
 -- p_month (a Paris month) asks for that month's figures in the result.
 --   {state: settled | stored | lost, result, repeated: an earlier call settled it}
@@ -66,7 +66,7 @@ begin
     for part in
         select * from jsonb_to_recordset(p_parts) as x (
             integration_id uuid, provider text, account text, "window" jsonb, movements jsonb, error jsonb,
-            count_month boolean, kinds jsonb, deep boolean, listed bigint)
+            count_month boolean, kinds jsonb, deep boolean, listed bigint, order_payments jsonb)
         order by x.provider
     loop
         parts := parts + 1;
@@ -82,6 +82,8 @@ begin
             by_provider := by_provider || jsonb_build_object(part.provider,
                 coalesce((by_provider ->> part.provider)::bigint, 0) + (stored ->> 'records')::bigint);
             months := months || array(select jsonb_array_elements_text(stored -> 'months')::date);
+            months := months || jobs.note_unlisted_payments(
+                p_user_id, part.account, coalesce(part.order_payments, '[]'), p_now);
             if p_final then
                 months := months || jobs.follow_movements(p_user_id, part.provider, coalesce(part.kinds, '{}'), p_now);
             end if;

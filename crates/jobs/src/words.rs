@@ -118,7 +118,7 @@ pub fn waits_too_long(stored_lane: &str) -> String {
 }
 
 /// Says why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 54] = [
+const REASONS: [(&str, &str); 55] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -158,7 +158,7 @@ const REASONS: [(&str, &str); 54] = [
     ("currency", "autre devise"),
     ("unresolved_currency", "connu dans la devise de l’acheteur seulement"),
     ("unknown_kind", "type inconnu"),
-    ("pending", "paiement en attente"),
+    ("pending", "paiement ou remboursement en attente"),
     ("not_lost", "litige ouvert ou gagné"),
     ("prevented", "litige évité"),
     ("gift_card", "carte cadeau"),
@@ -167,6 +167,7 @@ const REASONS: [(&str, &str); 54] = [
     ("platform_reversal", "repris par une plateforme"),
     ("maybe_twice", "compté deux fois peut-être"),
     ("beyond_scope", "plus de 60 jours avant la lecture, hors de portée de l’autorisation Shopify"),
+    ("unlisted_payment", "payé d’après la commande, absent de la liste des encaissements"),
     ("refund_of_unknown_sale", "remboursement d’une vente jamais lue"),
     ("passed_on", "versé par une plateforme, peut-être sans sa commission"),
     ("doubted_list", "liste qui ne montre plus ce qu’elle montrait, ou vide depuis"),

@@ -5,10 +5,12 @@ mod changes;
 mod debits;
 mod histories;
 mod reach;
+mod refunds;
 mod reports;
 mod source;
 mod strange;
 mod twins;
+mod unlisted;
 
 use anyhow::Result;
 use serde_json::Value;

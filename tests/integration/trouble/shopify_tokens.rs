@@ -68,7 +68,11 @@ async fn a_token_is_renewed_when_it_ends_and_keeps_its_proof() -> Result<()> {
     assert_eq!(world.shopify.refreshes(SHOP), 2);
     let asked: Vec<_> =
         world.shopify.faults().seen().iter().map(|seen| seen.target.contains(REFRESH)).collect();
-    assert_eq!(asked, [true, false, false], "renewed, then sales and disputes: proven already");
+    assert_eq!(
+        asked,
+        [true, false, false, false],
+        "renewed, then sales, disputes and orders: proven already"
+    );
     let same_grant: bool = world
         .value(
             "select s.proof = jobs.token_fingerprint(t) and s.account = t.shop_domain \

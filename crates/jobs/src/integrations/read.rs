@@ -47,6 +47,8 @@ enum List {
     Movements,
     /// It lists Shopify's disputes.
     Disputes,
+    /// It lists what Shopify's orders say was paid.
+    Orders,
 }
 
 /// Says how a reading ended.
@@ -97,6 +99,10 @@ impl Reader<'_> {
         }
         let lists: &[List] = match integration.provider {
             Provider::Stripe => &[List::Movements],
+            // The second source beside the list of movements: with the read that reaches far back, and with months.
+            Provider::Shopify if window.is_deep() || self.settlement.is_of_a_month() => {
+                &[List::Movements, List::Disputes, List::Orders]
+            }
             Provider::Shopify => &[List::Movements, List::Disputes],
         };
         for &list in lists.iter().skip_while(|list| **list != first) {
@@ -122,7 +128,7 @@ impl Reader<'_> {
                 if after.is_none() {
                     break;
                 }
-                let held = self.parts.iter().map(|part| part.movements.len()).sum::<usize>();
+                let held = self.parts.iter().map(Part::held).sum::<usize>();
                 let out_of_time = !self.deadline.may_start_work();
                 if held < CHECKPOINT_EVERY && !out_of_time {
                     continue;
@@ -195,6 +201,7 @@ impl Reader<'_> {
                 part.listed = part.listed.map(|listed| listed + page.movements.len() as u64);
             }
             part.movements.extend(page.movements);
+            part.order_payments.extend(page.order_payments);
             for (kind, rows) in page.unknown {
                 part.note_unknown(&kind, rows);
             }
@@ -204,9 +211,7 @@ impl Reader<'_> {
 
     async fn checkpoint(&mut self, position: &ReadPosition) -> Result<State, ItemError> {
         let state = self.settlement.checkpoint(&self.parts, &json!(position), &self.deadline).await?;
-        for part in &mut self.parts {
-            part.movements.clear();
-        }
+        self.parts.iter_mut().for_each(Part::clear);
         Ok(state)
     }
 
@@ -244,6 +249,9 @@ impl Reader<'_> {
             }
             (Access::Shopify { shop, token }, List::Movements) => {
                 self.clients.shopify.tender_page(shop, token, window, after, deadline).await
+            }
+            (Access::Shopify { shop, token }, List::Orders) => {
+                self.clients.shopify.order_page(shop, token, window, after, deadline).await
             }
             (Access::Shopify { shop, token }, List::Disputes) => {
                 let disputes =

@@ -9,7 +9,7 @@ use super::{Integration, actor::mended_by_reconnecting, columns};
 use crate::{
     deadline::Deadline,
     failure::Failure,
-    providers::{Movement, Provider, stripe},
+    providers::{Movement, OrderPayment, Provider, stripe},
     queue::{Claimed, Progress},
     schedule::Window,
     supabase::{PreparedCall, Supabase, SupabaseError},
@@ -26,6 +26,8 @@ pub(super) struct Part {
     pub(super) window: Window,
     #[serde(serialize_with = "columns::serialize")]
     pub(super) movements: Vec<Movement>,
+    /// Holds what orders say was paid, to be compared with the movements.
+    pub(super) order_payments: Vec<OrderPayment>,
     pub(super) error: Option<Failure>,
     pub(super) notes: Map<String, Value>,
     pub(super) count_month: bool,
@@ -48,6 +50,7 @@ impl Part {
             account: integration.proven_account.clone(),
             window,
             movements: Vec::new(),
+            order_payments: Vec::new(),
             error: None,
             notes: Map::new(),
             count_month,
@@ -59,6 +62,16 @@ impl Part {
             deep: window.is_deep(),
             listed: Some(0),
         }
+    }
+
+    /// Counts what is kept in memory.
+    pub(super) fn held(&self) -> usize {
+        self.movements.len() + self.order_payments.len()
+    }
+
+    /// Forgets what was read, because it is stored, or because it is not all.
+    pub(super) fn clear(&mut self) {
+        (self.movements, self.order_payments) = (Vec::new(), Vec::new());
     }
 
     /// Goes on with the window of an earlier reading.
@@ -200,7 +213,7 @@ impl<'a> Settlement<'a> {
         Self::call(call, deadline).await
     }
 
-    /// Stores the last movements, coverage, totals and the result. The parts are without their movements afterwards,
+    /// Stores the last movements, coverage, totals and the result. The parts are without what was read afterwards,
     /// whatever the database answers: what is written out would otherwise wait in memory twice.
     pub(super) async fn finish(
         &mut self,
@@ -208,9 +221,7 @@ impl<'a> Settlement<'a> {
         deadline: &Deadline,
     ) -> Result<State, SupabaseError> {
         let call = self.prepare(parts, true, &Value::Null)?;
-        for part in parts {
-            part.movements = Vec::new();
-        }
+        parts.iter_mut().for_each(Part::clear);
         Self::call(call, deadline).await
     }
 

@@ -151,7 +151,7 @@ impl SyncWorker {
                     // Nothing of a list that was not read to its end is settled: refunds may be missing.
                     let failure = trouble.into_outcome(item)?;
                     if let Some(part) = reader.parts.last_mut() {
-                        part.movements.clear();
+                        part.clear();
                         part.error = Some(failure);
                     }
                 }

@@ -17,6 +17,6 @@ pub(crate) use error::tests;
 pub use error::{
     ErrorKind, Provider, ProviderError, ReconnectReason, RefusedReason, Transient, TransientCause,
 };
-pub use movement::{Movement, MovementKind, Original};
+pub use movement::{Movement, MovementKind, OrderPayment, Original};
 pub use outage::{OUTAGE, Outage, OutageRule};
 pub use page::{CursorGuard, Page};

@@ -82,6 +82,20 @@ pub struct Movement {
     pub references: Vec<String>,
 }
 
+/// Represents what a transaction of an order says was paid. It is no movement: the list of movements should have it, too.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct OrderPayment {
+    /// Names the order (`gid://shopify/Order/…`).
+    pub order: String,
+    /// Names the transaction (`gid://shopify/OrderTransaction/…`).
+    pub id: String,
+    /// Is when it was paid.
+    pub at: DateTime<Utc>,
+    /// Is in signed minor units of `currency`, the shop's.
+    pub amount_minor: i64,
+    pub currency: String,
+}
+
 /// Represents an amount as a provider wrote it.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Original {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Movement, Provider, ProviderError, RefusedReason};
+use super::{Movement, OrderPayment, Provider, ProviderError, RefusedReason};
 
 /// Represents one page of a provider's list.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -14,6 +14,8 @@ pub struct Page {
     /// Counts the movements of a kind that this version does not know, by the provider's name for
     /// it.
     pub unknown: BTreeMap<String, u32>,
+    /// Holds what orders say was paid, where this was asked for.
+    pub order_payments: Vec<OrderPayment>,
 }
 
 impl Page {

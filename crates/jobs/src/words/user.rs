@@ -45,6 +45,7 @@ pub fn movement_kind(stored: &str) -> &'static str {
         "partial_capture" => "part non débitée d’un paiement",
         "platform_reversal" => "reprise par une plateforme",
         "no_turnover" => "mouvement sans chiffre d’affaires",
+        "unlisted_payment" => "paiement d’une commande, non listé",
         "unknown" => "mouvement d’un type inconnu",
         _ => "autre mouvement",
     }

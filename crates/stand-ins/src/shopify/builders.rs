@@ -19,6 +19,7 @@ pub struct Tender {
     test: bool,
     order: Order,
     late: bool,
+    unlisted: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +43,7 @@ impl Tender {
             test: false,
             order: Order::New,
             late: false,
+            unlisted: false,
         }
     }
 
@@ -98,6 +100,14 @@ impl Tender {
     #[must_use]
     pub fn late(mut self) -> Self {
         self.late = true;
+        self
+    }
+
+    /// Leaves it out of the list of tenders until [`reveal`](StandIn::reveal), although its order's own transactions have
+    /// it: <https://community.shopify.com/t/tender-transaction-api-is-not-returning-the-second-transaction/124287>.
+    #[must_use]
+    pub fn unlisted(mut self) -> Self {
+        self.unlisted = true;
         self
     }
 }
@@ -181,8 +191,15 @@ impl StandIn {
     /// When there is no such shop or tender.
     pub fn reveal(&self, domain: &str, sold: &Sold) {
         let mut state = self.state();
-        let row = state.shop(domain).tenders.get_mut(&number(&sold.id));
-        row.unwrap_or_else(|| panic!("{domain} has no tender {}", sold.id)).hidden = false;
+        let (id, now) = (number(&sold.id), state.now());
+        let shop = state.shop(domain);
+        let row = shop.tenders.get_mut(&id).unwrap_or_else(|| panic!("{domain} has no tender {}", sold.id));
+        row.hidden = false;
+        let Some(order) = row.order.and_then(|order| shop.orders.get_mut(&order)) else { return };
+        order.updated = now;
+        for transaction in &mut order.transactions {
+            transaction.hidden_with = transaction.hidden_with.filter(|tender| *tender != id);
+        }
     }
 
     /// Adds a transaction to a sale's order that is no tender: `CHANGE`, `AUTHORIZATION`, `VOID`…
@@ -206,7 +223,9 @@ impl StandIn {
             shop_money: money.clone(),
             presentment_money: money,
             parent: order.transactions.first().map(|first| first.id),
+            hidden_with: None,
         });
+        order.updated = order.updated.max(at);
     }
 
     /// Orders from before `at` are not shown, as without the scope `read_all_orders` (60 days back).
@@ -316,7 +335,9 @@ fn put(state: &mut State, domain: &str, tender: Tender) -> Sold {
             test: tender.test,
             presentment_currency: tender.currency.clone(),
             transactions: Vec::new(),
+            updated: tender.at,
         });
+        row.updated = row.updated.max(tender.at);
         row.transactions.push(OrderTransactionRow {
             id: transaction,
             kind: if back { "REFUND" } else { "SALE" }.into(),
@@ -327,6 +348,7 @@ fn put(state: &mut State, domain: &str, tender: Tender) -> Sold {
             shop_money,
             presentment_money: presentment,
             parent: if back { row.transactions.first().map(|first| first.id) } else { None },
+            hidden_with: tender.late.then_some(id),
         });
     }
     let currency = tender.currency.clone();
@@ -337,7 +359,7 @@ fn put(state: &mut State, domain: &str, tender: Tender) -> Sold {
         method: tender.method,
         reference: tender.reference,
         order,
-        hidden: tender.late,
+        hidden: tender.late || tender.unlisted,
     };
     shop.tenders.insert(id, row);
     Sold {

@@ -7,7 +7,7 @@ use super::{
     errors::Error,
     page::Request,
     search::{Cell, Kind, Search},
-    state::{DisputeRow, Money, OrderTransactionRow, PaymentsAccess, Shop, TenderRow},
+    state::{DisputeRow, Money, OrderRow, OrderTransactionRow, PaymentsAccess, Shop, TenderRow},
 };
 
 const TENDER_FILTERS: &[(&str, Kind)] = &[
@@ -15,6 +15,15 @@ const TENDER_FILTERS: &[(&str, Kind)] = &[
     ("point_of_sale_device_id", Kind::Id),
     ("processed_at", Kind::Time),
     ("test", Kind::Bool),
+];
+/// These are some of the fields by which orders are found
+/// (<https://shopify.dev/docs/api/admin-graphql/latest/queries/orders#argument-query>).
+const ORDER_FILTERS: &[(&str, Kind)] = &[
+    ("created_at", Kind::Time),
+    ("id", Kind::Id),
+    ("processed_at", Kind::Time),
+    ("test", Kind::Bool),
+    ("updated_at", Kind::Time),
 ];
 const DISPUTE_FILTERS: &[(&str, Kind)] =
     &[("id", Kind::Id), ("initiated_at", Kind::Time), ("status", Kind::Text)];
@@ -68,6 +77,16 @@ pub(super) fn field(
                 dispute,
             )
         }
+        ("QueryRoot", "orders") => {
+            let search = searched(arguments, ORDER_FILTERS, path, searches)?;
+            let found = |id, row: &OrderRow| {
+                // An order of which nothing has come in yet is not there yet.
+                let shows = row.transactions.iter().any(|row| row.hidden_with.is_none());
+                shows && !order(shop, id).is_null() && finds_order(&search, id, row)
+            };
+            let request = Request::read(arguments)?;
+            request.page("OrderConnection", &shop.orders, found, shop.misbehaviour, |id, _| order(shop, id))
+        }
         ("QueryRoot", "order") => gid(id(), "Order").map_or(Value::Null, |id| order(shop, id)),
         ("QueryRoot", "node") => node(shop, id()),
         ("QueryRoot", "nodes") => {
@@ -86,6 +105,7 @@ pub(super) fn field(
             let row = hidden("$id").and_then(|id| shop.orders.get(&id));
             let first = arguments.get("first").and_then(Value::as_u64).unwrap_or(u64::MAX);
             let rows = row.into_iter().flat_map(|row| &row.transactions);
+            let rows = rows.filter(|row| row.hidden_with.is_none());
             rows.take(usize::try_from(first).unwrap_or(usize::MAX))
                 .map(|row| order_transaction(row, hidden("$id")))
                 .collect()
@@ -121,6 +141,15 @@ fn finds_tender(search: &Search, id: u64, row: &TenderRow) -> bool {
             // No tender of the stand-in was made on a point-of-sale device.
             _ => Some(Cell::Id(0)),
         })
+}
+
+fn finds_order(search: &Search, id: u64, row: &OrderRow) -> bool {
+    search.finds(|field| match field {
+        "id" => Some(Cell::Id(id)),
+        "test" => Some(Cell::Bool(row.test)),
+        "updated_at" => Some(Cell::Time(row.updated)),
+        _ => Some(Cell::Time(row.at)),
+    })
 }
 
 fn finds_dispute(search: &Search, id: u64, row: &DisputeRow) -> bool {
@@ -208,6 +237,7 @@ fn order(shop: &Shop, id: u64) -> Value {
         "test": row.test,
         "currencyCode": shop.currency,
         "presentmentCurrencyCode": row.presentment_currency,
+        "updatedAt": time(row.updated),
     })
 }
 

@@ -163,6 +163,8 @@ pub(super) struct OrderRow {
     pub(super) test: bool,
     pub(super) presentment_currency: String,
     pub(super) transactions: Vec<OrderTransactionRow>,
+    /// Is when something of it changed last.
+    pub(super) updated: DateTime<Utc>,
 }
 
 #[derive(Clone)]
@@ -176,6 +178,8 @@ pub(super) struct OrderTransactionRow {
     pub(super) shop_money: Money,
     pub(super) presentment_money: Money,
     pub(super) parent: Option<u64>,
+    /// Names the late tender with which it will show.
+    pub(super) hidden_with: Option<u64>,
 }
 
 pub(super) struct DisputeRow {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::bucket::Buckets;
 use super::disputes::{self, DisputePage, Disputes};
+use super::order_payments::OrderPage;
 use super::orders::Orders;
 use super::tenders::Tenders;
 use super::wire::{self, Shop};
@@ -23,14 +24,21 @@ use crate::schedule::Window;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A query above 1000 points is refused. A row of tenders or disputes costs one point for each object in it:
-/// itself, its amount, its order.
-const POINTS_PER_ROW: u32 = 3;
+/// Says how much is asked for at once. A query above 1000 points is refused.
+#[derive(Clone, Copy)]
+struct Size {
+    points_per_row: u32,
+    rows: u32,
+    /// A page this small that is still too expensive will not get cheaper.
+    fewest: u32,
+}
+
+/// A row of tenders or disputes costs one point for each object in it: itself, its amount, its order.
+const MOVEMENTS: Size = Size { points_per_row: 3, rows: 200, fewest: 10 };
+/// An order costs one point, and three for each of four transactions: itself, its bag, one amount.
+const ORDERS: Size = Size { points_per_row: 13, rows: 75, fewest: 2 };
 /// A page costs these points besides its rows: the connection, its page info and the shop.
 const POINTS_PER_PAGE: u32 = 4;
-const LARGEST_PAGE: u32 = 200;
-/// A page this small that is still too expensive will not get cheaper.
-const SMALLEST_PAGE: u32 = 10;
 
 /// A transaction of an order costs these points: itself, its bag, two amounts.
 const POINTS_PER_TRANSACTION: u32 = 4;
@@ -164,7 +172,7 @@ impl ShopifyClient {
     ) -> Result<Page, ProviderError> {
         let access = Access { shop, token, deadline };
         let query = search::within("processed_at", window);
-        let data = self.page(access, documents::TENDER_TRANSACTIONS, &query, cursor).await?;
+        let data = self.page(access, documents::TENDER_TRANSACTIONS, MOVEMENTS, &query, cursor).await?;
         let tenders = Tenders::read(data).map_err(refused)?;
         let orders = self.orders(access, tenders.orders_to_ask().map_err(refused)?).await?;
         tenders.settle(cursor, &orders).map_err(refused)
@@ -184,7 +192,7 @@ impl ShopifyClient {
     ) -> Result<Disputes, ProviderError> {
         let access = Access { shop, token, deadline };
         let query = search::within("initiated_at", disputes::begun(window));
-        let data = match self.page(access, documents::DISPUTES, &query, cursor).await {
+        let data = match self.page(access, documents::DISPUTES, MOVEMENTS, &query, cursor).await {
             Err(error) if error.kind == ErrorKind::Refused(RefusedReason::MissingScope) => {
                 return Ok(Disputes::NotAvailable);
             }
@@ -195,21 +203,39 @@ impl ShopifyClient {
         disputes.settle(cursor, &orders).map(Disputes::Page).map_err(refused)
     }
 
+    /// Reads one page of what the shop's orders say was paid within `window`.
+    pub async fn order_page(
+        &self,
+        shop: &ShopDomain,
+        token: &SecretString,
+        window: Window,
+        cursor: Option<&str>,
+        deadline: &Deadline,
+    ) -> Result<Page, ProviderError> {
+        let access = Access { shop, token, deadline };
+        let query = search::orders_paid_within(window);
+        let data = self.page(access, documents::ORDERS, ORDERS, &query, cursor).await?;
+        let page = OrderPage::read(data).map_err(refused)?;
+        let more = self.orders(access, page.orders_to_ask()).await?;
+        page.settle(cursor, window, more).map_err(refused)
+    }
+
     /// Reads one page of a searched connection, halved for as long as Shopify finds it too
     /// expensive.
     async fn page(
         &self,
         access: Access<'_>,
         document: &'static str,
+        size: Size,
         query: &str,
         cursor: Option<&str>,
     ) -> Result<Value, ProviderError> {
-        let mut first = LARGEST_PAGE;
+        let mut first = size.rows;
         loop {
             let variables = json!({"first": first, "after": cursor, "query": query});
-            let points = first * POINTS_PER_ROW + POINTS_PER_PAGE;
+            let points = first * size.points_per_row + POINTS_PER_PAGE;
             match self.graphql(access, document, &variables, points).await {
-                Err(error) if is_too_expensive(&error) && first / 2 >= SMALLEST_PAGE => first /= 2,
+                Err(error) if is_too_expensive(&error) && first / 2 >= size.fewest => first /= 2,
                 result => return result,
             }
         }

@@ -5,6 +5,9 @@
 //! the day of the sale and need every order re-read for late refunds. Chargebacks are not among them and come
 //! from the disputes of Shopify Payments.
 //!
+//! One public report tells of a tender that never was in the list (docs/field-reports.md, T1). So the transactions of
+//! the orders are a second source, once a day and with each month: what they know beyond the list is kept and named.
+//!
 //! Amounts are in the shop's currency. Where a tender transaction is in the buyer's, the order's own transactions
 //! know both; what cannot be told is kept, excluded and visible, never converted by a guess.
 
@@ -15,6 +18,7 @@ mod client;
 mod disputes;
 pub mod documents;
 mod domain;
+mod order_payments;
 mod orders;
 mod refresh;
 mod search;

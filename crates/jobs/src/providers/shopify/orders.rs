@@ -11,9 +11,10 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::order_payments;
 use super::wire::{Money, Priced, Shop, instant, shape};
 use crate::money::MinorAmount;
-use crate::providers::{Original, RefusedReason};
+use crate::providers::{OrderPayment, Original, RefusedReason};
 
 #[derive(Deserialize)]
 struct Data {
@@ -49,15 +50,27 @@ impl Settled {
 
 /// Holds what is known of some orders.
 #[derive(Debug, Default)]
-pub(super) struct Orders(HashMap<String, Vec<Exchange>>);
+pub(super) struct Orders(HashMap<String, Known>);
+
+/// Holds what the transactions of one order tell.
+#[derive(Debug, Default)]
+struct Known {
+    exchanges: Vec<Exchange>,
+    payments: Vec<OrderPayment>,
+}
 
 impl Orders {
     /// Takes in one answer that was asked for `first` transactions an order. Orders whose list is as long as that
     /// may have more and come back: the list has no cursor.
     pub(super) fn add(&mut self, data: Value, first: usize) -> Result<Vec<String>, RefusedReason> {
         let data: Data = shape(data, "order transactions")?;
+        Ok(self.add_nodes(&data.nodes, first))
+    }
+
+    /// Takes in orders of which `first` transactions were asked for, like [`add`](Self::add).
+    pub(super) fn add_nodes(&mut self, nodes: &[Value], first: usize) -> Vec<String> {
         let mut cut = Vec::new();
-        for node in data.nodes {
+        for node in nodes {
             // An id that is not an order comes as an empty object, one that is out of reach as null.
             let (Some(id), Some(transactions)) = (node["id"].as_str(), node["transactions"].as_array())
             else {
@@ -67,9 +80,16 @@ impl Orders {
                 cut.push(id.to_owned());
                 continue;
             }
-            self.0.insert(id.to_owned(), transactions.iter().filter_map(exchange).collect());
+            let exchanges = transactions.iter().filter_map(exchange).collect();
+            let payments = transactions.iter().filter_map(|one| order_payments::payment(id, one)).collect();
+            self.0.insert(id.to_owned(), Known { exchanges, payments });
         }
-        Ok(cut)
+        cut
+    }
+
+    /// Returns what the orders say was paid and paid back.
+    pub(super) fn into_payments(self) -> impl Iterator<Item = OrderPayment> {
+        self.0.into_values().flat_map(|known| known.payments)
     }
 
     /// Returns the amount in the shop's currency; it is unchanged and not converted when that
@@ -89,7 +109,7 @@ impl Orders {
     }
 
     fn convert(&self, priced: &Priced<'_>) -> Option<MinorAmount> {
-        let exchanges = self.0.get(&priced.order?.id)?;
+        let exchanges = &self.0.get(&priced.order?.id)?.exchanges;
         let outgoing = priced.amount.minor() < 0;
         let size = if outgoing { priced.amount.checked_neg().ok()? } else { priced.amount };
         let alike = |exchange: &&Exchange| exchange.incoming != outgoing && exchange.buyer == size;
@@ -107,17 +127,22 @@ fn single<'a>(exchanges: impl Iterator<Item = &'a Exchange>) -> Option<MinorAmou
     amounts.all(|amount| amount == first).then_some(first)
 }
 
-/// Reads a transaction; `None` for what moved no money (authorisations, voids, failures, tests,
-/// kinds to come), and for what cannot be read.
-fn exchange(transaction: &Value) -> Option<Exchange> {
+/// Returns which way a transaction moved money; `None` where it moved none.
+pub(super) fn is_incoming(transaction: &Value) -> Option<bool> {
     if transaction["test"] != false || transaction["status"] != "SUCCESS" {
         return None;
     }
-    let incoming = match transaction["kind"].as_str()? {
-        "SALE" | "CAPTURE" => true,
-        "REFUND" | "CHANGE" => false,
-        _ => return None,
-    };
+    match transaction["kind"].as_str()? {
+        "SALE" | "CAPTURE" => Some(true),
+        "REFUND" | "CHANGE" => Some(false),
+        _ => None,
+    }
+}
+
+/// Reads a transaction; `None` for what moved no money (authorisations, voids, failures, tests,
+/// kinds to come), and for what cannot be read.
+fn exchange(transaction: &Value) -> Option<Exchange> {
+    let incoming = is_incoming(transaction)?;
     let unsigned = |money: &Value| {
         let amount = Money(money).parse()?;
         if amount.minor() < 0 { amount.checked_neg().ok() } else { Some(amount) }

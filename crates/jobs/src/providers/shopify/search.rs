@@ -11,6 +11,13 @@ pub(super) fn within(field: &str, window: Window) -> String {
     format!("{field}:>='{}' AND {field}:<'{}'", timestamp(from), timestamp(to))
 }
 
+/// Writes the search of the orders of which something may have been paid within `window`: placed before its end, and
+/// changed since its beginning.
+pub(super) fn orders_paid_within(window: Window) -> String {
+    let Window { from, to } = window.in_whole_seconds();
+    format!("updated_at:>='{}' AND processed_at:<'{}'", timestamp(from), timestamp(to))
+}
+
 fn timestamp(instant: DateTime<Utc>) -> String {
     instant.to_rfc3339_opts(SecondsFormat::Secs, true)
 }

@@ -1,0 +1,91 @@
+-- What the orders of a shop say was paid, beside its list of tenders, which is not always whole.
+
+-- Compares what orders tell (p_payments: [{order, id, at, amount_minor, currency}], all payments of an order that were
+-- made within one window) with the movements that the list has shown. A payment that no movement of its order explains is
+-- kept as unlisted_payment: it does not count, and its month says so. One that was kept and is explained now is
+-- none any more. The Paris months that this touches.
+--
+-- One movement explains one payment, by order, amount and currency. What is left of an order is explained where its
+-- payments and movements are the same money in other pieces (cash and its change), or nothing is left of them within a day,
+-- to ten cents (rounding at the till).
+-- Where a movement of the order is not readable in the shop's currency, its month says so already.
+create function jobs.note_unlisted_payments(
+    p_user_id uuid, p_account text, p_payments jsonb, p_now timestamptz
+) returns date[] language plpgsql set search_path = '' set enable_nestloop = off set jit = off as $$
+#variable_conflict use_column
+declare
+    first_month date;
+    last_month date;
+    answer date[];
+begin
+    -- A movement may bear another date than its order's transaction, and so belong to the month beside it.
+    select (date_trunc('month', min(x.at) at time zone 'Europe/Paris') - interval '1 month')::date,
+        (date_trunc('month', max(x.at) at time zone 'Europe/Paris') + interval '1 month')::date
+    into first_month, last_month
+    from jsonb_to_recordset(p_payments) as x (at timestamptz);
+    if first_month is null then
+        return '{}';
+    end if;
+    with told as materialized (
+        select p.of_order, p.id, p.at, p.amount_minor, p.currency,
+            row_number() over (partition by p.of_order, p.currency, p.amount_minor order by p.at, p.id) as nth
+        from (
+            select distinct on (x.id) x."order" as of_order, x.id, x.at, x.amount_minor, x.currency
+            from jsonb_to_recordset(p_payments) as x (
+                "order" text, id text, at timestamptz, amount_minor bigint, currency text) order by x.id) p
+    ), orders as materialized (
+        select d.of_order, min(d.at) - interval '1 day' as since, max(d.at) + interval '1 day' as until
+        from told d group by 1
+    ), movements as materialized (
+        select (select r from unnest(t.refs) r where r ~ '^gid://shopify/Order/' limit 1) as of_order, t.external_id,
+            t.amount_minor, t.currency, t.converted, t.occurred_at
+        from jobs.integration_transactions t
+        where t.user_id = p_user_id and t.provider = 'shopify' and t.account = p_account
+            and t.paris_month between first_month and last_month and t.kind in ('payment', 'refund', 'unknown')
+            -- What orders tell is without them, too.
+            and coalesce(t.excluded, '') not in ('gift_card', 'store_credit')
+    ), listed as materialized (
+        select o.of_order, m.amount_minor, m.currency, m.converted, m.occurred_at between o.since and o.until as is_near,
+            row_number() over (partition by o.of_order, m.currency, m.amount_minor
+                order by m.occurred_at, m.external_id) as nth
+        from movements m join orders o using (of_order)
+    ), unlike as materialized (
+        select d.* from told d
+        left join listed l using (of_order, currency, amount_minor, nth)
+        where l.of_order is null
+    ), left_over as materialized (
+        select l.of_order, sum(l.amount_minor) as amount
+        from listed l left join told d using (of_order, currency, amount_minor, nth)
+        where d.of_order is null and l.is_near group by 1
+    ), explained as materialized (
+        select l.of_order from listed l where l.amount_minor is null or not l.converted
+        union
+        select u.of_order from (
+            select of_order, sum(amount_minor) as amount, max(at) - min(at) as took from unlike group by 1) u
+        left join left_over l using (of_order)
+        where abs(u.amount - coalesce(l.amount, 0)) < 10 and (l.of_order is not null or u.took < interval '1 day')
+    ), missing as materialized (
+        select u.* from unlike u left join explained e using (of_order) where e.of_order is null
+    ), written as (
+        insert into jobs.integration_transactions as t
+            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, first_seen_at)
+        select p_user_id, 'shopify', m.id, p_account, 'unlisted_payment', m.at, m.amount_minor, m.currency,
+            array[m.of_order], 'order_transaction', p_now
+        from missing m order by m.id
+        on conflict (user_id, provider, external_id) do update set
+            kind = excluded.kind, occurred_at = excluded.occurred_at, amount_minor = excluded.amount_minor,
+            currency = excluded.currency, updated_at = p_now
+        where (t.kind, t.occurred_at, t.amount_minor, t.currency) is distinct from
+            (excluded.kind, excluded.occurred_at, excluded.amount_minor, excluded.currency)
+        returning t.paris_month
+    ), found as (
+        update jobs.integration_transactions t set kind = 'no_turnover', updated_at = p_now
+        where t.user_id = p_user_id and t.provider = 'shopify' and t.kind = 'unlisted_payment'
+            and t.external_id = any (array(select d.id from told d except select m.id from missing m))
+        returning t.paris_month
+    )
+    select coalesce(array_agg(distinct m.paris_month), '{}')
+    into answer
+    from (select paris_month from written union all select paris_month from found) m;
+    return answer;
+end $$;
