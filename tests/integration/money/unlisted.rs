@@ -35,12 +35,12 @@ async fn a_payment_that_the_list_never_had_is_named() -> Result<()> {
     let part = sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
     assert_eq!((&part["errors"], &part["partial"]), (&json!(0), &json!(1)), "{part}");
     let missing = json!({"status": "partial", "flaws": {"unlisted_payment": 1}});
-    let row = ("unlisted_payment".to_owned(), 4_000, "unlisted_payment".to_owned());
+    let rows = [("unlisted_payment".to_owned(), 4_000, "unlisted_payment".to_owned())];
     // Read before, after, twice, as a month.
     for now in ["2026-11-18T18:10:00Z", "2026-11-19T06:10:00Z", "2026-11-20T06:10:00Z"] {
         assert_eq!(books(&world, user).await?, said(&[("2026-11", "60.00")]), "{now}");
         assert_eq!(worth(&world, user, 11).await?, missing, "{now}");
-        assert_eq!(rows_of_orders(&world).await?, [row.clone()], "{now}");
+        assert_eq!(rows_of_orders(&world).await?, rows, "{now}");
         sync_at(&mut world, now).await?;
     }
     world.set_now(at("2026-12-02T10:00:00Z"));

@@ -156,6 +156,38 @@ impl StandIn {
         self.against_charge(account, charge, at, -amount, ("refund", "refund", 0))
     }
 
+    /// Asks for a refund that cannot be paid yet, because the account has no money (`insufficient_funds`) or the payment
+    /// itself has not come (`charge_pending`: <https://docs.stripe.com/changelog/basil/2025-04-30/refund-pending-reason>).
+    ///
+    /// Its row is there at once. The vendor does not say whether it is: he speaks of a refund "that results in a negative
+    /// Stripe balance" and "will not be sent"
+    /// (<https://support.stripe.com/questions/pending-refunds-due-to-insufficient-funds-or-stripe-balance>), and lets a
+    /// refund have no balance transaction. The other way is a [`refund`](Self::refund) on the day it is paid.
+    pub fn waiting_refund(
+        &self,
+        account: &str,
+        charge: &str,
+        at: DateTime<Utc>,
+        amount: i64,
+        reason: &'static str,
+    ) -> Movement {
+        let refund = self.refund(account, charge, at, amount);
+        self.set_refund(account, &refund, "pending", Some(reason));
+        refund
+    }
+
+    /// Pays a refund that has waited; only the refund's status changes.
+    pub fn pay_refund(&self, account: &str, refund: &Movement) {
+        self.set_refund(account, refund, "succeeded", None);
+    }
+
+    fn set_refund(&self, account: &str, refund: &Movement, now: &'static str, why: Option<&'static str>) {
+        match self.state().account_mut(account).sources.get_mut(&refund.source) {
+            Some(Source::Refund { status, pending_reason, .. }) => (*status, *pending_reason) = (now, why),
+            _ => panic!("{account} has no refund {}", refund.source),
+        }
+    }
+
     /// Sends a refund of `amount` back, as the customer's bank does.
     pub fn refund_failure(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
         self.against_charge(account, charge, at, amount, ("refund_failure", "refund_failure", 0))
@@ -265,9 +297,19 @@ impl StandIn {
             let won = category == "dispute_reversal";
             ("du", Source::Dispute { charge, intent, amount: amount.abs(), currency, created, won })
         } else {
-            let failed = category == "refund_failure";
-            let amount = amount.abs();
-            ("re", Source::Refund { charge, intent, amount, currency, created, failed, by_platform: false })
+            let status = if category == "refund_failure" { "failed" } else { "succeeded" };
+            let (amount, pending_reason, by_platform) = (amount.abs(), None, false);
+            let refund = Source::Refund {
+                charge,
+                intent,
+                amount,
+                currency,
+                created,
+                status,
+                pending_reason,
+                by_platform,
+            };
+            ("re", refund)
         };
         let entry = Entry::new(at, amount, &settlement).kind(kind, category).fee(fee);
         match before {

@@ -31,7 +31,9 @@ pub(super) enum Source {
         amount: i64,
         currency: String,
         created: i64,
-        failed: bool,
+        status: &'static str,
+        /// Says what a pending refund waits for.
+        pending_reason: Option<&'static str>,
         /// Is true where the platform took a part of its transfer back
         /// (`source_transfer_reversal`).
         by_platform: bool,
@@ -71,25 +73,40 @@ impl Source {
                 }
                 charge
             }
-            Self::Refund { charge, intent, amount, currency, created, failed, by_platform } => json!({
-                "id": id,
-                "object": "refund",
-                "amount": amount,
-                "balance_transaction": transaction,
-                "charge": charge,
-                "created": created,
-                "currency": currency,
-                "customer": null,
-                "customer_account": null,
-                "metadata": {},
-                "payment_intent": intent,
-                "payment_method": null,
-                "reason": null,
-                "receipt_number": null,
-                "source_transfer_reversal": by_platform.then(|| format!("trr_{id}")),
-                "status": if *failed { "failed" } else { "succeeded" },
-                "transfer_reversal": null,
-            }),
+            Self::Refund {
+                charge,
+                intent,
+                amount,
+                currency,
+                created,
+                status,
+                pending_reason,
+                by_platform,
+            } => {
+                let mut refund = json!({
+                    "id": id,
+                    "object": "refund",
+                    "amount": amount,
+                    "balance_transaction": transaction,
+                    "charge": charge,
+                    "created": created,
+                    "currency": currency,
+                    "customer": null,
+                    "customer_account": null,
+                    "metadata": {},
+                    "payment_intent": intent,
+                    "payment_method": null,
+                    "reason": null,
+                    "receipt_number": null,
+                    "source_transfer_reversal": by_platform.then(|| format!("trr_{id}")),
+                    "status": status,
+                    "transfer_reversal": null,
+                });
+                if let Some(reason) = pending_reason {
+                    refund["pending_reason"] = (*reason).into();
+                }
+                refund
+            }
             Self::Dispute { charge, intent, amount, currency, created, won } => {
                 dispute(id, charge, intent, *amount, currency, *created, *won)
             }

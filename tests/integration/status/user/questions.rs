@@ -127,7 +127,10 @@ async fn about_money() -> Result<()> {
         .unwrap()["id"];
     has(&month["movements"], &[("/reason/code", json!("reported_twice")), ("/twin", twin.clone())]);
     // 4. "A direct debit is missing": it has not come.
-    has(&month["movements"], &[("/amount", json!(5_000)), ("/reason/said", json!("paiement en attente"))]);
+    has(
+        &month["movements"],
+        &[("/amount", json!(5_000)), ("/reason/said", json!("paiement ou remboursement en attente"))],
+    );
     // 5. "What was paid with a gift card is missing."
     has(&month["movements"], &[("/amount", json!(3_000)), ("/reason/code", json!("gift_card"))]);
     // 6. "Your figure is not mine": the row is the user's by now.

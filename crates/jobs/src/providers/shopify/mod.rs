@@ -23,6 +23,7 @@ mod orders;
 mod refresh;
 mod search;
 mod tenders;
+mod transaction;
 mod wire;
 
 pub use base::{ApiBase, InvalidApiBase};

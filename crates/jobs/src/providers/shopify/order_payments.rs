@@ -8,9 +8,9 @@ use chrono::TimeDelta;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::orders::{Orders, is_incoming};
-use super::wire::{Money, PageInfo, gid, instant, shape};
-use crate::providers::{OrderPayment, Page, RefusedReason};
+use super::orders::Orders;
+use super::wire::{PageInfo, gid, shape};
+use crate::providers::{Page, RefusedReason};
 use crate::schedule::Window;
 
 /// The document asks for so many transactions of each order; most have one or two.
@@ -67,27 +67,6 @@ impl OrderPage {
         order_payments.sort_unstable_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
         Ok(Page { order_payments, next: self.page_info.next(after)?, ..Page::default() })
     }
-}
-
-/// Reads a transaction of an order; `None` for what moved no money, for what cannot be read, and for what the list of
-/// tenders may leave out: gift cards and store credit.
-pub(super) fn payment(order: &str, transaction: &Value) -> Option<OrderPayment> {
-    let sign = if is_incoming(transaction)? { 1 } else { -1 };
-    let letters =
-        |text: &str| text.chars().filter(char::is_ascii_alphabetic).collect::<String>().to_lowercase();
-    let gateway = letters(transaction["gateway"].as_str().unwrap_or_default());
-    if gateway.contains("giftcard") || gateway.contains("storecredit") {
-        return None;
-    }
-    let amount = Money(&transaction["amountSet"]["shopMoney"]).parse()?;
-    let size = amount.minor().checked_abs().filter(|minor| *minor > 0)?;
-    Some(OrderPayment {
-        order: gid(&Value::from(order)).ok()?,
-        id: gid(&transaction["id"]).ok()?,
-        at: instant(&transaction["processedAt"])?,
-        amount_minor: sign * size,
-        currency: amount.currency().to_string(),
-    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::order_payments;
+use super::transaction::{self, is_incoming};
 use super::wire::{Money, Priced, Shop, instant, shape};
 use crate::money::MinorAmount;
 use crate::providers::{OrderPayment, Original, RefusedReason};
@@ -81,7 +81,7 @@ impl Orders {
                 continue;
             }
             let exchanges = transactions.iter().filter_map(exchange).collect();
-            let payments = transactions.iter().filter_map(|one| order_payments::payment(id, one)).collect();
+            let payments = transactions.iter().filter_map(|one| transaction::payment(id, one)).collect();
             self.0.insert(id.to_owned(), Known { exchanges, payments });
         }
         cut
@@ -125,18 +125,6 @@ fn single<'a>(exchanges: impl Iterator<Item = &'a Exchange>) -> Option<MinorAmou
     let mut amounts = exchanges.map(|exchange| exchange.shop);
     let first = amounts.next()?;
     amounts.all(|amount| amount == first).then_some(first)
-}
-
-/// Returns which way a transaction moved money; `None` where it moved none.
-pub(super) fn is_incoming(transaction: &Value) -> Option<bool> {
-    if transaction["test"] != false || transaction["status"] != "SUCCESS" {
-        return None;
-    }
-    match transaction["kind"].as_str()? {
-        "SALE" | "CAPTURE" => Some(true),
-        "REFUND" | "CHANGE" => Some(false),
-        _ => None,
-    }
 }
 
 /// Reads a transaction; `None` for what moved no money (authorisations, voids, failures, tests,

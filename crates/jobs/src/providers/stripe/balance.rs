@@ -39,6 +39,7 @@ const SOURCE: Picked = Fields(&[
     ("amount", Whole),
     ("currency", Whole),
     ("status", Whole),
+    ("pending_reason", Whole),
     ("payment_method_details", Fields(&[("type", Whole)])),
     ("charge", Fields(&[("id", Whole), ("payment_intent", Whole)])),
     ("payment_intent", Fields(&[("id", Whole)])),
@@ -201,7 +202,11 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
 
     let created = instant(&row["created"]);
     let method = source["payment_method_details"]["type"].as_str().map(word);
-    let state = if kind == MovementKind::Payment { payment_state(source) } else { None };
+    let state = match kind {
+        MovementKind::Payment => payment_state(source),
+        MovementKind::Refund => refund_state(source),
+        _ => None,
+    };
     let is_debit = method.as_deref().is_some_and(|method| DEBITS.contains(&method));
     let occurred_at = if kind == MovementKind::Payment && (is_debit || state.as_deref() == Some("pending")) {
         // The day on which the money is there, as Stripe states it: docs/adr/0015.
@@ -248,6 +253,20 @@ fn payment_state(source: &Value) -> Option<String> {
         Value::String(id) if id.starts_with("py_") => Some("unknown".to_owned()),
         _ => None,
     }
+}
+
+/// Returns the state of the refund behind a row, where the source tells it: `pending` as long as it cannot be paid, because
+/// the account has no money or the payment itself has not come ([`pending_reason`]). One that is under way to the customer
+/// has left the balance.
+///
+/// [`pending_reason`]: https://docs.stripe.com/changelog/basil/2025-04-30/refund-pending-reason
+fn refund_state(source: &Value) -> Option<String> {
+    let state = match (source["status"].as_str()?, source["pending_reason"].as_str()) {
+        ("pending", Some("insufficient_funds" | "charge_pending")) => "pending",
+        ("pending", _) => "processing",
+        (status, _) => status,
+    };
+    Some(word(state))
 }
 
 /// Returns what the buyer paid, where that was another currency than the row's.

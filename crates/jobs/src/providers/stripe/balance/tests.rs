@@ -50,6 +50,21 @@ fn counted(#[case] category: &str, #[case] kind: MovementKind) {
 }
 
 #[rstest]
+#[case(json!({"id": "re_1", "status": "pending", "pending_reason": "insufficient_funds"}), Some("pending"))]
+#[case(json!({"id": "re_1", "status": "pending", "pending_reason": "charge_pending"}), Some("pending"))]
+#[case(json!({"id": "re_1", "status": "pending", "pending_reason": "processing"}), Some("processing"))]
+#[case(json!({"id": "re_1", "status": "pending"}), Some("processing"))]
+#[case(json!({"id": "re_1", "status": "requires_action"}), Some("requires_action"))]
+#[case(json!({"id": "re_1", "status": "succeeded", "pending_reason": null}), Some("succeeded"))]
+#[case(json!({"id": "re_1", "status": "failed"}), Some("failed"))]
+#[case(json!("re_1"), None)]
+fn refunds_that_wait_for_money(#[case] source: Value, #[case] state: Option<&str>) {
+    let mut row = row("txn_1", "refund", -500);
+    row["source"] = source;
+    assert_eq!(read(&[row], false).unwrap().movements[0].state.as_deref(), state);
+}
+
+#[rstest]
 fn not_turnover(
     #[values("payout", "payout_reversal", "fee", "transfer", "topup", "issuing_transaction")] category: &str,
 ) {

@@ -1,4 +1,5 @@
 -- The orders of a shop are a second source beside its list of tenders: what only they tell is kept, and its month says so.
+-- A refund that waits for money is pending, like a payment on its way.
 --
 -- Locks nothing but the catalogue. One transaction, lock_timeout 5 s. A second time it is refused and changes nothing.
 

@@ -1,0 +1,130 @@
+//! Refunds that cannot be paid at once, and refunds that fail. Whether a refund that waits has its row already, the vendor
+//! does not say: the books are right either way.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::{books, excluded, said, sync_at, world_at, worth};
+use crate::clock::at;
+
+const ACCOUNT: &str = "acct_refunds";
+
+/// The balance cannot pay a refund of 40 €; weeks later it can
+/// (<https://github.com/emfcamp/Website/issues/1017>, <https://github.com/craftcms/commerce-stripe/issues/134>). It comes
+/// off once it is paid, and once; until then it is followed, however long that takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_that_waits_for_money_comes_off_once() -> Result<()> {
+    for row_at_once in [true, false] {
+        let mut world = world_at("2026-11-05T12:00:00Z").await?;
+        let user = world.stripe_user(ACCOUNT).await?;
+        let paid = world.stripe.payment(ACCOUNT, at("2026-11-02T09:00:00Z"), 10_000, "eur");
+        let asked = at("2026-11-10T09:00:00Z");
+        let waits = row_at_once
+            .then(|| world.stripe.waiting_refund(ACCOUNT, &paid.charge, asked, 4_000, "insufficient_funds"));
+        for now in ["2026-11-10T12:10:00Z", "2026-11-10T18:10:00Z", "2026-12-15T06:10:00Z"] {
+            sync_at(&mut world, now).await?;
+            assert_eq!(books(&world, user).await?, said(&[("2026-11", "100.00")]), "{now} {row_at_once}");
+        }
+        let november = match &waits {
+            Some(refund) => {
+                assert_eq!(excluded(&world, &refund.transaction).await?.as_deref(), Some("pending"));
+                json!({"status": "partial", "flaws": {"pending": 1}})
+            }
+            None => json!({"status": "complete"}),
+        };
+        assert_eq!(worth(&world, user, 11).await?, november);
+        // More than thirty days after it was asked for.
+        let expected = if let Some(refund) = &waits {
+            world.stripe.pay_refund(ACCOUNT, refund);
+            said(&[("2026-11", "60.00")])
+        } else {
+            world.stripe.refund(ACCOUNT, &paid.charge, at("2026-12-15T09:00:00Z"), 4_000);
+            said(&[("2026-11", "100.00"), ("2026-12", "-40.00")])
+        };
+        for now in ["2026-12-15T12:10:00Z", "2026-12-16T06:10:00Z"] {
+            sync_at(&mut world, now).await?;
+            assert_eq!(books(&world, user).await?, expected, "{now} {row_at_once}");
+            assert_eq!(worth(&world, user, 11).await?, json!({"status": "complete"}));
+        }
+    }
+    Ok(())
+}
+
+/// A refund fails after it was paid or after it waited, or is disputed while it waits
+/// (<https://support.stripe.com/questions/pending-refunds-due-to-insufficient-funds-or-stripe-balance>: it "will fail and a
+/// dispute will be created"): its two rows cancel, and the dispute comes off once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_that_fails_cancels_itself() -> Result<()> {
+    for (waits, row_at_once) in [(true, true), (true, false), (false, true)] {
+        let mut world = world_at("2026-11-05T12:00:00Z").await?;
+        let user = world.stripe_user(ACCOUNT).await?;
+        let paid = world.stripe.payment(ACCOUNT, at("2026-11-02T09:00:00Z"), 10_000, "eur");
+        let asked = at("2026-11-10T09:00:00Z");
+        if row_at_once && waits {
+            world.stripe.waiting_refund(ACCOUNT, &paid.charge, asked, 4_000, "insufficient_funds");
+        } else if row_at_once {
+            world.stripe.refund(ACCOUNT, &paid.charge, asked, 4_000);
+        }
+        sync_at(&mut world, "2026-11-10T12:10:00Z").await?;
+        let meanwhile = if waits { "100.00" } else { "60.00" };
+        assert_eq!(books(&world, user).await?, said(&[("2026-11", meanwhile)]), "{waits} {row_at_once}");
+        if row_at_once {
+            world.stripe.refund_failure(ACCOUNT, &paid.charge, at("2026-11-20T09:00:00Z"), 4_000);
+        }
+        world.stripe.dispute(ACCOUNT, &paid.charge, at("2026-11-20T10:00:00Z"), 10_000);
+        for now in ["2026-11-20T12:10:00Z", "2026-11-21T06:10:00Z"] {
+            sync_at(&mut world, now).await?;
+            assert_eq!(books(&world, user).await?, said(&[("2026-11", "0.00")]), "{waits} {row_at_once}");
+        }
+        assert_eq!(worth(&world, user, 11).await?, json!({"status": "provisional"}));
+    }
+    Ok(())
+}
+
+/// A refund of a debit that is still on its way takes nothing back that was not received.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_of_money_that_has_not_come_is_none_yet() -> Result<()> {
+    for succeeds in [true, false] {
+        let mut world = world_at("2026-11-05T12:00:00Z").await?;
+        let user = world.stripe_user(ACCOUNT).await?;
+        world.stripe.payment(ACCOUNT, at("2026-11-02T09:00:00Z"), 1_000, "eur");
+        let debit =
+            world.stripe.debit(ACCOUNT, at("2026-11-06T09:00:00Z"), 5_000, at("2026-11-16T09:00:00Z"));
+        let asked = at("2026-11-07T09:00:00Z");
+        let refund = world.stripe.waiting_refund(ACCOUNT, &debit.charge, asked, 5_000, "charge_pending");
+        sync_at(&mut world, "2026-11-07T12:10:00Z").await?;
+        assert_eq!(books(&world, user).await?, said(&[("2026-11", "10.00")]));
+        if succeeds {
+            world.stripe.settle_debit(ACCOUNT, &debit);
+            world.stripe.pay_refund(ACCOUNT, &refund);
+        } else {
+            world.stripe.fail_debit(ACCOUNT, &debit, at("2026-11-16T09:00:00Z"));
+            world.stripe.refund_failure(ACCOUNT, &debit.charge, at("2026-11-16T10:00:00Z"), 5_000);
+        }
+        sync_at(&mut world, "2026-11-16T12:10:00Z").await?;
+        assert_eq!(books(&world, user).await?, said(&[("2026-11", "10.00")]), "{succeeds}");
+        assert_eq!(worth(&world, user, 11).await?, json!({"status": "provisional"}));
+    }
+    Ok(())
+}
+
+/// A refund that is under way to the customer has left the balance; one that waits for the customer's bank details, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_under_way_has_left_the_balance() -> Result<()> {
+    for (status, reason) in
+        [("pending", json!("processing")), ("pending", json!(null)), ("requires_action", json!(null))]
+    {
+        let mut world = world_at("2026-11-05T12:00:00Z").await?;
+        let user = world.stripe_user(ACCOUNT).await?;
+        let paid = world.stripe.payment(ACCOUNT, at("2026-11-02T09:00:00Z"), 10_000, "eur");
+        let back = world.stripe.refund(ACCOUNT, &paid.charge, at("2026-11-04T09:00:00Z"), 4_000);
+        let source = json!({
+            "id": back.source, "object": "refund", "charge": paid.charge, "status": status, "pending_reason": reason,
+        });
+        world.stripe.show(ACCOUNT, &back.transaction, json!({"source": source}));
+        sync_at(&mut world, "2026-11-05T12:10:00Z").await?;
+        assert_eq!(books(&world, user).await?, said(&[("2026-11", "60.00")]), "{status} {reason}");
+        assert_eq!(worth(&world, user, 11).await?, json!({"status": "provisional"}));
+    }
+    Ok(())
+}
