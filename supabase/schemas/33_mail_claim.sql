@@ -115,6 +115,10 @@ begin
         where d.batch_id = batches[1] and d.status = 'sealed' and i.item_id = d.item_id and i.status = 'queued';
     end if;
 
+    if batches is null then
+        perform jobs.retract_in_mails(mine);
+    end if;
+
     return jsonb_build_object('mails', (
         select coalesce(jsonb_agg(jsonb_build_object(
             'delivery_id', d.delivery_id, 'kind', d.kind, 'user_id', d.recipient,
@@ -136,7 +140,10 @@ begin
                         'ahead', y.to_date -> 'ahead', 'empty', coalesce(y.to_date -> 'empty', '[]'),
                         'mixed', x.months, 'verdict', m.verdict,
                         'assumed', jobs.assumed_activities(d.user_id)) || jobs.recap_anew(d.user_id, d.facts, p_now)
-                    else '{}' end end,
+                    else '{}' end
+                || case when d.kind in ('threshold_alert', 'monthly_recap', 'monthly_reminder') then jsonb_build_object(
+                    'retracted', coalesce(nullif(jobs.retractions(d.user_id, d.delivery_id), '[]'),
+                        d.facts -> 'retracted', '[]')) else '{}' end end,
             'reason', case when d.status = 'planned' and d.kind <> 'operator_digest'
                 then coalesce(jobs.mail_skip_reason_now(d.kind, p, p_prices, p_now), m.flaw,
                     case when d.kind = 'integration_trouble'

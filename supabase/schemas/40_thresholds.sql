@@ -12,7 +12,21 @@ create table jobs.threshold_alerts (
     told_as text not null default 'certain',         -- certain, to_verify
     times smallint not null default 1,               -- how often it was told
     withdrawn_at timestamptz,                        -- since when the books do not say so any more
+    unsaid_by bigint,                                -- the mail that says it: see retract_in_mails
     primary key (user_id, year, threshold, step, told_as)
+);
+
+-- What follows from a year and was mailed, by itself or beside a step: vat_due (VAT is due already), micro_left (out of the
+-- micro regime, or soon). Each once a year, and once more if it was withdrawn.
+create table jobs.told_consequences (
+    user_id uuid not null references auth.users (id) on delete cascade,
+    year integer not null,
+    consequence text not null check (consequence in ('vat_due', 'micro_left')),
+    run_id uuid not null,                            -- the run that told it last
+    times smallint not null default 1,               -- how often it was told
+    withdrawn_at timestamptz,                        -- since when the books do not say so any more
+    unsaid_by bigint,                                -- as in threshold_alerts
+    primary key (user_id, year, consequence)
 );
 
 -- Users whose imported totals have changed since their thresholds were checked last.
@@ -53,7 +67,9 @@ create table jobs.found_alerts (
     facts jsonb not null,
     used_up jsonb not null,                          -- what it tells: [{threshold, step, told_as}]
     found_at timestamptz not null,
-    withdrawn jsonb not null default '[]',           -- what does not hold any more: the same, with times
+    -- What does not hold any more: the same, with times. Where it was withdrawn before: what holds again, without a mail.
+    withdrawn jsonb not null default '[]',
+    consequences jsonb not null default '{}',        -- {tell: [name], turned: [{consequence, times, withdrawn}]}
     primary key (run_id, user_id, year)
 );
 create index found_alerts_age on jobs.found_alerts (found_at);
@@ -95,13 +111,13 @@ end $$;
 -- Turnover of users as ca_records has it: a page of p_limit users after p_after, or of one user, or (p_due) of those
 -- whose imported totals have changed since they were checked last, who are listed in `due`. Only users with a year that
 -- reaches its floor (p_floors {year: cents}, in proportion to the days of a creation year), or who were told something of
--- such a year that stands. The two years before each come with it. A user with a flaw comes without years, and is noted
--- as such where p_noted_at says when.
+-- such a year, but the first, that stands. The first year only explains those after it; the one before it comes, too. A
+-- user with a flaw comes without years, and is noted as such where p_noted_at says when.
 -- What was assumed of their imported money is corrected first, unless nothing is to be written (p_noted_at null).
 -- A page ends earlier where it would be larger than 2,000 books or p_bytes: `scanned` are those up to its end.
 -- Sorting and adding up a page fits into work_mem as set here.
 --   {people: [{user_id, created, reason, flaw, told: [{year, threshold, step, told_as, times, withdrawn}],
---      years: [{year, rows}]}], due: [{user_id, since}], scanned, next}
+--      consequences: [{year, consequence, times, withdrawn}], years: [{year, rows}]}], due: [{user_id, since}], scanned, next}
 create function public.threshold_books(
     p_after uuid, p_limit integer, p_user_id uuid, p_due boolean, p_floors jsonb, p_bytes integer,
     p_noted_at timestamptz, p_now timestamptz
@@ -111,7 +127,7 @@ declare
     most_books constant integer := 2000;
     first_year constant integer := (select min(y::integer) from jsonb_object_keys(p_floors) y);
     last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
-    years_before constant integer := 2;
+    years_before constant integer := 1;
     most_corrected constant integer := 50;      -- some milliseconds each
     users uuid[];
     due jsonb;
@@ -146,7 +162,11 @@ begin
         union
         select t.user_id from jobs.threshold_alerts t
         where t.user_id between users[1] and last_user and (not p_due or t.user_id = any (users))
-            and t.year between first_year and last_year and t.withdrawn_at is null
+            and t.year > first_year and t.year <= last_year and t.withdrawn_at is null
+        union
+        select t.user_id from jobs.told_consequences t
+        where t.user_id between users[1] and last_user and (not p_due or t.user_id = any (users))
+            and t.year > first_year and t.year <= last_year and t.withdrawn_at is null
         order by 1);
     if cardinality(above) > most_books then
         above := above[1:most_books];
@@ -159,17 +179,24 @@ begin
             'told_as', t.told_as, 'times', t.times, 'withdrawn', t.withdrawn_at is not null)) as told
         from jobs.threshold_alerts t
         where t.user_id = any (above) and t.year between first_year and last_year group by 1
+    ), followed as (
+        select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'consequence', t.consequence, 'times', t.times,
+            'withdrawn', t.withdrawn_at is not null)) as told
+        from jobs.told_consequences t
+        where t.user_id = any (above) and t.year between first_year and last_year group by 1
     ), people_found as (
         select a.user_id, jsonb_build_object(
             'user_id', a.user_id, 'created', b.created,
             'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
-            'told', coalesce(t.told, '[]'), 'years', coalesce(b.years, '[]')) as person
+            'told', coalesce(t.told, '[]'), 'consequences', coalesce(f.told, '[]'),
+            'years', coalesce(b.years, '[]')) as person
         -- Who has nothing in their books any more was told something that has to be withdrawn.
         from unnest(above) a (user_id)
         left join jobs.books(above, first_year - years_before, last_year) b on b.user_id = a.user_id
         -- A fence (offset 0): of all people only these.
         cross join lateral (select * from jobs.mail_people m where m.user_id = a.user_id offset 0) p
         left join told t on t.user_id = a.user_id
+        left join followed f on f.user_id = a.user_id
     ), measured as materialized (
         select f.user_id, f.person, row_number() over w as n, sum(octet_length(f.person::text)) over w as bytes
         from people_found f window w as (order by f.user_id)
@@ -229,20 +256,23 @@ $$;
 
 -- Notes what one page of a check has found, for the plan of its run. A repeated call notes nothing twice. What a check
 -- noted that came to no plan goes a day later.
--- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], …}, used_up: [{threshold, step, told_as}],
---   withdrawn: [{threshold, step, told_as, times}]}]
+-- p_alerts: [{user_id, year, facts: {crossings: [{threshold, step, …}], consequences: [what is told by itself], …},
+--   used_up: [{threshold, step, told_as}], withdrawn: [{threshold, step, told_as, times, withdrawn}],
+--   consequences: see found_alerts}]
 create function public.jobs_note_alerts(p_run_id uuid, p_alerts jsonb, p_now timestamptz) returns void
 language sql security definer set search_path = '' set statement_timeout = '10s' as $$
     delete from jobs.found_alerts where found_at < p_now - interval '1 day';
-    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up, withdrawn, found_at)
-    select p_run_id, a.user_id, a.year, a.facts, a.used_up, coalesce(a.withdrawn, '[]'), p_now
-    from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb, withdrawn jsonb)
+    insert into jobs.found_alerts (run_id, user_id, year, facts, used_up, withdrawn, consequences, found_at)
+    select p_run_id, a.user_id, a.year, a.facts, a.used_up, coalesce(a.withdrawn, '[]'), coalesce(a.consequences, '{}'), p_now
+    from jsonb_to_recordset(p_alerts) as a (user_id uuid, year integer, facts jsonb, used_up jsonb, withdrawn jsonb,
+        consequences jsonb)
     join auth.users u on u.id = a.user_id    -- gone since: nobody to tell
     order by a.user_id, a.year
     on conflict (run_id, user_id, year) do nothing;
 $$;
 
--- Plans alerts: each step once for each user and year, in one mail for all that are new, and once more if it was withdrawn.
+-- Plans alerts: each step and each consequence once for each user and year, in one mail for all that are new, and once more
+-- if it was withdrawn.
 -- p_append: to a run that is there already (a sync whose totals changed). p_due: the marks that were checked, taken away
 -- unless set again since. What was found for the run by jobs_note_alerts is planned, and gone from there. Where the same was
 -- planned for an address that it did not reach (see untell_alerts), its key ends with /moved.
@@ -270,38 +300,70 @@ begin
     perform from jobs.threshold_alerts t join jobs.found_alerts a on a.user_id = t.user_id and a.year = t.year
     where a.run_id = p_run_id
     order by t.user_id, t.year, t.threshold, t.step, t.told_as for update of t;
+    perform from jobs.told_consequences t join jobs.found_alerts a on a.user_id = t.user_id and a.year = t.year
+    where a.run_id = p_run_id
+    order by t.user_id, t.year, t.consequence for update of t;
     -- What was told again since it was found not to hold is another telling.
-    update jobs.threshold_alerts t set withdrawn_at = p_now
-    from jobs.found_alerts a, jsonb_to_recordset(a.withdrawn) as w (threshold text, step smallint, told_as text, times smallint)
-    where a.run_id = p_run_id and t.user_id = a.user_id and t.year = a.year and t.withdrawn_at is null
+    update jobs.threshold_alerts t set withdrawn_at = case when w.withdrawn is not true then p_now end
+    from jobs.found_alerts a, jsonb_to_recordset(a.withdrawn)
+        as w (threshold text, step smallint, told_as text, times smallint, withdrawn boolean)
+    where a.run_id = p_run_id and t.user_id = a.user_id and t.year = a.year
+        and (t.withdrawn_at is not null) = (w.withdrawn is true)
         and (t.threshold, t.step, t.told_as, t.times) = (w.threshold, w.step, w.told_as, w.times);
+    update jobs.told_consequences t set withdrawn_at = case when w.withdrawn is not true then p_now end
+    from jobs.found_alerts a, jsonb_to_recordset(a.consequences -> 'turned')
+        as w (consequence text, times smallint, withdrawn boolean)
+    where a.run_id = p_run_id and t.user_id = a.user_id and t.year = a.year
+        and (t.withdrawn_at is not null) = (w.withdrawn is true)
+        and (t.consequence, t.times) = (w.consequence, w.times);
     with alerts as materialized (
-        delete from jobs.found_alerts where run_id = p_run_id returning user_id, year, facts, used_up
+        delete from jobs.found_alerts where run_id = p_run_id returning user_id, year, facts, used_up, consequences
+    ), followed as (
+        insert into jobs.told_consequences as k (user_id, year, consequence, run_id)
+        select distinct a.user_id, a.year, c.name, p_run_id
+        from alerts a, jsonb_array_elements_text(a.consequences -> 'tell') as c (name)
+        order by 1, 2, 3
+        on conflict (user_id, year, consequence) do update
+            set withdrawn_at = null, unsaid_by = null, times = k.times + 1, run_id = excluded.run_id
+            where k.withdrawn_at is not null and k.times < most_times
+        returning user_id, year, consequence, times
     ), marked as (
         insert into jobs.threshold_alerts as k (user_id, year, threshold, step, told_as, run_id)
         select distinct a.user_id, a.year, s.threshold, s.step, coalesce(s.told_as, 'certain'), p_run_id
         from alerts a, jsonb_to_recordset(a.used_up) as s (threshold text, step smallint, told_as text)
         order by 1, 2, 3, 4, 5
         on conflict (user_id, year, threshold, step, told_as) do update
-            set withdrawn_at = null, times = k.times + 1, run_id = excluded.run_id
+            set withdrawn_at = null, unsaid_by = null, times = k.times + 1, run_id = excluded.run_id
             where k.withdrawn_at is not null and k.times < most_times
         returning user_id, year, threshold, step, told_as, times
-    ), fresh as (   -- of each alert, what nobody was faster to tell
-        select a.user_id, a.year, a.facts, jsonb_agg(c.crossing order by c.n) as crossings,
+    ), crossed as (     -- of each alert, what nobody was faster to tell
+        select a.user_id, a.year, jsonb_agg(c.crossing order by c.n) as crossings,
             string_agg(m.threshold || '-' || m.step || case when m.told_as <> 'certain' then '-' || m.told_as else '' end
                 || case when m.times > 1 then '-' || m.times else '' end, '+' order by c.n) as steps
         from alerts a, jsonb_array_elements(a.facts -> 'crossings') with ordinality as c (crossing, n)
         join marked m on m.threshold = c.crossing ->> 'threshold' and m.step = (c.crossing ->> 'step')::smallint
             and (m.told_as = 'to_verify') = (coalesce(c.crossing -> 'doubt', 'null') <> 'null')
         where m.user_id = a.user_id and m.year = a.year
-        group by a.user_id, a.year, a.facts
+        group by a.user_id, a.year
+    ), alone as (       -- what follows and is told without a step
+        select a.user_id, a.year, jsonb_agg(c.name order by c.n) as consequences,
+            string_agg(m.consequence || case when m.times > 1 then '-' || m.times else '' end, '+' order by c.n) as names
+        from alerts a, jsonb_array_elements_text(a.facts -> 'consequences') with ordinality as c (name, n)
+        join followed m on m.consequence = c.name
+        where m.user_id = a.user_id and m.year = a.year
+        group by a.user_id, a.year
     )
     insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
-    select k.key || case when exists (select from jobs.email_deliveries o
-            where o.dedupe_key = k.key and o.feedback in ('bounced', 'suppressed', 'refused')) then '/moved' else '' end,
-        'threshold_alert', f.user_id, f.user_id, p_run_id, f.facts || jsonb_build_object('crossings', f.crossings)
-    from fresh f
-    cross join lateral (select 'threshold_alert/' || f.user_id || '/' || f.year || '/' || f.steps as key) k
+    select k.key || case when exists (select from jobs.email_deliveries b
+            where b.dedupe_key = k.key and b.feedback in ('bounced', 'suppressed', 'refused')) then '/moved' else '' end,
+        'threshold_alert', a.user_id, a.user_id, p_run_id, a.facts || jsonb_build_object(
+            'crossings', coalesce(c.crossings, '[]'), 'consequences', coalesce(o.consequences, '[]'))
+    from alerts a
+    left join crossed c on c.user_id = a.user_id and c.year = a.year
+    left join alone o on o.user_id = a.user_id and o.year = a.year
+    cross join lateral (select 'threshold_alert/' || a.user_id || '/' || a.year || '/' || concat_ws('+', c.steps, o.names)
+        as key) k
+    where c.steps is not null or o.names is not null
     on conflict (dedupe_key) do nothing;
 
     planned := jobs.queue_mails(p_run_id, null, p_now);

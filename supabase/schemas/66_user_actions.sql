@@ -59,7 +59,11 @@ language sql stable set search_path = '' as $$
                 select from jsonb_to_recordset(d.facts -> 'crossings') as c (threshold text, step smallint)
                 where not exists (select from jobs.threshold_alerts a where a.user_id = d.user_id
                     and a.year = (d.facts ->> 'year')::integer and a.threshold = c.threshold and a.step = c.step
-                        and a.withdrawn_at is null))
+                        and a.withdrawn_at is null)
+                union all
+                select from jsonb_array_elements_text(d.facts -> 'consequences') as c (name)
+                where not exists (select from jobs.told_consequences a where a.user_id = d.user_id
+                    and a.year = (d.facts ->> 'year')::integer and a.consequence = c.name and a.withdrawn_at is null))
                 then 'no_longer_true' end
     from jobs.email_deliveries d
     join jobs.job_items i on i.item_id = d.item_id and i.status = 'failed'

@@ -47,7 +47,12 @@ language sql stable set search_path = '' as $$
                     where not exists (select from jobs.threshold_alerts a
                         where a.user_id = d.user_id and a.year::text = split_part(d.dedupe_key, '/', 3)
                             and a.threshold = c.threshold and a.step = c.step
-                            and a.withdrawn_at is null))
+                            and a.withdrawn_at is null)
+                    union all
+                    select from jsonb_array_elements_text(d.facts -> 'consequences') as c (name)
+                    where not exists (select from jobs.told_consequences a
+                        where a.user_id = d.user_id and a.year::text = split_part(d.dedupe_key, '/', 3)
+                            and a.consequence = c.name and a.withdrawn_at is null))
             else d.expires_at > p_now end
         and not exists (select from jobs.email_deliveries n where n.dedupe_key = d.dedupe_key || '/moved');
 $$;
@@ -77,6 +82,17 @@ begin
     from jsonb_to_recordset(untold) as u (user_id uuid, run_id uuid, year integer, threshold text, step smallint)
     where a.user_id = u.user_id and a.year = u.year and a.threshold = u.threshold and a.step <= u.step
         and a.run_id = u.run_id and a.withdrawn_at is null;
+    -- What followed was said by the same mails.
+    perform from jobs.told_consequences c join jobs.email_deliveries d on d.user_id = c.user_id and d.run_id = c.run_id
+    where d.delivery_id = any (p_deliveries) and d.facts -> 'year' = to_jsonb(c.year)
+    order by c.user_id, c.year, c.consequence for update of c;
+    delete from jobs.told_consequences c using jobs.email_deliveries d
+    where d.delivery_id = any (p_deliveries) and d.facts -> 'year' = to_jsonb(c.year)
+        and c.user_id = d.user_id and c.run_id = d.run_id and c.times = 1;
+    update jobs.told_consequences c set times = c.times - 1, withdrawn_at = p_now
+    from jobs.email_deliveries d
+    where d.delivery_id = any (p_deliveries) and d.facts -> 'year' = to_jsonb(c.year)
+        and c.user_id = d.user_id and c.run_id = d.run_id and c.withdrawn_at is null;
     insert into jobs.threshold_checks_due as k (user_id)
     select distinct d.user_id from jobs.email_deliveries d
     where d.delivery_id = any (p_deliveries) and d.user_id is not null order by 1

@@ -1,6 +1,8 @@
 //! Alerts: which steps a year's books cross, each told once, in one mail. `law`: what follows from the year; `told`: what
-//! a correction does to what was told; `assumed`: an activity that nobody said.
+//! a correction does to what was told; `assumed`: an activity that nobody said;
+//! `alone`: what follows without a step.
 
+mod alone;
 mod assumed;
 mod law;
 mod told;

@@ -3,11 +3,11 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::remarks::{AlertRemarks, Assumed};
+use super::remarks::{AlertRemarks, Assumed, Retracted};
 use crate::{
     mail_kind::MailKind,
     schedule::Month,
-    urssaf::{ActivitySum, Crossing, State, TaxProfile},
+    urssaf::{ActivitySum, Consequence, Crossing, State, TaxProfile},
 };
 
 /// Holds what one mail says, besides what all of its kind say. Amounts are cents.
@@ -54,6 +54,9 @@ pub enum Facts {
         /// Lists the integrations whose activity nobody has said.
         #[serde(default)]
         assumed: Vec<Assumed>,
+        /// Lists what earlier alerts have said and does not hold any more.
+        #[serde(default)]
+        retracted: Vec<Retracted>,
     },
     /// It says what was imported for a month.
     MonthlyRecap {
@@ -102,6 +105,9 @@ pub enum Facts {
         /// Lists the integrations whose activity nobody has said.
         #[serde(default)]
         assumed: Vec<Assumed>,
+        /// Lists what earlier alerts have said and does not hold any more.
+        #[serde(default)]
+        retracted: Vec<Retracted>,
     },
     /// It tells the definitive total of a month of which a recap has named another one.
     DefinitiveMonth {
@@ -130,6 +136,12 @@ pub enum Facts {
         as_of: Option<NaiveDate>,
         #[serde(default)]
         remarks: AlertRemarks,
+        /// Lists what follows and is told without a step.
+        #[serde(default)]
+        consequences: Vec<Consequence>,
+        /// Lists what earlier alerts have said and does not hold any more.
+        #[serde(default)]
+        retracted: Vec<Retracted>,
     },
     /// It asks a user to connect an account again.
     IntegrationTrouble {

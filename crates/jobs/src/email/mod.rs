@@ -27,7 +27,7 @@ pub use self::{
     },
     links::LinkKeys,
     mailer::{MailLimits, MailReport, Mailer},
-    remarks::{AlertRemarks, Assumed, Uncounted},
+    remarks::{AlertRemarks, Assumed, Retracted, Uncounted},
     render::{Branding, Links, Promo, Rendered, render},
     settings::{MailConfig, Prices},
 };

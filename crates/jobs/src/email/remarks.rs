@@ -3,7 +3,10 @@
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::Month;
+use crate::{
+    schedule::Month,
+    urssaf::{Consequence, Threshold},
+};
 
 /// Holds what an alert says beside its steps. Amounts are cents.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -36,4 +39,16 @@ pub struct Assumed {
     pub provider: String,
     /// As the rows spell it.
     pub activity: String,
+}
+
+/// Represents something that an alert has said of a year and that does not hold any more.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Retracted {
+    pub year: i32,
+    /// Is the ceiling that was said to be exceeded.
+    #[serde(default)]
+    pub threshold: Option<Threshold>,
+    /// Is what was said to follow.
+    #[serde(default)]
+    pub consequence: Option<Consequence>,
 }

@@ -21,6 +21,7 @@ mod marketing;
 mod palette;
 mod recap;
 mod reminder;
+mod retraction;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -57,6 +58,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             today,
             incomplete,
             assumed,
+            retracted,
         } => {
             let view = reminder::View::new(*month, *recorded, *entries)
                 .declaring(books.as_deref().unwrap_or_default(), *profile)
@@ -65,6 +67,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
                 .definitive(*definitive)
                 .incomplete(incomplete)
                 .assumed(assumed, books.as_deref().unwrap_or_default())
+                .retracting(retracted)
                 .on(*today);
             (first_name, Box::new(view))
         }
@@ -88,6 +91,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             ahead,
             empty,
             assumed,
+            retracted,
         } => {
             let view = recap::View::new(*month, *total, sources)
                 .provisional(*provisional_at)
@@ -99,6 +103,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
                 .confirmed(mixed, *verdict)
                 .activities(activities)
                 .assumed(assumed, activities)
+                .retracting(retracted)
                 .months(empty, *ahead);
             (first_name, Box::new(view))
         }
@@ -106,9 +111,20 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             let view = definitive::View::new(*month, *definitive).lacking(incomplete, uncounted);
             (first_name, Box::new(view))
         }
-        Facts::ThresholdAlert { first_name, year, crossings, unknown_activities, state, as_of, remarks } => {
-            let view =
-                alert::View::new(*year, crossings, *state, *as_of).remarking(remarks, unknown_activities);
+        Facts::ThresholdAlert {
+            first_name,
+            year,
+            crossings,
+            unknown_activities,
+            state,
+            as_of,
+            remarks,
+            consequences,
+            retracted,
+        } => {
+            let view = alert::View::new(*year, crossings, consequences, *state, *as_of)
+                .remarking(remarks, unknown_activities)
+                .retracting(retracted);
             (first_name, Box::new(view))
         }
         Facts::IntegrationTrouble { first_name, provider, reason, read_until } => {
@@ -118,10 +134,21 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             (&None, Box::new(digest::View::new(*day, points, status_url)))
         }
     };
+    finish(facts, mail.as_ref(), first_name.as_deref(), branding, links)
+}
+
+/// Puts a mail into its frame.
+fn finish(
+    facts: &Facts,
+    mail: &dyn Mail,
+    first_name: Option<&str>,
+    branding: &Branding,
+    links: Links<'_>,
+) -> Result<Rendered, askama::Error> {
     let headline = mail.headline();
     let subject = french::typeset(&foreign::one_line(&headline.subject, 150));
     let frame = Frame {
-        greeting: frame::greeting(first_name.as_deref()),
+        greeting: frame::greeting(first_name),
         ..Frame::new(facts.kind(), subject, headline.preheader, branding, links)
     };
     Ok(Rendered {

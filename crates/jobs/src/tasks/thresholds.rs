@@ -22,6 +22,8 @@ use crate::{
     urssaf,
 };
 
+/// Nobody's turnover reaches it: of a year without known ceilings nothing follows.
+const NOBODY: i64 = 1_000_000_000_000_000;
 /// One request looks at so many users at most.
 const PAGE: u32 = 20_000;
 /// One answer holds so many bytes of books: they are bounded by their size, however many users are above a ceiling.
@@ -97,12 +99,12 @@ pub(super) async fn find(
     run_id: Option<Uuid>,
 ) -> Result<Found, SupabaseError> {
     let years = urssaf::years_checked(paris::date(at));
-    let floors: BTreeMap<i32, i64> =
+    let mut floors: BTreeMap<i32, i64> =
         years.iter().filter_map(|year| Some((*year, urssaf::floor(*year)?))).collect();
     let mut found = Found::default();
-    if floors.is_empty() {
-        return Ok(found);
-    }
+    let Some((&first, _)) = floors.first_key_value() else { return Ok(found) };
+    // The year before explains: whoever was above a ceiling in it may owe VAT now, whatever this year brings.
+    floors.insert(first - 1, urssaf::exceeding_floor(first - 1).unwrap_or(NOBODY));
     let (user, changed, most) = match subjects {
         Subjects::Everybody => (None, false, PAGE),
         Subjects::User(user) => (Some(user), false, PAGE),

@@ -15,6 +15,7 @@ use chrono::{Datelike, Days, NaiveDate};
 use serde::{Deserialize, Serialize};
 
 use super::books::{Months, Reading, UserBooks, cents};
+use super::consequence::{Consequence, nearly_so};
 use super::figures::{Bucket, Ceiling};
 use super::passing::{Outlook, Passed, outlook, passing};
 use super::verdict::{State, state};
@@ -25,7 +26,7 @@ use crate::schedule::Month;
 mod tests;
 
 /// A step is told so often in a year at most: once, and once more if it was withdrawn.
-const MOST_TIMES: u8 = 2;
+pub(super) const MOST_TIMES: u8 = 2;
 
 /// The year before is checked for so many days after the last deadline of its declarations: the weekly check that
 /// follows the deadline still finds what was recorded for it.
@@ -96,10 +97,13 @@ pub struct Assessment {
     pub crossings: Vec<Crossing>,
     /// Is what to store once it is told: the steps in `crossings`, and those that they use up.
     pub tell: Vec<Telling>,
-    /// Is what was told and does not hold any more.
-    pub withdraw: Vec<Told>,
+    /// Is what was told and does not hold any more; and what was withdrawn and holds again, but was told too often to be
+    /// told again.
+    pub turned: Vec<Told>,
     /// Says what follows from the year.
     pub state: State,
+    /// Lists what follows, or would with less than a step more.
+    pub nearly_so: Vec<Consequence>,
     /// Lists spellings in the year's books that no activity is known for, in order.
     pub unknown_activities: Vec<String>,
     /// Liberal professions are among the services.
@@ -130,8 +134,9 @@ pub fn assess(books: &UserBooks, told: &[Told], year: i32, today: NaiveDate) -> 
     let mut found = Assessment {
         crossings: Vec::new(),
         tell: Vec::new(),
-        withdraw: Vec::new(),
+        turned: Vec::new(),
         state,
+        nearly_so: nearly_so(&months, year),
         unknown_activities: unknown_activities(spelled().map(|row| row.activity.trim())),
         liberal: spelled().any(|row| Activity::parse(&row.activity) == Some(Activity::Liberal)),
         planned: months.planned(year),
@@ -172,7 +177,14 @@ impl Assessment {
                 let turnover = if told.telling.told_as == ToldAs::Certain { certain } else { full };
                 !ceiling.is_crossed(turnover, threshold.step_under(told.telling.step))
             });
-        self.withdraw.extend(withdrawn);
+        self.turned.extend(withdrawn);
+        self.turned.extend(told.iter().filter(|told| {
+            let turnover = if told.telling.told_as == ToldAs::Certain { certain } else { full };
+            told.telling.threshold == threshold
+                && told.withdrawn
+                && told.times >= MOST_TIMES
+                && ceiling.is_crossed(turnover, told.telling.step)
+        }));
 
         let reached = |turnover| {
             threshold.steps().iter().copied().rev().find(|&step| ceiling.is_crossed(turnover, step))

@@ -88,6 +88,11 @@ impl Threshold {
         self.steps().iter().copied().rev().find(|&other| other < step).unwrap_or(80)
     }
 
+    /// Returns whether it is one of VAT.
+    pub fn is_vat(self) -> bool {
+        self.regime() != Regime::Micro
+    }
+
     pub(super) const fn regime(self) -> Regime {
         match self {
             Self::MicroTotal | Self::MicroServices => Regime::Micro,
@@ -163,11 +168,19 @@ impl Ceiling {
 /// 31 000 € of services and −2 000 € of sales the total is below the floor of 2026, the services are not.
 /// Add up the positive sums of each activity instead.
 pub fn floor(year: i32) -> Option<i64> {
+    lowest(year, |threshold| threshold.steps().first().copied())
+}
+
+/// Returns, as [`floor`] does, what a year's turnover must reach to exceed any of its limits. `None`: the year has none.
+pub fn exceeding_floor(year: i32) -> Option<i64> {
+    lowest(year, |threshold| threshold.steps().last().copied())
+}
+
+fn lowest(year: i32, step: impl Fn(Threshold) -> Option<u8>) -> Option<i64> {
     Threshold::ALL
         .into_iter()
         .filter_map(|threshold| {
-            let lowest = threshold.steps().first().copied()?;
-            Some((threshold.whole_year(year)? * i64::from(lowest)).div_euclid(100))
+            Some((threshold.whole_year(year)? * i64::from(step(threshold)?)).div_euclid(100))
         })
         .min()
 }
@@ -306,6 +319,7 @@ mod tests {
     #[case(2030, Some(3_000_000))]
     fn floors(#[case] year: i32, #[case] expected: Option<i64>) {
         assert_eq!(floor(year), expected);
+        assert_eq!(exceeding_floor(year).map(|whole| whole * 8 / 10), expected);
     }
 
     proptest! {

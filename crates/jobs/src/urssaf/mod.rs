@@ -4,9 +4,11 @@
 mod activity;
 mod assess;
 mod books;
+mod consequence;
 mod contributions;
 mod declarations;
 mod figures;
+mod news;
 mod passing;
 mod progress;
 mod rates;
@@ -17,12 +19,14 @@ use serde::{Deserialize, Serialize};
 pub use self::activity::Activity;
 pub use self::assess::{Assessment, Crossing, Doubt, Telling, Told, ToldAs, assess, years_checked};
 pub use self::books::{ActivitySum, BookRow, DaySum, UserBooks, YearBooks};
+pub use self::consequence::Consequence;
 pub use self::contributions::{
     Caveat, DeclaredTurnover, Euros, IncomeTax, IncomeTaxAside, PutAside, Receipts, RowAmounts, RowIncomeTax,
     TaxProfile, Trade, declared, put_aside, row_amounts,
 };
 pub use self::declarations::{monthly_due, quarterly_due};
-pub use self::figures::floor;
+pub use self::figures::{exceeding_floor, floor};
+pub use self::news::{ConsequenceNews, ToldConsequence, YearBefore, consequence_news};
 pub use self::passing::{Outlook, Passed};
 pub use self::progress::{Progress, by_category, progress, without_repetition};
 pub use self::rates::{Category, RATES_KNOWN_UNTIL, Rate, RowRate, acre_end, row_rates};

@@ -10,11 +10,12 @@ use super::{
     frame::{Frame, Headline, Mail},
     french::{date, euros, month, per_mille, percent, round_euros},
     palette::Palette,
+    retraction,
 };
 use crate::{
-    email::AlertRemarks,
+    email::{AlertRemarks, Retracted},
     schedule::Month,
-    urssaf::{Before, Crossing, Gap, Micro, Outlook, Passed, State, Threshold, Vat, Verdict},
+    urssaf::{Before, Consequence, Crossing, Gap, Micro, Outlook, Passed, State, Threshold, Vat, Verdict},
 };
 
 #[cfg(test)]
@@ -26,13 +27,20 @@ pub(super) struct View {
     blocks: Vec<Block>,
     remarks: Vec<Remark>,
     liberal: bool,
+    /// Takes back what earlier alerts have said.
+    retracted: Vec<String>,
 }
 
 /// Represents what a mail says of one regime: its steps, then what follows.
 struct Block {
     urgency: u8,
+    /// Is empty where it says what follows, and no step tells it.
     steps: Vec<Step>,
     words: Words,
+    /// Names the regime, as in "TVA".
+    regime: &'static str,
+    /// Is what the mail's subject says without a step.
+    told: String,
 }
 
 /// Represents one crossing, in words.
@@ -70,6 +78,7 @@ impl View {
     pub(super) fn new(
         year: i32,
         crossings: &[Crossing],
+        consequences: &[Consequence],
         state: Option<State>,
         as_of: Option<NaiveDate>,
     ) -> Self {
@@ -79,7 +88,7 @@ impl View {
             crossings.iter().partition(|crossing| Limit::of(crossing.threshold).vat);
         let mut blocks = Vec::new();
         for (crossings, is_vat) in [(of_vat, true), (of_micro, false)] {
-            if crossings.is_empty() {
+            if crossings.is_empty() && !consequences.iter().any(|told| told.is_vat() == is_vat) {
                 continue;
             }
             let on = Occasion {
@@ -88,6 +97,7 @@ impl View {
                 to_verify: crossings.iter().any(|crossing| crossing.doubt.is_some()),
                 increased: crossings.iter().any(|crossing| Limit::of(crossing.threshold).increased),
                 part_of_a_year: crossings.iter().any(|crossing| crossing.full_year_ceiling.is_some()),
+                has_step: !crossings.is_empty(),
             };
             // Whoever is liable already waits for no threshold of VAT, whoever is out for no ceiling.
             let shows_outlook = if is_vat {
@@ -99,10 +109,16 @@ impl View {
                 crossings.iter().map(|crossing| Step::new(crossing, year, shows_outlook)).collect();
             steps.sort_by_key(|step| std::cmp::Reverse((step.level, step.increased)));
             let words = if is_vat { vat(&state, on) } else { micro(&state, on) };
-            blocks.push(Block { urgency: urgency(&steps, &state.certain, is_vat), steps, words });
+            blocks.push(Block {
+                urgency: urgency(&steps, &state.certain, is_vat),
+                steps,
+                words,
+                regime: if is_vat { "TVA" } else { "Régime micro-entreprise" },
+                told: told_alone(&state.certain, is_vat, as_of),
+            });
         }
         blocks.sort_by_key(|block| std::cmp::Reverse(block.urgency));
-        Self { year, blocks, remarks: Vec::new(), liberal: false }
+        Self { year, blocks, remarks: Vec::new(), liberal: false, retracted: Vec::new() }
     }
 
     /// Says on what the figures rest, and what is not in them, too.
@@ -110,6 +126,27 @@ impl View {
         self.remarks = remarks(told, unknown_activities);
         self.liberal = told.liberal;
         self
+    }
+
+    /// Takes back what earlier alerts have said.
+    pub(super) fn retracting(mut self, retracted: &[Retracted]) -> Self {
+        self.retracted = retraction::words(retracted);
+        self
+    }
+
+    /// Returns the sentence that the mail begins with.
+    fn opening(&self) -> String {
+        if self.blocks.iter().any(|block| !block.steps.is_empty()) {
+            format!(
+                "Voici où en est le chiffre d’affaires encaissé en {}, tel qu’il est enregistré dans Comptalyze.",
+                self.year
+            )
+        } else {
+            format!(
+                "Ce qui est enregistré dans Comptalyze a changé. Voici ce qui en découle pour {}.",
+                self.year
+            )
+        }
     }
 
     /// Returns what a step's turnover is made of.
@@ -124,7 +161,8 @@ impl View {
 
 /// Returns how urgent a block is; what cannot wait is the greatest.
 fn urgency(steps: &[Step], verdict: &Verdict, is_vat: bool) -> u8 {
-    match steps.iter().map(|step| step.level).max() {
+    // Without a step it says what follows.
+    match steps.iter().map(|step| step.level).max().or(Some(Level::Over)) {
         None | Some(Level::Check) => 0,
         Some(Level::Near) => 1,
         Some(Level::Over) if is_vat && verdict.vat.is_liable() => 6,
@@ -134,6 +172,17 @@ fn urgency(steps: &[Step], verdict: &Verdict, is_vat: bool) -> u8 {
             Micro::Once { before: Before::Unknown(_) } => 3,
             Micro::Once { .. } | Micro::Within { .. } => 2,
         },
+    }
+}
+
+/// Returns what a mail's subject says of what follows without a step.
+fn told_alone(verdict: &Verdict, is_vat: bool, as_of: NaiveDate) -> String {
+    match verdict.micro {
+        _ if is_vat => "Vous êtes redevable de la TVA, d’après vos enregistrements".to_owned(),
+        Micro::Twice { from } if as_of < from => {
+            format!("Vous sortez du régime micro-entreprise au {}, d’après vos enregistrements", date(from))
+        }
+        _ => "Vous ne relevez plus du régime micro-entreprise, d’après vos enregistrements".to_owned(),
     }
 }
 
@@ -254,17 +303,23 @@ pub(super) fn capitalised(text: &str) -> String {
 impl Mail for View {
     fn headline(&self) -> Headline {
         let steps: Vec<&Step> = self.blocks.iter().flat_map(|block| &block.steps).collect();
-        let told = steps.first().map_or("Vos seuils", |step| &step.told);
-        let others = match steps.len() {
+        let Some(first) = self.blocks.first() else {
+            return Headline { subject: "Vos seuils".to_owned(), preheader: String::new() };
+        };
+        let (told, preheader) = match first.steps.first() {
+            Some(step) => {
+                (&step.told, format!("{}, soit {} de {}.", step.turnover, step.percent, step.ceiling))
+            }
+            None => (&first.told, first.words.means.first().cloned().unwrap_or_default()),
+        };
+        let alone = self.blocks.iter().filter(|block| block.steps.is_empty()).count();
+        let others = match steps.len() + alone {
             0 | 1 => String::new(),
             // They say the same of all.
-            _ if steps[0].level == Level::Check => String::new(),
+            _ if first.steps.first().is_some_and(|step| step.level == Level::Check) => String::new(),
             2 => ", et 1 autre alerte".to_owned(),
             several => format!(", et {} autres alertes", several - 1),
         };
-        let preheader = steps.first().map_or_else(String::new, |step| {
-            format!("{}, soit {} de {}.", step.turnover, step.percent, step.ceiling)
-        });
         Headline { subject: format!("{told}{others}"), preheader }
     }
 

@@ -21,6 +21,7 @@ pub(super) struct Words {
 
 /// Says what a mail tells of, as far as words depend on it.
 #[derive(Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Occasion {
     pub(super) year: i32,
     pub(super) as_of: NaiveDate,
@@ -30,6 +31,8 @@ pub(super) struct Occasion {
     pub(super) increased: bool,
     /// The year is that of the creation: its ceilings are in proportion.
     pub(super) part_of_a_year: bool,
+    /// A step of the regime is told: else only what follows.
+    pub(super) has_step: bool,
 }
 
 impl Occasion {
@@ -189,6 +192,7 @@ fn vat_rule(vat: Vat, on: Occasion) -> Option<String> {
         ),
         Vat::Next { .. } => None,
         Vat::Since { .. } if on.increased => None,
+        _ if !on.has_step => None,
         _ => Some("Le niveau atteint n’y change rien.".to_owned()),
     }
 }

@@ -9,11 +9,11 @@ use super::{
     foreign::unlinked,
     frame::{Frame, Headline, Mail},
     french::{self, date_and_time, euros, list, of_month, round_euros},
-    incomplete,
+    incomplete, retraction,
     twice::{Remark, Twice, converted},
 };
 use crate::{
-    email::{ActivityTotal, Assumed, BooksVerdict, MonthTwice, SourceTotal},
+    email::{ActivityTotal, Assumed, BooksVerdict, MonthTwice, Retracted, SourceTotal},
     schedule::Month,
     urssaf::{Activity, ActivitySum, Category, by_category, declared},
 };
@@ -57,6 +57,8 @@ pub(super) struct View {
     empty: Option<String>,
     /// Says which activities nobody has said.
     assumed: Vec<String>,
+    /// Takes back what earlier alerts have said.
+    retracted: Vec<String>,
 }
 
 struct Source {
@@ -92,6 +94,7 @@ impl View {
             ahead: None,
             empty: None,
             assumed: Vec::new(),
+            retracted: Vec::new(),
         }
     }
 
@@ -120,6 +123,12 @@ impl View {
             })
             .collect();
         self.activities = found.into_iter().map(|(category, cents)| (name(category), euros(cents))).collect();
+        self
+    }
+
+    /// Takes back what earlier alerts have said.
+    pub(super) fn retracting(mut self, retracted: &[Retracted]) -> Self {
+        self.retracted = retraction::words(retracted);
         self
     }
 

@@ -11,10 +11,11 @@ use super::{
     frame::{Frame, Headline, Mail},
     french::{self, date, euros, grouped, list, of_month, quarter},
     incomplete::Reserve,
+    retraction,
     twice::{Remark, Twice, both_sides, converted},
 };
 use crate::{
-    email::{ActivityTurnover, Assumed, BooksVerdict, Definitive, IncompleteMonth, MonthTwice},
+    email::{ActivityTurnover, Assumed, BooksVerdict, Definitive, IncompleteMonth, MonthTwice, Retracted},
     schedule::Month,
     urssaf::{Activity, TaxProfile, monthly_due, quarterly_due},
 };
@@ -47,6 +48,8 @@ pub(super) struct View {
     twice: Twice,
     /// Says which activities nobody has said.
     assumed: Vec<String>,
+    /// Takes back what earlier alerts have said.
+    retracted: Vec<String>,
 }
 
 impl View {
@@ -73,6 +76,7 @@ impl View {
             declaration: Declaration::default(),
             twice: Twice::default(),
             assumed: Vec::new(),
+            retracted: Vec::new(),
         }
     }
 
@@ -99,6 +103,12 @@ impl View {
                 other < self.of && french::quarter(other) == quarter && !self.declaration.quarter.is_empty()
             }),
         };
+        self
+    }
+
+    /// Takes back what earlier alerts have said.
+    pub(super) fn retracting(mut self, retracted: &[Retracted]) -> Self {
+        self.retracted = retraction::words(retracted);
         self
     }
 

@@ -58,6 +58,7 @@ fn facts_with(text: &str) -> Vec<Facts> {
                 partial: false,
             }],
             assumed: vec![Assumed { provider: text.clone(), activity: text.clone() }],
+            retracted: Vec::new(),
         },
         Facts::DefinitiveMonth {
             first_name: first_name.clone(),
@@ -86,6 +87,7 @@ fn facts_with(text: &str) -> Vec<Facts> {
             ahead: None,
             empty: Vec::new(),
             assumed: vec![Assumed { provider: text.clone(), activity: text.clone() }],
+            retracted: Vec::new(),
         },
         Facts::ThresholdAlert {
             first_name,
@@ -99,6 +101,8 @@ fn facts_with(text: &str) -> Vec<Facts> {
                 assumed: vec![Assumed { provider: text.clone(), activity: text }],
                 ..AlertRemarks::default()
             },
+            consequences: Vec::new(),
+            retracted: Vec::new(),
         },
     ]
 }
@@ -474,6 +478,7 @@ fn a_recap_need_not_have_sources() {
         ahead: None,
         empty: Vec::new(),
         assumed: Vec::new(),
+        retracted: Vec::new(),
     };
     let mail = rendered(&facts);
     assert!(!mail.text.contains("Par source"));

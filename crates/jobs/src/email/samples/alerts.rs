@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use chrono::NaiveDate;
 
-use super::super::{AlertRemarks, Assumed, Facts, Uncounted};
+use super::super::{AlertRemarks, Assumed, Facts, Retracted, Uncounted};
 use crate::{
     schedule::Month,
-    urssaf::{BookRow, DaySum, Telling, Threshold, Told, ToldAs, UserBooks, YearBooks, assess},
+    urssaf::{BookRow, Consequence, DaySum, Telling, Threshold, Told, ToldAs, UserBooks, YearBooks, assess},
 };
 
 const SALES: &str = "Vente de marchandises";
@@ -86,6 +86,8 @@ impl Story {
                 contradiction: found.contradiction,
                 ..self.remarks
             },
+            consequences: Vec::new(),
+            retracted: Vec::new(),
         }
     }
 }
@@ -226,5 +228,30 @@ fn others() -> Vec<(&'static str, Facts)> {
         Uncounted { currency: "USD".to_owned(), amount: 4_000_000 },
     ];
     many.remarks.assumed = vec![Assumed { provider: "stripe".to_owned(), activity: SERVICES.to_owned() }];
-    vec![("alert-to-verify", to_verify.facts(2026)), ("alert-many", many.facts(2026))]
+    vec![
+        ("alert-to-verify", to_verify.facts(2026)),
+        ("alert-many", many.facts(2026)),
+        (
+            "alert-vat-without-step",
+            without_step(&[("2025-03", 40_000), ("2026-03", 9_000)], Consequence::VatDue),
+        ),
+        (
+            "alert-micro-without-step",
+            without_step(&[("2025-03", 90_000), ("2026-03", 90_000)], Consequence::MicroLeft),
+        ),
+    ]
+}
+
+/// What follows from services of which no step is told; the first one takes back what was said of another ceiling.
+fn without_step(typed: &[(&str, i64)], consequence: Consequence) -> Facts {
+    let rows: Vec<_> = typed.iter().map(|(month, euros)| (*month, SERVICES, *euros, 0)).collect();
+    let mut facts = Story::new("2026-11-24", &rows, &[]).facts(2026);
+    if let Facts::ThresholdAlert { consequences, retracted, .. } = &mut facts {
+        *consequences = vec![consequence];
+        if consequence.is_vat() {
+            let threshold = Some(Threshold::MicroServices);
+            *retracted = vec![Retracted { year: 2026, threshold, consequence: None }];
+        }
+    }
+    facts
 }

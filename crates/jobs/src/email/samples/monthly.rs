@@ -5,10 +5,10 @@ use chrono::{DateTime, NaiveDate, Utc};
 use crate::{
     email::{
         ActivityTotal, ActivityTurnover, Assumed, BooksVerdict, Definitive, Facts, IncompleteMonth,
-        MonthTwice, SourceTotal, UnreadSource,
+        MonthTwice, Retracted, SourceTotal, UnreadSource,
     },
     schedule::Month,
-    urssaf::{ActivitySum, IncomeTax, TaxProfile},
+    urssaf::{ActivitySum, IncomeTax, TaxProfile, Threshold},
 };
 
 /// Makes reminders: with a known and an unknown profile, with nothing, with less than nothing.
@@ -27,6 +27,7 @@ pub(super) fn reminders() -> Vec<(&'static str, Facts)> {
         today: NaiveDate::from_ymd_opt(2026, 12, 2).filter(|_| month == self::month(2026, 11)),
         incomplete: Vec::new(),
         assumed: Vec::new(),
+        retracted: Vec::new(),
     };
     let known = TaxProfile {
         created: NaiveDate::from_ymd_opt(2026, 2, 9),
@@ -200,6 +201,11 @@ pub(super) fn recaps() -> Vec<(&'static str, Facts)> {
                 ahead: Some(120_000),
                 empty: vec![month(2026, 3)],
                 assumed: vec![stripe_services()],
+                retracted: vec![Retracted {
+                    year: 2026,
+                    threshold: Some(Threshold::VatBaseServices),
+                    consequence: None,
+                }],
             },
         ),
         ("recap-nothing", {
@@ -243,6 +249,7 @@ fn recap(total: i64, sources: Vec<SourceTotal>) -> Facts {
         ahead: None,
         empty: Vec::new(),
         assumed: Vec::new(),
+        retracted: Vec::new(),
     }
 }
 

@@ -10,11 +10,12 @@ use chrono::{DateTime, NaiveDate, Utc};
 use crate::{
     email::{
         ActivityTotal, ActivityTurnover, AlertRemarks, BooksVerdict, Definitive, Facts, MonthTwice,
-        SourceTotal,
+        Retracted, SourceTotal,
     },
     schedule::{Month, paris},
     urssaf::{
-        ActivitySum, BookRow, DaySum, IncomeTax, TaxProfile, Telling, Told, UserBooks, YearBooks, assess,
+        ActivitySum, BookRow, DaySum, IncomeTax, TaxProfile, Telling, Threshold, Told, ToldAs, UserBooks,
+        YearBooks, assess,
     },
 };
 
@@ -72,6 +73,10 @@ struct Life {
     connected: bool,
     /// Says of each year and step how often it was told, and whether that was withdrawn.
     told: BTreeMap<(i32, Telling), (u8, bool)>,
+    /// Lists the ceilings that a mail has called exceeded.
+    exceeded: Vec<(i32, Threshold)>,
+    /// Lists what the next mail takes back.
+    retracted: Vec<Retracted>,
     /// Holds what each month's recap said, in cents.
     recapped: BTreeMap<Month, (DateTime<Utc>, i64)>,
 }
@@ -222,8 +227,17 @@ impl Life {
             })
             .collect();
         let Some(found) = assess(&books, &told, year, self.today) else { return };
-        for withdrawn in found.withdraw {
-            self.told.entry((year, withdrawn.telling)).and_modify(|told| told.1 = true);
+        for turned in found.turned {
+            self.told.entry((year, turned.telling)).and_modify(|told| told.1 = !turned.withdrawn);
+            let key = (year, turned.telling.threshold);
+            if turned.telling.step == 100
+                && turned.telling.told_as == ToldAs::Certain
+                && self.exceeded.contains(&key)
+            {
+                let threshold = Some(turned.telling.threshold);
+                self.retracted.push(Retracted { year, threshold, consequence: None });
+                self.exceeded.retain(|other| *other != key);
+            }
         }
         for telling in &found.tell {
             let told = self.told.entry((year, *telling)).or_default();
@@ -232,6 +246,8 @@ impl Life {
         if found.crossings.is_empty() {
             return;
         }
+        let over = found.crossings.iter().filter(|crossing| crossing.step == 100 && crossing.doubt.is_none());
+        self.exceeded.extend(over.map(|crossing| (year, crossing.threshold)));
         let alert = Facts::ThresholdAlert {
             first_name: Some("Camille".to_owned()),
             year,
@@ -240,6 +256,8 @@ impl Life {
             state: Some(found.state),
             as_of: Some(self.today),
             remarks: AlertRemarks { planned: found.planned, ..AlertRemarks::default() },
+            consequences: Vec::new(),
+            retracted: std::mem::take(&mut self.retracted),
         };
         self.mail("Un seuil est atteint.", alert);
     }
@@ -288,6 +306,7 @@ impl Life {
                 .filter(|month| now.iter().all(|(known, ..)| known != month))
                 .collect(),
             assumed: Vec::new(),
+            retracted: std::mem::take(&mut self.retracted),
         };
         self.mail("Le dernier jour du mois.", facts);
     }
@@ -322,6 +341,7 @@ impl Life {
             today: Some(self.today),
             incomplete: Vec::new(),
             assumed: Vec::new(),
+            retracted: std::mem::take(&mut self.retracted),
         };
         self.mail("Le 2 du mois.", facts);
     }

@@ -97,7 +97,9 @@ pub(crate) async fn look(
     deadline: &Deadline,
 ) -> Result<Law, SupabaseError> {
     let years = urssaf::years_checked(paris::date(now));
-    let floors: BTreeMap<i32, i64> = years.iter().map(|year| (*year, 1)).collect();
+    // The year before those that are checked comes with its own, as in a check.
+    let before = years.first().map(|year| year - 1);
+    let floors: BTreeMap<i32, i64> = years.iter().copied().chain(before).map(|year| (year, 1)).collect();
     let arguments = json!({
         "p_after": Value::Null, "p_limit": 1, "p_user_id": user, "p_due": false, "p_floors": floors,
         "p_bytes": 4 * 1024 * 1024, "p_noted_at": Value::Null, "p_now": now,

@@ -1,4 +1,4 @@
-//! Collects what a check finds: whom to tell what, what to withdraw, and what an outline says of it.
+//! Collects what a check finds: whom to tell what, what does not hold any more, and what an outline says of it.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,10 @@ use super::details::{Asked, Details};
 use crate::{
     email::{AlertRemarks, Assumed},
     schedule::paris,
-    urssaf::{self, Activity, Assessment, Crossing, State, Telling, Told, UserBooks, YearBooks},
+    urssaf::{
+        self, Activity, Assessment, Consequence, ConsequenceNews, Crossing, State, Telling, Threshold, Told,
+        ToldAs, ToldConsequence, UserBooks, YearBefore, YearBooks,
+    },
 };
 
 /// A dry run's answer names so many candidates at most.
@@ -33,6 +36,7 @@ pub(super) struct Person {
     /// Says what of their books cannot be read; then there are no years.
     flaw: Option<String>,
     told: Vec<ToldInYear>,
+    consequences: Vec<ConsequenceInYear>,
     years: Vec<YearBooks>,
 }
 
@@ -43,6 +47,13 @@ struct ToldInYear {
     told: Told,
 }
 
+#[derive(Deserialize)]
+struct ConsequenceInYear {
+    year: i32,
+    #[serde(flatten)]
+    told: ToldConsequence,
+}
+
 /// Represents a year of a user that has to be written down, as far as it is known yet.
 pub(super) struct Pending {
     user_id: Uuid,
@@ -51,6 +62,7 @@ pub(super) struct Pending {
     books: UserBooks,
     told: Vec<Told>,
     assessment: Assessment,
+    consequences: ConsequenceNews,
 }
 
 /// Represents what one year of a user tells, and what it does not say any more.
@@ -62,6 +74,7 @@ pub(super) struct Alert {
     facts: Box<RawValue>,
     used_up: Vec<Telling>,
     withdrawn: Vec<Told>,
+    consequences: ConsequenceNews,
 }
 
 /// Says what an alert's mail is about.
@@ -70,6 +83,8 @@ struct AlertFacts<'a> {
     year: i32,
     as_of: NaiveDate,
     crossings: &'a [Crossing],
+    /// Is what is told without a step.
+    consequences: Vec<Consequence>,
     unknown_activities: &'a [String],
     state: &'a State,
     remarks: AlertRemarks,
@@ -122,38 +137,70 @@ impl Found {
         let books = UserBooks { years: person.years, created: person.created, days: Vec::new() };
         let as_of = paris::date(at);
         let mut pending = Vec::new();
+        // What this very check tells of the year before counts as told.
+        let mut before = YearBefore::default();
         for &year in years {
-            let told: Vec<Told> =
-                person.told.iter().filter(|told| told.year == year).map(|told| told.told).collect();
+            let told = of_year(&person.told, year);
+            let followed = consequences_of_year(&person.consequences, year);
+            before.add_standing(
+                &of_year(&person.told, year - 1),
+                &consequences_of_year(&person.consequences, year - 1),
+            );
             let Some(mut assessment) = urssaf::assess(&books, &told, year, as_of) else { continue };
             for activity in &assessment.unknown_activities {
                 self.note_activity(activity);
             }
-            if !assessment.crossings.is_empty() {
+            if told.iter().copied().any(says_vat_is_due) {
+                before.consequences.push(Consequence::VatDue);
+            }
+            let mut consequences = urssaf::consequence_news(
+                &assessment.state.certain,
+                &assessment.nearly_so,
+                &followed,
+                &before,
+            );
+            let alone = told_alone(&consequences.tell, &assessment.crossings);
+            if !assessment.crossings.is_empty() || !alone.is_empty() {
                 let outcome = person.reason.as_deref().unwrap_or("due");
-                self.note_candidate(person.user_id, year, outcome, &assessment.crossings);
+                self.note_candidate(person.user_id, year, outcome, &assessment.crossings, &alone);
             }
             if person.reason.is_some() {
                 // What they are not told is not used up; what was told is withdrawn all the same.
                 assessment.tell.clear();
                 assessment.crossings.clear();
+                consequences.tell.clear();
             }
-            self.alerts += usize::from(!assessment.crossings.is_empty());
-            if !assessment.tell.is_empty() || !assessment.withdraw.is_empty() {
+            before =
+                YearBefore { tellings: assessment.tell.clone(), consequences: consequences.tell.clone() };
+            let is_mail = !told_alone(&consequences.tell, &assessment.crossings).is_empty();
+            self.alerts += usize::from(is_mail || !assessment.crossings.is_empty());
+            let is_news = !assessment.tell.is_empty() || !assessment.turned.is_empty();
+            if is_news || consequences != ConsequenceNews::default() {
                 let books = books.clone();
-                pending.push(Pending { user_id: person.user_id, year, as_of, books, told, assessment });
+                let user_id = person.user_id;
+                pending.push(Pending { user_id, year, as_of, books, told, assessment, consequences });
             }
         }
         pending
     }
 
-    fn note_candidate(&mut self, user_id: Uuid, year: i32, outcome: &str, crossings: &[Crossing]) {
+    fn note_candidate(
+        &mut self,
+        user_id: Uuid,
+        year: i32,
+        outcome: &str,
+        crossings: &[Crossing],
+        alone: &[Consequence],
+    ) {
         if self.candidates.len() < MOST_CANDIDATES {
             let step =
                 |Crossing { threshold, step, .. }: &Crossing| json!({"threshold": threshold, "step": step});
             let steps: Vec<Value> = crossings.iter().map(step).collect();
-            self.candidates
-                .push(json!({"user_id": user_id, "outcome": outcome, "year": year, "steps": steps}));
+            let mut candidate = json!({"user_id": user_id, "outcome": outcome, "year": year, "steps": steps});
+            if !alone.is_empty() {
+                candidate["consequences"] = json!(alone);
+            }
+            self.candidates.push(candidate);
         }
         if outcome != "due" {
             *self.skipped.entry(outcome.to_owned()).or_default() += 1;
@@ -161,10 +208,31 @@ impl Found {
     }
 }
 
+fn of_year(told: &[ToldInYear], year: i32) -> Vec<Told> {
+    told.iter().filter(|told| told.year == year).map(|told| told.told).collect()
+}
+
+fn consequences_of_year(told: &[ConsequenceInYear], year: i32) -> Vec<ToldConsequence> {
+    told.iter().filter(|told| told.year == year).map(|told| told.told).collect()
+}
+
+/// Returns whether a mail, perhaps of an older version, has told that the increased threshold is passed.
+fn says_vat_is_due(told: Told) -> bool {
+    let increased = [Threshold::VatIncreasedTotal, Threshold::VatIncreasedServices];
+    !told.withdrawn && told.telling.told_as == ToldAs::Certain && increased.contains(&told.telling.threshold)
+}
+
+/// Returns what has to be told without a step: no crossing of the same regime tells it.
+fn told_alone(tell: &[Consequence], crossings: &[Crossing]) -> Vec<Consequence> {
+    let has_step = |is_vat| crossings.iter().any(|crossing| crossing.threshold.is_vat() == is_vat);
+    tell.iter().copied().filter(|consequence| !has_step(consequence.is_vat())).collect()
+}
+
 impl Pending {
     /// Returns what there is to ask, where there is a mail to write.
     pub(super) fn asks(&self) -> Option<Asked> {
-        let is_mail = !self.assessment.crossings.is_empty();
+        let crossings = &self.assessment.crossings;
+        let is_mail = !crossings.is_empty() || !told_alone(&self.consequences.tell, crossings).is_empty();
         is_mail.then(|| Asked {
             user_id: self.user_id,
             year: self.year,
@@ -184,11 +252,12 @@ impl Pending {
             self.assessment = again.unwrap_or(self.assessment);
         }
         let is_assumed = |assumed: &Assumed| self.is_assumed(assumed);
-        let Assessment { crossings, tell, withdraw, state, unknown_activities, .. } = &self.assessment;
+        let Assessment { crossings, tell, turned, state, unknown_activities, .. } = &self.assessment;
         let facts = AlertFacts {
             year: self.year,
             as_of: self.as_of,
             crossings,
+            consequences: told_alone(&self.consequences.tell, crossings),
             unknown_activities,
             state,
             remarks: AlertRemarks {
@@ -204,7 +273,8 @@ impl Pending {
             year: self.year,
             facts: to_raw_value(&facts).expect("plain data"),
             used_up: tell.clone(),
-            withdrawn: withdraw.clone(),
+            withdrawn: turned.clone(),
+            consequences: self.consequences.clone(),
         }
     }
 

@@ -54,6 +54,8 @@ fn mail(found: &Assessment, as_of: NaiveDate) -> Option<String> {
         state: Some(found.state),
         as_of: Some(as_of),
         remarks: AlertRemarks::default(),
+        consequences: Vec::new(),
+        retracted: Vec::new(),
     };
     let text = render(&facts, &branding(false), Links::default()).unwrap().text;
     Some(text.split_whitespace().collect::<Vec<_>>().join(" "))

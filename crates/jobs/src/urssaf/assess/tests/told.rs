@@ -27,10 +27,11 @@ impl Reader {
     /// Checks books, and writes down what the database would.
     fn check(&mut self, books: &UserBooks) -> Assessment {
         let found = found(books, &self.told);
-        for gone in &found.withdraw {
-            let told = self.told.iter_mut().find(|told| told.telling == gone.telling).unwrap();
-            assert!(!told.withdrawn, "withdrawn twice: {told:?}");
-            told.withdrawn = true;
+        for turned in &found.turned {
+            let told = self.told.iter_mut().find(|told| told.telling == turned.telling).unwrap();
+            assert_eq!(told.withdrawn, turned.withdrawn, "turned twice: {told:?}");
+            assert!(!told.withdrawn || told.times == 2, "holds again, and may be told: {told:?}");
+            told.withdrawn = !told.withdrawn;
         }
         for telling in &found.tell {
             match self.told.iter_mut().find(|told| told.telling == *telling) {
@@ -75,7 +76,7 @@ fn a_step_uses_up_itself_and_those_below(#[case] held: &[u8], #[case] used_up: &
 fn a_lower_step_is_not_told_of_after_a_higher_one() {
     // A refund has brought the year back under the ceiling, and not below the step under it.
     let assessment = found(&books(typed(3, &[(SALES, 8_000_000)]), None), &[certain(VatBaseTotal, 100)]);
-    assert_eq!((assessment.tell, assessment.withdraw), (vec![], vec![]));
+    assert_eq!((assessment.tell, assessment.turned), (vec![], vec![]));
 }
 
 #[test]
@@ -104,7 +105,7 @@ fn a_step_is_withdrawn_below_the_step_under_it(
 ) {
     let told = certain(threshold, step);
     let assessment = found(&books(typed(3, &[(SALES, cents)]), None), &[told]);
-    assert_eq!(assessment.withdraw, if gone { vec![told] } else { vec![] });
+    assert_eq!(assessment.turned, if gone { vec![told] } else { vec![] });
 }
 
 #[test]
@@ -215,7 +216,7 @@ proptest! {
             let books = books(rows, None);
             reader.check(&books);
             let again = reader.check(&books);
-            prop_assert!(again.tell.is_empty() && again.withdraw.is_empty());
+            prop_assert!(again.tell.is_empty() && again.turned.is_empty());
         }
     }
 
