@@ -103,7 +103,7 @@ begin
         where c.reason is null
     )
     insert into jobs.integration_state as s (user_id, provider, claimed, claimed_at)
-    select n.user_id, n.provider, n.account, p_as_of
+    select n.user_id, n.provider, n.account, p_now
     from seen n left join jobs.integration_state k using (user_id, provider)
     where n.account is not null and n.account is distinct from coalesce(k.claimed, k.account)
     order by n.user_id, n.provider     -- as every plan locks them

@@ -63,22 +63,25 @@ begin
         s.claimed_at := case when s.claimed = p_account then s.claimed_at end;
         if s.account is not null and s.first_month is not null then
             insert into jobs.former_accounts as k (user_id, provider, account, activity, first_month, counted, covered,
-                last_success_to, replaced_at, left_out, activity_said_by)
-            -- Until the month in which the other account was seen.
-            select t.user_id, t.provider, s.account, s.activity, s.first_month,
-                s.counted * datemultirange(daterange(null, (date_trunc('month', r.at at time zone 'Europe/Paris')
-                    + interval '1 month')::date)), s.covered, s.last_success_to, r.at, s.left_out,
-                s.activity_said_by
-            from (select coalesce(s.claimed_at, s.last_success_to, s.first_month::timestamp at time zone 'Europe/Paris') as at) r
+                last_success_to, replaced_at, left_out, activity_said_by, counted_before)
+            -- Until the month in which the other account was seen, which is none before this one was last read.
+            select t.user_id, t.provider, s.account, s.activity, s.first_month, s.counted * m.until, s.covered,
+                s.last_success_to, r.at, s.left_out, s.activity_said_by, s.counted_before * m.until
+            from (select greatest(s.claimed_at, s.last_success_to, s.first_month::timestamp at time zone 'Europe/Paris') as at) r
+            cross join lateral (select datemultirange(daterange(null, (date_trunc('month', r.at at time zone 'Europe/Paris')
+                + interval '1 month')::date)) as until) m
             on conflict (user_id, provider, account) do update set
                 activity = excluded.activity, first_month = excluded.first_month, counted = excluded.counted,
                 covered = excluded.covered, last_success_to = excluded.last_success_to, replaced_at = excluded.replaced_at,
-                left_out = excluded.left_out, activity_said_by = excluded.activity_said_by;
+                left_out = excluded.left_out, activity_said_by = excluded.activity_said_by,
+                counted_before = excluded.counted_before;
         end if;
         delete from jobs.former_accounts k
         where k.user_id = t.user_id and k.provider = t.provider and k.account = p_account returning * into f;
         update jobs.integration_state k set
-            account = p_account, activity = f.activity, activity_said_by = f.activity_said_by, left_out = false, first_month = null, counted = coalesce(f.counted, '{}'),
+            account = p_account, activity = f.activity, activity_said_by = f.activity_said_by, left_out = false,
+            -- Connected again, one that was out of the books has the months that it had.
+            first_month = null, counted = coalesce(f.counted_before, f.counted, '{}'),
             covered = coalesce(f.covered, '{}'), last_success_to = f.last_success_to, deep_read_to = null, all_orders = null,
             doubted = '{}', counted_before = null, token_expires_at = null, refresh_token_expires_at = null
         where k.user_id = t.user_id and k.provider = t.provider;

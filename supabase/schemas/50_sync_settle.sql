@@ -106,6 +106,9 @@ begin
                 -- Months before the connection are the user's own, who has typed them.
                 s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of), p_now);
                 s.counted := s.counted + datemultirange(daterange(s.first_month, null));
+                -- With a connection, other months of this account and of the one before may count than did.
+                months := months || array(select distinct x.paris_month from jobs.integration_transactions x
+                    where x.user_id = p_user_id and x.provider = part.provider);
             end if;
             if part.count_month and p_month is not null and not s.left_out then
                 s.counted := s.counted + datemultirange(daterange(p_month, (p_month + interval '1 month')::date));

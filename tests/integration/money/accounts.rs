@@ -210,3 +210,53 @@ async fn a_replay_reaches_no_month_before_the_connection() -> Result<()> {
     assert_eq!(books(&world, user).await?, said(&[("2026-11", "1.00")]));
     Ok(())
 }
+
+/// Another account is connected, and the first call after it is a replay of the month before: what the account before has
+/// sold in this month stays in the books.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_takes_no_month_from_the_account_before() -> Result<()> {
+    let mut world = world_at("2026-10-02T12:00:00Z").await?;
+    let user = world.stripe_user("acct_before").await?;
+    connect(&world, user, "acct_before", "2026-10-02T08:00:00Z").await?;
+    world.stripe.payment("acct_before", at("2026-11-05T09:00:00Z"), 4_000, "eur");
+    sync_at(&mut world, "2026-10-02T12:10:00Z").await?;
+    sync_at(&mut world, "2026-11-09T18:10:00Z").await?;
+    connect(&world, user, "acct_after", "2026-11-10T08:00:00Z").await?;
+    world.stripe.payment("acct_after", at("2026-11-10T09:00:00Z"), 500, "eur");
+    world.set_now(at("2026-11-10T10:00:00Z"));
+    world.cron("daily-orchestrator", "at=2026-10-31T18:00:00Z").await?;
+    sync_at(&mut world, "2026-11-10T12:10:00Z").await?;
+    world.post("monthly-sync", "month=2026-11").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "45.00")]));
+    Ok(())
+}
+
+/// An account that is out of the books is replaced; taken back, or connected again, it has all months that it had.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_was_replaced_while_it_was_out_finds_its_months() -> Result<()> {
+    for is_connected_again in [false, true] {
+        let mut world = world_at("2026-09-02T12:00:00Z").await?;
+        let user = world.stripe_user("acct_out").await?;
+        connect(&world, user, "acct_out", "2026-09-02T08:00:00Z").await?;
+        for (day, amount) in [("2026-06-10T09:00:00Z", 600), ("2026-09-01T09:00:00Z", 900)] {
+            world.stripe.payment("acct_out", at(day), amount, "eur");
+        }
+        sync_at(&mut world, "2026-09-02T12:10:00Z").await?;
+        world.post("monthly-sync", "month=2026-06").await?;
+        let leave = "select jobs.leave_account_out($1, 'stripe', 'acct_out', $2, $3)";
+        sqlx::query(leave).bind(user).bind(true).bind(world.now()).execute(world.pool()).await?;
+        connect(&world, user, "acct_in", "2026-11-03T08:00:00Z").await?;
+        world.stripe.payment("acct_in", at("2026-11-03T09:00:00Z"), 70, "eur");
+        sync_at(&mut world, "2026-11-03T12:10:00Z").await?;
+        assert_eq!(books(&world, user).await?, said(&[("2026-11", "0.70")]));
+        if is_connected_again {
+            connect(&world, user, "acct_out", "2026-11-12T08:00:00Z").await?;
+            sync_at(&mut world, "2026-11-12T12:10:00Z").await?;
+        } else {
+            sqlx::query(leave).bind(user).bind(false).bind(world.now()).execute(world.pool()).await?;
+        }
+        let all = said(&[("2026-06", "6.00"), ("2026-09", "9.00"), ("2026-11", "0.70")]);
+        assert_eq!(books(&world, user).await?, all, "{is_connected_again}");
+    }
+    Ok(())
+}
