@@ -28,10 +28,10 @@ const HISTORY: &str = "
         select id, 2026, n, 'services', 1 from auth.users, generate_series(1, 8) n;
     insert into jobs.job_runs (run_id, task, slot, trigger, route, as_of, status, started_at, finished_at)
         select md5('r' || n)::uuid, 'sync_integrations', n::text, 'cron', '/', $now, 'success', $now, $now
-        from generate_series(1, 40) n;
+        from generate_series(1, 2000) n;
     insert into jobs.job_items (run_id, lane, kind, subject, user_id, status, settled_at)
         select r.run_id, t.provider, 'sync_integration', t.id, t.user_id, 'done', $now
-        from jobs.job_runs r, (select * from public.integration_tokens limit 800) t;
+        from jobs.job_runs r, (select * from public.integration_tokens limit 800) t where r.slot::integer <= 40;
     analyze;";
 
 /// Runs a call; says which of our tables it read from end to end, with how many rows. The queue itself is pgmq's,
