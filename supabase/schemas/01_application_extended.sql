@@ -23,7 +23,7 @@ comment on column public.ca_records.external_id is
 create unique index if not exists ca_records_auto_sync_key
     on public.ca_records (user_id, external_id) where source = 'auto_sync';
 
--- integration_tokens: which activity the cashed amounts belong to; null lets the jobs infer it once.
+-- integration_tokens: which activity the cashed amounts belong to; null: see jobs.follow_typed_activity.
 alter table public.integration_tokens
     add column if not exists activity_type text;
 
@@ -32,7 +32,7 @@ create index if not exists integration_tokens_account
     on public.integration_tokens (provider, (case provider when 'stripe' then stripe_account_id else shop_domain end));
 
 comment on column public.integration_tokens.activity_type is
-    'Vente de marchandises, Prestation de services or Activité libérale; null: inferred once by the jobs, then kept';
+    'Vente de marchandises, Prestation de services or Activité libérale; null: what the user types says it, else the jobs assume one';
 
 -- sync_logs: rows of a whole run have no user, and come from more than the two providers. They are some dozens a day among
 -- those of all users' syncs, and are found by themselves.

@@ -7,12 +7,14 @@
 -- Months and days are Europe/Paris. Amounts are minor units (cents), signed. Only EUR is counted.
 
 -- Why a movement does not count, from what its row says alone; null: it counts. This is the one place that decides it
--- (but for money that two providers report: see movements_reported_twice). The row's column `excluded` is this answer.
+-- (but for money that two providers report: see movements_reported_twice; providers/shopify/transaction.rs leaves gift cards
+-- and store credit out of what orders tell, by the same letters). The row's column `excluded` is this answer.
 --
 -- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts
 -- when it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for
 -- debit payment methods"). A payment that failed was never received, so the row that takes it back does not count
--- either. A refund is pending as long as there is no money to pay it with.
+-- either. A refund is pending as long as there is no money to pay it with; one that fails then was never paid, and what
+-- takes it back does not count either.
 create function jobs.why_excluded(
     p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
     p_converted boolean
@@ -25,6 +27,7 @@ create function jobs.why_excluded(
         when p_amount_minor is null then 'amount_not_read'
         when p_kind = 'payment' and p_state in ('pending', 'unknown') then 'pending'
         when p_kind = 'refund' and p_state = 'pending' then 'pending'
+        when p_kind in ('refund', 'refund_failure') and p_state = 'never_paid' then 'failed'
         when p_kind = 'payment' and p_state in ('failed', 'canceled') or p_kind = 'charge_failure' then 'failed'
         when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
         when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
@@ -192,11 +195,12 @@ language sql immutable as $$
 $$;
 
 -- What a proof is a proof of: this token for this account. Another token or account has to be proven anew. What is too long
--- to be a token is never proven, and not read. Without a setting of its own: see claimed_account; stable, as what it calls.
+-- to be a token or an account is never proven, and not read. Without a setting of its own: see claimed_account; stable, as what it calls.
 create function jobs.token_fingerprint(t public.integration_tokens) returns text
 language sql stable as $$
     select encode(sha256(convert_to(
-        t.provider || '|' || coalesce(t.stripe_account_id, '') || '|' || coalesce(t.shop_domain, '') || '|'
+        t.provider || '|' || coalesce(jobs.readable_identifier(t.stripe_account_id), '') || '|'
+            || coalesce(jobs.readable_identifier(t.shop_domain), '') || '|'
             || coalesce(jobs.readable_identifier(t.access_token), ''), 'UTF8')), 'hex');
 $$;
 
@@ -223,20 +227,27 @@ begin
         limit 1);
 end $$;
 
--- Gives a user's money of Stripe the activity of their entries, where its integration does not say any: that of accounts
--- which were replaced, too. Answers the months that have to be added up again. Call only under the user's lock.
+-- Gives a user's money of Stripe the activity of their entries, where its integration does not say any, now or when it was
+-- read: that of accounts which were replaced, too. Answers the months that have to be added up again. Call only under the
+-- user's lock.
 create function jobs.follow_typed_activity(p_user_id uuid) returns date[]
 language plpgsql set search_path = '' as $$
 declare
     is_moved boolean;
 begin
     with present as (
-        update jobs.integration_state s set activity = n.activity, activity_said_by = 'entries'
+        update jobs.integration_state s set activity = n.activity, activity_said_by = n.said_by
         from jobs.integration_state k
-        cross join lateral (select jobs.activity_by_entries(k.user_id, k.activity, k.activity_said_by) as activity) n
+        left join public.integration_tokens t on t.user_id = k.user_id and t.provider = k.provider
+            and t.activity_type in ('Vente de marchandises', 'Prestation de services', 'Activité libérale')
+        cross join lateral (
+            select t.activity_type as activity, 'integration' as said_by where t.activity_type is not null
+            union all
+            select jobs.activity_by_entries(k.user_id, k.activity, k.activity_said_by), 'entries' where t.activity_type is null
+        ) n
         where k.user_id = p_user_id and k.provider = 'stripe' and k.activity is not null
             and k.activity_said_by is distinct from 'integration' and n.activity is not null
-            and (k.activity, k.activity_said_by) is distinct from (n.activity, 'entries')
+            and (k.activity, k.activity_said_by) is distinct from (n.activity, n.said_by)
             and s.user_id = k.user_id and s.provider = k.provider
         returning k.activity <> n.activity as is_other
     ), former as (

@@ -6,7 +6,8 @@
 -- object for each movement.
 --
 -- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again, one
--- that has failed (another row may have said so) is nothing else again; an amount that was known in the account's
+-- that has failed (another row may have said so) is nothing else again, nor is a refund that failed while it waited for
+-- money (never_paid); an amount that was known in the account's
 -- currency stays, as long as the amount that was told is the same; so do the state, the references, a debit's date.
 --
 -- Call only under the user's lock: what is not there yet is inserted, what differs is updated, and a row that says
@@ -62,6 +63,8 @@ begin
                 else array(select distinct r from unnest(t.refs || n.refs) r order by r) end as refs,
             coalesce(n.source_kind, t.source_kind) as source_kind,
             case when n.kind = 'payment' and t.state = 'failed' then t.state
+                when n.kind = 'refund' and (t.state = 'never_paid'
+                    or t.state = 'pending' and n.state in ('failed', 'canceled')) then 'never_paid'
                 when n.state in ('pending', 'unknown') and t.state = 'succeeded' then t.state
                 when n.state = 'unknown' then coalesce(t.state, n.state)
                 else coalesce(n.state, t.state) end as state,
@@ -107,8 +110,8 @@ begin
 end $$;
 
 -- Brings the rows of a provider up to what is known since they were stored: a kind that this version has learned
--- (p_kinds: {the provider's name: our kind}), and payments of which another row says that they failed. The months that
--- this touches.
+-- (p_kinds: {the provider's name: our kind}), payments of which another row says that they failed, and what took back a
+-- refund that was never paid. The months that this touches.
 create function jobs.follow_movements(p_user_id uuid, p_provider text, p_kinds jsonb, p_now timestamptz) returns date[]
 language plpgsql set search_path = '' as $$
 declare
@@ -129,11 +132,23 @@ begin
             and exists (select from failures)
             and exists (select from failures f where f.r = any (t.refs))
         returning t.paris_month, t.refs
+    ), unpaid as materialized (
+        select r from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'refund'
+            and r ~ '^(re|pyr)_'
+    ), undone as (
+        update jobs.integration_transactions t set state = 'never_paid', updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'refund_failure'
+            and t.state is distinct from 'never_paid'
+            and exists (select from unpaid)
+            and exists (select from unpaid u where u.r = any (t.refs))
+        returning t.paris_month
     )
     select coalesce(array_agg(distinct m.paris_month), '{}')
     into answer
     from (select paris_month from learned
         union all select paris_month from failed
+        union all select paris_month from undone
         -- What took it back counted once, too, where it was stored before failures were followed.
         union all select f.paris_month from failed p join failures f on f.r = any (p.refs)) m;
     return answer;

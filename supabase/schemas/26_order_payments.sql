@@ -1,16 +1,16 @@
 -- What the orders of a shop say was paid, beside its list of tenders, which is not always whole.
 
--- Compares what orders tell (p_payments: [{order, id, at, amount_minor, currency}], all payments of an order that were
--- made within one window) with the movements that the list has shown. A payment that no movement of its order explains is
+-- Compares what orders tell (p_payments: [{order, id, at, amount_minor, currency}], all payments of each order) with the
+-- movements that the list has shown, as far as the list was ever read (p_read): both know the same of an order then. A payment that no movement of its order explains is
 -- kept as unlisted_payment: it does not count, and its month says so. One that was kept and is explained now is
 -- none any more. The Paris months that this touches.
 --
--- One movement explains one payment, by order, amount and currency. What is left of an order is explained where its
+-- One movement explains one payment, by order, amount and currency; of equal ones the nearest. What is left of an order is explained where its
 -- payments and movements are the same money in other pieces (cash and its change), or nothing is left of them within a day,
 -- to ten cents (rounding at the till).
 -- Where a movement of the order is not readable in the shop's currency, its month says so already.
 create function jobs.note_unlisted_payments(
-    p_user_id uuid, p_account text, p_payments jsonb, p_now timestamptz
+    p_user_id uuid, p_account text, p_payments jsonb, p_read tstzmultirange, p_now timestamptz
 ) returns date[] language plpgsql set search_path = '' set enable_nestloop = off set jit = off as $$
 #variable_conflict use_column
 declare
@@ -22,20 +22,18 @@ begin
     select (date_trunc('month', min(x.at) at time zone 'Europe/Paris') - interval '1 month')::date,
         (date_trunc('month', max(x.at) at time zone 'Europe/Paris') + interval '1 month')::date
     into first_month, last_month
-    from jsonb_to_recordset(p_payments) as x (at timestamptz);
+    from jsonb_to_recordset(p_payments) as x (at timestamptz) where p_read @> x.at;
     if first_month is null then
         return '{}';
     end if;
-    with told as materialized (
-        select p.of_order, p.id, p.at, p.amount_minor, p.currency,
-            row_number() over (partition by p.of_order, p.currency, p.amount_minor order by p.at, p.id) as nth
-        from (
-            select distinct on (x.id) x."order" as of_order, x.id, x.at, x.amount_minor, x.currency
-            from jsonb_to_recordset(p_payments) as x (
-                "order" text, id text, at timestamptz, amount_minor bigint, currency text) order by x.id) p
+    with payments as materialized (
+        select distinct on (x.id) x."order" as of_order, x.id, x.at, x.amount_minor, x.currency
+        from jsonb_to_recordset(p_payments) as x (
+            "order" text, id text, at timestamptz, amount_minor bigint, currency text)
+        where p_read @> x.at order by x.id
     ), orders as materialized (
         select d.of_order, min(d.at) - interval '1 day' as since, max(d.at) + interval '1 day' as until
-        from told d group by 1
+        from payments d group by 1
     ), movements as materialized (
         select (select r from unnest(t.refs) r where r ~ '^gid://shopify/Order/' limit 1) as of_order, t.external_id,
             t.amount_minor, t.currency, t.converted, t.occurred_at
@@ -44,11 +42,19 @@ begin
             and t.paris_month between first_month and last_month and t.kind in ('payment', 'refund', 'unknown')
             -- What orders tell is without them, too.
             and coalesce(t.excluded, '') not in ('gift_card', 'store_credit')
+    ), apart as materialized (      -- equal ones, as far as they lie from each other
+        select p.id, m.external_id, greatest(p.at - m.occurred_at, m.occurred_at - p.at) as time
+        from payments p join movements m using (of_order, currency, amount_minor)
+    ), told as materialized (
+        select p.*, row_number() over (partition by p.of_order, p.currency, p.amount_minor
+            order by n.time, p.at, p.id) as nth
+        from payments p left join (select a.id, min(a.time) as time from apart a group by 1) n using (id)
     ), listed as materialized (
         select o.of_order, m.amount_minor, m.currency, m.converted, m.occurred_at between o.since and o.until as is_near,
             row_number() over (partition by o.of_order, m.currency, m.amount_minor
-                order by m.occurred_at, m.external_id) as nth
+                order by n.time, m.occurred_at, m.external_id) as nth
         from movements m join orders o using (of_order)
+        left join (select a.external_id, min(a.time) as time from apart a group by 1) n using (external_id)
     ), unlike as materialized (
         select d.* from told d
         left join listed l using (of_order, currency, amount_minor, nth)

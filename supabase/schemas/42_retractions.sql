@@ -20,14 +20,18 @@ $$;
 
 -- Notes for these mails, which are about to be written, what they say of earlier ones: that a ceiling is not exceeded, or
 -- that something does not follow, which an alert said. What a mail was to say that never left, another one says. Steps below
--- the ceiling need no word: nothing followed from them. Call only under the ledger's lock.
+-- the ceiling need no word: nothing followed from them. A ceiling that is perhaps exceeded waits until the doubt is gone.
+-- Call only under the ledger's lock.
 create function jobs.retract_in_mails(p_deliveries bigint[]) returns void
 language plpgsql set search_path = '' as $$
 declare
-    users constant uuid[] := array(select d.user_id from jobs.email_deliveries d
-        where d.delivery_id = any (p_deliveries) and d.status = 'planned' and d.user_id is not null
-            and d.kind in ('threshold_alert', 'monthly_recap', 'monthly_reminder'));
+    users uuid[];
+    mails bigint[];     -- of each of them, the one that says it
 begin
+    select array_agg(m.user_id), array_agg(m.delivery_id) into users, mails
+    from (select d.user_id, min(d.delivery_id) as delivery_id from jobs.email_deliveries d
+        where d.delivery_id = any (p_deliveries) and d.status = 'planned' and d.user_id is not null
+            and d.kind in ('threshold_alert', 'monthly_recap', 'monthly_reminder') group by 1) m;
     if not exists (select from jobs.threshold_alerts a where a.user_id = any (users) and a.withdrawn_at is not null)
         and not exists (select from jobs.told_consequences a where a.user_id = any (users) and a.withdrawn_at is not null) then
         return;
@@ -38,15 +42,16 @@ begin
     perform from jobs.told_consequences a where a.user_id = any (users)
     order by a.user_id, a.year, a.consequence for update;
     update jobs.threshold_alerts a set unsaid_by = m.delivery_id
-    from (select d.user_id, min(d.delivery_id) as delivery_id from jobs.email_deliveries d
-        where d.delivery_id = any (p_deliveries) and d.status = 'planned' and d.user_id = any (users) group by 1) m
+    from unnest(users, mails) as m (user_id, delivery_id)
     where a.user_id = m.user_id and a.withdrawn_at is not null and a.step = 100 and a.told_as = 'certain'
         and not exists (select from jobs.email_deliveries e
             where e.delivery_id = a.unsaid_by and jobs.is_said(e))
+        and not exists (select from jobs.threshold_alerts v
+            where (v.user_id, v.year, v.threshold, v.step) = (a.user_id, a.year, a.threshold, a.step)
+                and v.told_as = 'to_verify' and v.withdrawn_at is null)
         and jobs.was_step_mailed(a);
     update jobs.told_consequences a set unsaid_by = m.delivery_id
-    from (select d.user_id, min(d.delivery_id) as delivery_id from jobs.email_deliveries d
-        where d.delivery_id = any (p_deliveries) and d.status = 'planned' and d.user_id = any (users) group by 1) m
+    from unnest(users, mails) as m (user_id, delivery_id)
     where a.user_id = m.user_id and a.withdrawn_at is not null
         and not exists (select from jobs.email_deliveries e
             where e.delivery_id = a.unsaid_by and jobs.is_said(e))

@@ -83,7 +83,9 @@ begin
                 coalesce((by_provider ->> part.provider)::bigint, 0) + (stored ->> 'records')::bigint);
             months := months || array(select jsonb_array_elements_text(stored -> 'months')::date);
             months := months || jobs.note_unlisted_payments(
-                p_user_id, part.account, coalesce(part.order_payments, '[]'), p_now);
+                p_user_id, part.account, coalesce(part.order_payments, '[]'),
+                case when s.account = part.account then s.covered else '{}' end + tstzmultirange(tstzrange(
+                    (part."window" ->> 'from')::timestamptz, (part."window" ->> 'to')::timestamptz)), p_now);
             if p_final then
                 months := months || jobs.follow_movements(p_user_id, part.provider, coalesce(part.kinds, '{}'), p_now);
             end if;

@@ -21,7 +21,7 @@ begin
 end $$;
 
 -- Mails that never arrived because of their address, and that would now: the user has corrected it, or the mail service
--- has taken it off its list. Of each mail once, as long as what it says is news and still true.
+-- has taken it off its list. Of each mail once, as long as what it says is news and still true, and told by no other.
 create function jobs.mails_that_would_arrive(p_now timestamptz) returns table (delivery_id bigint, kind text)
 language sql stable set search_path = '' as $$
     with today as (select (p_now at time zone 'Europe/Paris')::date as day)
@@ -46,13 +46,13 @@ language sql stable set search_path = '' as $$
                     select from jsonb_to_recordset(d.facts -> 'crossings') as c (threshold text, step smallint)
                     where not exists (select from jobs.threshold_alerts a
                         where a.user_id = d.user_id and a.year::text = split_part(d.dedupe_key, '/', 3)
-                            and a.threshold = c.threshold and a.step = c.step
+                            and a.threshold = c.threshold and a.step = c.step and a.run_id = d.run_id
                             and a.withdrawn_at is null)
                     union all
                     select from jsonb_array_elements_text(d.facts -> 'consequences') as c (name)
                     where not exists (select from jobs.told_consequences a
                         where a.user_id = d.user_id and a.year::text = split_part(d.dedupe_key, '/', 3)
-                            and a.consequence = c.name and a.withdrawn_at is null))
+                            and a.consequence = c.name and a.run_id = d.run_id and a.withdrawn_at is null))
             else d.expires_at > p_now end
         and not exists (select from jobs.email_deliveries n where n.dedupe_key = d.dedupe_key || '/moved');
 $$;

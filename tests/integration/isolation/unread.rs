@@ -64,6 +64,8 @@ async fn what_a_user_has_stored_is_not_read_for_everybody() -> Result<()> {
     let noise = "(select string_agg(md5(n::text), '') from generate_series(1, 100000) n)";
     for sql in [
         format!("update public.integration_tokens set access_token = {noise}, refresh_token = {noise}"),
+        // What belongs to a row of the other provider.
+        format!("update public.integration_tokens set shop_domain = {noise} where user_id = '{user}'"),
         format!(
             "update public.integration_tokens set provider = 'shopify', shop_domain = 'a.myshopify.com' where user_id = '{shop}'"
         ),

@@ -128,3 +128,31 @@ async fn a_refund_under_way_has_left_the_balance() -> Result<()> {
     }
     Ok(())
 }
+
+/// A refund waits for money and fails in another month: nothing was ever paid, so neither month changes. The same where it
+/// waited for a debit that fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_that_was_never_paid_changes_no_month() -> Result<()> {
+    let mut world = world_at("2026-11-05T12:00:00Z").await?;
+    let user = world.stripe_user(ACCOUNT).await?;
+    let paid = world.stripe.payment(ACCOUNT, at("2026-11-02T09:00:00Z"), 10_000, "eur");
+    let debit = world.stripe.debit(ACCOUNT, at("2026-11-27T09:00:00Z"), 5_000, at("2026-12-04T09:00:00Z"));
+    let asked = at("2026-11-28T09:00:00Z");
+    for (charge, amount, reason) in
+        [(&paid.charge, 4_000, "insufficient_funds"), (&debit.charge, 5_000, "charge_pending")]
+    {
+        world.stripe.waiting_refund(ACCOUNT, charge, asked, amount, reason);
+    }
+    sync_at(&mut world, "2026-11-28T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "100.00")]));
+    world.stripe.fail_debit(ACCOUNT, &debit, at("2026-12-04T09:00:00Z"));
+    for (charge, amount) in [(&paid.charge, 4_000), (&debit.charge, 5_000)] {
+        world.stripe.refund_failure(ACCOUNT, charge, at("2026-12-05T09:00:00Z"), amount);
+    }
+    for now in ["2026-12-05T12:10:00Z", "2026-12-06T06:10:00Z", "2027-01-15T06:10:00Z"] {
+        sync_at(&mut world, now).await?;
+        assert_eq!(books(&world, user).await?, said(&[("2026-11", "100.00")]), "{now}");
+        assert_eq!(worth(&world, user, 11).await?, json!({"status": "complete"}));
+    }
+    Ok(())
+}

@@ -4,7 +4,10 @@ use anyhow::Result;
 use chrono::TimeDelta;
 use reqwest::Method;
 use serde_json::{Value, json};
-use stand_ins::shopify::{Dispute, Tender};
+use stand_ins::{
+    faults::{Fault, Rule},
+    shopify::{Dispute, Tender},
+};
 
 use super::{books, excluded, said, sync_at, world_at, worth};
 use crate::{chaos::killed_at, clock::at, world::World};
@@ -165,12 +168,68 @@ async fn a_kill_between_both_sources_leaves_no_false_alarm() -> Result<()> {
     let user = world.shopify_user(SHOP).await?;
     world.shopify.tenders(SHOP, at("2026-11-10T09:00:00Z"), TimeDelta::minutes(1), 100);
     world.shopify.tender(SHOP, Tender::new(at("2026-11-10T08:00:00Z"), "5.0", "EUR").unlisted());
-    let late = stand_ins::faults::Fault::Late(std::time::Duration::from_mins(5));
+    let late = Fault::Late(std::time::Duration::from_mins(5));
     killed_at(&world, (Method::POST, "sync-integrations", "days=30"), ("integration_settle", late)).await?;
     sync_at(&mut world, "2026-11-18T18:10:00Z").await?;
     world.shopify.misbehave(SHOP, Some(stand_ins::shopify::Misbehaviour::DuplicatePage));
     sync_at(&mut world, "2026-11-19T06:10:00Z").await?;
     assert_eq!(rows_of_orders(&world).await?.len(), 1);
     assert_eq!(worth(&world, user, 11).await?["flaws"], json!({"unlisted_payment": 1}));
+    Ok(())
+}
+
+/// Two equal halves of an order, on both sides of a month's end, of which the list has one: a month's own read knows the
+/// other one too, and takes it for no other payment's tender.
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_payments_are_told_apart_across_a_months_end() -> Result<()> {
+    for (listed, missing) in
+        [("2026-10-31T09:00:00Z", "2026-11-01T09:00:00Z"), ("2026-11-01T09:00:00Z", "2026-10-31T22:50:00Z")]
+    {
+        let mut world = world_at("2026-10-20T12:00:00Z").await?;
+        let user = world.shopify_user(SHOP).await?;
+        sync_at(&mut world, "2026-10-20T12:10:00Z").await?;
+        let one = world.shopify.tender(SHOP, Tender::new(at(listed), "50.0", "EUR"));
+        let other = Tender::new(at(missing), "50.0", "EUR").same_order(&one).unlisted();
+        world.shopify.tender(SHOP, other);
+        sync_at(&mut world, "2026-11-05T06:10:00Z").await?;
+        let flawed = json!({"unlisted_payment": 1});
+        for month in ["", "month=2026-10", "month=2026-11"] {
+            if !month.is_empty() {
+                world.post("monthly-sync", month).await?;
+            }
+            for of in ["2026-10", "2026-11"] {
+                let worth: Value =
+                    sqlx::query_scalar("select jobs.month_worth($1, to_date($2, 'YYYY-MM'), $3)")
+                        .bind(user)
+                        .bind(of)
+                        .bind(world.now())
+                        .fetch_one(world.pool())
+                        .await?;
+                assert_eq!(
+                    worth["flaws"] == flawed,
+                    missing.starts_with(of),
+                    "{listed} {month} {of}: {worth}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Orders that nobody can read keep no tender from counting, and the log says that they were not compared.
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_orders_keep_no_tender_back() -> Result<()> {
+    let mut world = world_at("2026-11-18T12:00:00Z").await?;
+    let user = world.shopify_user(SHOP).await?;
+    world.shopify.tender(SHOP, Tender::new(at("2026-11-10T09:00:00Z"), "60.0", "EUR"));
+    let odd = json!({"data": {"orders": {"nodes": [{"id": "1"}], "pageInfo": {"hasNextPage": false}}}});
+    world.shopify.faults().add(Rule::on("graphql", Fault::json(200, &odd)).body("query Orders"));
+    let part = sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+    assert_eq!(part["errors"], 0, "{part}");
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "60.00")]));
+    let note: String = world
+        .value("select metadata -> 'notes' ->> 'orders' from public.sync_logs where user_id is not null")
+        .await?;
+    assert_eq!(note, "commandes non comparées : invalid_answer");
     Ok(())
 }

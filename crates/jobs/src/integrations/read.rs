@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     deadline::Deadline,
-    providers::{CursorGuard, Page, Provider, ProviderError, shopify::Disputes},
+    providers::{CursorGuard, ErrorKind, Page, Provider, ProviderError, RefusedReason, shopify::Disputes},
     queue::{Permit, Progress},
     schedule::Window,
 };
@@ -251,7 +251,18 @@ impl Reader<'_> {
                 self.clients.shopify.tender_page(shop, token, window, after, deadline).await
             }
             (Access::Shopify { shop, token }, List::Orders) => {
-                self.clients.shopify.order_page(shop, token, window, after, deadline).await
+                let orders = self.clients.shopify.order_page(shop, token, window, after, self.now, deadline);
+                match orders.await {
+                    // They are only compared with: the list of tenders was read, and counts.
+                    Err(error) if is_of_the_orders(&error) => {
+                        if let Some(part) = self.parts.last_mut() {
+                            let told = format!("commandes non comparées : {}", error.code());
+                            part.notes.insert("orders".into(), told.into());
+                        }
+                        Ok(Page::default())
+                    }
+                    page => page,
+                }
             }
             (Access::Shopify { shop, token }, List::Disputes) => {
                 let disputes =
@@ -269,6 +280,20 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+/// Returns whether it lies in a shop's orders alone that they cannot be read, now and at the next try.
+fn is_of_the_orders(error: &ProviderError) -> bool {
+    matches!(
+        error.kind,
+        ErrorKind::Refused(
+            RefusedReason::MissingScope
+                | RefusedReason::BadRequest
+                | RefusedReason::SearchIgnored
+                | RefusedReason::TooExpensive
+                | RefusedReason::InvalidAnswer(_)
+        )
+    )
 }
 
 /// Returns the position that an earlier worker stored, where this version understands it.

@@ -31,13 +31,14 @@ fn no_stored_name_is_shown() {
 }
 
 /// These names stay between the database and the code, or are shown as the heading of a number.
-const NOT_SHOWN: [&str; 13] = [
+const NOT_SHOWN: [&str; 14] = [
     "bareme",
     "complete",
     "done",
     "free",
     "held",
     "lost",
+    "never_paid",
     "provisional",
     "queued",
     "sent",

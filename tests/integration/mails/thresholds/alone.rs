@@ -35,7 +35,7 @@ async fn the_year_before_decides_without_a_step() -> Result<()> {
     says(
         &text(&mail),
         &[
-            "Ce qui est enregistré dans Comptalyze a changé. Voici ce qui en découle pour 2026.",
+            "Voici ce qui découle pour 2026 de ce qui est enregistré dans Comptalyze.",
             "Vous êtes redevable de la TVA depuis le 1er janvier 2026, car le seuil de franchise a été dépassé en 2025",
             "facturez la TVA depuis cette date",
         ],
@@ -157,5 +157,41 @@ async fn a_reminder_takes_it_back_too() -> Result<()> {
         let words = "Rectification. Un courriel précédent vous disait redevable de la TVA en 2026.";
         assert_eq!(last.contains(words), takes_back, "{last}");
     }
+    Ok(())
+}
+
+/// Only a mail that can say it takes something back, and only once no doubt about the same ceiling is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_back_is_said_by_a_mail_that_can() -> Result<()> {
+    let world = world().await?;
+    let user = recorded(&world, "doubt", &[("2026-03", SERVICES, "80000")]).await?;
+    assert_eq!(check(&world, user).await?, 1);
+    about(&world, user, "update public.ca_records set amount_eur = 8000 where user_id = $1").await?;
+    assert_eq!(check(&world, user).await?, 0);
+    // Both wait in the lane of alerts, and are claimed together.
+    for kind in ["integration_trouble", "threshold_alert"] {
+        let plan = format!(
+            "insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts) \
+             select '{kind}/next', '{kind}', $1, $1, run_id, '{{}}' from jobs.job_runs limit 1"
+        );
+        about(&world, user, &plan).await?;
+    }
+    let doubt = "insert into jobs.threshold_alerts (user_id, year, threshold, step, told_as, run_id) \
+                 select user_id, year, threshold, step, 'to_verify', run_id from jobs.threshold_alerts \
+                 where user_id = $1 and step = 100 and threshold = 'vat_base_services'";
+    about(&world, user, doubt).await?;
+    let say = "select jobs.retract_in_mails(array(select delivery_id from jobs.email_deliveries \
+               where user_id = $1 and status = 'planned'))";
+    let said = "select coalesce(string_agg(a.threshold || ' ' || d.kind, ', ' order by a.threshold), '') \
+                from jobs.threshold_alerts a join jobs.email_deliveries d on d.delivery_id = a.unsaid_by";
+    about(&world, user, say).await?;
+    let without = world.value::<String>(said).await?;
+    assert!(without.contains("threshold_alert") && !without.contains("vat_base"), "{without}");
+    assert!(!without.contains("integration_trouble"), "{without}");
+    about(&world, user, "delete from jobs.threshold_alerts where user_id = $1 and told_as = 'to_verify'")
+        .await?;
+    about(&world, user, say).await?;
+    let all = world.value::<String>(said).await?;
+    assert!(all.contains("vat_base_services threshold_alert") && !all.contains("trouble"), "{all}");
     Ok(())
 }

@@ -153,3 +153,20 @@ async fn a_check_corrects_what_no_sync_reads() -> Result<()> {
     assert_eq!(standing, 0);
     Ok(())
 }
+
+/// What the integration says goes before what is typed, also where it is not synced any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_integrations_own_word_goes_first() -> Result<()> {
+    let mut world = world().await?;
+    let user = seller(&mut world, "acct_word", 100_000).await?;
+    let say = "update public.integration_tokens set activity_type = 'Vente de marchandises', is_active = false \
+               where user_id = $1";
+    about(&world, user, say).await?;
+    turnover(&world, user, "2026-10", "Activité libérale", "50", "manual").await?;
+    for _ in 0..2 {
+        world.post("check-thresholds", "").await?;
+        let goods = [row(9, SALES, "10000.00", "1230.00"), row(11, SALES, "1000.00", "123.00")];
+        assert_eq!(rows(&world, user).await?, goods);
+    }
+    Ok(())
+}

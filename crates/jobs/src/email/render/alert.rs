@@ -142,10 +142,8 @@ impl View {
                 self.year
             )
         } else {
-            format!(
-                "Ce qui est enregistré dans Comptalyze a changé. Voici ce qui en découle pour {}.",
-                self.year
-            )
+            // Not that something has changed: what has been so for long may be told for the first time.
+            format!("Voici ce qui découle pour {} de ce qui est enregistré dans Comptalyze.", self.year)
         }
     }
 

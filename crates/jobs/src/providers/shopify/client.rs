@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use reqwest::{Client, RequestBuilder};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
@@ -203,13 +204,14 @@ impl ShopifyClient {
         disputes.settle(cursor, &orders).map(Disputes::Page).map_err(refused)
     }
 
-    /// Reads one page of what the shop's orders say was paid within `window`.
+    /// Reads one page of the shop's orders that were paid within `window`: what they say was paid until `now`.
     pub async fn order_page(
         &self,
         shop: &ShopDomain,
         token: &SecretString,
         window: Window,
         cursor: Option<&str>,
+        now: DateTime<Utc>,
         deadline: &Deadline,
     ) -> Result<Page, ProviderError> {
         let access = Access { shop, token, deadline };
@@ -217,7 +219,7 @@ impl ShopifyClient {
         let data = self.page(access, documents::ORDERS, ORDERS, &query, cursor).await?;
         let page = OrderPage::read(data).map_err(refused)?;
         let more = self.orders(access, page.orders_to_ask()).await?;
-        page.settle(cursor, window, more).map_err(refused)
+        page.settle(cursor, window, more, now).map_err(refused)
     }
 
     /// Reads one page of a searched connection, halved for as long as Shopify finds it too

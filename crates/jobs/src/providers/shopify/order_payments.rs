@@ -4,7 +4,9 @@
 //! (<https://community.shopify.com/t/tender-transaction-api-is-not-returning-the-second-transaction/124287>). The database
 //! compares both (`jobs.note_unlisted_payments`).
 
-use chrono::TimeDelta;
+use std::collections::HashSet;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -53,17 +55,25 @@ impl OrderPage {
         self.cut.clone()
     }
 
-    /// Returns what was paid within `window`, of the page that was asked for behind `after`; `more` are the orders that
-    /// were asked again.
+    /// Returns what was paid of each order that was paid within `window`, also before and after it: a payment is told
+    /// from another one of the same amount by its place among all of them. The page was asked for behind `after`; `more`
+    /// are the orders that were asked again.
     pub(super) fn settle(
         self,
         after: Option<&str>,
         window: Window,
         more: Orders,
+        now: DateTime<Utc>,
     ) -> Result<Page, RefusedReason> {
-        let window = Window { to: window.to - TENDER_MAY_LAG, ..window };
         let payments = self.orders.into_payments().chain(more.into_payments());
-        let mut order_payments: Vec<_> = payments.filter(|payment| window.contains(payment.at)).collect();
+        let mut order_payments: Vec<_> =
+            payments.filter(|payment| payment.at < now - TENDER_MAY_LAG).collect();
+        let within: HashSet<String> = order_payments
+            .iter()
+            .filter(|payment| window.contains(payment.at))
+            .map(|payment| payment.order.clone())
+            .collect();
+        order_payments.retain(|payment| within.contains(&payment.order));
         order_payments.sort_unstable_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
         Ok(Page { order_payments, next: self.page_info.next(after)?, ..Page::default() })
     }
@@ -93,13 +103,17 @@ mod tests {
         json!({"orders": {"nodes": nodes, "pageInfo": {"hasNextPage": false, "endCursor": null}}})
     }
 
-    fn window(to: &str) -> Window {
-        Window { from: "2026-11-01T00:00:00Z".parse().unwrap(), to: to.parse().unwrap() }
+    fn november() -> Window {
+        Window { from: at("2026-11-01T00:00:00Z"), to: at("2026-12-01T00:00:00Z") }
     }
 
-    fn amounts(transactions: &[Value], to: &str) -> Vec<i64> {
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    fn amounts(transactions: &[Value], now: &str) -> Vec<i64> {
         let page = OrderPage::read(data(transactions)).unwrap();
-        let page = page.settle(None, window(to), Orders::default()).unwrap();
+        let page = page.settle(None, november(), Orders::default(), at(now)).unwrap();
         page.order_payments.iter().map(|payment| payment.amount_minor).collect()
     }
 
@@ -130,10 +144,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outside_the_window_or_very_young_waits() {
+    fn what_is_very_young_waits() {
         let one = [transaction(1, "SALE", "20.0")];
         assert!(amounts(&one, "2026-11-10T09:59:59Z").is_empty());
         assert_eq!(amounts(&one, "2026-11-10T10:00:01Z"), [2_000]);
+    }
+
+    /// A month's last hour is compared, too, once it is no longer young.
+    #[test]
+    fn an_order_that_was_paid_within_the_window_comes_whole() {
+        let mut all = [1, 2, 3].map(|number| transaction(number, "SALE", "1.0"));
+        all[0]["processedAt"] = json!("2026-10-31T09:00:00Z");
+        all[2]["processedAt"] = json!("2026-11-30T23:30:00Z");
+        assert_eq!(amounts(&all, "2026-12-10T00:00:00Z"), [100; 3]);
+        assert!(amounts(&all[..1], "2026-12-10T00:00:00Z").is_empty());
     }
 
     #[test]
@@ -143,7 +167,7 @@ mod tests {
         assert_eq!(page.orders_to_ask(), [ORDER]);
         let mut more = Orders::default();
         more.add(json!({"nodes": [{"id": ORDER, "transactions": all}]}), 25).unwrap();
-        let page = page.settle(None, window("2026-11-20T00:00:00Z"), more).unwrap();
+        let page = page.settle(None, november(), more, at("2026-11-20T00:00:00Z")).unwrap();
         assert_eq!(page.order_payments.len(), 4);
     }
 
@@ -163,7 +187,8 @@ mod tests {
             data in damaged(data(&[transaction(1, "SALE", "20.0"), transaction(2, "REFUND", "5.5")])),
         ) {
             let Ok(page) = OrderPage::read(data) else { return Ok(()) };
-            let Ok(page) = page.settle(None, window("2026-11-20T00:00:00Z"), Orders::default()) else { return Ok(()) };
+            let now = at("2026-11-20T00:00:00Z");
+            let Ok(page) = page.settle(None, november(), Orders::default(), now) else { return Ok(()) };
             for payment in &page.order_payments {
                 prop_assert!(payment.amount_minor != 0 && payment.id.starts_with("gid://shopify/"));
             }
