@@ -20,7 +20,8 @@ $$;
 
 -- Notes for these mails, which are about to be written, what they say of earlier ones: that a ceiling is not exceeded, or
 -- that something does not follow, which an alert said. What a mail was to say that never left, another one says. Steps below
--- the ceiling need no word: nothing followed from them. A ceiling that is perhaps exceeded waits until the doubt is gone.
+-- the ceiling need no word: nothing followed from them. A ceiling waits as long as it is perhaps exceeded, or its neighbour (of
+-- services, of all turnover) is, or the same follows from the year for another reason.
 -- Call only under the ledger's lock.
 create function jobs.retract_in_mails(p_deliveries bigint[]) returns void
 language plpgsql set search_path = '' as $$
@@ -47,8 +48,11 @@ begin
         and not exists (select from jobs.email_deliveries e
             where e.delivery_id = a.unsaid_by and jobs.is_said(e))
         and not exists (select from jobs.threshold_alerts v
-            where (v.user_id, v.year, v.threshold, v.step) = (a.user_id, a.year, a.threshold, a.step)
-                and v.told_as = 'to_verify' and v.withdrawn_at is null)
+            where (v.user_id, v.year, v.step) = (a.user_id, a.year, a.step) and v.withdrawn_at is null
+                and regexp_replace(v.threshold, '_(services|total)$', '') = regexp_replace(a.threshold, '_(services|total)$', ''))
+        and not exists (select from jobs.told_consequences c
+            where c.user_id = a.user_id and c.year = a.year and c.withdrawn_at is null
+                and (c.consequence = 'vat_due') = (a.threshold like 'vat%'))
         and jobs.was_step_mailed(a);
     update jobs.told_consequences a set unsaid_by = m.delivery_id
     from unnest(users, mails) as m (user_id, delivery_id)

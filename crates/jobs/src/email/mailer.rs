@@ -179,14 +179,15 @@ impl Mailer {
                 }
                 Ok(Claim::Again) => self.limits.pace.give_back(turn).await,
                 Ok(Claim::Mails { id, mails }) => {
+                    most = (most * 2).min(LARGEST_BATCH);
                     // Reserve the quota sequentially, so that more urgent mail gets it first.
                     let reserved = self.reserve(&mails, &deadline).await;
                     let mailer = self.clone();
                     working.spawn(async move { mailer.work(id, mails, reserved, deadline).await });
                 }
-                // Some of these users have very much in their books: fewer of them at once.
-                Err(failed) if failed.asks_too_much() && most > 1 => {
-                    most = (most / 10).max(1);
+                // Some of these users have very much in their books: fewer of them at once, and then more again.
+                Err(failed) if failed.asks_too_much() && limit > 1 => {
+                    most = (limit / 10).max(1);
                     self.limits.pace.give_back(turn).await;
                 }
                 Err(failed) => error = Some(failed),
