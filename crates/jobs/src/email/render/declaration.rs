@@ -13,6 +13,12 @@ use crate::{
     },
 };
 
+/// Says that turnover is declared without VAT by whoever charges it: the rule `dirigeant . auto-entrepreneur .
+/// chiffre d'affaires` of mon-entreprise.urssaf.fr takes "recettes (hors taxe)". What is imported is what customers paid.
+const WITHOUT_VAT: &str = "Si vous êtes redevable de la TVA, déclarez les montants hors TVA : les encaissements importés \
+                           sont comptés ici tels que vos clients les ont payés, et la TVA à reverser n’est pas dans ce \
+                           qu’il faut mettre de côté.";
+
 /// Holds what a reminder says of a declaration. It is empty where there is nothing to declare, or
 /// nothing is known.
 #[derive(Default)]
@@ -63,7 +69,9 @@ impl Declaration {
             declares_something: aside.lines.iter().any(|line| line.declared > Euros(0)),
             ..Self::of(month, &aside)
         };
-        said.with_unknown(books, of_the_month.unknown, of_the_quarter.unknown)
+        let mut said = said.with_unknown(books, of_the_month.unknown, of_the_quarter.unknown);
+        said.caveats.extend(books.iter().any(|row| row.quarter > 0).then(|| WITHOUT_VAT.to_owned()));
+        said
     }
 
     /// Adds what belongs to no known activity: each spelling with its amount, and what is left to do.
@@ -306,6 +314,16 @@ mod tests {
         assert!(said.declares_something && !said.has_negative && said.quarter.len() == 2);
         let told = said.caveats.iter().filter(|caveat| caveat.contains("n’est pas reconnue")).count();
         assert_eq!(told, 1, "the month's and the quarter's are one: {:?}", said.caveats);
+    }
+
+    #[test]
+    fn turnover_is_declared_without_vat() {
+        let november = Month::new(2026, 11).unwrap();
+        let of = |quarter| {
+            Declaration::new(november, &[row("services", 0, 0, quarter)], TaxProfile::default()).caveats
+        };
+        assert_eq!(of(30_000).last().unwrap(), WITHOUT_VAT, "turnover of October is declared by the quarter");
+        assert!(of(0).is_empty() && !of(-100).contains(&WITHOUT_VAT.to_owned()));
     }
 
     #[test]
