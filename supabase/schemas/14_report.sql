@@ -1,6 +1,6 @@
 -- What came of a run, and what is left in the queues.
 
--- Closes the runs that have nothing queued any more: success, partial (some of it failed), error (all of it). A mail
+-- Closes the runs that have nothing queued, and nothing to plan, any more: success, partial (some of it failed), error (all of it). A mail
 -- that was not wanted any more is no failure. Answers how many were closed.
 create function public.jobs_close_runs(p_now timestamptz) returns integer
 language plpgsql security definer set search_path = '' set statement_timeout = '25s' as $$
@@ -18,6 +18,7 @@ begin
         where r.finished_at is null
             -- Asked first and by an index of its own: a run with work left is not added up each time.
             and not exists (select from jobs.job_items q where q.run_id = r.run_id and q.status = 'queued')
+            and not exists (select from jobs.found_alerts f where f.run_id = r.run_id)
         group by r.run_id
     )
     update jobs.job_runs r
@@ -47,7 +48,7 @@ $$;
 -- grouped by code and message. However much there is to tell, the answer is small: as many results come as p_limit and
 -- p_bytes let pass. First closes the runs that have nothing queued any more.
 --   {run_id, status, slot, trigger, started_at, plan, counts: {…}, in_flight, records,
---    errors: [{code, message, count}], results: [first results], results_total,
+--    errors: [{code, message, count}], results: [first results], results_total, unplanned: alerts that were found,
 --    mails: {lane: {planned, queued, sent, skipped, failed, erred, unsent: {reason: n},
 --    errors: [{code, message, count}]}}}
 create function public.jobs_report(p_run_id uuid, p_limit integer, p_bytes integer, p_now timestamptz) returns jsonb
@@ -74,6 +75,7 @@ begin
                       order by item_id limit p_limit) l) t
                 where t.bytes <= p_bytes),
             'results_total', s.results_total,
+            'unplanned', (select count(*) from jobs.found_alerts f where f.run_id = p_run_id),
             'mails', (select coalesce(jsonb_object_agg(m.lane, to_jsonb(m) - 'lane' || jsonb_build_object(
                 'unsent', (select coalesce(jsonb_object_agg(u.reason, u.n), '{}') from (
                     select left(coalesce(result ->> 'reason', result ->> 'mail'), 80) as reason, count(*) as n

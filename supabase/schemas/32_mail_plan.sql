@@ -53,10 +53,9 @@ language sql stable as $$
         and (l.plan = 'premium' or l.plan is null or p.wants_reminder);
 $$;
 
--- Gives each planned delivery of a run its item and its message, but for a second attempt that has to wait: the end of every
--- plan of mails, in its transaction. A run that was closed is open again. p_user_id: only this user's. Answers how many were
--- queued.
-create function jobs.queue_mails(p_run_id uuid, p_user_id uuid, p_now timestamptz) returns integer
+-- Gives these deliveries of a run, as far as they are planned, their items and messages. A run that was closed is open again.
+-- Answers how many were queued.
+create function jobs.queue_deliveries(p_run_id uuid, p_deliveries bigint[], p_now timestamptz) returns integer
 language plpgsql set search_path = '' as $$
 declare
     queued integer := 0;
@@ -68,8 +67,8 @@ begin
             select d.run_id, jobs.lane_of_mail(d.kind), d.kind, md5(d.dedupe_key)::uuid, d.user_id,
                 jsonb_build_object('delivery_id', d.delivery_id), p_now, p_now
             from jobs.email_deliveries d
-            where d.run_id = p_run_id and d.status = 'planned' and (p_user_id is null or d.user_id = p_user_id)
-                and d.not_before is null
+            where d.delivery_id = any (p_deliveries) and d.run_id = p_run_id and d.status = 'planned' and d.not_before is null
+            order by d.delivery_id
             on conflict (run_id, kind, subject) do nothing
             returning item_id, lane, kind, version
         )
@@ -84,6 +83,17 @@ begin
         where run_id = p_run_id and finished_at is not null;
     end if;
     return queued;
+end $$;
+
+-- Does so with each planned delivery of a run, but for a second attempt that has to wait: the end of every plan of mails, in
+-- its transaction. p_user_id: only this user's.
+create function jobs.queue_mails(p_run_id uuid, p_user_id uuid, p_now timestamptz) returns integer
+language plpgsql set search_path = '' as $$
+begin
+    return jobs.queue_deliveries(p_run_id, array(
+        select d.delivery_id from jobs.email_deliveries d
+        where d.run_id = p_run_id and d.status = 'planned' and (p_user_id is null or d.user_id = p_user_id)
+            and d.not_before is null), p_now);
 end $$;
 
 -- Plans the J+3 mails (p_first_day, p_last_day) or the reminders for a month (p_month, p_expires_at). With p_dry_run

@@ -162,22 +162,29 @@ begin
     return planned;
 end $$;
 
--- Brings back what was lost; one at a time, for two would bring it back twice. A repeated call finds nothing more.
---   {messages, mails}
+-- Brings back what was lost; one at a time, for two would bring it back twice. A repeated call finds nothing more. Of alerts
+-- that were found and not planned one part; `unplanned` says that the next call finds more.
+--   {messages, mails, unplanned}
 create function public.jobs_reconcile(p_route text, p_now timestamptz) returns jsonb
 language plpgsql security definer set search_path = '' set statement_timeout = '25s' set jit = off as $$
 declare
     lane record;
     messages integer := 0;
+    run uuid;
 begin
     if not pg_try_advisory_xact_lock(hashtextextended('comptalyze.jobs.reconcile', 0)) then
-        return jsonb_build_object('messages', 0, 'mails', 0);
+        return jsonb_build_object('messages', 0, 'mails', 0, 'unplanned', false);
+    end if;
+    run := jobs.run_with_found_alerts();
+    if run is not null then
+        perform jobs.plan_part_of_alerts(run, p_now);
     end if;
     for lane in select l.lane from jobs.known_lanes() l order by l.place loop
         messages := messages + jobs.restore_messages(lane.lane);
     end loop;
     return jsonb_build_object('messages', messages,
-        'mails', jobs.plan_moved_mails(p_route, p_now) + jobs.queue_put_off_mails(p_now));
+        'mails', jobs.plan_moved_mails(p_route, p_now) + jobs.queue_put_off_mails(p_now),
+        'unplanned', run is not null and jobs.run_with_found_alerts() is not null);
 end $$;
 
 -- After a backup was restored: settles what waits as of unknown outcome, for it may have left before. Only for an operator, in

@@ -26,10 +26,19 @@ pub const MOST_HOPS: u32 = 48;
 const SOME_FAILED: &str =
     "Des éléments ou des courriels ont échoué ; la page d’état dit lesquels et pourquoi.";
 
+/// Says that the next hop works on what this one had no time for.
+const GOES_ON: &str = "Du travail reste dans la file ; l’appel suivant continue.";
+
+/// Says the same of a hop that has ended nothing.
+const GOES_ON_WITHOUT_PROGRESS: &str =
+    "Rien n’a abouti pendant cet appel, faute de temps ; l’appel suivant continue.";
+
 /// Says what one hop did.
 pub struct HopReport {
     pub settled: u64,
     pub errors: u64,
+    /// Is true where this hop has left nothing to anybody else.
+    pub is_done: bool,
     pub message: Option<String>,
 }
 
@@ -39,7 +48,7 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Hop
     if !context.queue.hold_chain(chain, lease, &context.deadline).await? {
         tracing::info!(%chain, hop, "another chain is draining");
         let message = "Une autre exécution vide déjà la file.".to_owned();
-        return Ok(HopReport { settled: 0, errors: 0, message: Some(message) });
+        return Ok(HopReport { settled: 0, errors: 0, is_done: false, message: Some(message) });
     }
     let drained = drain_until_nothing_waits(context, Route::DrainQueue.path()).await;
     let left = matches!(&drained, Ok(drained) if drained.out_of_time);
@@ -70,7 +79,8 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Hop
     Ok(HopReport {
         settled,
         errors,
-        message: message.or_else(|| (left && !started).then(|| handoff.left_behind().to_owned())),
+        is_done: !left,
+        message: message.or_else(|| left.then(|| handoff.left_behind(stalled).to_owned())),
     })
 }
 
@@ -86,15 +96,15 @@ pub enum Handoff {
 }
 
 impl Handoff {
-    /// Returns what becomes of the work that is left.
-    fn left_behind(self) -> &'static str {
+    /// Returns what becomes of the work that is left; `stalled` where this hop has ended none.
+    fn left_behind(self, stalled: bool) -> &'static str {
         match self {
+            Self::Started if stalled => GOES_ON_WITHOUT_PROGRESS,
+            Self::Started => GOES_ON,
             Self::Unknown => {
                 "Du travail reste dans la file ; la suite a été demandée, sans réponse : à défaut, le prochain cron le reprendra."
             }
-            Self::Started | Self::NotStarted => {
-                "Du travail reste dans la file ; le prochain cron le reprendra."
-            }
+            Self::NotStarted => "Du travail reste dans la file ; le prochain cron le reprendra.",
         }
     }
 }

@@ -9,7 +9,7 @@ use chrono::{Months, TimeDelta};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::tasks::Context;
+use crate::{failure::Failure, tasks::Context};
 
 /// Logs, events, finished runs and their items are kept for so long.
 pub(crate) const KEPT: TimeDelta = TimeDelta::days(90);
@@ -34,8 +34,8 @@ struct Pruned {
 }
 
 /// Deletes what is older than it is kept, slice by slice, as far as time allows; the next cron goes on with the rest.
-/// A fault changes nothing for the call.
-pub async fn prune(context: &Context) {
+/// A fault changes nothing for the call's own work; the operator hears of it.
+pub async fn prune(context: &Context) -> Result<(), Failure> {
     let begun = Instant::now();
     let mut deleted: BTreeMap<String, u64> = BTreeMap::new();
     let mut left = true;
@@ -49,7 +49,10 @@ pub async fn prune(context: &Context) {
         }
         let pruned: Result<Pruned, _> =
             context.supabase.rpc("jobs_prune", &arguments, &context.deadline).await;
-        let Ok(pruned) = pruned else { return };
+        let pruned = pruned.map_err(|error| {
+            let reason = error.user_message();
+            Failure::new("retention", format!("Ce qui a dépassé sa durée de conservation n’a pas été effacé ; le prochain cron recommence. {reason}"))
+        })?;
         for (table, rows) in pruned.deleted {
             *deleted.entry(table).or_default() += rows;
         }
@@ -59,4 +62,5 @@ pub async fn prune(context: &Context) {
         }
     }
     tracing::info!(deleted = %json!(deleted), left, "old logs and runs deleted");
+    Ok(())
 }

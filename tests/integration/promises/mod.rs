@@ -1,6 +1,7 @@
 //! What the jobs promise about money, and tests that try to break it: kills, overlaps, repeated
 //! calls, long lists, month bounds, rows that users edit, and a random run against a model.
 
+mod alert_parts;
 mod catalogue;
 mod catalogue_time;
 mod estimates;

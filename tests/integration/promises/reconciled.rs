@@ -110,7 +110,7 @@ async fn nothing_is_given_twice() -> Result<()> {
     assert_eq!(claim(&world, Uuid::new_v4(), 1).await?.len(), 1);
     let reconcile = json!({"p_route": "/api/cron/daily-orchestrator", "p_now": world.now()});
     let back: Value = rpc(&world, "jobs_reconcile", &reconcile).await?;
-    assert_eq!(back, json!({"messages": 0, "mails": 0}));
+    assert_eq!(back, json!({"messages": 0, "mails": 0, "unplanned": false}));
     purge(&world).await?;
     let back: Value = rpc(&world, "jobs_reconcile", &reconcile).await?;
     assert_eq!(back["messages"], 1, "one is held: {back}");
@@ -145,7 +145,7 @@ async fn a_large_plan_is_reconciled_in_time() -> Result<()> {
     sqlx::raw_sql(AssertSqlSafe(world.dated(plan))).execute(world.pool()).await?;
     let reconcile = json!({"p_route": "/api/cron/daily-orchestrator", "p_now": world.now()});
     let back: Value = rpc(&world, "jobs_reconcile", &reconcile).await?;
-    assert_eq!(back, json!({"messages": 3, "mails": 0}));
+    assert_eq!(back, json!({"messages": 3, "mails": 0, "unplanned": false}));
     Ok(())
 }
 

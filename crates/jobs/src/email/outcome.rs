@@ -63,7 +63,7 @@ pub(super) fn failure(code: &str, message: impl Into<String>) -> Failure {
 /// Returns each mail's own outcome. An answer that does not cover every mail is treated as no answer.
 pub(super) fn accepted(answer: Value, mails: usize) -> Sent {
     let Ok(answer) = serde_json::from_value::<SendEmailBatchPermissiveResponse>(answer) else {
-        return Sent::Unknown(failure("bad_answer", "La réponse de Resend est inattendue."));
+        return bad_answer();
     };
     let mut outcomes: Vec<Option<OfMail>> = vec![None; mails];
     let mut sound = true;
@@ -189,8 +189,43 @@ pub(super) fn classify(error: &Error) -> Sent {
             Sent::Unknown(failure("timeout", "Resend n’a pas répondu à temps."))
         }
         Error::Http(_) => Sent::Unknown(failure("network", "La connexion à Resend a été coupée.")),
-        _ => Sent::Unknown(failure("bad_answer", "La réponse de Resend est inattendue.")),
+        // The crate drops the status of an error that is not written as Resend writes its own.
+        Error::Parse { message, .. } => match refused_on_the_way(message) {
+            Some(status) => Sent::Blocked(failure(
+                "mail_proxy",
+                format!(
+                    "La requête à Resend a été refusée en chemin ({status}) ; vérifiez RESEND_BASE_URL et ce qui se trouve entre ce service et Resend."
+                ),
+            )),
+            None => bad_answer(),
+        },
+        Error::Other(_) => bad_answer(),
     }
+}
+
+fn bad_answer() -> Sent {
+    Sent::Unknown(failure("bad_answer", "La réponse de Resend est inattendue."))
+}
+
+/// Returns the status of an error that something before Resend gives, where its page says one that means that nothing was
+/// passed on. Whatever comes after the passing on (a gateway's 5xx, a timeout) says nothing of the mails.
+fn refused_on_the_way(page: &str) -> Option<u16> {
+    const NOT_PASSED_ON: [u16; 13] = [400, 401, 403, 404, 405, 406, 407, 411, 413, 414, 415, 431, 451];
+    let page: String = page.chars().take(4_096).collect::<String>().to_lowercase();
+    let status = if let Ok(json) = serde_json::from_str::<Value>(&page) {
+        let named = ["statuscode", "status", "code"].into_iter().find_map(|name| json[name].as_u64())?;
+        u16::try_from(named).ok()?
+    } else {
+        // <title>403 Forbidden</title>, <h1>403 ERROR</h1>, or a text that begins so.
+        let within = |tag: &str| Some(page.split_once(tag)?.1.split_once('>')?.1.split_once('<')?.0);
+        let text = (!page.trim_start().starts_with('<')).then_some(page.as_str());
+        [within("<title"), within("<h1"), text].into_iter().flatten().find_map(|words| {
+            words.split(|c: char| !c.is_ascii_alphanumeric()).take(4).find_map(|word| {
+                word.parse().ok().filter(|status| word.len() == 3 && (400..600).contains(status))
+            })
+        })?
+    };
+    NOT_PASSED_ON.contains(&status).then_some(status)
 }
 
 #[cfg(test)]
@@ -274,7 +309,43 @@ mod tests {
         assert_eq!(of_three(told), Some(format!("a {} c", code.unwrap_or("-"))));
     }
 
+    /// What a proxy refused was never accepted: no mail of it becomes unknown. What may have been passed on does.
+    #[rstest]
+    #[case::nginx(
+        "<html>\r\n<head><title>403 Forbidden</title></head>\r\n<body><center><h1>403 Forbidden</h1></center>",
+        Some(403)
+    )]
+    #[case::too_large("<html><head><title>413 Request Entity Too Large</title></head></html>", Some(413))]
+    #[case::a_heading(
+        "<!DOCTYPE html><TITLE>ERROR: The request could not be satisfied</TITLE><H1 class=\"x\">403 ERROR</H1>",
+        Some(403)
+    )]
+    #[case::a_text("404: Not Found", Some(404))]
+    #[case::another_shape(r#"{"status": 405, "error": "no"}"#, Some(405))]
+    #[case::a_gateway("<html><head><title>502 Bad Gateway</title></head></html>", None)]
+    #[case::a_gateway_that_waited("<html><head><title>504 Gateway Time-out</title></head></html>", None)]
+    #[case::a_slow_request("<html><head><title>408 Request Timeout</title></head></html>", None)]
+    #[case::a_conflict(r#"{"status": 409}"#, None)]
+    #[case::no_status("<html><head><title>Attention</title></head><body>404</body></html>", None)]
+    #[case::a_number_in_a_text("Error of 40311 requests", None)]
+    #[case::nothing("", None)]
+    fn what_a_proxy_refused_is_known(#[case] page: &str, #[case] status: Option<u16>) {
+        assert_eq!(refused_on_the_way(page), status);
+        let sent = classify(&Error::Parse { message: page.to_owned(), source: None });
+        assert_eq!(
+            matches!(&sent, Sent::Blocked(failure) if failure.code == "mail_proxy"),
+            status.is_some(),
+            "{sent:?}"
+        );
+    }
+
     proptest! {
+        /// A page of whatever letters is read without a panic.
+        #[test]
+        fn any_page_is_read(page in "(<title>|<h1|>|<|4[0-9]{2}|é|\\PC){0,40}") {
+            let _status = refused_on_the_way(&page);
+        }
+
         /// Whatever the answer is, nobody can tell, or each mail has an outcome of its own and each
         /// id of the answer is one mail's.
         #[test]

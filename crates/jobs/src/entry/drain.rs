@@ -41,7 +41,7 @@ pub(super) async fn answer(context: Context, state: AppState, hop: Hop) -> Answe
         let drained = chain::drain_queue(&context, chain, hop).await;
         let (status, error, metadata) = match &drained {
             Ok(drained) => (
-                if drained.errors == 0 { "success" } else { "partial" },
+                if drained.errors == 0 && drained.is_done { "success" } else { "partial" },
                 drained.message.clone(),
                 json!({"chain": chain, "hop": hop, "settled": drained.settled}),
             ),

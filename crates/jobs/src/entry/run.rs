@@ -42,9 +42,17 @@ pub(super) async fn answer(route: Route, context: &Context, call: &Call) -> Answ
     .await;
     operator_digest::tell(context, call).await;
     if written && call.trigger == Trigger::Cron && !call.dry_run {
-        retention::prune(context).await;
+        keep_to_retention(route, context, call).await;
     }
     answer
+}
+
+/// Deletes what is old. Where that fails, a row of its own says so: the call's work was done, and its row is written before,
+/// so that no kill takes it away.
+async fn keep_to_retention(route: Route, context: &Context, call: &Call) {
+    let Err(failure) = retention::prune(context).await else { return };
+    let metadata = json!({"at": call.at, "part": failure.code});
+    log::call(context, route.path(), call.log_type(), "error", 0, Some(failure.said()), &metadata).await;
 }
 
 /// Refuses a user who does not exist. Who exists, but has nothing to work on, is served.

@@ -72,6 +72,10 @@ pub struct Queue {
 pub struct Reconciled {
     pub messages: u64,
     pub mails: u64,
+    /// More alerts were found than planned: the next call plans a further part. Unknown to databases that are a migration
+    /// behind.
+    #[serde(default)]
+    pub unplanned: bool,
 }
 
 impl Queue {
@@ -212,7 +216,8 @@ impl Queue {
         self.supabase.rpc("jobs_hold_chain", &arguments, deadline).await
     }
 
-    /// Gives work whose message was lost a new one, and plans mails anew that came back and would arrive now.
+    /// Gives work whose message was lost a new one, plans mails anew that came back and would arrive now, and a part of the
+    /// alerts that a check has found and not planned.
     pub async fn reconcile(
         &self,
         route: &str,

@@ -18,6 +18,10 @@ pub struct RunReport {
     /// Holds the first results, as they were settled.
     pub results: Vec<Box<RawValue>>,
     pub results_total: u64,
+    /// Counts the alerts that its check has found and that are not planned yet. Unknown to databases that are a migration
+    /// behind.
+    #[serde(default)]
+    pub unplanned: u64,
     /// Counts its mails by lane.
     pub mails: BTreeMap<String, MailCounts>,
 }

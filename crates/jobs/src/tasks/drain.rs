@@ -100,14 +100,21 @@ pub(super) enum Scope<'a> {
 /// Brings back what was lost, before the work begins: the record says what waits, and the queue carries it. If this
 /// fails, the fault is recorded, and what the queue carries is worked on all the same.
 async fn reconcile(context: &Context, route: &str) -> Round {
-    match context.queue.reconcile(route, context.now, &context.deadline).await {
-        Ok(back) => {
-            if back.messages + back.mails > 0 {
-                tracing::warn!(messages = back.messages, mails = back.mails, "what was lost came back");
+    loop {
+        match context.queue.reconcile(route, context.now, &context.deadline).await {
+            Ok(back) => {
+                if back.messages + back.mails > 0 {
+                    tracing::warn!(messages = back.messages, mails = back.mails, "what was lost came back");
+                }
+                if !back.unplanned {
+                    return Round::default();
+                }
+                if !context.deadline.may_start_work() {
+                    return Round { out_of_time: true, ..Round::default() };
+                }
             }
-            Round::default()
+            Err(error) => return Round::fault("reconcile", error.user_message()),
         }
-        Err(error) => Round::fault("reconcile", error.user_message()),
     }
 }
 

@@ -102,6 +102,8 @@ pub struct RunSummary {
     pub notices: Vec<Failure>,
     pub results: Vec<Box<RawValue>>,
     pub results_total: u64,
+    /// Counts alerts that were found and are not planned yet.
+    pub unplanned: u64,
     /// Counts its mails, by lane.
     pub mails: BTreeMap<String, MailCounts>,
     /// Names the occasion that nobody took on its day and that this call made up.
@@ -141,9 +143,9 @@ impl RunSummary {
         self.counts.erred + mails + (self.blocked.len() + self.faults.len()) as u64
     }
 
-    /// Counts the items that are still in the queue.
+    /// Counts the items that are still in the queue, or on their way into it.
     pub fn remaining(&self) -> u64 {
-        self.counts.queued + self.mails.values().map(|mails| mails.queued).sum::<u64>()
+        self.unplanned + self.counts.queued + self.mails.values().map(|mails| mails.queued).sum::<u64>()
     }
 
     /// Returns the value of `sync_logs.status`.

@@ -1,7 +1,7 @@
 //! Reads what the planning functions of the database answer.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::schedule::{Slot, Task};
@@ -14,6 +14,9 @@ pub(super) struct Planned {
     pub(super) trigger: Option<String>,
     #[serde(default)]
     pub(super) plan: Value,
+    /// More was found than one transaction plans. Unknown to databases that are a migration behind.
+    #[serde(default)]
+    pub(super) left: bool,
 }
 
 #[derive(Clone, Copy, Deserialize, Eq, PartialEq)]
@@ -26,6 +29,13 @@ pub(super) enum PlanState {
 }
 
 impl Planned {
+    /// Takes in a further part of the same plan.
+    pub(super) fn add(&mut self, part: &Self) {
+        let items = |plan: &Value| plan["items"].as_u64().unwrap_or_default();
+        self.plan["items"] = json!(items(&self.plan) + items(&part.plan));
+        self.left = part.left;
+    }
+
     /// Writes « déjà planifié par cron pour 2026-11-22T06Z », where it was.
     pub(super) fn joined_note(&self, slot: Option<&Slot>) -> Option<String> {
         (self.state == PlanState::Joined).then(|| {

@@ -139,6 +139,8 @@ impl RunSummary {
             }
             if moved { &mut summary.notices } else { &mut summary.blocked }.extend(round.mail_setbacks);
         }
+        summary.out_of_time |= report.unplanned > 0;
+        summary.unplanned = report.unplanned;
         summary.counts = report.counts;
         summary.records = report.records;
         summary.troubles = report.errors;

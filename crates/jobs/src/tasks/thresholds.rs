@@ -160,8 +160,20 @@ async fn note(context: &Context, run_id: Uuid, pending: Vec<Pending>) -> Result<
     context.supabase.rpc::<()>("jobs_note_alerts", &arguments, &context.deadline).await
 }
 
-/// Plans what was noted for the run, all in one transaction with it.
+/// Plans what was noted for the run, part by part, the first one in one transaction with the run. What is left, for the
+/// time is over or a part failed, is planned by whoever works next: the database keeps it.
 pub(super) async fn plan(context: &Context, found: &Found, run: &Value) -> Result<Planned, SupabaseError> {
     let arguments = Arguments { run, p_due: &found.due, p_outline: found.outline() };
-    context.supabase.rpc("jobs_plan_alerts", &arguments, &context.deadline).await
+    let mut planned: Planned =
+        context.supabase.rpc("jobs_plan_alerts", &arguments, &context.deadline).await?;
+    let mut further = run.clone();
+    further["p_append"] = json!(true);
+    let arguments = Arguments { run: &further, p_due: &[], p_outline: json!({}) };
+    while planned.left && context.deadline.may_start_work() {
+        let part: Result<Planned, _> =
+            context.supabase.rpc("jobs_plan_alerts", &arguments, &context.deadline).await;
+        let Ok(part) = part else { break };
+        planned.add(&part);
+    }
+    Ok(planned)
 }
