@@ -4,7 +4,7 @@
 -- A value that nobody can work with is null here, and a *flaw* names it: unreadable_amount, too_many_rows,
 -- too_many_activities, unreadable_creation_date; of the account unreadable_metadata, unreadable_name. Whoever has a
 -- flaw is left out of what depends on it, by name; the others never notice. The bounds are far above what a business
--- writes: 50,000 rows in three years, 100 activities. What email_preferences holds that is read are booleans, of which
+-- writes: 50,000 rows in six years, 100 activities. What email_preferences holds that is read are booleans, of which
 -- none is unreadable: null stands for the default.
 
 -- A date of a life in business, or null: infinity, years before Christ and years of five digits are none.
@@ -339,6 +339,17 @@ language sql stable set search_path = '' as $$
             'sums', (select coalesce(jsonb_agg(jsonb_build_object('activity', s.activity, 'typed', trunc(s.typed),
                 'imported', trunc(s.imported)) order by s.activity), '[]') from sums s)) end
     from later l cross join empty e;
+$$;
+
+-- The first month with turnover above zero before the month of a date of creation, as far as three years back: the books
+-- contradict the date. Null: they do not.
+create function jobs.turnover_before_creation(p_user_id uuid, p_created date) returns date
+language sql stable set search_path = '' as $$
+    select min(s.month) from (
+        select make_date(r.year, r.month, 1) as month from public.ca_records r
+        where r.user_id = p_user_id and r.year between extract(year from p_created) - 3 and extract(year from p_created)
+        group by r.year, r.month having sum(r.amount_eur) > 0) s
+    where s.month < date_trunc('month', p_created);
 $$;
 
 -- Whether anything stands in a user's books for the twelve months before a month.

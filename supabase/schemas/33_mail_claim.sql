@@ -136,7 +136,11 @@ begin
                         'assumed', jobs.assumed_activities(d.user_id), 'today', (p_now at time zone 'Europe/Paris')::date)
                     when 'definitive_month' then jsonb_build_object('definitive', f.told, 'uncounted', f.uncounted,
                         'incomplete', coalesce(w.incomplete, '[]'))
-                    when 'monthly_recap' then jsonb_build_object('year', y.to_date -> 'sums', 'created', t.created,
+                    when 'monthly_recap' then jsonb_build_object('year', y.to_date -> 'sums',
+                        -- What the books contradict reduces no ceiling.
+                        'created', case when z.first is null then t.created end,
+                        'contradiction', case when z.first is not null
+                            then jsonb_build_array(t.created, to_char(z.first, 'YYYY-MM')) end,
                         'ahead', y.to_date -> 'ahead', 'empty', coalesce(y.to_date -> 'empty', '[]'),
                         'mixed', x.months, 'verdict', m.verdict,
                         'assumed', jobs.assumed_activities(d.user_id)) || jobs.recap_anew(d.user_id, d.facts, p_now)
@@ -191,6 +195,9 @@ begin
                 date_trunc('month', t.created)::date,
                 (select min(c.first_month) from jobs.integration_state c where c.user_id = d.user_id))) as to_date
         ) y on d.kind = 'monthly_recap' and d.status = 'planned'
+        left join lateral jobs.turnover_before_creation(d.user_id, t.created) as z (first)
+            on d.kind = 'monthly_recap' and d.status = 'planned'
+                and left(d.facts ->> 'month', 4) = to_char(t.created, 'YYYY')
         left join lateral (     -- the year's months that may count twice: nothing is confirmed of them
             select coalesce(jsonb_agg(jsonb_build_object('month', to_char(q.month, 'YYYY-MM'), 'typed', q.typed,
                 'imported', q.imported) order by q.month), '[]') as months

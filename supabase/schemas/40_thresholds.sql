@@ -111,7 +111,7 @@ end $$;
 -- Turnover of users as ca_records has it: a page of p_limit users after p_after, or of one user, or (p_due) of those
 -- whose imported totals have changed since they were checked last, who are listed in `due`. Only users with a year that
 -- reaches its floor (p_floors {year: cents}, in proportion to the days of a creation year), or who were told something of
--- such a year, but the first, that stands. The first year only explains those after it; the one before it comes, too. A
+-- such a year, but the first, that stands. The first year only explains those after it; the three before it come, too. A
 -- user with a flaw comes without years, and is noted as such where p_noted_at says when.
 -- What was assumed of their imported money is corrected first, unless nothing is to be written (p_noted_at null).
 -- A page ends earlier where it would be larger than 2,000 books or p_bytes: `scanned` are those up to its end.
@@ -127,7 +127,7 @@ declare
     most_books constant integer := 2000;
     first_year constant integer := (select min(y::integer) from jsonb_object_keys(p_floors) y);
     last_year constant integer := (select max(y::integer) from jsonb_object_keys(p_floors) y);
-    years_before constant integer := 1;
+    years_before constant integer := 3;         -- what is due may have begun then
     most_corrected constant integer := 50;      -- some milliseconds each
     users uuid[];
     due jsonb;

@@ -372,7 +372,41 @@ async fn the_year_goes_up_to_the_month() -> Result<()> {
             ": c’est le plus proche",
         ],
     );
-    says_not(&text, &["10 000,00", "janvier", "déclarez 0 €"]);
+    says(&text, &["(au prorata de 37 500 € pour une année)"]);
+    says_not(&text, &["10 000,00", "janvier", "déclarez 0 €", "Votre profil indique"]);
+    Ok(())
+}
+
+/// A date of creation after the first turnover reduces no ceiling, as in an alert, and the recap says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_date_that_the_books_contradict_reduces_nothing() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set_now(at("2026-11-18T10:20:00Z"));
+    let (month, _) = last_day(&mut world);
+    for (account, first, euros) in [
+        ("acct_early", "2026-02", "400"),
+        ("acct_before", "2025-11", "400"),
+        ("acct_refund", "2026-02", "-400"),
+    ] {
+        let user = world.stripe_user(account).await?;
+        let created = "insert into public.user_onboarding_data (user_id, company_creation_date) values ($1, '2026-05-11')";
+        about(&world, user, created).await?;
+        turnover(&world, user, first, "Prestation de services", euros, "manual").await?;
+        world.stripe.payment(account, day(month, 3), 10_000, "eur");
+    }
+    world.cron("monthly-orchestrator", "").await?;
+    for (account, first) in [("acct_early", "février 2026"), ("acct_before", "novembre 2025")] {
+        let text = text(&mail_to(&world, &of(account)));
+        let contradicted = format!(
+            "Votre profil indique une création le 11 mai 2026, mais des encaissements sont enregistrés dès {first}. Les \
+             limites ne sont donc pas réduites au prorata."
+        );
+        says(&text, &[&contradicted, "sur 37 500 €"]);
+        says_not(&text, &["pour une année"]);
+    }
+    let refund = text(&mail_to(&world, &of("acct_refund")));
+    says(&refund, &["(au prorata de 37 500 € pour une année)"]);
+    says_not(&refund, &["Votre profil indique"]);
     Ok(())
 }
 

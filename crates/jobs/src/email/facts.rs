@@ -87,6 +87,9 @@ pub enum Facts {
         /// Says when the user says that the activity began.
         #[serde(default)]
         created: Option<NaiveDate>,
+        /// Holds the day that the user says and a month with turnover before it: then the activity began on no known day.
+        #[serde(default)]
+        contradiction: Option<(NaiveDate, Month)>,
         /// Lists the year's months that may count twice.
         #[serde(default)]
         mixed: Vec<MonthTwice>,

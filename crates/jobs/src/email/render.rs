@@ -85,6 +85,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             passed_on,
             year,
             created,
+            contradiction,
             mixed,
             verdict,
             activities,
@@ -100,6 +101,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
                 .maybe_twice(*maybe_twice)
                 .passed_on(*passed_on)
                 .year(month.year(), year.as_deref().unwrap_or_default(), *created)
+                .contradicting(*contradiction)
                 .confirmed(mixed, *verdict)
                 .activities(activities)
                 .assumed(assumed, activities)

@@ -75,7 +75,7 @@ pub struct DaySum {
 /// Holds what is known of a user's turnover.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct UserBooks {
-    /// The year that is asked about and the two before it; others do not matter.
+    /// The year that is asked about and those before it, in which what is due may have begun; others do not matter.
     pub years: Vec<YearBooks>,
     /// The day on which the user says that the activity began.
     pub created: Option<NaiveDate>,

@@ -4,8 +4,8 @@
 //! This is a state, not an event: the same books say the same, whichever step was crossed last and whatever was told.
 //!
 //! * **VAT** is due from the day on which the increased threshold is passed, or from 1 January of the year after one
-//!   above the base threshold ([CGI, 293 B]). What is due already is never due later. A year after that above the base
-//!   threshold again changes nothing.
+//!   above the base threshold ([CGI, 293 B]). What is due already is never due later: each year after that above the base
+//!   threshold again keeps it due since the same day.
 //! * **The micro regime** is left on 1 January after two years running above a ceiling, and never during a year
 //!   (Urssaf's rules, `entreprise . chiffre d'affaires . seuil micro`; docs/law.md).
 //! * A year that is recorded in part may have been above a ceiling: what is not recorded is [unknown](Before::Unknown).
@@ -34,6 +34,9 @@ pub struct State {
     pub certain: Verdict,
     /// What would follow if nothing is there twice; `None`: the same.
     pub if_distinct: Option<Verdict>,
+    /// Is the year of creation, where its limits are reduced to its days.
+    #[serde(default)]
+    pub reduced: Option<i32>,
 }
 
 /// Holds what a year is to both regimes.
@@ -53,9 +56,10 @@ pub enum Vat {
     Next { from: NaiveDate, before: Before },
     /// The increased threshold was passed: VAT from that day on.
     Since { passed: Passed, before: Before },
-    /// The year before was above the base threshold: VAT from 1 January on.
+    /// The year before that day was above the base threshold: VAT from then on. So was each year since, if any.
     SinceNewYear { since: NaiveDate },
-    /// The year before passed the increased threshold: VAT from that day on.
+    /// An earlier year passed the increased threshold: VAT from that day on. Each year since was above the base
+    /// threshold, if there is any.
     SinceYearBefore { passed: Passed },
 }
 
@@ -69,7 +73,8 @@ pub enum Micro {
     Once { before: Before },
     /// Passed two years running: out of the regime from then on.
     Twice { from: NaiveDate },
-    /// The two years before were both above a ceiling: out of the regime since then.
+    /// The two years before that day were both above a ceiling: out of the regime since then. So was each year since, if
+    /// any.
     Out { since: NaiveDate },
 }
 
@@ -110,7 +115,12 @@ pub(super) fn state(months: &Months<'_>, year: i32, asks: &mut Vec<Month>) -> St
         Verdict { vat: judge.vat(), micro: judge.micro() }
     };
     let (certain, distinct) = (read(Reading::Same), read(Reading::Distinct));
-    State { certain, if_distinct: (distinct != certain).then_some(distinct) }
+    let is_part = |created: &NaiveDate| {
+        let ceiling = Threshold::VatBaseTotal.ceiling(created.year(), Some(*created));
+        ceiling.is_some_and(|ceiling| ceiling.full_year().is_some())
+    };
+    let reduced = months.created().filter(is_part).map(|created| created.year());
+    State { certain, if_distinct: (distinct != certain).then_some(distinct), reduced }
 }
 
 struct Judge<'a> {
@@ -122,13 +132,10 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     fn vat(&mut self) -> Vat {
-        if let Some(passed) = self.passed(self.year - 1, Regime::VatIncreased) {
-            return Vat::SinceYearBefore { passed };
+        if let Some(due) = self.due_on_new_year(self.year) {
+            return due;
         }
         let before = self.before(Regime::VatBase);
-        if before == Before::Exceeded {
-            return Vat::SinceNewYear { since: new_year(self.year) };
-        }
         if let Some(passed) = self.passed(self.year, Regime::VatIncreased) {
             return Vat::Since { passed, before };
         }
@@ -138,11 +145,31 @@ impl Judge<'_> {
         }
     }
 
-    fn micro(&self) -> Micro {
+    /// Returns why VAT is due on 1 January of a year already, from when it became due; `None`: it is not.
+    fn due_on_new_year(&mut self, year: i32) -> Option<Vat> {
+        let passed = self.passed(year - 1, Regime::VatIncreased);
+        if passed.is_none() && self.exceeds(year - 1, Regime::VatBase) != Some(true) {
+            return None;
+        }
+        Some(self.due_on_new_year(year - 1).unwrap_or(match passed {
+            Some(passed) => Vat::SinceYearBefore { passed },
+            None => Vat::SinceNewYear { since: new_year(year) },
+        }))
+    }
+
+    /// Returns from when on the regime is left on 1 January of a year; `None`: it is not.
+    fn out_on_new_year(&self, year: i32) -> Option<NaiveDate> {
         let exceeds = |year| self.exceeds(year, Regime::Micro) == Some(true);
+        let is_out = exceeds(year - 1) && exceeds(year - 2);
+        is_out.then(|| self.out_on_new_year(year - 1).unwrap_or(new_year(year)))
+    }
+
+    fn micro(&self) -> Micro {
+        if let Some(since) = self.out_on_new_year(self.year) {
+            return Micro::Out { since };
+        }
         let before = self.before(Regime::Micro);
-        match (exceeds(self.year), before) {
-            (_, Before::Exceeded) if exceeds(self.year - 2) => Micro::Out { since: new_year(self.year) },
+        match (self.exceeds(self.year, Regime::Micro) == Some(true), before) {
             (true, Before::Exceeded) => Micro::Twice { from: new_year(self.year + 1) },
             (true, _) => Micro::Once { before },
             (false, _) => Micro::Within { before },

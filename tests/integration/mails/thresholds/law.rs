@@ -64,11 +64,58 @@ async fn vat_is_a_state() -> Result<()> {
         );
         says_not(&mail, &["1er janvier 2027", "n’est pas dépassé", "dès la date"]);
     }
+    let reduced = "En 2025, année de la création, ce seuil était réduit au prorata des jours d’activité.";
+    says(&read(&world, "new"), &[reduced]);
+    says_not(&read(&world, "above"), &["prorata"]);
     for name in ["at", "small"] {
         let mail = read(&world, name);
         says(&mail, &["Le seuil n’est pas dépassé.", "à partir du 1er janvier 2027"]);
         says_not(&mail, &["depuis le 1er janvier 2026"]);
     }
+    Ok(())
+}
+
+/// What became due in an earlier year is due since then, by every mail of each later year; and so is leaving the regime.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_began_years_ago_did_not_begin_anew() -> Result<()> {
+    let mut world = world().await?;
+    let years =
+        [("2024-02", SERVICES, "80000"), ("2025-02", SERVICES, "80000"), ("2026-02", SERVICES, "90000")];
+    recorded(&world, "regime", &[&years[..], &[("2027-02", SERVICES, "90000")]].concat()).await?;
+    let base =
+        [("2025-01", SERVICES, "40000"), ("2026-06", SERVICES, "45000"), ("2027-02", SERVICES, "31000")];
+    recorded(&world, "base", &base).await?;
+    let increased =
+        [("2025-06", SERVICES, "42000"), ("2026-06", SERVICES, "40000"), ("2027-02", SERVICES, "31000")];
+    recorded(&world, "increased", &increased).await?;
+    let over =
+        [("2025-01", SERVICES, "40000"), ("2026-01", SERVICES, "37500"), ("2027-02", SERVICES, "31000")];
+    recorded(&world, "over", &over).await?;
+    world.set_now(at("2027-03-03T10:00:00Z"));
+    assert_eq!(world.post("check-thresholds", "").await?["sent"], 4);
+    let regime = read(&world, "regime");
+    says(
+        &regime,
+        &[
+            "Vous ne relevez plus du régime micro-entreprise depuis le 1er janvier 2026 : le plafond a été dépassé deux \
+             années de suite, en 2024 et en 2025. Le plafond a encore été dépassé en 2026.",
+            "Vous êtes redevable de la TVA depuis 2025, car le seuil majoré a été dépassé en février 2025",
+        ],
+    );
+    says(
+        &read(&world, "base"),
+        &[
+            "Vous êtes redevable de la TVA depuis le 1er janvier 2026, car le seuil de franchise a été dépassé en 2025",
+            "Le seuil de franchise a encore été dépassé en 2026.",
+        ],
+    );
+    says(&read(&world, "increased"), &["depuis 2025, car le seuil majoré a été dépassé en juin 2025"]);
+    for name in ["regime", "base", "increased"] {
+        says_not(&read(&world, name), &["1er janvier 2027", "dépassé en juin 2026", "depuis 2026"]);
+    }
+    let over = read(&world, "over");
+    says(&over, &["Le seuil n’est pas dépassé.", "à partir du 1er janvier 2028"]);
+    says_not(&over, &["Vous êtes redevable"]);
     Ok(())
 }
 

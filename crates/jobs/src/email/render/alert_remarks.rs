@@ -1,5 +1,7 @@
 //! Says on what an alert's figures rest, and what is not in them.
 
+use chrono::NaiveDate;
+
 use super::{
     foreign::unlinked,
     french::{self, date, euros, list, month},
@@ -7,6 +9,7 @@ use super::{
 use crate::{
     email::{AlertRemarks, Assumed, Uncounted},
     money::{Currency, MinorAmount},
+    schedule::Month,
     urssaf::Activity,
 };
 
@@ -39,16 +42,7 @@ pub(super) fn remarks(remarks: &AlertRemarks, unknown_activities: &[String]) -> 
         add("near", "Une activité supposée", is_assumed(assumed, "d’autres limites s’appliquent"));
     }
     if let Some((created, first)) = remarks.contradiction {
-        add(
-            "near",
-            "Date de création non retenue",
-            format!(
-                "Votre profil indique une création le {}, mais des encaissements sont enregistrés dès {}. Les limites \
-                 ne sont donc pas réduites au prorata. Corrigez la date, ou ces encaissements.",
-                date(created),
-                month(first)
-            ),
-        );
+        add("near", "Date de création non retenue", contradicted(created, first));
     }
     if remarks.planned != 0 {
         add(
@@ -76,6 +70,16 @@ pub(super) fn remarks(remarks: &AlertRemarks, unknown_activities: &[String]) -> 
         );
     }
     found
+}
+
+/// Says that the books contradict the date of creation, and what follows for the limits.
+pub(super) fn contradicted(created: NaiveDate, first: Month) -> String {
+    format!(
+        "Votre profil indique une création le {}, mais des encaissements sont enregistrés dès {}. Les limites ne sont donc \
+         pas réduites au prorata. Corrigez la date, ou ces encaissements.",
+        date(created),
+        month(first)
+    )
 }
 
 /// Says which activities of a month nobody has said, for mails of each month. A shop sells goods as a rule: that is said

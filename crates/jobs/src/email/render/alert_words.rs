@@ -5,9 +5,9 @@
 
 use chrono::{Datelike, NaiveDate};
 
-use super::french::{date, month};
+use super::french::{date, list, month};
 use crate::{
-    urssaf::{Before, Gap, Micro, Passed, State, Vat},
+    urssaf::{Before, Gap, Micro, Passed, State, Vat, Verdict},
     words::capitalized,
 };
 
@@ -98,7 +98,10 @@ pub(super) fn vat(state: &State, on: Occasion) -> Words {
     let mut means = either(&vat_clause(certain, on), if_distinct.as_deref(), on.to_verify);
     let rule = distinct.is_none().then(|| vat_rule(certain, on)).flatten();
     let goes_on = !matches!(certain, Vat::Free { .. }) || !on.is_over();
-    add(&mut means, [rule, goes_on.then(|| REGIME_GOES_ON.to_owned())]);
+    let cause = vat_cause(certain).filter(|_| distinct.is_none());
+    let again = cause.and_then(|year| again("Le seuil de franchise", year, on));
+    let reduced = reduced(state, "ce seuil", |verdict, year| vat_cause(verdict.vat) == Some(year));
+    add(&mut means, [reduced, again, rule, goes_on.then(|| REGIME_GOES_ON.to_owned())]);
     if on.part_of_a_year && matches!(certain, Vat::Since { .. }) {
         means.push(format!(
             "L’année de la création, les limites sont réduites au prorata des jours d’activité : celles d’une année \
@@ -164,17 +167,53 @@ fn vat_clause(vat: Vat, on: Occasion) -> String {
         Vat::SinceNewYear { since } => format!(
             "{due} depuis le {}, car le seuil de franchise a été dépassé en {}, {EXEMPT}",
             date(since),
-            on.before()
+            since.year() - 1
         ),
         Vat::SinceYearBefore { passed } => {
-            let when = match passed {
-                Passed::On(day) => format!("le {}", date(day)),
-                Passed::In(of) => format!("en {}", month(of)),
-                Passed::During(year) => format!("en {year}"),
+            let (year, when) = match passed {
+                Passed::On(day) => (day.year(), format!("le {}", date(day))),
+                Passed::In(of) => (of.year(), format!("en {}", month(of))),
+                Passed::During(year) => (year, format!("en {year}")),
             };
-            format!("{due} depuis {}, car le seuil majoré a été dépassé {when}, {EXEMPT}", on.before())
+            format!("{due} depuis {year}, car le seuil majoré a été dépassé {when}, {EXEMPT}")
         }
     }
+}
+
+/// Returns the sentence that a limit was passed again, where what follows began before the year before.
+fn again(limit: &str, last: i32, on: Occasion) -> Option<String> {
+    let years: Vec<String> = (last + 1..on.year).map(|year| format!("en {year}")).collect();
+    (!years.is_empty()).then(|| format!("{limit} a encore été dépassé {}.", list(&years)))
+}
+
+/// Returns the earlier year in which VAT became due, or that made it due.
+fn vat_cause(vat: Vat) -> Option<i32> {
+    match vat {
+        Vat::SinceNewYear { since } => Some(since.year() - 1),
+        Vat::SinceYearBefore { passed: Passed::On(day) } => Some(day.year()),
+        Vat::SinceYearBefore { passed: Passed::In(of) } => Some(of.year()),
+        Vat::SinceYearBefore { passed: Passed::During(year) } => Some(year),
+        Vat::Free { .. } | Vat::Next { .. } | Vat::Since { .. } => None,
+    }
+}
+
+/// Returns whether the year before, or the one before it, is why the regime is left.
+fn is_micro_cause(micro: Micro, year: i32, on: Occasion) -> bool {
+    match micro {
+        Micro::Twice { .. } | Micro::Within { before: Before::Exceeded } => year == on.before(),
+        Micro::Out { since } => year == since.year() - 1 || year == since.year() - 2,
+        Micro::Within { .. } | Micro::Once { .. } => false,
+    }
+}
+
+/// Says that the limits of the year of creation were reduced, where something rests on them: their reader knows the whole
+/// ones.
+fn reduced(state: &State, limit: &str, rests_on: impl Fn(Verdict, i32) -> bool) -> Option<String> {
+    let year = state.reduced?;
+    let verdicts = [Some(state.certain), state.if_distinct];
+    verdicts.into_iter().flatten().any(|verdict| rests_on(verdict, year)).then(|| {
+        format!("En {year}, année de la création, {limit} était réduit au prorata des jours d’activité.")
+    })
 }
 
 /// Returns what may still come, or why the steps change nothing.
@@ -203,7 +242,8 @@ pub(super) fn micro(state: &State, on: Occasion) -> Words {
     let distinct = state.if_distinct.map(|distinct| distinct.micro).filter(|distinct| *distinct != certain);
     let if_distinct = distinct.map(|distinct| micro_clause(distinct, on));
     let mut means = either(&micro_clause(certain, on), if_distinct.as_deref(), on.to_verify);
-    add(&mut means, [distinct.is_none().then(|| micro_rule(certain, on)).flatten()]);
+    let reduced = reduced(state, "le plafond", |verdict, year| is_micro_cause(verdict.micro, year, on));
+    add(&mut means, [reduced, distinct.is_none().then(|| micro_rule(certain, on)).flatten()]);
     let accountant = "un expert-comptable ou votre service des impôts des entreprises";
     let advice = match certain {
         Micro::Within { .. } if on.to_verify || distinct.is_some() => COMPARE.to_owned(),
@@ -246,8 +286,8 @@ fn micro_clause(micro: Micro, on: Occasion) -> String {
         ),
         Micro::Once { before: Before::Unknown(_) } => format!("le plafond est dépassé en {year}"),
         Micro::Once { .. } => format!(
-            "le plafond est dépassé en {year}, mais ne l’était pas en {before} : vous restez au régime micro-entreprise \
-             pour l’instant"
+            "le plafond est dépassé en {year}, mais ne l’était pas en {before}, d’après vos enregistrements : vous restez \
+             au régime micro-entreprise pour l’instant"
         ),
         Micro::Twice { from } if on.as_of < from => format!(
             "le plafond est dépassé deux années de suite, en {before} et en {year} : vous sortez du régime \
@@ -261,9 +301,10 @@ fn micro_clause(micro: Micro, on: Occasion) -> String {
         ),
         Micro::Out { since } => format!(
             "vous ne relevez plus du régime micro-entreprise depuis le {} : le plafond a été dépassé deux années de \
-             suite, en {} et en {before}",
+             suite, en {} et en {}",
             date(since),
-            before - 1
+            since.year() - 2,
+            since.year() - 1
         ),
     }
 }
@@ -271,7 +312,8 @@ fn micro_clause(micro: Micro, on: Occasion) -> String {
 /// Returns what may still come, or what is not known.
 fn micro_rule(micro: Micro, on: Occasion) -> Option<String> {
     match micro {
-        Micro::Within { before: Before::Exceeded } | Micro::Out { .. } => None,
+        Micro::Within { before: Before::Exceeded } => None,
+        Micro::Out { since } => again("Le plafond", since.year() - 1, on),
         Micro::Within { .. } => (!on.is_over()).then(|| {
             "S’il ne l’est qu’une année, vous restez au régime micro-entreprise ; s’il l’est deux années de suite, vous \
              en sortez au 1er\u{a0}janvier suivant."

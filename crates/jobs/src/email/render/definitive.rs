@@ -75,6 +75,13 @@ impl View {
         self
     }
 
+    /// Says which amount is declared by whoever charges VAT.
+    #[expect(clippy::unused_self, reason = "templates call it")]
+    const fn without_vat(&self) -> &'static str {
+        "Si vous êtes redevable de la TVA, c’est le montant hors TVA qui se déclare ; le total importé est ce que vos \
+         clients ont payé, TVA comprise."
+    }
+
     /// Returns what to declare, before the dates until when.
     fn declare(&self) -> &'static str {
         if self.cents < 0 {

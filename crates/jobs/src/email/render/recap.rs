@@ -4,7 +4,7 @@ use askama::Template;
 use chrono::{DateTime, NaiveDate, Utc};
 
 use super::{
-    alert_remarks::assumed_activities,
+    alert_remarks::{assumed_activities, contradicted},
     ceiling::Ceiling,
     foreign::unlinked,
     frame::{Frame, Headline, Mail},
@@ -53,6 +53,8 @@ pub(super) struct View {
     above_zero: Vec<String>,
     /// Is what is typed for the months after.
     ahead: Option<String>,
+    /// Says why the ceilings are not reduced.
+    contradicted: Option<String>,
     /// Names the months of which nothing is recorded.
     empty: Option<String>,
     /// Says which activities nobody has said.
@@ -92,6 +94,7 @@ impl View {
             activities: Vec::new(),
             above_zero: Vec::new(),
             ahead: None,
+            contradicted: None,
             empty: None,
             assumed: Vec::new(),
             retracted: Vec::new(),
@@ -105,6 +108,13 @@ impl View {
         self.categories =
             categories.into_iter().map(|(category, cents)| (name(category), euros(cents))).collect();
         self.ceilings = Ceiling::all(sums, created, year, liberal);
+        self
+    }
+
+    /// Says that the books contradict the date of creation. Comes after [`year`](Self::year).
+    pub(super) fn contradicting(mut self, dates: Option<(NaiveDate, Month)>) -> Self {
+        self.contradicted =
+            dates.filter(|_| !self.ceilings.is_empty()).map(|(created, first)| contradicted(created, first));
         self
     }
 

@@ -186,6 +186,7 @@ pub(super) fn recaps() -> Vec<(&'static str, Facts)> {
                     sum("autre", 1_250, 0),
                 ]),
                 created: NaiveDate::from_ymd_opt(2026, 2, 9),
+                contradiction: None,
                 mixed: [2, 4]
                     .map(|number| MonthTwice {
                         month: month(2026, number),
@@ -243,6 +244,7 @@ fn recap(total: i64, sources: Vec<SourceTotal>) -> Facts {
             sum("services", 640_000, 2_412_350),
         ]),
         created: None,
+        contradiction: None,
         mixed: Vec::new(),
         verdict: None,
         activities: vec![activity("Vente de marchandises", total)],

@@ -293,6 +293,7 @@ impl Life {
                 imported: sum(|(.., imported)| *imported),
             }]),
             created: profile().created,
+            contradiction: None,
             mixed: self.twice(of.year(), until).into_iter().filter(|twice| twice.month <= of).collect(),
             verdict: self.verdict(of, until),
             activities: if total == 0 {

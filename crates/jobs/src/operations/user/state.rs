@@ -25,16 +25,13 @@ fn vat(vat: Vat) -> String {
         Vat::Next { from, .. } => {
             format!("TVA\u{a0}: due à partir du {}, le seuil de base est dépassé.", paris::french(from))
         }
-        Vat::Since { passed: when, .. } => {
+        Vat::Since { passed: when, .. } | Vat::SinceYearBefore { passed: when } => {
             format!("TVA\u{a0}: due, le seuil majoré a été dépassé {}.", passed(when))
         }
         Vat::SinceNewYear { since } => format!(
             "TVA\u{a0}: due depuis le {}, l’année d’avant a dépassé le seuil de base.",
             paris::french(since)
         ),
-        Vat::SinceYearBefore { passed: when } => {
-            format!("TVA\u{a0}: due, l’année d’avant a dépassé le seuil majoré {}.", passed(when))
-        }
     }
 }
 
@@ -74,8 +71,8 @@ mod tests {
         let free = Verdict { vat: Vat::Free { before }, micro: Micro::Within { before } };
         let passed = Passed::In("2026-03".parse().unwrap());
         let due = Verdict { vat: Vat::Since { passed, before }, ..free };
-        assert_eq!(said(&State { certain: free, if_distinct: None }).len(), 2);
-        let all = said(&State { certain: free, if_distinct: Some(due) });
+        assert_eq!(said(&State { certain: free, if_distinct: None, reduced: None }).len(), 2);
+        let all = said(&State { certain: free, if_distinct: Some(due), reduced: None });
         assert_eq!(all.len(), 3, "{all:?}");
         assert!(all[2].contains("distinctes") && all[2].contains("en mars 2026"), "{all:?}");
     }

@@ -1,5 +1,6 @@
 //! What a year's books make of a user, and what is not known.
 
+use proptest::prelude::*;
 use rstest::rstest;
 
 use super::super::books::{BookRow, UserBooks, YearBooks};
@@ -165,6 +166,20 @@ fn after_two_years_above_the_ceiling_the_regime_is_left() {
     assert_eq!(verdict(&rows, None).micro, Micro::Within { before: Before::Exceeded });
 }
 
+/// Whoever began in a year has heard of its whole limits: the mail says that they were reduced.
+#[test]
+fn the_year_of_creation_is_known_where_its_limits_are_reduced() {
+    for (created, expected) in [
+        (Some("2025-10-01"), Some(2025)),
+        (Some("2025-01-01"), None),
+        (Some("2025-12-01"), None),
+        (None, None),
+    ] {
+        let rows = [("2025-11", SERVICES, 1_000_000, 0), ("2026-05", SERVICES, 3_100_000, 0)];
+        assert_eq!(found(&rows, created).state.reduced, expected, "{created:?}");
+    }
+}
+
 #[test]
 fn a_year_before_without_known_ceilings_says_nothing() {
     let of_user = books(&[("2022-01", SALES, 30_000_000, 0), ("2023-05", SALES, 18_870_001, 0)], None);
@@ -185,4 +200,81 @@ fn what_may_be_there_twice_has_two_outcomes() {
     let state = found(&rows, None).state;
     assert_eq!(state.certain.vat, Vat::Free { before: WITHIN });
     assert_eq!(state.if_distinct.map(|distinct| distinct.vat), Some(Vat::SinceNewYear { since: SINCE_2026 }));
+}
+
+/// Verdicts of 2027, by what services brought in each year.
+fn of_2027(years: &[(&str, i64)]) -> Verdict {
+    let rows: Vec<_> = years.iter().map(|&(month, euros)| (month, SERVICES, euros * 100, 0)).collect();
+    assess(&books(&rows, None), &[], 2027, date("2027-03-01")).unwrap().state.certain
+}
+
+#[rstest]
+// Above the base threshold in 2025, and again in 2026, perhaps above the increased one.
+#[case(&[("2025-01", 40_000), ("2026-03", 40_000)], Vat::SinceNewYear { since: SINCE_2026 })]
+#[case(&[("2025-01", 40_000), ("2026-06", 45_000)], Vat::SinceNewYear { since: SINCE_2026 })]
+#[case(&[("2025-06", 42_000), ("2026-03", 40_000)], Vat::SinceYearBefore { passed: within("2025-06") })]
+#[case(&[("2025-06", 42_000), ("2026-03", 90_000)], Vat::SinceYearBefore { passed: within("2025-06") })]
+// In 2026 only.
+#[case(&[("2025-01", 30_000), ("2026-03", 40_000)], Vat::SinceNewYear { since: FROM_2027 })]
+#[case(&[("2025-01", 30_000), ("2026-03", 42_000)], Vat::SinceYearBefore { passed: within("2026-03") })]
+// A year below it ends it.
+#[case(&[("2025-01", 40_000), ("2026-01", 37_500)], Vat::Free { before: WITHIN })]
+fn vat_that_went_on_did_not_begin_anew(#[case] years: &[(&str, i64)], #[case] expected: Vat) {
+    for this_year in [10, 31_000, 50_000] {
+        let vat = of_2027(&[years, &[("2027-02", this_year)]].concat()).vat;
+        let passes = matches!(expected, Vat::Free { .. }) && this_year == 50_000;
+        assert_eq!(
+            vat,
+            if passes { Vat::Since { passed: within("2027-02"), before: WITHIN } } else { expected }
+        );
+    }
+}
+
+#[test]
+fn the_regime_that_was_left_is_not_left_anew() {
+    let two = [("2024-01", 80_000), ("2025-01", 80_000)];
+    assert_eq!(
+        of_2027(&[two.as_slice(), &[("2026-01", 90_000)]].concat()).micro,
+        Micro::Out { since: SINCE_2026 }
+    );
+    assert_eq!(of_2027(&[&two[1..], &[("2026-01", 90_000)]].concat()).micro, Micro::Out { since: FROM_2027 });
+    let back = of_2027(&[two.as_slice(), &[("2026-01", 83_600)]].concat()).micro;
+    assert_eq!(back, Micro::Within { before: WITHIN });
+}
+
+proptest! {
+    /// What is due on 31 December and on 1 January is due since the same day, whichever year asks.
+    #[test]
+    fn a_new_year_changes_nothing_that_goes_on(
+        rows in prop::collection::vec(
+            (2024..=2028_i32, 1..=12_u32, prop::sample::select(vec![SALES, SERVICES]), 0..5_000_000_i64), 1..14),
+    ) {
+        let spelled: Vec<_> = rows.iter().map(|&(year, month, activity, cents)| {
+            (format!("{year}-{month:02}"), activity, cents)
+        }).collect();
+        let rows: Vec<_> = spelled.iter().map(|(month, activity, cents)| (month.as_str(), *activity, *cents, 0)).collect();
+        let of_user = books(&rows, None);
+        let of = |year| assess(&of_user, &[], year, date("2028-12-31")).unwrap().state.certain;
+        for year in 2026..=2028 {
+            let (before, now) = (of(year - 1), of(year));
+            match (before.vat, now.vat) {
+                (Vat::Since { passed: was, .. } | Vat::SinceYearBefore { passed: was }, Vat::SinceYearBefore { passed }) => {
+                    prop_assert_eq!(was, passed);
+                }
+                (Vat::SinceNewYear { since: was }, Vat::SinceNewYear { since }) => prop_assert_eq!(was, since),
+                (Vat::Next { from, .. }, now) => prop_assert_eq!(now, Vat::SinceNewYear { since: from }),
+                (Vat::Free { .. }, now) => {
+                    prop_assert!(!matches!(now, Vat::SinceNewYear { .. } | Vat::SinceYearBefore { .. }), "{now:?}");
+                }
+                (was, now) => {
+                    prop_assert!(!now.is_liable() || matches!(now, Vat::Since { .. }), "{was:?}, then {now:?}");
+                }
+            }
+            match (before.micro, now.micro) {
+                (Micro::Out { since: was }, Micro::Out { since }) => prop_assert_eq!(was, since),
+                (Micro::Twice { from }, now) => prop_assert_eq!(now, Micro::Out { since: from }),
+                (was, now) => prop_assert!(!matches!(now, Micro::Out { .. }), "{was:?}, then {now:?}"),
+            }
+        }
+    }
 }
