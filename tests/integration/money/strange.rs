@@ -147,3 +147,28 @@ async fn nobody_can_write_what_counts() -> Result<()> {
     assert!(generated.starts_with("jobs.why_excluded("), "{generated}");
     Ok(())
 }
+
+/// A sale by PayPal that PayPal settles is zero in the balance: the month lacks it, and says so. Other sales count.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_paypal_settles_is_missing_and_said() -> Result<()> {
+    let mut world = world_at("2026-11-18T12:00:00Z").await?;
+    let user = world.stripe_user("acct_wallet").await?;
+    world.stripe.payment("acct_wallet", at("2026-11-03T09:00:00Z"), 4_200, "eur");
+    let wallet = world.stripe.paid_at_paypal("acct_wallet", at("2026-11-04T09:00:00Z"), 10_000);
+    for hour in ["12:10", "18:10"] {
+        sync_at(&mut world, &format!("2026-11-18T{hour}:00Z")).await?;
+        assert_eq!(books(&world, user).await?, said(&[("2026-11", "42.00")]));
+        assert_eq!(
+            worth(&world, user, 11).await?,
+            json!({"status": "partial", "flaws": {"unknown_kind": 1}})
+        );
+    }
+    let (kind, paid): (String, i64) = sqlx::query_as(
+        "select source_kind, (original ->> 'amount_minor')::bigint from jobs.integration_transactions where external_id = $1",
+    )
+    .bind(&wallet.transaction)
+    .fetch_one(world.pool())
+    .await?;
+    assert_eq!((kind.as_str(), paid), ("settled_elsewhere:paypal", 10_000));
+    Ok(())
+}

@@ -233,3 +233,29 @@ async fn unreadable_orders_keep_no_tender_back() -> Result<()> {
     assert_eq!(note, "commandes non comparées : invalid_answer");
     Ok(())
 }
+
+/// Orders on which Shopify's server fails again and again keep no tender from counting either: at the last attempt they
+/// are not compared. Until then the failure may pass.
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_break_their_server_keep_no_tender_back() -> Result<()> {
+    let mut world = world_at("2026-11-18T12:00:00Z").await?;
+    let user = world.shopify_user(SHOP).await?;
+    world.shopify.tender(SHOP, Tender::new(at("2026-11-10T09:00:00Z"), "60.0", "EUR"));
+    // Later than anybody waits for within a run.
+    let headers = vec![("retry-after".into(), "3600".into())];
+    let broken = Fault::Answer { status: 500, headers, body: String::new() };
+    world.shopify.faults().add(Rule::on("graphql", broken).body("query Orders"));
+    sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[]), "it may pass");
+    sqlx::query("update jobs.job_items set attempts = 4").execute(world.pool()).await?;
+    sqlx::query("select pgmq.set_vt('jobs_shopify', msg_id, 0) from pgmq.q_jobs_shopify")
+        .execute(world.pool())
+        .await?;
+    world.cron("daily-orchestrator", "").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "60.00")]));
+    let sql = "select count(*) from public.sync_logs where metadata -> 'notes' ->> 'orders' = $1";
+    let note = "commandes non comparées : server_error";
+    let times: i64 = sqlx::query_scalar(sql).bind(note).fetch_one(world.pool()).await?;
+    assert_eq!(times, 1);
+    Ok(())
+}

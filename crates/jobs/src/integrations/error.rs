@@ -7,7 +7,7 @@ use crate::{
     crypto::tokens::TokenError,
     failure::Failure,
     providers::{ErrorKind, Provider, ProviderError},
-    queue::{Claimed, MOST_ATTEMPTS, Outcome, WorkItem, pause_after},
+    queue::{Claimed, Outcome, WorkItem, pause_after},
     supabase::SupabaseError,
 };
 
@@ -42,9 +42,7 @@ impl ItemError {
     pub(super) fn into_outcome(self, item: &Claimed) -> Result<Failure, Outcome> {
         match self {
             Self::Permanent(failure) => Ok(failure),
-            Self::Later { failure: Some(failure), attempt: true, .. }
-                if item.attempts + 1 >= MOST_ATTEMPTS =>
-            {
+            Self::Later { failure: Some(failure), attempt: true, .. } if item.is_last_attempt() => {
                 Ok(failure)
             }
             Self::Later { failure, attempt, after } => {

@@ -71,6 +71,8 @@ pub(super) struct Reader<'a> {
     pub(super) read: usize,
     pub(super) now: DateTime<Utc>,
     pub(super) deadline: Deadline,
+    /// Is set where a failure that passes is not tried again, but settled.
+    pub(super) is_last_attempt: bool,
 }
 
 impl Reader<'_> {
@@ -254,7 +256,9 @@ impl Reader<'_> {
                 let orders = self.clients.shopify.order_page(shop, token, window, after, self.now, deadline);
                 match orders.await {
                     // They are only compared with: the list of tenders was read, and counts.
-                    Err(error) if is_of_the_orders(&error) => {
+                    Err(error)
+                        if is_of_the_orders(&error) || (self.is_last_attempt && is_their_server(&error)) =>
+                    {
                         if let Some(part) = self.parts.last_mut() {
                             let told = format!("commandes non comparées : {}", error.code());
                             part.notes.insert("orders".into(), told.into());
@@ -294,6 +298,11 @@ fn is_of_the_orders(error: &ProviderError) -> bool {
                 | RefusedReason::InvalidAnswer(_)
         )
     )
+}
+
+/// Returns whether the provider's server failed, or its answer did not come: no limit, and no lack of time.
+fn is_their_server(error: &ProviderError) -> bool {
+    matches!(error.kind, ErrorKind::Transient(_)) && error.counts_as_attempt()
 }
 
 /// Returns the position that an earlier worker stored, where this version understands it.

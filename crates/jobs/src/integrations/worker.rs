@@ -138,6 +138,7 @@ impl SyncWorker {
             read: 0,
             now: self.now,
             deadline,
+            is_last_attempt: item.is_last_attempt(),
         };
         let mut resume_from = read::stored_position(item.progress.cursor.as_ref());
         for mut integration in integrations {

@@ -36,6 +36,13 @@ const VISIBILITY: Duration = Duration::from_mins(1);
 /// The database fails an item at its fifth attempt.
 pub const MOST_ATTEMPTS: u32 = 5;
 
+impl Claimed {
+    /// Returns whether the item is given up where this attempt fails.
+    pub fn is_last_attempt(&self) -> bool {
+        self.attempts + 1 >= MOST_ATTEMPTS
+    }
+}
+
 /// Pauses so long before the next attempt.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(30), Duration::from_mins(2), Duration::from_mins(10), Duration::from_mins(30)];

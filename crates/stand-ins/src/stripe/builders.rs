@@ -104,6 +104,25 @@ impl StandIn {
         Payment { transaction: added.transaction, charge, intent }
     }
 
+    /// Adds a payment by PayPal of a seller who has PayPal settle it: its row is zero, "regardless of the payment"
+    /// (<https://docs.stripe.com/payments/paypal/choose-settlement-preference>).
+    pub fn paid_at_paypal(&self, account: &str, at: DateTime<Utc>, amount: i64) -> Payment {
+        let mut state = self.state();
+        let (charge, intent) = (state.new_id("py"), state.new_id("pi"));
+        let source = Source::Charge {
+            intent: intent.clone(),
+            amount,
+            currency: "eur".into(),
+            created: at.timestamp(),
+            method: "paypal",
+            status: "succeeded",
+            passed_on: None,
+        };
+        let entry = Entry::new(at, 0, "eur").kind("payment", "charge").fee(0);
+        let added = add(&mut state, account, entry.source(&charge, source));
+        Payment { transaction: added.transaction, charge, intent }
+    }
+
     /// Takes a part of the transfer behind a payment back, as a platform does, for instance for its
     /// fee (<https://docs.stripe.com/api/refunds/object#refund_object-source_transfer_reversal>).
     pub fn transfer_reversal(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {

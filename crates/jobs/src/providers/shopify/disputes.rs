@@ -60,7 +60,8 @@ struct Dispute<'a> {
     id: String,
     kind: MovementKind,
     source_kind: String,
-    state: String,
+    /// Is `None` where the answer does not say it: what is known stays known.
+    state: Option<String>,
     order: Option<Order>,
 }
 
@@ -87,7 +88,8 @@ impl<'a> Dispute<'a> {
         } else {
             (MovementKind::Unknown, word(&format!("dispute:{kind}:{status}")))
         };
-        let (state, order) = (word(status).to_lowercase(), Order::read(&node["order"]));
+        let state = (!status.is_empty()).then(|| word(status).to_lowercase());
+        let order = Order::read(&node["order"]);
         Some(gid(&node["id"]).map(|id| Self { node, id, kind, source_kind, state, order }))
     }
 
@@ -103,12 +105,12 @@ impl<'a> Dispute<'a> {
         let negative = settled.as_ref().and_then(|settled| settled.amount.checked_neg().ok());
         let as_read = Money(&self.node["amount"]).as_read();
         let (begun, decided) = (wire::instant(&self.node["initiatedAt"]), decided(&self.node["finalizedOn"]));
-        let is_lost = matches!(self.state.as_str(), "lost" | "accepted");
+        let is_lost = matches!(self.state.as_deref(), Some("lost" | "accepted"));
         Movement {
             external_id: self.id.clone(),
             kind: self.kind,
             source_kind: self.source_kind.clone(),
-            state: Some(self.state.clone()),
+            state: self.state.clone(),
             method: None,
             // A loss counts when it was decided; what has not counted yet stands where it began.
             occurred_at: if is_lost { decided } else { decided.or(begun) },

@@ -66,11 +66,62 @@ fn refunds_that_wait_for_money(#[case] source: Value, #[case] state: Option<&str
 
 #[rstest]
 fn not_turnover(
-    #[values("payout", "payout_reversal", "fee", "transfer", "topup", "issuing_transaction")] category: &str,
+    #[values(
+        "payout",
+        "payout_reversal",
+        "fee",
+        "fee_credit_funding",
+        "tax_withholding",
+        "topup",
+        "issuing_transaction"
+    )]
+    category: &str,
 ) {
     // Such rows may lack anything.
     let bare = json!({"id": "txn_1", "reporting_category": category, "amount": null, "source": null});
     assert_eq!(read(&[bare], false).unwrap(), Page::default());
+}
+
+/// A seller who is a platform herself passes money on: the figure does not say how much of it is hers.
+#[rstest]
+fn money_passed_on_is_named(#[values("transfer", "transfer_reversal", "platform_earning")] category: &str) {
+    let page = read(&[row("txn_1", category, -8000)], false).unwrap();
+    assert_eq!((page.movements[0].kind, page.unknown.len()), (MovementKind::Unknown, 1));
+}
+
+/// The row of a sale by PayPal that is settled at PayPal is zero.
+#[rstest]
+#[case("charge", json!({"id": "py_1", "amount": 10_000, "currency": "eur", "status": "succeeded",
+    "payment_method_details": {"type": "paypal"}}), Some(("settled_elsewhere:paypal", 10_000)))]
+#[case("refund", json!({"id": "pyr_1", "amount": 2000, "currency": "usd", "status": "succeeded"}),
+    Some(("settled_elsewhere:unknown", -2000)))]
+#[case("charge", json!({"id": "ch_1", "amount": 0, "currency": "eur"}), None)]
+#[case("charge", json!("ch_1"), None)]
+#[case("dispute", json!({"id": "du_1", "amount": 500, "currency": "eur"}), None)]
+fn what_is_settled_elsewhere(
+    #[case] category: &str,
+    #[case] source: Value,
+    #[case] told: Option<(&str, i64)>,
+) {
+    let mut row = row("txn_1", category, 0);
+    row["source"] = source;
+    let movement = read(&[row], false).unwrap().movements.remove(0);
+    let kept = (movement.kind == MovementKind::Unknown)
+        .then(|| (movement.source_kind.as_str(), movement.original.as_ref().unwrap().amount_minor.unwrap()));
+    assert_eq!(kept, told);
+    assert_eq!(movement.amount_minor, Some(0));
+}
+
+/// What is learned later is not asked for again: a debit on its way must not count then.
+#[test]
+fn an_unknown_kind_keeps_its_state_and_its_day() {
+    let mut row = row("txn_1", "charge_of_2027", 1000);
+    row["available_on"] = json!(1_795_600_000);
+    row["source"] =
+        json!({"id": "py_1", "status": "pending", "payment_method_details": {"type": "sepa_debit"}});
+    let movement = read(&[row], false).unwrap().movements.remove(0);
+    assert_eq!((movement.kind, movement.state.as_deref()), (MovementKind::Unknown, Some("pending")));
+    assert_eq!(movement.occurred_at.unwrap().timestamp(), 1_795_600_000);
 }
 
 #[test]
