@@ -6,9 +6,19 @@
 --
 -- Months and days are Europe/Paris. Amounts are minor units (cents), signed. Only EUR is counted.
 
+-- What a means of payment is whose money came in before, when the card was sold or the credit given; null: any other. The one
+-- place that knows them by their letters, for movements and for what orders tell (note_unlisted_payments).
+create function jobs.paid_before(p_method text) returns text language sql immutable as $$
+    select case
+        -- Not taken apart unless its letters may say so: almost none does.
+        when lower(p_method) like '%g%i%f%t%c%a%r%d%'
+            and lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%giftcard%' then 'gift_card'
+        when lower(p_method) like '%s%t%o%r%e%c%r%e%d%i%t%'
+            and lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%storecredit%' then 'store_credit' end;
+$$;
+
 -- Why a movement does not count, from what its row says alone; null: it counts. This is the one place that decides it
--- (but for money that two providers report: see movements_reported_twice; providers/shopify/transaction.rs leaves gift cards
--- and store credit out of what orders tell, by the same letters). The row's column `excluded` is this answer.
+-- (but for money that two providers report: see movements_reported_twice). The row's column `excluded` is this answer.
 --
 -- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts
 -- when it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for
@@ -32,11 +42,7 @@ create function jobs.why_excluded(
         when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
         when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
         when p_kind = 'dispute' and p_state not in ('lost', 'accepted') then 'unknown_kind'
-        -- Not taken apart unless its letters may say so: almost none does.
-        when lower(p_method) like '%g%i%f%t%c%a%r%d%'
-            and lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%giftcard%' then 'gift_card'
-        when lower(p_method) like '%s%t%o%r%e%c%r%e%d%i%t%'
-            and lower(regexp_replace(p_method, '[^A-Za-z]', '', 'g')) like '%storecredit%' then 'store_credit'
+        when jobs.paid_before(p_method) is not null then jobs.paid_before(p_method)
         when not p_converted then 'unresolved_currency'
         when p_currency <> 'EUR' then 'currency'
     end;

@@ -1,6 +1,6 @@
 -- What the orders of a shop say was paid, beside its list of tenders, which is not always whole.
 
--- Compares what orders tell (p_payments: [{order, id, at, amount_minor, currency}], all payments of each order) with the
+-- Compares what orders tell (p_payments: [{order, id, at, amount_minor, currency, method}], all payments of each order) with the
 -- movements that the list has shown, as far as the list was ever read (p_read): both know the same of an order then. A payment that no movement of its order explains is
 -- kept as unlisted_payment: it does not count, and its month says so. One that was kept and is explained now is
 -- none any more. The Paris months that this touches.
@@ -22,15 +22,16 @@ begin
     select (date_trunc('month', min(x.at) at time zone 'Europe/Paris') - interval '1 month')::date,
         (date_trunc('month', max(x.at) at time zone 'Europe/Paris') + interval '1 month')::date
     into first_month, last_month
-    from jsonb_to_recordset(p_payments) as x (at timestamptz) where p_read @> x.at;
+    from jsonb_to_recordset(p_payments) as x (at timestamptz, method text)
+    where p_read @> x.at and jobs.paid_before(x.method) is null;
     if first_month is null then
         return '{}';
     end if;
     with payments as materialized (
         select distinct on (x.id) x."order" as of_order, x.id, x.at, x.amount_minor, x.currency
         from jsonb_to_recordset(p_payments) as x (
-            "order" text, id text, at timestamptz, amount_minor bigint, currency text)
-        where p_read @> x.at order by x.id
+            "order" text, id text, at timestamptz, amount_minor bigint, currency text, method text)
+        where p_read @> x.at and jobs.paid_before(x.method) is null order by x.id
     ), orders as materialized (
         select d.of_order, min(d.at) - interval '1 day' as since, max(d.at) + interval '1 day' as until
         from payments d group by 1
@@ -40,8 +41,8 @@ begin
         from jobs.integration_transactions t
         where t.user_id = p_user_id and t.provider = 'shopify' and t.account = p_account
             and t.paris_month between first_month and last_month and t.kind in ('payment', 'refund', 'unknown')
-            -- What orders tell is without them, too.
-            and coalesce(t.excluded, '') not in ('gift_card', 'store_credit')
+            -- The list may leave them out: they are compared on neither side.
+            and jobs.paid_before(t.method) is null
     ), apart as materialized (      -- equal ones, as far as they lie from each other
         select p.id, m.external_id, greatest(p.at - m.occurred_at, m.occurred_at - p.at) as time
         from payments p join movements m using (of_order, currency, amount_minor)

@@ -6,6 +6,7 @@ mod deploys;
 mod everything;
 mod killed;
 mod overlaps;
+mod refused;
 mod restarts;
 mod side_by_side;
 mod terminated;

@@ -4,6 +4,7 @@
 mod answers;
 mod columns;
 mod cut;
+mod deleted;
 mod growth;
 mod mended;
 mod moved;

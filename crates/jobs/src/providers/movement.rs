@@ -94,6 +94,8 @@ pub struct OrderPayment {
     /// Is in signed minor units of `currency`, the shop's.
     pub amount_minor: i64,
     pub currency: String,
+    /// Names the means of payment; what was paid before (a gift card) is none that the list has to show.
+    pub method: Option<String>,
 }
 
 /// Represents an amount as a provider wrote it.

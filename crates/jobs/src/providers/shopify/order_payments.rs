@@ -129,8 +129,6 @@ mod tests {
     }
 
     #[rstest]
-    #[case("gateway", json!("gift_card"))]
-    #[case("gateway", json!("shopify_store_credit"))]
     #[case("status", json!("PENDING"))]
     #[case("test", json!(true))]
     #[case("kind", json!("VOID"))]

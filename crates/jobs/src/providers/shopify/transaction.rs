@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::wire::{Money, gid, instant};
-use crate::providers::OrderPayment;
+use crate::providers::{OrderPayment, movement::word};
 
 /// Returns which way a transaction moved money; `None` where it moved none.
 pub(super) fn is_incoming(transaction: &Value) -> Option<bool> {
@@ -17,16 +17,9 @@ pub(super) fn is_incoming(transaction: &Value) -> Option<bool> {
     }
 }
 
-/// Reads a transaction of an order; `None` for what moved no money, for what cannot be read, and for what the list of
-/// tenders may leave out: gift cards and store credit.
+/// Reads a transaction of an order; `None` for what moved no money, and for what cannot be read.
 pub(super) fn payment(order: &str, transaction: &Value) -> Option<OrderPayment> {
     let sign = if is_incoming(transaction)? { 1 } else { -1 };
-    let letters =
-        |text: &str| text.chars().filter(char::is_ascii_alphabetic).collect::<String>().to_lowercase();
-    let gateway = letters(transaction["gateway"].as_str().unwrap_or_default());
-    if gateway.contains("giftcard") || gateway.contains("storecredit") {
-        return None;
-    }
     let amount = Money(&transaction["amountSet"]["shopMoney"]).parse()?;
     let size = amount.minor().checked_abs().filter(|minor| *minor > 0)?;
     Some(OrderPayment {
@@ -35,5 +28,6 @@ pub(super) fn payment(order: &str, transaction: &Value) -> Option<OrderPayment> 
         at: instant(&transaction["processedAt"])?,
         amount_minor: sign * size,
         currency: amount.currency().to_string(),
+        method: transaction["gateway"].as_str().map(word),
     })
 }
