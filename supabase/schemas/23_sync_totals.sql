@@ -1,4 +1,4 @@
--- Which movements count, what a month's figure is worth, and the totals in ca_records that follow from them.
+-- Which movements count, and the totals in ca_records that follow from them.
 
 -- A user's Shopify movements of some months that Stripe reports, too. Each Stripe movement explains one of them.
 --
@@ -24,11 +24,16 @@ begin
     ), sales as materialized (     -- which order, or payment without one, each name belongs to
         select distinct on (n) n as name, coalesce(s.shop_order, s.names[1]) as sale
         from shop s, unnest(s.names) n order by n, s.shop_order
+    ), of_names as materialized (   -- a row that names no order, or none any more, belongs to the sale of its names
+        select n.external_id, min(a.sale) as sale
+        from (select s.external_id, unnest(s.names) as name from shop s where s.shop_order is null) n
+        join sales a using (name) group by 1
     ), doubted as materialized (
         select s.external_id, s.paris_month, s.is_in, s.amount_minor, s.names, s.names <> '{}' as named,
-            coalesce(s.shop_order, s.names[1]) as sale, s.currency || s.amount_minor as euros,
+            coalesce(s.shop_order, o.sale, s.names[1]) as sale, s.currency || s.amount_minor as euros,
             (s.original ->> 'currency') || (s.original ->> 'amount_minor') as foreign_money, s.occurred_at
-        from shop s where s.excluded is null and s.kind in ('payment', 'refund') and (not s.is_in or s.names <> '{}')
+        from shop s left join of_names o using (external_id)
+        where s.excluded is null and s.kind in ('payment', 'refund') and (not s.is_in or s.names <> '{}')
     ), named as materialized (     -- one row for each name: joined in one go
         select d.external_id, d.is_in, d.amount_minor, d.occurred_at, n as name from doubted d cross join unnest(d.names) n
     ), told as materialized (
@@ -153,176 +158,6 @@ begin
     where o.paris_month <> all (p_months);
     return answer;
 end $$;
-
--- A user's movements of a month that are in the books, those that do not count too: of the accounts whose books have the
--- month. Without a setting of its own, so that it becomes part of the query that uses it.
-create function jobs.movements_in_books(p_user_id uuid, p_month date) returns setof jobs.integration_transactions
-language sql stable as $$
-    select t.* from jobs.integration_transactions t
-    left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-    left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
-    where t.user_id = p_user_id and t.paris_month = p_month and (f.account is null or f.counted @> p_month)
-        and not coalesce(f.left_out, s.left_out, false);
-$$;
-
--- What a user's month lacks or may have twice, by its reason, with how many movements; {} for nothing. Besides the
--- reasons of is_uncounted:
---   pending: a payment that is still on its way, where the month is over
---   platform_reversal: a whole payment that a platform took back, as a refund or as a fee
---   refund_of_unknown_sale: a refund of an order whose payment was never read: Stripe may report it, too
---   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount and day
---   beyond_scope: days that lay more than 60 days back when the shop was read, with a scope that reaches no further: 1
---   passed_on: a payment that a platform passed on, which may have kept a part of what the buyer paid
---   doubted_list: days of a list that lacked what it had shown before: 1 for each provider
-create function jobs.month_flaws(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
-language plpgsql stable set search_path = '' set enable_nestloop = off set jit = off as $$
-declare
-    answer jsonb;
-    passed_on bigint;
-    has_excluded boolean;
-    has_sales_in_shop boolean;
-begin
-    -- One look first: most months have none of what the queries below are about.
-    select count(*) filter (where t.provider = 'stripe' and t.kind = 'payment' and t.excluded is null
-            and exists (select from unnest(t.refs) r where starts_with(r, 'tr_'))),
-        coalesce(bool_or(t.excluded is not null), false),
-        coalesce(bool_or(t.provider = 'shopify' and t.excluded is null), false)
-    into passed_on, has_excluded, has_sales_in_shop
-    from jobs.movements_in_books(p_user_id, p_month) t;
-
-    with flaws as (
-        select 'passed_on' as reason, passed_on as n
-        union all
-        select 'beyond_scope', count(*) from jobs.integration_state s
-        cross join lateral (select tstzrange(p_month::timestamp at time zone 'Europe/Paris', least(
-            (p_month + interval '1 month') at time zone 'Europe/Paris',
-            greatest(p_as_of - interval '60 days', p_month::timestamp at time zone 'Europe/Paris'))) as days) old
-        where s.user_id = p_user_id and s.all_orders is false and s.counted @> p_month and not s.covered @> old.days
-        union all
-        select 'doubted_list', count(*) from jobs.integration_state s
-        where s.user_id = p_user_id and s.counted @> p_month and not s.left_out
-            and s.doubted && tstzrange(p_month::timestamp at time zone 'Europe/Paris',
-                (p_month + interval '1 month') at time zone 'Europe/Paris')
-    )
-    select coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') into answer from flaws f;
-
-    if has_excluded then
-        with found as materialized (
-            select t.* from jobs.movements_in_books(p_user_id, p_month) t where t.excluded is not null
-        ), flaws as (
-            select t.excluded as reason, count(*) as n from found t
-            where t.excluded = 'pending' and p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris'
-                -- What was prevented was paid back where a refund of the same order says so.
-                or t.excluded = 'prevented' and not exists (select from jobs.integration_transactions r
-                    where r.user_id = p_user_id and r.provider = t.provider and r.kind = 'refund' and r.refs && t.refs
-                        and r.amount_minor = t.amount_minor)
-                or t.excluded <> 'prevented' and jobs.is_uncounted(t)
-            group by 1
-            union all
-            select 'platform_reversal', count(*) from found t
-            where t.excluded = 'platform_reversal' and not exists (
-                select from jobs.integration_transactions p
-                where p.user_id = p_user_id and p.provider = t.provider and p.kind = 'payment' and p.refs && t.refs
-                    and p.amount_minor > -t.amount_minor)
-        )
-        select answer || coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') into answer from flaws f;
-    end if;
-
-    if has_sales_in_shop and exists (select from jobs.integration_state x
-            where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null) then
-        with found as materialized (
-            select t.* from jobs.movements_in_books(p_user_id, p_month) t where t.excluded is null
-        ), nameless as materialized (  -- payments in the shop that may have gone through Stripe without saying so
-            select t.amount_minor, (t.occurred_at at time zone 'Europe/Paris')::date as day
-            from found t
-            where t.provider = 'shopify' and t.kind = 'payment' and t.method is distinct from 'cash'
-                and not exists (select from unnest(t.refs) r where r !~ '^gid:')
-        ), paid_names as materialized (
-            select p.external_id, r as name from found p cross join unnest(p.refs) r
-            where p.provider = 'stripe' and exists (select from nameless)
-        ), shop_names as materialized (
-            select n as name from jobs.integration_transactions s cross join unnest(s.refs) n
-            where s.user_id = p_user_id and s.provider = 'shopify' and s.kind = 'payment' and exists (select from nameless)
-        ), explained as materialized (
-            select distinct p.external_id from paid_names p join shop_names s using (name)
-        ), unexplained as materialized (  -- payments at Stripe that no payment in the shop names
-            select t.amount_minor, (t.occurred_at at time zone 'Europe/Paris')::date as day
-            from found t
-            where t.provider = 'stripe' and t.kind = 'payment' and exists (select from nameless)
-                and not exists (select from explained e where e.external_id = t.external_id)
-        ), flaws as (
-            select 'refund_of_unknown_sale' as reason, count(*) as n from (
-                select o from found t cross join unnest(t.refs) o
-                where t.provider = 'shopify' and t.kind = 'refund'
-                    and not exists (select from unnest(t.refs) r where r !~ '^gid:')
-                except   -- not by loops: see movements_reported_twice
-                select o from jobs.integration_transactions p cross join unnest(p.refs) o
-                where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0) r
-            union all
-            select 'maybe_twice', count(*) from nameless d
-            where exists (select from unexplained p where (p.amount_minor, p.day) = (d.amount_minor, d.day))
-        )
-        select answer || coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') into answer from flaws f;
-    end if;
-    return answer;
-end $$;
-
--- Of what a month's figure is made, with what was read of it: each account whose books have the month; every active
--- integration where none has, or that was never read. is_owed: its money belongs into the books of the month.
-create function jobs.month_sources(p_user_id uuid, p_month date, p_as_of timestamptz)
-returns table (provider text, covered tstzmultirange, is_former boolean, is_owed boolean)
-language sql stable as $$
-    with former as materialized (
-        select f.provider, f.covered from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month
-    )
-    select t.provider, coalesce(s.covered, '{}'), false, coalesce(s.counted @> p_month, false) or (s.first_month is null
-        and jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of), p_as_of) <= p_month)
-    from public.integration_tokens t
-    left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-    where t.user_id = p_user_id and t.is_active and s.left_out is not true
-        and (s.first_month is null or s.counted @> p_month or (not exists (select from former)
-            and not exists (select from jobs.integration_state o where o.user_id = p_user_id and o.counted @> p_month)))
-    union all
-    -- The month in which an account was replaced holds what was read of it until then, which may not be all.
-    select f.provider, f.covered, true, true from former f;
-$$;
-
--- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up to
--- now), partial (something of it was never read, or it has flaws). It follows from the ledger and from what was read,
--- of each account whose books have the month; of every active integration where none has, or that was never read.
---   {status, flaws?: see month_flaws}
-create function jobs.month_worth(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
-language plpgsql stable set search_path = '' as $$
-declare
-    answer jsonb;
-begin
-    with flaws as materialized (
-        select jobs.month_flaws(p_user_id, p_month, p_as_of) as found
-    ), bounds as (
-        select p_month::timestamp at time zone 'Europe/Paris' as starts,
-            (p_month + interval '1 month') at time zone 'Europe/Paris' as ends
-    ), sources as materialized (
-        select s.covered, s.is_former from jobs.month_sources(p_user_id, p_month, p_as_of) s
-    )
-    select jsonb_strip_nulls(jsonb_build_object('flaws', nullif(f.found, '{}'), 'status', case
-        when f.found <> '{}' then 'partial'
-        when coalesce(bool_and(s.covered @> tstzrange(b.starts, b.ends)), false) then 'complete'
-        when p_as_of < b.ends and coalesce(bool_and(not s.is_former and s.covered @> b.starts and (
-            -- One piece from the first instant on: no hole before what was read last.
-            select count(*) = 1 from unnest(s.covered * tstzmultirange(tstzrange(b.starts, b.ends))) piece)), false)
-            then 'provisional'
-        else 'partial' end))
-    into answer
-    from flaws f cross join bounds b left join sources s on true
-    group by f.found, b.starts, b.ends;
-    return answer;
-end $$;
-
--- The status alone.
-create function jobs.month_status(p_user_id uuid, p_month date, p_as_of timestamptz) returns text
-language sql stable set search_path = '' as $$
-    select jobs.month_worth(p_user_id, p_month, p_as_of) ->> 'status';
-$$;
 
 -- Writes a user's totals of some months into ca_records. Call only under the user's lock.
 -- Rows that already say so are not touched. A row that is not as we left it is the user's from then on.

@@ -1,14 +1,11 @@
 -- Mails that follow from the settlement of a sync.
 
--- Whether a user's month has anything that a recap would tell of: not a debit on its way, an open dispute, an account that
--- was taken out of the books.
+-- Whether a user's month has anything that a recap would tell of: not a debit on its way, an open dispute, an account whose
+-- books do not have the month.
 create function jobs.month_has_news(p_user_id uuid, p_month date) returns boolean
 language sql stable set search_path = '' as $$
-    select exists (select from jobs.integration_transactions t
-        join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-        left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
-        where t.user_id = p_user_id and t.paris_month = p_month and not coalesce(f.left_out, s.left_out)
-            and coalesce(t.excluded, '') not in ('pending', 'failed', 'not_lost', 'no_turnover'));
+    select exists (select from jobs.movements_in_books(p_user_id, array[p_month]) t
+        where coalesce(t.excluded, '') not in ('pending', 'failed', 'not_lost', 'no_turnover'));
 $$;
 
 -- Whether an account of the user has this month in the books: the present one, or one before it.
@@ -73,8 +70,7 @@ begin
     -- typed something knows what to declare.
     is_empty := in_books and coalesce(i.result ->> 'month_status' in ('complete', 'provisional'), false)
         and not exists (select from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null)
-        and not exists (select from jobs.integration_transactions t
-            where t.user_id = p_user_id and t.paris_month = p_month)
+        and not exists (select from jobs.movements_in_books(p_user_id, array[p_month]))
         and (select m.typed is null and m.flaw is null from jobs.month_books(p_user_id, p_month) m)
         and jobs.has_books_before(p_user_id, p_month);
     if not is_empty and not jobs.month_has_news(p_user_id, p_month) then

@@ -248,8 +248,11 @@ language sql security definer stable set search_path = '' set statement_timeout 
     left join lateral (
         select jsonb_agg(jsonb_build_object('currency', m.currency, 'amount', m.amount) order by m.currency) as uncounted
         from (select t.currency, sum(t.amount_minor)::bigint as amount from jobs.integration_transactions t
+              join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+              left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
               where t.user_id = a.user_id and t.excluded in ('currency', 'unresolved_currency')
                   and t.paris_month between make_date(a.year, 1, 1) and make_date(a.year, 12, 31)
+                  and not coalesce(f.left_out, s.left_out) and coalesce(f.counted, s.counted) @> t.paris_month
               group by 1 order by 1 limit 20) m
     ) c on true;
 $$;

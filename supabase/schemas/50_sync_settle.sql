@@ -147,7 +147,9 @@ begin
                 -- By the index. What counts long after it was listed is left out: fewer are known than could be.
                 and x.paris_month >= date_trunc('month', window_from at time zone 'Europe/Paris')::date
                 and x.paris_month <= (window_to at time zone 'Europe/Paris')::date
-                and x.kind <> 'no_turnover' and (x.kind <> 'dispute' or x.provider = 'stripe')
+                -- Disputes have a list of their own, those of an unknown state too.
+                and x.kind <> 'no_turnover'
+                and (x.provider = 'stripe' or x.kind <> 'dispute' and coalesce(x.source_kind, '') !~ '^dispute')
                 and x.listed_at >= window_from
                 and x.listed_at < date_trunc('second', window_to);
             s.doubted := case
@@ -200,10 +202,10 @@ begin
 
     -- What the figures lack, from the ledger: it is said for as long as it is so, whatever this run has read.
     with missing as materialized (
-        select x.excluded as reason, x.currency, x.source_kind from jobs.integration_transactions x
-        where x.user_id = p_user_id and x.paris_month = any (case when p_month is null then months else array[p_month] end)
-            and x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
-            and jobs.is_uncounted(x)
+        select x.excluded as reason, x.currency, x.source_kind
+        from unnest(case when p_month is null then months else array[p_month] end) m
+        cross join lateral jobs.uncounted_movements(p_user_id, m) x
+        where x.provider in (select e ->> 'provider' from jsonb_array_elements(p_parts) e)
     )
     select
         (select coalesce(jsonb_agg(distinct m.currency), '[]') from missing m

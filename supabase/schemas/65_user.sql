@@ -154,8 +154,8 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
         t.amount_minor, t.currency, t.state, t.method, t.refs, t.original,
         case
             when coalesce(f.left_out, s.left_out) then 'left_out'
-            when t.excluded is not null then t.excluded
             when coalesce(f.counted, s.counted) @> t.paris_month is not true then 'before_connection'
+            when t.excluded is not null then t.excluded
             when w.external_id is not null then 'reported_twice' end
     from jobs.integration_transactions t
     left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider

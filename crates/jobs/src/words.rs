@@ -151,7 +151,7 @@ const REASONS: [(&str, &str); 55] = [
     ("unknown_movements", "mouvements d’un type inconnu"),
     ("unreadable_movements", "mouvements illisibles"),
     ("unlisted_movements", "mouvements déjà lus, absents de la liste"),
-    // Of a movement that does not count, or of its month (20_integrations.sql, 23_sync_totals.sql).
+    // Of a movement that does not count, or of its month (20_integrations.sql, 27_months.sql).
     ("amount_not_read", "montant illisible"),
     ("no_currency", "devise absente"),
     ("no_date", "date absente"),

@@ -10,7 +10,8 @@ use crate::{
     world::{World, encrypt},
 };
 
-async fn connect(world: &World, user: Uuid, account: &str, since: &str) -> Result<()> {
+/// Connects an account at Stripe, which is new and empty, in place of the present one.
+pub(super) async fn connect(world: &World, user: Uuid, account: &str, since: &str) -> Result<()> {
     let token = format!("sk_{account}");
     world.stripe.add_account(account, &token);
     sqlx::query(

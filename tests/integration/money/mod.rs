@@ -3,6 +3,7 @@
 mod accounts;
 mod changes;
 mod debits;
+mod doubts;
 mod histories;
 mod reach;
 mod refunds;
