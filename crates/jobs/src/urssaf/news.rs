@@ -27,6 +27,8 @@ pub struct ToldConsequence {
 pub struct ConsequenceNews {
     /// Lists what is to be told now.
     pub tell: Vec<Consequence>,
+    /// Lists what a mail of the year before has announced, and the year after this one is to know: it is kept as told.
+    pub announced: Vec<Consequence>,
     /// Lists what was told and does not hold any more; and what holds again, but was told too often to be told again.
     pub turned: Vec<ToldConsequence>,
 }
@@ -72,6 +74,8 @@ pub fn consequence_news(
         let told = told.iter().find(|told| told.consequence == consequence);
         match (consequence.holds(verdict), told) {
             (true, None) if !before.has_announced(consequence) => news.tell.push(consequence),
+            // A step of VAT announces it each year; the regime is left once.
+            (true, None) if !consequence.is_vat() => news.announced.push(consequence),
             (true, Some(told)) if told.withdrawn && told.times < MOST_TIMES => news.tell.push(consequence),
             (true, Some(told)) if told.withdrawn => news.turned.push(*told),
             (false, Some(told)) if !told.withdrawn && !nearly.contains(&consequence) => {
@@ -143,5 +147,7 @@ mod tests {
             Verdict { micro: Micro::Out { since: NaiveDate::from_ymd_opt(2027, 1, 1).unwrap() }, ..liable() };
         let news = consequence_news(&out, &[], &[], &before(Consequence::MicroLeft));
         assert_eq!(news.tell, [Consequence::VatDue]);
+        // Whoever left it in 2027 hears nothing of it in 2028 either.
+        assert_eq!(news.announced, [Consequence::MicroLeft]);
     }
 }

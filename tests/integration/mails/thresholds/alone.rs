@@ -99,6 +99,30 @@ async fn what_was_announced_is_not_told_again_in_january() -> Result<()> {
     Ok(())
 }
 
+/// The regime is left once: whoever is above its ceiling in the years after, too, gets no mail for that alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_regime_that_was_left_is_no_news_in_later_years() -> Result<()> {
+    let mut world = world().await?;
+    let rows = [("2025-05", SERVICES, "80000"), ("2026-05", SERVICES, "90000")];
+    let user = recorded(&world, "out", &rows).await?;
+    assert_eq!(check(&world, user).await?, 1);
+    for (instant, month, sent) in [
+        ("2027-01-15T10:00:00Z", None, 0),
+        ("2027-06-15T10:00:00Z", Some("2027-05"), 1),
+        ("2028-01-15T10:00:00Z", None, 0),
+        ("2028-03-15T10:00:00Z", None, 0),
+    ] {
+        world.set_now(at(instant));
+        if let Some(month) = month {
+            turnover(&world, user, month, SERVICES, "90000", "manual").await?;
+        }
+        assert_eq!(check(&world, user).await?, sent, "{instant}");
+    }
+    let step = text(mails_to(&world, "out@example.test").last().expect("the steps of 2027"));
+    says(&step, &["Vous ne relevez plus du régime micro-entreprise depuis le 1er janvier 2027"]);
+    Ok(())
+}
+
 /// A mistake that was corrected: what an alert said is taken back by the next mail that its user gets, once.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_told_by_mistake_is_taken_back_once() -> Result<()> {

@@ -169,9 +169,12 @@ impl Found {
                 assessment.tell.clear();
                 assessment.crossings.clear();
                 consequences.tell.clear();
+                consequences.announced.clear();
             }
-            before =
-                YearBefore { tellings: assessment.tell.clone(), consequences: consequences.tell.clone() };
+            before = YearBefore {
+                tellings: assessment.tell.clone(),
+                consequences: [consequences.tell.as_slice(), &consequences.announced].concat(),
+            };
             let is_mail = !told_alone(&consequences.tell, &assessment.crossings).is_empty();
             self.alerts += usize::from(is_mail || !assessment.crossings.is_empty());
             let is_news = !assessment.tell.is_empty() || !assessment.turned.is_empty();
@@ -252,6 +255,8 @@ impl Pending {
             self.assessment = again.unwrap_or(self.assessment);
         }
         let is_assumed = |assumed: &Assumed| self.is_assumed(assumed);
+        let mut consequences = self.consequences.clone();
+        consequences.tell.append(&mut consequences.announced);
         let Assessment { crossings, tell, turned, state, unknown_activities, .. } = &self.assessment;
         let facts = AlertFacts {
             year: self.year,
@@ -274,7 +279,7 @@ impl Pending {
             facts: to_raw_value(&facts).expect("plain data"),
             used_up: tell.clone(),
             withdrawn: turned.clone(),
-            consequences: self.consequences.clone(),
+            consequences,
         }
     }
 
