@@ -147,6 +147,42 @@ async fn one_click_settles_every_month_and_another_takes_it_back() -> Result<()>
 }
 
 /// Books that cannot be read are no books without a month.
+/// A doubt about the year before is settled by the link of the alert that names it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_doubt_about_the_year_before_can_be_settled() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set_now(at("2026-11-18T10:20:00Z"));
+    let user = world.user("camille@example.test").await?;
+    for (month, euros, source) in [
+        ("2025-01", "100", "manual"),
+        ("2025-05", "30000", "manual"),
+        ("2025-05", "10000", "auto_sync"),
+        ("2026-03", "31000", "manual"),
+    ] {
+        turnover(&world, user, month, SERVICES, euros, source).await?;
+    }
+    assert_eq!(world.post("check-thresholds", "").await?["sent"], 1);
+    let mail = mail_to(&world, "camille@example.test");
+    says(
+        &text(&mail),
+        &[
+            "Si vos saisies et vos importations sont des encaissements distincts, vous êtes redevable de la TVA depuis le \
+             1er janvier 2026",
+            "Si ce sont les mêmes, le seuil n’est pas dépassé",
+        ],
+    );
+    let (function, query) = (world.function("confirm").await?, confirm_query(&mail));
+    let page = visit(&function, Method::GET, &query, None).await?;
+    says(&page.text, &["En 2025, le mois ci-dessous contient", "mai 2025", "30 000,00 €", "10 000,00 €"]);
+    visit(&function, Method::POST, &query, Some((FORM, "month=2025-05&verdict=distinct"))).await?;
+    world.resend.clear().await?;
+    assert_eq!(world.post("check-thresholds", "").await?["sent"], 1);
+    let certain = text(&mail_to(&world, "camille@example.test"));
+    says(&certain, &["Vous êtes redevable de la TVA depuis le 1er janvier 2026"]);
+    says_not(&certain, &["distincts", "/api/confirm"]);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_books_are_said() -> Result<()> {
     let mut world = World::new().await?;

@@ -280,11 +280,14 @@ impl Facts {
         }
     }
 
-    /// Returns the year whose books the mail is about, if it is about books.
+    /// Returns the year of whose books the mail may ask what is there twice, if it is about books: that of its month, or
+    /// the one in which an alert's doubt lies.
     pub fn books_year(&self) -> Option<i32> {
         match self {
             Self::MonthlyReminder { month, .. } | Self::MonthlyRecap { month, .. } => Some(month.year()),
-            Self::ThresholdAlert { year, .. } => Some(*year),
+            Self::ThresholdAlert { year, state, .. } => {
+                Some(state.and_then(|state| state.doubtful).unwrap_or(*year))
+            }
             Self::DefinitiveMonth { .. }
             | Self::MarketingDay3 { .. }
             | Self::IntegrationTrouble { .. }

@@ -17,12 +17,15 @@ use serde::{Deserialize, Serialize};
 
 use super::Threshold;
 use super::books::{Months, Reading};
-use super::figures::Regime;
+use super::figures::{Bucket, Regime};
 use super::passing::{Passed, passing};
 use crate::schedule::Month;
 
 #[cfg(test)]
 mod tests;
+
+/// So many years before decide about a year at most, where nothing went on for longer.
+const YEARS_OF_A_DOUBT: i32 = 2;
 
 /// A business that says when it began may take in nothing for so many months at first.
 const QUIET_MONTHS: u32 = 2;
@@ -37,6 +40,9 @@ pub struct State {
     /// Is the year of creation, where its limits are reduced to its days.
     #[serde(default)]
     pub reduced: Option<i32>,
+    /// Is the last year, up to the one that is asked about, with months that may be there twice.
+    #[serde(default)]
+    pub doubtful: Option<i32>,
 }
 
 /// Holds what a year is to both regimes.
@@ -120,7 +126,11 @@ pub(super) fn state(months: &Months<'_>, year: i32, asks: &mut Vec<Month>) -> St
         ceiling.is_some_and(|ceiling| ceiling.full_year().is_some())
     };
     let reduced = months.created().filter(is_part).map(|created| created.year());
-    State { certain, if_distinct: (distinct != certain).then_some(distinct), reduced }
+    let is_doubtful = |year: &i32| {
+        [Bucket::Total, Bucket::Services].into_iter().any(|bucket| months.year(*year, bucket).twice > 0)
+    };
+    let doubtful = (year - YEARS_OF_A_DOUBT..=year).rev().find(is_doubtful);
+    State { certain, if_distinct: (distinct != certain).then_some(distinct), reduced, doubtful }
 }
 
 struct Judge<'a> {

@@ -203,7 +203,7 @@ fn told_by(year: i32, crossings: &[Crossing]) -> State {
     } else {
         Micro::Within { before }
     };
-    State { certain: Verdict { vat, micro }, if_distinct: None, reduced: None }
+    State { certain: Verdict { vat, micro }, if_distinct: None, reduced: None, doubtful: None }
 }
 
 impl Step {

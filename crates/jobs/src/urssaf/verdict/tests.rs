@@ -180,6 +180,18 @@ fn the_year_of_creation_is_known_where_its_limits_are_reduced() {
     }
 }
 
+/// The link of the mail leads to the year that can be confirmed.
+#[rstest]
+#[case(&[("2025-05", 100, 100), ("2026-05", 100, 0)], Some(2025))]
+#[case(&[("2024-05", 100, 100), ("2026-05", 0, 100)], Some(2024))]
+#[case(&[("2025-05", 100, 100), ("2026-05", 100, 100)], Some(2026))]
+#[case(&[("2025-05", 100, 0), ("2025-06", 0, 100), ("2026-05", 100, -100)], None)]
+fn the_doubt_lies_in_a_year(#[case] rows: &[(&str, i64, i64)], #[case] expected: Option<i32>) {
+    let rows: Vec<_> =
+        rows.iter().map(|&(month, typed, imported)| (month, SERVICES, typed, imported)).collect();
+    assert_eq!(found(&rows, None).state.doubtful, expected);
+}
+
 #[test]
 fn a_year_before_without_known_ceilings_says_nothing() {
     let of_user = books(&[("2022-01", SALES, 30_000_000, 0), ("2023-05", SALES, 18_870_001, 0)], None);
