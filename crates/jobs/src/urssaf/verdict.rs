@@ -6,6 +6,8 @@
 //! * **VAT** is due from the day on which the increased threshold is passed, or from 1 January of the year after one
 //!   above the base threshold ([CGI, 293 B]). What is due already is never due later: each year after that above the base
 //!   threshold again keeps it due since the same day.
+//! * **The franchise** applies again from 1 January of the year after one that did not exceed the base threshold, unless
+//!   its user opts for VAT ([CGI, 293 B], I; BOI-TVA-DECLA-40-10-20, § 240).
 //! * **The micro regime** is left on 1 January after two years running above a ceiling, and never during a year
 //!   (Urssaf's rules, `entreprise . chiffre d'affaires . seuil micro`; docs/law.md).
 //! * A year that is recorded in part may have been above a ceiling: what is not recorded is [unknown](Before::Unknown).
@@ -43,6 +45,9 @@ pub struct State {
     /// Is the last year, up to the one that is asked about, with months that may be there twice.
     #[serde(default)]
     pub doubtful: Option<i32>,
+    /// VAT was due in the year before, which did not exceed the base threshold: the franchise applies again.
+    #[serde(default)]
+    pub regained: bool,
 }
 
 /// Holds what a year is to both regimes.
@@ -121,6 +126,14 @@ pub(super) fn state(months: &Months<'_>, year: i32, asks: &mut Vec<Month>) -> St
         Verdict { vat: judge.vat(), micro: judge.micro() }
     };
     let (certain, distinct) = (read(Reading::Same), read(Reading::Distinct));
+    let knows_the_year_before = matches!(
+        certain.vat,
+        Vat::Free { before: Before::Within } | Vat::Next { before: Before::Within, .. }
+    );
+    let mut of_the_year_before =
+        Judge { months, year: year - 1, reading: Reading::Same, asks: &mut Vec::new() };
+    let regained =
+        knows_the_year_before && distinct.vat == certain.vat && of_the_year_before.vat().is_liable();
     let is_part = |created: &NaiveDate| {
         let ceiling = Threshold::VatBaseTotal.ceiling(created.year(), Some(*created));
         ceiling.is_some_and(|ceiling| ceiling.full_year().is_some())
@@ -130,7 +143,7 @@ pub(super) fn state(months: &Months<'_>, year: i32, asks: &mut Vec<Month>) -> St
         [Bucket::Total, Bucket::Services].into_iter().any(|bucket| months.year(*year, bucket).twice > 0)
     };
     let doubtful = (year - YEARS_OF_A_DOUBT..=year).rev().find(is_doubtful);
-    State { certain, if_distinct: (distinct != certain).then_some(distinct), reduced, doubtful }
+    State { certain, if_distinct: (distinct != certain).then_some(distinct), reduced, doubtful, regained }
 }
 
 struct Judge<'a> {

@@ -114,7 +114,14 @@ async fn what_began_years_ago_did_not_begin_anew() -> Result<()> {
         says_not(&read(&world, name), &["1er janvier 2027", "dépassé en juin 2026", "depuis 2026"]);
     }
     let over = read(&world, "over");
-    says(&over, &["Le seuil n’est pas dépassé.", "à partir du 1er janvier 2028"]);
+    says(
+        &over,
+        &[
+            "Le seuil n’est pas dépassé. Vous étiez redevable de la TVA en 2026 : comme le seuil de franchise n’y a pas été \
+             dépassé, la franchise s’applique de nouveau depuis le 1er janvier 2027, sauf option pour la TVA.",
+            "à partir du 1er janvier 2028",
+        ],
+    );
     says_not(&over, &["Vous êtes redevable"]);
     Ok(())
 }
@@ -357,6 +364,15 @@ async fn the_day_of_a_crossing_and_what_the_figures_rest_on() -> Result<()> {
         ],
     );
     assert_eq!(held(&world, user, 2026).await?.1, 4);
+
+    // What an account that is out of the books cashed is in no figure, whatever its currency.
+    let out = world.stripe_user("acct_out").await?;
+    world.stripe.payment("acct_out", at("2026-11-04T10:00:00Z"), 4_000_000, "usd");
+    world.post("sync-integrations", "").await?;
+    about(&world, out, "update jobs.integration_state set left_out = true where user_id = $1").await?;
+    turnover(&world, out, "2026-10", SERVICES, "31000", "manual").await?;
+    assert_eq!(world.post("check-thresholds", &format!("user_id={out}")).await?["sent"], 1);
+    says_not(&read(&world, "acct_out"), &["USD"]);
 
     // Said by the user: no assumption.
     let said = world.stripe_user("acct_said").await?;

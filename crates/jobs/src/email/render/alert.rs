@@ -203,7 +203,13 @@ fn told_by(year: i32, crossings: &[Crossing]) -> State {
     } else {
         Micro::Within { before }
     };
-    State { certain: Verdict { vat, micro }, if_distinct: None, reduced: None, doubtful: None }
+    State {
+        certain: Verdict { vat, micro },
+        if_distinct: None,
+        reduced: None,
+        doubtful: None,
+        regained: false,
+    }
 }
 
 impl Step {

@@ -101,7 +101,15 @@ pub(super) fn vat(state: &State, on: Occasion) -> Words {
     let cause = vat_cause(certain).filter(|_| distinct.is_none());
     let again = cause.and_then(|year| again("Le seuil de franchise", year, on));
     let reduced = reduced(state, "ce seuil", |verdict, year| vat_cause(verdict.vat) == Some(year));
-    add(&mut means, [reduced, again, rule, goes_on.then(|| REGIME_GOES_ON.to_owned())]);
+    let regained = state.regained.then(|| {
+        format!(
+            "Vous étiez redevable de la TVA en {} : comme le seuil de franchise n’y a pas été dépassé, la franchise \
+             s’applique de nouveau depuis le {}, sauf option pour la TVA.",
+            on.before(),
+            on.new_year(0)
+        )
+    });
+    add(&mut means, [reduced, again, regained, rule, goes_on.then(|| REGIME_GOES_ON.to_owned())]);
     if on.part_of_a_year && matches!(certain, Vat::Since { .. }) {
         means.push(format!(
             "L’année de la création, les limites sont réduites au prorata des jours d’activité : celles d’une année \

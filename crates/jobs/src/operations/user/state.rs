@@ -71,8 +71,18 @@ mod tests {
         let free = Verdict { vat: Vat::Free { before }, micro: Micro::Within { before } };
         let passed = Passed::In("2026-03".parse().unwrap());
         let due = Verdict { vat: Vat::Since { passed, before }, ..free };
-        assert_eq!(said(&State { certain: free, if_distinct: None, reduced: None, doubtful: None }).len(), 2);
-        let all = said(&State { certain: free, if_distinct: Some(due), reduced: None, doubtful: None });
+        assert_eq!(
+            said(&State { certain: free, if_distinct: None, reduced: None, doubtful: None, regained: false })
+                .len(),
+            2
+        );
+        let all = said(&State {
+            certain: free,
+            if_distinct: Some(due),
+            reduced: None,
+            doubtful: None,
+            regained: false,
+        });
         assert_eq!(all.len(), 3, "{all:?}");
         assert!(all[2].contains("distinctes") && all[2].contains("en mars 2026"), "{all:?}");
     }

@@ -242,6 +242,23 @@ fn vat_that_went_on_did_not_begin_anew(#[case] years: &[(&str, i64)], #[case] ex
     }
 }
 
+/// Whoever charged VAT the year before reads that it is not due any more.
+#[rstest]
+#[case(&[("2025-01", 40_000), ("2026-01", 37_500)], true)]
+#[case(&[("2025-01", 42_000), ("2026-01", 10)], true)]
+#[case(&[("2025-01", 37_500), ("2026-01", 37_500)], false)]
+// What is not known is not said.
+#[case(&[("2025-02", 40_000)], false)]
+#[case(&[("2025-01", 40_000), ("2026-01", 37_501)], false)]
+fn the_franchise_applies_again_after_a_year_below(#[case] years: &[(&str, i64)], #[case] expected: bool) {
+    for this_year in [31_000, 38_000] {
+        let years = [years, &[("2027-02", this_year)]].concat();
+        let rows: Vec<_> = years.iter().map(|&(month, euros)| (month, SERVICES, euros * 100, 0)).collect();
+        let found = assess(&books(&rows, None), &[], 2027, date("2027-03-01")).unwrap();
+        assert_eq!(found.state.regained, expected, "{this_year}");
+    }
+}
+
 #[test]
 fn the_regime_that_was_left_is_not_left_anew() {
     let two = [("2024-01", 80_000), ("2025-01", 80_000)];
