@@ -10,6 +10,7 @@ mod refunds;
 mod reports;
 mod source;
 mod strange;
+mod switches;
 mod twins;
 mod unlisted;
 

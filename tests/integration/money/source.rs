@@ -1,19 +1,21 @@
 //! A source of money whose history is random, and the books that follow from it: the test's own model, written down
 //! beside what is put into the stand-ins and knowing nothing of how the product reads.
 
+mod shop;
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use jobs::schedule::paris;
 use serde_json::json;
 use stand_ins::{
-    shopify::{Dispute, Sold, Tender},
-    stripe::{Entry, Payment},
+    shopify::{Sold, Tender},
+    stripe::{Entry, Movement, Payment},
 };
 
+use super::switches::{Books, Rule};
 use crate::world::World;
 
-pub(super) const ACCOUNT: &str = "acct_history";
 pub(super) const SHOP: &str = "history.myshopify.com";
 
 /// Generates numbers that look random and are the same for the same seed.
@@ -45,21 +47,45 @@ struct Sale {
     cents: i64,
     currency: &'static str,
     /// Names its charge, where it was paid through Stripe.
-    charge: Option<String>,
+    charge: Option<Charge>,
 }
 
-/// Holds what moved at the source, and what may still become of it.
+/// Names a charge and its account.
+#[derive(Clone)]
+struct Charge {
+    id: String,
+    account: usize,
+}
+
+/// Represents what a movement counts for.
+struct Counted {
+    place: Place,
+    cents: i64,
+    rule: Rule,
+}
+
+/// Holds what may still become of what moved at one account.
 #[derive(Default)]
-pub(super) struct Source {
-    /// Holds what counts in the end, in euro cents.
-    truth: BTreeMap<String, (Place, i64)>,
-    steps: u64,
+struct AtStripe {
     paid: Vec<(Payment, i64)>,
     refunded: Vec<(Payment, i64)>,
+    /// Holds refunds that wait for money and are not read yet.
+    asked: Vec<(Movement, String, DateTime<Utc>, i64)>,
+    /// Holds those that were read while they waited.
+    waiting: Vec<(Movement, String, DateTime<Utc>, i64)>,
     disputed: Vec<(Payment, i64)>,
     debits: Vec<(Payment, i64, DateTime<Utc>)>,
     debited: Vec<(Payment, i64)>,
     late_rows: Vec<(String, DateTime<Utc>, i64)>,
+}
+
+/// Holds what moved at the source, and what may still become of it.
+pub(super) struct Source {
+    pub(super) accounts: Books,
+    /// Holds what counts in the end, in euro cents.
+    truth: BTreeMap<String, Counted>,
+    steps: u64,
+    at_stripe: [AtStripe; 2],
     sales: Vec<Sale>,
     /// Holds sales in dollars that are not read yet: their orders stay until a read has seen them.
     fresh: Vec<Sold>,
@@ -76,20 +102,51 @@ fn decimal(cents: i64) -> String {
 }
 
 impl Source {
+    pub(super) fn new(month: String) -> Self {
+        Self {
+            accounts: Books::new(month),
+            truth: BTreeMap::new(),
+            steps: 0,
+            at_stripe: Default::default(),
+            sales: Vec::new(),
+            fresh: Vec::new(),
+            known: Vec::new(),
+            late_sales: Vec::new(),
+            disputes: Vec::new(),
+        }
+    }
+
     /// Returns the books that are right, without months of nothing.
     pub(super) fn books(&self) -> BTreeMap<Place, i64> {
         let mut books = BTreeMap::new();
-        for (place, cents) in self.truth.values() {
-            *books.entry(place.clone()).or_default() += cents;
+        for Counted { place, cents, rule } in self.truth.values() {
+            if self.accounts.count(rule, &place.0) {
+                *books.entry(place.clone()).or_default() += cents;
+            }
         }
         books.retain(|_, cents| *cents != 0);
         books
     }
 
     fn counts(&mut self, id: &str, at: DateTime<Utc>, cents: i64) {
-        let activity =
-            if id.starts_with("gid:") { "Vente de marchandises" } else { "Prestation de services" };
-        self.truth.insert(id.to_owned(), ((paris::month(at).to_string(), activity), cents));
+        let (activity, rule) = if id.starts_with("gid:") {
+            ("Vente de marchandises", Rule::Always)
+        } else {
+            ("Prestation de services", Rule::Of(self.accounts.present))
+        };
+        self.truth
+            .insert(id.to_owned(), Counted { place: (paris::month(at).to_string(), activity), cents, rule });
+    }
+
+    /// Counts what the shop tells of a payment at the present account, which is there in the month of `at_stripe`.
+    fn counts_twice(&mut self, sold: &Sold, at: DateTime<Utc>, cents: i64, at_stripe: DateTime<Utc>) {
+        self.counts(&sold.id, at, cents);
+        let rule = Rule::Unless(self.accounts.present, paris::month(at_stripe).to_string());
+        self.truth.entry(sold.id.clone()).and_modify(|counted| counted.rule = rule);
+    }
+
+    fn here(&mut self) -> &mut AtStripe {
+        &mut self.at_stripe[self.accounts.present]
     }
 
     /// Draws an amount that no other movement has.
@@ -101,6 +158,8 @@ impl Source {
     /// Notes that everything that is listed was read: orders may go.
     pub(super) fn was_read(&mut self) {
         self.known.append(&mut self.fresh);
+        let here = self.here();
+        here.waiting.append(&mut here.asked);
     }
 
     /// Something happens at `now`.
@@ -114,72 +173,63 @@ impl Source {
     }
 
     fn at_stripe(&mut self, world: &World, dice: &mut Dice, now: DateTime<Utc>, cents: i64) {
-        let stripe = &world.stripe;
+        let (stripe, account) = (&world.stripe, self.accounts.account());
         let days_ago =
             |dice: &mut Dice, most| now - TimeDelta::days(i64::try_from(dice.below(most)).expect("few"));
-        match dice.below(18) {
+        match dice.below(20) {
             0..=2 => {
-                let paid = stripe.payment(ACCOUNT, now, cents, "eur");
+                let paid = stripe.payment(account, now, cents, "eur");
                 self.counts(&paid.transaction, now, cents);
-                self.paid.push((paid, cents));
+                self.here().paid.push((paid, cents));
             }
             3 => {
-                let paid = stripe.converted_payment(ACCOUNT, now, (cents + 1, "usd"), (cents, "eur"));
+                let paid = stripe.converted_payment(account, now, (cents + 1, "usd"), (cents, "eur"));
                 self.counts(&paid.transaction, now, cents);
             }
-            4 => drop(stripe.payment(ACCOUNT, now, cents, "usd")),
+            4 => drop(stripe.payment(account, now, cents, "usd")),
             5 | 6 => {
                 let expected = now + TimeDelta::days(i64::try_from(2 + dice.below(9)).expect("few"));
-                let debit = stripe.debit(ACCOUNT, now, cents, expected);
+                let debit = stripe.debit(account, now, cents, expected);
                 if dice.below(2) == 0 {
                     // Sold in the shop, which takes the sale for paid at once.
                     let told = Tender::new(now, &decimal(cents), "EUR").reference(&debit.charge);
-                    world.shopify.tender(SHOP, told);
+                    let sold = world.shopify.tender(SHOP, told);
+                    self.counts_twice(&sold, now, cents, expected);
                 }
-                self.debits.push((debit, cents, expected));
+                self.here().debits.push((debit, cents, expected));
             }
             7 | 8 => {
-                let Some((debit, cents, expected)) = dice.take(&mut self.debits) else { return };
+                let Some((debit, cents, expected)) = dice.take(&mut self.here().debits) else { return };
                 if dice.below(3) == 0 {
-                    stripe.fail_debit(ACCOUNT, &debit, now);
+                    stripe.fail_debit(account, &debit, now);
                 } else {
-                    stripe.settle_debit(ACCOUNT, &debit);
+                    stripe.settle_debit(account, &debit);
                     self.counts(&debit.transaction, expected, cents);
-                    self.debited.push((debit, cents));
+                    self.here().debited.push((debit, cents));
                 }
             }
             9 => {
                 // It had succeeded, and the bank takes it back: it was never received.
-                let Some((debit, cents)) = dice.take(&mut self.debited) else { return };
-                stripe.charge_failure(ACCOUNT, &debit.charge, now, cents);
+                let Some((debit, cents)) = dice.take(&mut self.here().debited) else { return };
+                stripe.charge_failure(account, &debit.charge, now, cents);
                 self.truth.remove(&debit.transaction);
             }
-            10 => {
-                let Some((paid, cents)) = dice.take(&mut self.paid) else { return };
-                let back = stripe.refund(ACCOUNT, &paid.charge, now, cents / 2);
-                self.counts(&back.transaction, now, -(cents / 2));
-                self.refunded.push((paid, cents / 2));
-            }
-            11 => {
-                let Some((paid, cents)) = dice.take(&mut self.refunded) else { return };
-                let back = stripe.refund_failure(ACCOUNT, &paid.charge, now, cents);
-                self.counts(&back.transaction, now, cents);
-            }
+            10 | 11 | 17 | 18 => self.refunds(world, dice, now),
             12 => {
-                let Some((paid, cents)) = dice.take(&mut self.paid) else { return };
-                let taken = stripe.dispute(ACCOUNT, &paid.charge, now, cents);
+                let Some((paid, cents)) = dice.take(&mut self.here().paid) else { return };
+                let taken = stripe.dispute(account, &paid.charge, now, cents);
                 self.counts(&taken.transaction, now, -cents);
-                self.disputed.push((paid, cents));
+                self.here().disputed.push((paid, cents));
             }
             13 => {
-                let Some((paid, cents)) = dice.take(&mut self.disputed) else { return };
-                let won = stripe.dispute_reversal(ACCOUNT, &paid.charge, now, cents);
+                let Some((paid, cents)) = dice.take(&mut self.here().disputed) else { return };
+                let won = stripe.dispute_reversal(account, &paid.charge, now, cents);
                 self.counts(&won.transaction, now, cents);
             }
             14 => {
-                let Some((paid, cents)) = dice.take(&mut self.paid) else { return };
+                let Some((paid, cents)) = dice.take(&mut self.here().paid) else { return };
                 let part = if dice.below(2) == 0 { cents } else { cents / 10 };
-                stripe.transfer_reversal(ACCOUNT, &paid.charge, now, part);
+                stripe.transfer_reversal(account, &paid.charge, now, part);
             }
             15 => {
                 let entry = Entry::new(now, cents, "eur");
@@ -189,115 +239,50 @@ impl Source {
                     2 => entry.oddities(json!({"amount": 10.5})),
                     _ => entry.kind("payout", "payout"),
                 };
-                stripe.add(ACCOUNT, odd);
+                stripe.add(account, odd);
             }
             16 => {
                 let at = days_ago(dice, 4);
-                let late = stripe.payment(ACCOUNT, at, cents, "eur");
-                stripe.hide(ACCOUNT, &late.transaction);
-                self.late_rows.push((late.transaction, at, cents));
+                let late = stripe.payment(account, at, cents, "eur");
+                stripe.hide(account, &late.transaction);
+                self.here().late_rows.push((late.transaction, at, cents));
             }
             _ => {
-                let Some((late, at, cents)) = dice.take(&mut self.late_rows) else { return };
-                stripe.reveal(ACCOUNT, &late);
+                let Some((late, at, cents)) = dice.take(&mut self.here().late_rows) else { return };
+                stripe.reveal(account, &late);
                 self.counts(&late, at, cents);
             }
         }
     }
 
-    fn in_the_shop(&mut self, world: &World, dice: &mut Dice, now: DateTime<Utc>, cents: i64) {
-        let shop = &world.shopify;
-        let tender = |cents, currency| Tender::new(now, &decimal(cents), currency);
-        match dice.below(18) {
-            0..=2 => {
-                let sold = shop.tender(SHOP, tender(cents, "EUR"));
-                self.counts(&sold.id, now, cents);
-                self.sales.push(Sale { sold, cents, currency: "EUR", charge: None });
+    /// Something happens to a refund.
+    fn refunds(&mut self, world: &World, dice: &mut Dice, now: DateTime<Utc>) {
+        let (stripe, account) = (&world.stripe, self.accounts.account());
+        match dice.below(4) {
+            0 => {
+                let Some((paid, cents)) = dice.take(&mut self.here().paid) else { return };
+                let back = stripe.refund(account, &paid.charge, now, cents / 2);
+                self.counts(&back.transaction, now, -(cents / 2));
+                self.here().refunded.push((paid, cents / 2));
             }
-            3 | 4 => {
-                let sold = shop.tender(SHOP, tender(cents + 31, "USD").shop_money(&decimal(cents)));
-                self.counts(&sold.id, now, cents);
-                self.fresh.push(sold);
+            1 => {
+                let Some((paid, cents)) = dice.take(&mut self.here().refunded) else { return };
+                let back = stripe.refund_failure(account, &paid.charge, now, cents);
+                self.counts(&back.transaction, now, cents);
             }
-            5 => {
-                // Deleted before anybody has read it: nobody knows what it was worth.
-                let sold = shop.tender(SHOP, tender(cents + 31, "USD").shop_money(&decimal(cents)));
-                shop.delete_order(SHOP, &sold);
-            }
-            6 | 7 => {
-                let Some(sold) = dice.take(&mut self.known) else { return };
-                shop.delete_order(SHOP, &sold);
-            }
-            8 => {
-                let odd = match dice.below(4) {
-                    0 => tender(cents, "EUR").gift_card(),
-                    1 => tender(cents, "EUR").test(),
-                    2 => tender(cents, "USDC"),
-                    _ => Tender::new(now, "45.455", "EUR"),
-                };
-                shop.tender(SHOP, odd);
-            }
-            9 => {
-                let paid = world.stripe.payment(ACCOUNT, now, cents, "eur");
-                let sold = shop.tender(SHOP, tender(cents, "EUR").reference(&paid.charge));
-                self.counts(&paid.transaction, now, cents);
-                self.sales.push(Sale { sold, cents, currency: "EUR", charge: Some(paid.charge) });
-            }
-            10 => {
-                let paid = world.stripe.converted_payment(ACCOUNT, now, (cents + 31, "usd"), (cents, "eur"));
-                let told = tender(cents + 31, "USD").shop_money(&decimal(cents - 7)).reference(&paid.charge);
-                let sold = shop.tender(SHOP, told);
-                self.counts(&paid.transaction, now, cents);
-                self.sales.push(Sale { sold, cents: cents + 31, currency: "USD", charge: Some(paid.charge) });
-            }
-            11..=13 => {
-                let Some(sale) = dice.take(&mut self.sales) else { return };
-                let (third, half) = (sale.cents / 3, sale.cents / 2);
-                match sale.charge {
-                    // One refund, seen by both; and in half of the cases one more by bank transfer.
-                    Some(charge) if sale.currency == "EUR" => {
-                        let back = world.stripe.refund(ACCOUNT, &charge, now, third);
-                        self.counts(&back.transaction, now, -third);
-                        shop.refund(SHOP, &sale.sold, now, &decimal(third));
-                        if dice.below(2) == 0 {
-                            let by_bank = tender(-half, "EUR").method("bank_deposit").same_order(&sale.sold);
-                            let back = shop.tender(SHOP, by_bank);
-                            self.counts(&back.id, now, -half);
-                        }
-                    }
-                    Some(_) => {}
-                    None => {
-                        let back = shop.refund(SHOP, &sale.sold, now, &decimal(half));
-                        self.counts(&back.id, now, -half);
-                    }
-                }
-            }
-            14 => {
-                let Some(place) = self.sales.iter().position(|sale| sale.charge.is_none()) else { return };
-                let sale = self.sales.swap_remove(place);
-                let about = Dispute::new(now, &decimal(sale.cents), "EUR").about(&sale.sold);
-                self.disputes.push((shop.dispute(SHOP, about), String::new(), sale.cents));
-            }
-            15 | 16 => {
-                let Some((id, before, cents)) = dice.take(&mut self.disputes) else { return };
-                let states = ["LOST", "WON", "ACCEPTED", "PREVENTED"];
-                let state = states[usize::try_from(dice.below(4)).expect("few")];
-                shop.finalize_dispute(SHOP, &id, state, now);
-                self.truth.remove(&id);
-                if ["LOST", "ACCEPTED"].contains(&state) {
-                    self.counts(&id, now, -cents);
-                }
-                if before.is_empty() {
-                    self.disputes.push((id, state.to_owned(), cents));
-                }
+            2 => {
+                let Some((paid, cents)) = dice.take(&mut self.here().paid) else { return };
+                let back = stripe.waiting_refund(account, &paid.charge, now, cents, "insufficient_funds");
+                self.here().asked.push((back, paid.charge, now, cents));
             }
             _ => {
-                if let Some((late, at, cents)) = dice.take(&mut self.late_sales) {
-                    shop.reveal(SHOP, &late);
-                    self.counts(&late.id, at, cents);
+                let Some((back, charge, at, cents)) = dice.take(&mut self.here().waiting) else { return };
+                if dice.below(3) == 0 {
+                    // It was never paid: neither row counts.
+                    stripe.refund_failure(account, &charge, now, cents);
                 } else {
-                    let late = shop.tender(SHOP, tender(cents, "EUR").late());
-                    self.late_sales.push((late, now, cents));
+                    self.counts(&back.transaction, at, -cents);
+                    stripe.pay_refund(account, &back);
                 }
             }
         }
