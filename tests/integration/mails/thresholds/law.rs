@@ -118,7 +118,7 @@ async fn what_began_years_ago_did_not_begin_anew() -> Result<()> {
         &over,
         &[
             "Le seuil n’est pas dépassé. Vous étiez redevable de la TVA en 2026 : comme le seuil de franchise n’y a pas été \
-             dépassé, la franchise s’applique de nouveau depuis le 1er janvier 2027, sauf option pour la TVA.",
+             dépassé, d’après vos enregistrements, la franchise s’applique de nouveau depuis le 1er janvier 2027, sauf option pour la TVA.",
             "à partir du 1er janvier 2028",
         ],
     );

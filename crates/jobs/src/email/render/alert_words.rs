@@ -103,8 +103,8 @@ pub(super) fn vat(state: &State, on: Occasion) -> Words {
     let reduced = reduced(state, "ce seuil", |verdict, year| vat_cause(verdict.vat) == Some(year));
     let regained = state.regained.then(|| {
         format!(
-            "Vous étiez redevable de la TVA en {} : comme le seuil de franchise n’y a pas été dépassé, la franchise \
-             s’applique de nouveau depuis le {}, sauf option pour la TVA.",
+            "Vous étiez redevable de la TVA en {} : comme le seuil de franchise n’y a pas été dépassé, d’après vos \
+             enregistrements, la franchise s’applique de nouveau depuis le {}, sauf option pour la TVA.",
             on.before(),
             on.new_year(0)
         )
