@@ -31,7 +31,9 @@ impl Ceiling {
         liberal: bool,
     ) -> Vec<Self> {
         let mut found = without_repetition(&progress(sums, created, year));
-        found.sort_by_key(|progress| Reverse(per_mille(progress.turnover, progress.ceiling)));
+        found.sort_by_key(|progress| {
+            (Reverse(per_mille(progress.turnover, progress.ceiling)), progress.ceiling)
+        });
         found.iter().enumerate().map(|(place, found)| Self::new(found, liberal, place == 0)).collect()
     }
 
@@ -61,6 +63,21 @@ impl Ceiling {
             ),
             filled: (reached / 10).clamp(1, 100),
             near: reached >= 800,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_of_two_that_are_as_far_is_the_lower_one() {
+        for cents in [-5_000, 1] {
+            let sums = [ActivitySum { activity: "services".to_owned(), typed: cents, imported: 0 }];
+            let all = Ceiling::all(&sums, None, 2026, false);
+            assert_eq!(all[0].name, "Seuil de franchise de TVA, services");
+            assert!(all[0].reached.ends_with("c’est le plus proche"), "{}", all[0].reached);
         }
     }
 }

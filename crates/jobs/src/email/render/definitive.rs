@@ -84,12 +84,18 @@ impl View {
 
     /// Returns what to declare, before the dates until when.
     fn declare(&self) -> &'static str {
-        if self.cents < 0 {
-            "Un montant négatif ne se déclare pas. Avec ce que vous avez encaissé par ailleurs : si vous déclarez chaque \
+        match self.cents {
+            ..0 => {
+                "Un montant négatif ne se déclare pas. Avec ce que vous avez encaissé par ailleurs : si vous déclarez chaque \
              mois, déclarez 0 € pour une activité dont le montant du mois est négatif ; si vous déclarez chaque trimestre, \
              c’est la somme du trimestre qui se déclare. Vos dates limites :"
-        } else {
-            "C’est le total définitif qui se déclare, avec ce que vous avez encaissé par ailleurs :"
+            }
+            0 => {
+                "Si vous n’avez rien encaissé par ailleurs, déclarez 0 € pour ce mois : un mois sans chiffre d’affaires se \
+             déclare aussi. Si vous déclarez chaque trimestre, c’est la somme du trimestre qui se déclare. Vos dates \
+             limites :"
+            }
+            _ => "C’est le total définitif qui se déclare, avec ce que vous avez encaissé par ailleurs :",
         }
     }
 }
@@ -169,6 +175,16 @@ mod tests {
         let definitive = Definitive { mailed, mailed_at, provisional, total };
         words(Month::new(2026, 11).unwrap(), definitive)
             .map(|words| words.replace(['\u{a0}', '\u{202f}'], " "))
+    }
+
+    #[test]
+    fn a_month_of_which_nothing_is_left_is_declared_as_0() {
+        let declare = |total| {
+            let definitive = Definitive { mailed: 10_000, mailed_at: None, provisional: true, total };
+            View::new(Month::new(2026, 11).unwrap(), definitive).declare()
+        };
+        assert!(declare(0).contains("déclarez 0 € pour ce mois"), "{}", declare(0));
+        assert!(!declare(1).contains("0 €"), "{}", declare(1));
     }
 
     #[test]

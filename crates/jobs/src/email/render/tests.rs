@@ -486,3 +486,21 @@ fn a_recap_need_not_have_sources() {
     assert!(!mail.text.contains("Par source"));
     assert!(mail.text.contains("Total importé, incomplet"));
 }
+
+/// Months of which nothing is recorded are named in a year of which nothing is.
+#[test]
+fn empty_months_are_named_in_an_empty_year() {
+    let facts: Facts = serde_json::from_value(serde_json::json!({
+        "kind": "monthly_recap", "first_name": null, "month": "2027-02", "total": 0, "sources": [], "provisional_at": null,
+        "typed": null, "uncounted": [], "unread": [], "partial": false, "year": [], "empty": ["2027-01"],
+    }))
+    .unwrap();
+    let mail = rendered(&facts);
+    for part in [&mail.text, &words(&mail.html)] {
+        let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            part.contains("Rien n’est enregistré pour janvier 2027. Si vous n’avez rien encaissé ce mois-là"),
+            "{part}"
+        );
+    }
+}
