@@ -7,6 +7,7 @@ mod doubts;
 mod histories;
 mod reach;
 mod refunds;
+mod replayed;
 mod reports;
 mod source;
 mod strange;
