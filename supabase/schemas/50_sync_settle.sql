@@ -107,7 +107,10 @@ begin
             if s.first_month is null then
                 -- Months before the connection are the user's own, who has typed them.
                 s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of), p_now);
-                s.counted := s.counted + datemultirange(daterange(s.first_month, null));
+                -- Of an account that is out of the books they count once it is taken back.
+                if not s.left_out then
+                    s.counted := s.counted + datemultirange(daterange(s.first_month, null));
+                end if;
                 -- With a connection, other months of this account and of the one before may count than did.
                 months := months || array(select distinct x.paris_month from jobs.integration_transactions x
                     where x.user_id = p_user_id and x.provider = part.provider);
@@ -287,12 +290,13 @@ begin
         raise exception 'user % has no account % at %', p_user_id, p_account, p_provider using errcode = '22023';
     end if;
     update jobs.integration_state s set left_out = p_out, updated_at = p_as_of,
-        counted = case when p_out then '{}'
+        counted = case when p_out or s.first_month is null then '{}'
             else coalesce(s.counted_before, datemultirange(daterange(s.first_month, null))) end,
-        counted_before = case when p_out then s.counted end
+        -- One that was never read has no months yet.
+        counted_before = case when p_out and s.first_month is not null then s.counted end
     where s.user_id = p_user_id and s.provider = p_provider and s.account = p_account and s.left_out <> p_out;
     update jobs.former_accounts f set left_out = p_out,
-        counted = case when p_out then '{}' else coalesce(f.counted_before, datemultirange(daterange(f.first_month,
+        counted = case when p_out or f.first_month is null then '{}' else coalesce(f.counted_before, datemultirange(daterange(f.first_month,
             (date_trunc('month', f.replaced_at at time zone 'Europe/Paris') + interval '1 month')::date))) end,
         counted_before = case when p_out then f.counted end
     where f.user_id = p_user_id and f.provider = p_provider and f.account = p_account and f.left_out <> p_out;

@@ -1,11 +1,16 @@
 //! The books of an account belong to that account.
 
+use std::time::Duration;
+
 use anyhow::Result;
+use reqwest::Method;
 use serde_json::json;
+use stand_ins::faults::Fault;
 use uuid::Uuid;
 
 use super::{books, said, sync_at, world_at, worth};
 use crate::{
+    chaos::killed_at,
     clock::at,
     world::{World, encrypt},
 };
@@ -259,5 +264,25 @@ async fn an_account_that_was_replaced_while_it_was_out_finds_its_months() -> Res
         let all = said(&[("2026-06", "6.00"), ("2026-09", "9.00"), ("2026-11", "0.70")]);
         assert_eq!(books(&world, user).await?, all, "{is_connected_again}");
     }
+    Ok(())
+}
+
+/// An account is taken out of the books when it is proven and not read yet: taken back, it has its months.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_was_out_before_its_first_read_has_its_months() -> Result<()> {
+    let mut world = world_at("2026-11-03T12:00:00Z").await?;
+    let user = world.stripe_user("acct_early").await?;
+    world.stripe.payment("acct_early", at("2026-11-02T09:00:00Z"), 4_200, "eur");
+    let before = ("integration_settle", Fault::Delay(Duration::from_mins(5)));
+    killed_at(&world, (Method::POST, "sync-integrations", "days=30"), before).await?;
+    let leave = "select jobs.leave_account_out($1, 'stripe', 'acct_early', $2, $3)";
+    sqlx::query(leave).bind(user).bind(true).bind(world.now()).execute(world.pool()).await?;
+    sync_at(&mut world, "2026-11-03T18:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[]));
+    let in_books: bool =
+        world.value("select jobs.is_in_books(user_id, '2026-11-01') from jobs.integration_state").await?;
+    assert!(!in_books, "nobody's books have the month");
+    sqlx::query(leave).bind(user).bind(false).bind(world.now()).execute(world.pool()).await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "42.00")]));
     Ok(())
 }
