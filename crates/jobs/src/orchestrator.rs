@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     chain::call_next_hop,
+    email::MAIL_REFUSED,
     failure::Failure,
     integrations::{TOKEN_UNREADABLE, is_the_users_to_mend},
     ping::{Signal, ping},
@@ -135,7 +136,13 @@ fn for_users(run: &RunSummary) -> u64 {
     let unread = of(&|code| code == TOKEN_UNREADABLE);
     let settled = run.worked() + run.counts.failed;
     let is_single = unread * 100 <= settled * u64::from(OUTAGE.percent);
-    of(&is_the_users_to_mend) + if is_single { unread } else { 0 }
+    // So is an address that the mail service does not take, unless it takes almost none: then it is what we write.
+    let of_mails = run.mails.values().flat_map(|mails| &mails.errors);
+    let refused: u64 =
+        of_mails.filter(|failure| failure.code.as_deref() == Some(MAIL_REFUSED)).map(|one| one.count).sum();
+    let are_few = refused < u64::from(OUTAGE.least)
+        || refused * 100 <= (run.sent() + refused) * u64::from(OUTAGE.percent);
+    of(&is_the_users_to_mend) + if is_single { unread } else { 0 } + if are_few { refused } else { 0 }
 }
 
 fn summary(outcome: &TaskOutcome) -> String {

@@ -163,3 +163,27 @@ async fn months_that_a_sync_takes_up_are_told_to_their_own_monitor() -> Result<(
     assert_eq!(heard(&monitor), Vec::<String>::new());
     Ok(())
 }
+
+/// An address that the mail service does not take is its user's to mend: it counts as an error and pages nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_none_pages_nobody() -> Result<()> {
+    let mut world = World::new().await?;
+    let monitor = monitor().await?;
+    world.set("PING_URL_CHECK_THRESHOLDS", &format!("{}/thresholds", monitor.url()));
+    for address in ["above@example.test", "no-address"] {
+        let user = world.user(address).await?;
+        sqlx::query(
+            "insert into public.ca_records (user_id, year, month, activity_type, amount_eur) \
+             values ($1, $2, 1, 'Prestation de services', 80000)",
+        )
+        .bind(user)
+        .bind(chrono::Datelike::year(&paris::date(world.now())))
+        .execute(world.pool())
+        .await?;
+    }
+    let answer = world.post("check-thresholds", "").await?;
+    assert_eq!((&answer["sent"], &answer["errors"]), (&json!(1), &json!(1)), "{answer}");
+    let told = heard(&monitor);
+    assert!(told.len() == 2 && told[1].starts_with("POST /thresholds: "), "{told:?}");
+    Ok(())
+}

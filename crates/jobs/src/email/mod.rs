@@ -27,6 +27,7 @@ pub use self::{
     },
     links::LinkKeys,
     mailer::{MailLimits, MailReport, Mailer},
+    outcome::MAIL_REFUSED,
     remarks::{AlertRemarks, Assumed, Retracted, Uncounted},
     render::{Branding, Links, Promo, Rendered, render},
     settings::{MailConfig, Prices},

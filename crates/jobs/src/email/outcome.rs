@@ -11,6 +11,9 @@ use crate::failure::Failure;
 /// The next request waits so long if the service refuses for its rate limit and says nothing of when to come back.
 const UNSAID_WAIT: Duration = Duration::from_secs(1);
 
+/// The mail service refuses a mail for what is in it, as a rule for its recipient's address.
+pub const MAIL_REFUSED: &str = "refused";
+
 /// Says what came of one mail of a batch that was looked at mail by mail.
 #[derive(Clone, Debug)]
 pub(super) enum OfMail {
@@ -98,7 +101,7 @@ pub(super) fn accepted(answer: Value, mails: usize) -> Sent {
 /// Returns the service's own words, which may hold the address: cut out, for logs and answers are no place for it.
 fn refused(message: &str) -> Failure {
     let words: String = without_addresses(message).chars().take(200).collect();
-    failure("refused", format!("Resend a refusé ce courriel : {words}"))
+    failure(MAIL_REFUSED, format!("Resend a refusé ce courriel : {words}"))
 }
 
 /// Returns the service's words without addresses, whose text a user has chosen: also a quoted one, which may hold spaces.
