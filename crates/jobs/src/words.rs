@@ -6,7 +6,9 @@
 
 mod user;
 
-pub use self::user::{item_status, means, month_worth, movement_kind, one_mail, plan, provider, threshold};
+pub use self::user::{
+    consequence, item_status, means, month_worth, movement_kind, one_mail, plan, provider, threshold,
+};
 use crate::{lane::Lane, mail_kind::MailKind, schedule::Task};
 
 impl Task {

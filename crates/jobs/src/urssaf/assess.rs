@@ -9,6 +9,7 @@
 //! * A telling is withdrawn when the books fall below the step under it (80 % where there is none): a typing mistake
 //!   was corrected. Then it can be told once more in that year, and never again. A year that swings around a ceiling
 //!   stays above the step under it, so that nothing is told twice.
+//! * A step of all turnover that says no more than the services' line is not told, and so not used up either.
 //! * What follows is said by the [state](super::State) and never by a step.
 
 use chrono::{Datelike, Days, NaiveDate};
@@ -186,6 +187,9 @@ impl Assessment {
                 && ceiling.is_crossed(turnover, told.telling.step)
         }));
 
+        if !tells_more(threshold, months, year) {
+            return;
+        }
         let reached = |turnover| {
             threshold.steps().iter().copied().rev().find(|&step| ceiling.is_crossed(turnover, step))
         };
@@ -222,9 +226,6 @@ impl Assessment {
             _ => return,
         };
         self.tell.extend(for_certain.into_iter().chain(to_verify));
-        if !tells_more(threshold, months, year) {
-            return;
-        }
         let bucket = threshold.bucket();
         let passing = passing(months, year, bucket, ceiling, Reading::Same).filter(|_| doubt.is_none());
         self.asks.extend(passing.and_then(|passing| passing.asks));
@@ -242,10 +243,9 @@ impl Assessment {
     }
 }
 
-/// Returns whether a threshold says anything that the one of services, which is lower, does not: there is other turnover.
 fn tells_more(threshold: Threshold, months: &Months<'_>, year: i32) -> bool {
     let of = |bucket| months.year(year, bucket).read(Reading::Distinct);
-    threshold.bucket() == Bucket::Services || of(Bucket::Total) > of(Bucket::Services)
+    threshold.bucket().tells_more(of(Bucket::Total), of(Bucket::Services))
 }
 
 /// Returns the years that are checked on a date of Paris, the oldest first: the current one and, until a little after

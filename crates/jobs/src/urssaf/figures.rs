@@ -58,6 +58,17 @@ pub(super) enum Bucket {
     Services,
 }
 
+impl Bucket {
+    /// Returns whether its ceilings tell more than those of services, which are lower: those of all turnover do not where
+    /// there is none but services.
+    pub(super) fn tells_more(self, total: i128, services: i128) -> bool {
+        match self {
+            Self::Services => true,
+            Self::Total => services == 0 || total > services,
+        }
+    }
+}
+
 /// Holds the two figures of a regime, in cents, for some years.
 struct Figures {
     regime: Regime,

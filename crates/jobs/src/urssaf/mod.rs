@@ -4,6 +4,7 @@
 mod activity;
 mod assess;
 mod books;
+mod check;
 mod consequence;
 mod contributions;
 mod declarations;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::activity::Activity;
 pub use self::assess::{Assessment, Crossing, Doubt, Telling, Told, ToldAs, assess, years_checked};
 pub use self::books::{ActivitySum, BookRow, DaySum, UserBooks, YearBooks};
+pub use self::check::{ToldInYear, YearCheck, check};
 pub use self::consequence::Consequence;
 pub use self::contributions::{
     Caveat, DeclaredTurnover, Euros, IncomeTax, IncomeTaxAside, PutAside, Receipts, RowAmounts, RowIncomeTax,
@@ -26,7 +28,7 @@ pub use self::contributions::{
 };
 pub use self::declarations::{monthly_due, quarterly_due};
 pub use self::figures::{exceeding_floor, floor};
-pub use self::news::{ConsequenceNews, ToldConsequence, YearBefore, consequence_news};
+pub use self::news::{ConsequenceNews, ToldConsequence};
 pub use self::passing::{Outlook, Passed};
 pub use self::progress::{Progress, by_category, progress, without_repetition};
 pub use self::rates::{Category, RATES_KNOWN_UNTIL, Rate, RowRate, acre_end, row_rates};

@@ -33,16 +33,17 @@ pub struct ConsequenceNews {
     pub turned: Vec<ToldConsequence>,
 }
 
-/// Holds what stands of the year before: certain tellings, and consequences.
+/// Holds what stands of the year before: tellings and consequences; and what an older version's mail of the year itself
+/// says without having noted what follows.
 #[derive(Clone, Debug, Default)]
-pub struct YearBefore {
-    pub tellings: Vec<Telling>,
-    pub consequences: Vec<Consequence>,
+pub(super) struct YearBefore {
+    pub(super) tellings: Vec<Telling>,
+    pub(super) consequences: Vec<Consequence>,
 }
 
 impl YearBefore {
     /// Adds what was told of the year, as far as it holds.
-    pub fn add_standing(&mut self, told: &[Told], consequences: &[ToldConsequence]) {
+    pub(super) fn add_standing(&mut self, told: &[Told], consequences: &[ToldConsequence]) {
         self.tellings.extend(told.iter().filter(|told| !told.withdrawn).map(|told| told.telling));
         let standing = consequences.iter().filter(|told| !told.withdrawn);
         self.consequences.extend(standing.map(|told| told.consequence));
@@ -62,23 +63,29 @@ impl YearBefore {
 }
 
 /// Holds what follows from a year against what was told of it, and of the year before. `nearly`: see
-/// [`Assessment::nearly_so`](super::Assessment).
-pub fn consequence_news(
+/// [`Assessment::nearly_so`](super::Assessment). `is_told_of`: a step tells of its regime, in a mail that says what is. So it
+/// tells what follows as well, though it was announced; and what is nearly so is not so.
+pub(super) fn consequence_news(
     verdict: &Verdict,
     nearly: &[Consequence],
     told: &[ToldConsequence],
     before: &YearBefore,
+    is_told_of: impl Fn(Consequence) -> bool,
 ) -> ConsequenceNews {
     let mut news = ConsequenceNews::default();
     for consequence in Consequence::ALL {
         let told = told.iter().find(|told| told.consequence == consequence);
         match (consequence.holds(verdict), told) {
-            (true, None) if !before.has_announced(consequence) => news.tell.push(consequence),
+            (true, None) if is_told_of(consequence) || !before.has_announced(consequence) => {
+                news.tell.push(consequence);
+            }
             // A step of VAT announces it each year; the regime is left once.
             (true, None) if !consequence.is_vat() => news.announced.push(consequence),
             (true, Some(told)) if told.withdrawn && told.times < MOST_TIMES => news.tell.push(consequence),
             (true, Some(told)) if told.withdrawn => news.turned.push(*told),
-            (false, Some(told)) if !told.withdrawn && !nearly.contains(&consequence) => {
+            (false, Some(told))
+                if !told.withdrawn && (is_told_of(consequence) || !nearly.contains(&consequence)) =>
+            {
                 news.turned.push(*told);
             }
             _ => {}
@@ -110,7 +117,7 @@ mod tests {
     fn each_is_told_once_and_once_more_after_a_withdrawal() {
         let free = Verdict { vat: Vat::Free { before: Before::Within }, micro: WITHIN };
         let news = |verdict: &Verdict, told: &[ToldConsequence]| {
-            let news = consequence_news(verdict, &[], told, &YearBefore::default());
+            let news = consequence_news(verdict, &[], told, &YearBefore::default(), |_| false);
             (news.tell.len(), news.turned.len())
         };
         assert_eq!(news(&liable(), &[]), (1, 0));
@@ -124,15 +131,29 @@ mod tests {
             "it holds again, and nobody is told a third time"
         );
         assert_eq!(news(&free, &[]), (0, 0));
-        let swings =
-            consequence_news(&free, &[Consequence::VatDue], &[told(1, false)], &YearBefore::default());
+        let swings = consequence_news(
+            &free,
+            &[Consequence::VatDue],
+            &[told(1, false)],
+            &YearBefore::default(),
+            |_| false,
+        );
         assert_eq!(swings, ConsequenceNews::default());
+        let denied = consequence_news(
+            &free,
+            &[Consequence::VatDue],
+            &[told(1, false)],
+            &YearBefore::default(),
+            |_| true,
+        );
+        assert_eq!(denied.turned, [told(1, false)], "a mail says that VAT is not due");
     }
 
     #[test]
     fn what_the_year_before_has_announced_is_no_news() {
         let telling = |step, told_as| Telling { threshold: Threshold::VatBaseServices, step, told_as };
-        let is_news = |before: &YearBefore| !consequence_news(&liable(), &[], &[], before).tell.is_empty();
+        let is_news =
+            |before: &YearBefore| !consequence_news(&liable(), &[], &[], before, |_| false).tell.is_empty();
         for (tellings, expected) in [
             (vec![telling(100, ToldAs::Certain)], false),
             (vec![telling(100, ToldAs::ToVerify)], true),
@@ -145,7 +166,7 @@ mod tests {
         assert!(is_news(&before(Consequence::VatDue)) && is_news(&before(Consequence::MicroLeft)));
         let out =
             Verdict { micro: Micro::Out { since: NaiveDate::from_ymd_opt(2027, 1, 1).unwrap() }, ..liable() };
-        let news = consequence_news(&out, &[], &[], &before(Consequence::MicroLeft));
+        let news = consequence_news(&out, &[], &[], &before(Consequence::MicroLeft), |_| false);
         assert_eq!(news.tell, [Consequence::VatDue]);
         // Whoever left it in 2027 hears nothing of it in 2028 either.
         assert_eq!(news.announced, [Consequence::MicroLeft]);

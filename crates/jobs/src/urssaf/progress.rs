@@ -43,15 +43,9 @@ pub fn progress(sums: &[ActivitySum], created: Option<NaiveDate>, year: i32) -> 
 /// Leaves out what tells no more than the lower ceiling of services does: the ceilings of all turnover, where there is none
 /// but services.
 pub fn without_repetition(found: &[Progress]) -> Vec<Progress> {
-    let of_services = |of: &Progress| {
-        found.iter().find(|other| {
-            other.threshold.bucket() == Bucket::Services && other.threshold.regime() == of.threshold.regime()
-        })
-    };
-    let tells_more = |one: &&Progress| {
-        one.threshold.bucket() == Bucket::Services
-            || of_services(one).is_none_or(|services| one.turnover > services.turnover)
-    };
+    let services = found.iter().find(|one| one.threshold.bucket() == Bucket::Services);
+    let services = services.map_or(0, |one| i128::from(one.turnover));
+    let tells_more = |one: &&Progress| one.threshold.bucket().tells_more(one.turnover.into(), services);
     found.iter().filter(tells_more).copied().collect()
 }
 

@@ -1,6 +1,9 @@
 //! Holds the words of the page of one user: why a mail did not leave or a movement does not count, by the stored code.
 
-use crate::{mail_kind::MailKind, urssaf::Threshold};
+use crate::{
+    mail_kind::MailKind,
+    urssaf::{Consequence, Threshold},
+};
 
 /// Says what the functions of `65_user.sql` and `66_user_actions.sql` answer beside the reasons of all others.
 pub(super) const REASONS: [(&str, &str); 20] = [
@@ -110,6 +113,14 @@ pub fn plan(stored: Option<&str>) -> &'static str {
         Some("premium") => "Premium",
         Some("suspended") => "abonnement suspendu, faute de paiement",
         _ => "offre inconnue : tarif absent des variables STRIPE_PRICE_…",
+    }
+}
+
+/// Returns what follows from a year, in a few words.
+pub fn consequence(consequence: Consequence) -> &'static str {
+    match consequence {
+        Consequence::VatDue => "Redevable de la TVA",
+        Consequence::MicroLeft => "Sortie du régime micro-entreprise",
     }
 }
 

@@ -15,8 +15,8 @@ use crate::{
     email::{AlertRemarks, Assumed},
     schedule::paris,
     urssaf::{
-        self, Activity, Assessment, Consequence, ConsequenceNews, Crossing, State, Telling, Threshold, Told,
-        ToldAs, ToldConsequence, UserBooks, YearBefore, YearBooks,
+        self, Activity, Assessment, Consequence, ConsequenceNews, Crossing, State, Telling, Told,
+        ToldConsequence, ToldInYear, UserBooks, YearBooks, YearCheck,
     },
 };
 
@@ -35,34 +35,17 @@ pub(super) struct Person {
     reason: Option<String>,
     /// Says what of their books cannot be read; then there are no years.
     flaw: Option<String>,
-    told: Vec<ToldInYear>,
-    consequences: Vec<ConsequenceInYear>,
+    told: Vec<ToldInYear<Told>>,
+    consequences: Vec<ToldInYear<ToldConsequence>>,
     years: Vec<YearBooks>,
-}
-
-#[derive(Deserialize)]
-struct ToldInYear {
-    year: i32,
-    #[serde(flatten)]
-    told: Told,
-}
-
-#[derive(Deserialize)]
-struct ConsequenceInYear {
-    year: i32,
-    #[serde(flatten)]
-    told: ToldConsequence,
 }
 
 /// Represents a year of a user that has to be written down, as far as it is known yet.
 pub(super) struct Pending {
     user_id: Uuid,
-    year: i32,
     as_of: NaiveDate,
     books: UserBooks,
-    told: Vec<Told>,
-    assessment: Assessment,
-    consequences: ConsequenceNews,
+    found: YearCheck,
 }
 
 /// Represents what one year of a user tells, and what it does not say any more.
@@ -137,69 +120,34 @@ impl Found {
         let books = UserBooks { years: person.years, created: person.created, days: Vec::new() };
         let as_of = paris::date(at);
         let mut pending = Vec::new();
-        // What this very check tells of the year before counts as told.
-        let mut before = YearBefore::default();
-        for &year in years {
-            let told = of_year(&person.told, year);
-            let followed = consequences_of_year(&person.consequences, year);
-            before.add_standing(
-                &of_year(&person.told, year - 1),
-                &consequences_of_year(&person.consequences, year - 1),
-            );
-            let Some(mut assessment) = urssaf::assess(&books, &told, year, as_of) else { continue };
-            for activity in &assessment.unknown_activities {
+        let may_tell = person.reason.is_none();
+        let years = urssaf::check(&books, &person.told, &person.consequences, years, as_of, may_tell);
+        for mut found in years {
+            for activity in &found.assessment.unknown_activities {
                 self.note_activity(activity);
             }
-            if told.iter().copied().any(says_vat_is_due) {
-                before.consequences.push(Consequence::VatDue);
+            if found.is_mail() {
+                self.note_candidate(person.user_id, person.reason.as_deref().unwrap_or("due"), &found);
             }
-            let mut consequences = urssaf::consequence_news(
-                &assessment.state.certain,
-                &assessment.nearly_so,
-                &followed,
-                &before,
-            );
-            let alone = told_alone(&consequences.tell, &assessment.crossings);
-            if !assessment.crossings.is_empty() || !alone.is_empty() {
-                let outcome = person.reason.as_deref().unwrap_or("due");
-                self.note_candidate(person.user_id, year, outcome, &assessment.crossings, &alone);
+            if !may_tell {
+                found = found.silenced();
             }
-            if person.reason.is_some() {
-                // What they are not told is not used up; what was told is withdrawn all the same.
-                assessment.tell.clear();
-                assessment.crossings.clear();
-                consequences.tell.clear();
-                consequences.announced.clear();
-            }
-            before = YearBefore {
-                tellings: assessment.tell.clone(),
-                consequences: [consequences.tell.as_slice(), &consequences.announced].concat(),
-            };
-            let is_mail = !told_alone(&consequences.tell, &assessment.crossings).is_empty();
-            self.alerts += usize::from(is_mail || !assessment.crossings.is_empty());
-            let is_news = !assessment.tell.is_empty() || !assessment.turned.is_empty();
-            if is_news || consequences != ConsequenceNews::default() {
-                let books = books.clone();
-                let user_id = person.user_id;
-                pending.push(Pending { user_id, year, as_of, books, told, assessment, consequences });
+            self.alerts += usize::from(found.is_mail());
+            if found.is_news() {
+                pending.push(Pending { user_id: person.user_id, as_of, books: books.clone(), found });
             }
         }
         pending
     }
 
-    fn note_candidate(
-        &mut self,
-        user_id: Uuid,
-        year: i32,
-        outcome: &str,
-        crossings: &[Crossing],
-        alone: &[Consequence],
-    ) {
+    fn note_candidate(&mut self, user_id: Uuid, outcome: &str, found: &YearCheck) {
         if self.candidates.len() < MOST_CANDIDATES {
             let step =
                 |Crossing { threshold, step, .. }: &Crossing| json!({"threshold": threshold, "step": step});
-            let steps: Vec<Value> = crossings.iter().map(step).collect();
-            let mut candidate = json!({"user_id": user_id, "outcome": outcome, "year": year, "steps": steps});
+            let steps: Vec<Value> = found.assessment.crossings.iter().map(step).collect();
+            let mut candidate =
+                json!({"user_id": user_id, "outcome": outcome, "year": found.year, "steps": steps});
+            let alone = found.alone();
             if !alone.is_empty() {
                 candidate["consequences"] = json!(alone);
             }
@@ -211,71 +159,49 @@ impl Found {
     }
 }
 
-fn of_year(told: &[ToldInYear], year: i32) -> Vec<Told> {
-    told.iter().filter(|told| told.year == year).map(|told| told.told).collect()
-}
-
-fn consequences_of_year(told: &[ConsequenceInYear], year: i32) -> Vec<ToldConsequence> {
-    told.iter().filter(|told| told.year == year).map(|told| told.told).collect()
-}
-
-/// Returns whether a mail, perhaps of an older version, has told that the increased threshold is passed.
-fn says_vat_is_due(told: Told) -> bool {
-    let increased = [Threshold::VatIncreasedTotal, Threshold::VatIncreasedServices];
-    !told.withdrawn && told.telling.told_as == ToldAs::Certain && increased.contains(&told.telling.threshold)
-}
-
-/// Returns what has to be told without a step: no crossing of the same regime tells it.
-fn told_alone(tell: &[Consequence], crossings: &[Crossing]) -> Vec<Consequence> {
-    let has_step = |is_vat| crossings.iter().any(|crossing| crossing.threshold.is_vat() == is_vat);
-    tell.iter().copied().filter(|consequence| !has_step(consequence.is_vat())).collect()
-}
-
 impl Pending {
     /// Returns what there is to ask, where there is a mail to write.
     pub(super) fn asks(&self) -> Option<Asked> {
-        let crossings = &self.assessment.crossings;
-        let is_mail = !crossings.is_empty() || !told_alone(&self.consequences.tell, crossings).is_empty();
-        is_mail.then(|| Asked {
+        self.found.is_mail().then(|| Asked {
             user_id: self.user_id,
-            year: self.year,
-            months: self.assessment.asks.iter().map(|month| month.first_day()).collect(),
+            year: self.found.year,
+            months: self.found.assessment.asks.iter().map(|month| month.first_day()).collect(),
         })
     }
 
     pub(super) const fn key(&self) -> (Uuid, i32) {
-        (self.user_id, self.year)
+        (self.user_id, self.found.year)
     }
 
     /// Writes out what there is to tell, with what was asked for.
     pub(super) fn alert(mut self, details: Details) -> Alert {
         if !details.days.is_empty() {
             self.books.days = details.days;
-            let again = urssaf::assess(&self.books, &self.told, self.year, self.as_of);
-            self.assessment = again.unwrap_or(self.assessment);
+            let again = urssaf::assess(&self.books, &self.found.told, self.found.year, self.as_of);
+            self.found.assessment = again.unwrap_or(self.found.assessment);
         }
         let is_assumed = |assumed: &Assumed| self.is_assumed(assumed);
-        let mut consequences = self.consequences.clone();
+        let mut consequences = self.found.consequences.clone();
         consequences.tell.append(&mut consequences.announced);
-        let Assessment { crossings, tell, turned, state, unknown_activities, .. } = &self.assessment;
+        let Assessment { crossings, tell, turned, state, unknown_activities, .. } = &self.found.assessment;
         let facts = AlertFacts {
-            year: self.year,
+            year: self.found.year,
             as_of: self.as_of,
             crossings,
-            consequences: told_alone(&self.consequences.tell, crossings),
+            consequences: self.found.alone(),
             unknown_activities,
             state,
             remarks: AlertRemarks {
-                liberal: self.assessment.liberal,
-                planned: self.assessment.planned,
-                contradiction: self.assessment.contradiction,
+                liberal: self.found.assessment.liberal,
+                planned: self.found.assessment.planned,
+                contradiction: self.found.assessment.contradiction,
                 uncounted: details.uncounted,
                 assumed: details.assumed.into_iter().filter(is_assumed).collect(),
             },
         };
         Alert {
             user_id: self.user_id,
-            year: self.year,
+            year: self.found.year,
             facts: to_raw_value(&facts).expect("plain data"),
             used_up: tell.clone(),
             withdrawn: turned.clone(),
@@ -293,7 +219,7 @@ impl Pending {
                 if row.typed != 0 {
                     return false;
                 }
-                is_imported |= *year == self.year && row.imported != 0;
+                is_imported |= *year == self.found.year && row.imported != 0;
             }
         }
         is_imported

@@ -7,7 +7,7 @@ use crate::{
     money::{Currency, MinorAmount},
     operations::user::{
         facts::{Account, Confirmations, Confirmed, Connection, Expected, Mail, Person, Read, Told, Wishes},
-        law::Ceiling,
+        law::{Ceiling, Followed},
         money::{Movement, OpenMonth, Recap, Recorded, Row, Source, Uncounted},
     },
     schedule::{Month, paris},
@@ -187,6 +187,15 @@ impl Ceiling {
     pub(super) fn said(&self) -> String {
         let Self { name, turnover, ceiling, percent, .. } = self;
         format!("{name}\u{a0}: {} sur {}, {percent}\u{a0}%", euros(*turnover), euros(*ceiling))
+    }
+}
+
+impl Followed {
+    pub(super) fn said(&self) -> String {
+        let Self { name, times, is_withdrawn, .. } = self;
+        let twice = if *times > 1 { " deux fois" } else { "" };
+        let withdrawn = if *is_withdrawn { ", retiré depuis" } else { "" };
+        format!("{name}\u{a0}: annoncé{twice}{withdrawn}")
     }
 }
 

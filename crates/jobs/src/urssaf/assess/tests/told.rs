@@ -82,9 +82,34 @@ fn a_lower_step_is_not_told_of_after_a_higher_one() {
 #[test]
 fn one_threshold_s_steps_are_no_other_s() {
     let assessment = found(&books(typed(3, &[(SERVICES, 6_800_000)]), None), &[certain(VatBaseServices, 80)]);
-    let expected =
-        [(MicroServices, 80), (VatBaseTotal, 80), (VatBaseServices, 100), (VatIncreasedServices, 100)];
+    let expected = [(MicroServices, 80), (VatBaseServices, 100), (VatIncreasedServices, 100)];
     assert_eq!(steps(&assessment), expected);
+    let total = found(&books(typed(3, &[(SALES, 8_600_000)]), None), &[certain(VatBaseServices, 100)]);
+    assert_eq!(steps(&total), [(VatBaseTotal, 100)]);
+}
+
+/// A step of all turnover that the services' line covered was never said: it is told once it is not covered any more.
+#[rstest]
+#[case(VatBaseTotal, 8_600_000)]
+#[case(MicroTotal, 20_400_000)]
+fn services_that_turn_out_to_be_sales_are_told_of(#[case] total: Threshold, #[case] cents: i64) {
+    let mut reader = Reader::default();
+    let of = |activity| books(typed(3, &[(activity, cents)]), None);
+    let shown = |reader: &Reader| -> Vec<Threshold> {
+        reader.mails.last().unwrap().shown.iter().map(|shown| shown.0).collect()
+    };
+    reader.check(&of(SERVICES));
+    assert!(!shown(&reader).contains(&total), "the services' line says more");
+    reader.check(&of(SALES));
+    assert!(shown(&reader).contains(&total), "{:?}", shown(&reader));
+    // Back and forth: services a second time, after that nothing, and all turnover never again.
+    reader.check(&of(SERVICES));
+    assert!(!shown(&reader).contains(&total));
+    let mails = reader.mails.len();
+    for activity in [SALES, LIBERAL, SALES, SERVICES] {
+        reader.check(&of(activity));
+    }
+    assert_eq!((mails, reader.mails.len()), (3, 3));
 }
 
 #[rstest]
