@@ -91,7 +91,8 @@ end $$;
 -- What a user's month lacks or may have twice, by its reason, with how many movements; {} for nothing. Besides the
 -- reasons of uncounted_movements:
 --   pending: a payment that is still on its way, where the month is over
---   platform_reversal: a whole payment that a platform took back, as a refund or as a fee
+--   platform_reversal: what a platform took back of a payment, where it is no fee of hers: all of it, or a part of one of
+--     which she had an application fee
 --   refund_of_unknown_sale: a refund of an order whose payment was never read, or of no order any more beside one at Stripe
 --     of the same amount and day: Stripe may report it, too
 --   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount, or the same of the
@@ -146,7 +147,8 @@ begin
             where t.excluded = 'platform_reversal' and not exists (
                 select from jobs.integration_transactions p
                 where p.user_id = p_user_id and p.provider = t.provider and p.kind = 'payment' and p.refs && t.refs
-                    and p.amount_minor > -t.amount_minor)
+                    and p.amount_minor > -t.amount_minor
+                    and not exists (select from unnest(p.refs) r where starts_with(r, 'fee_')))
         )
         select answer || coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') into answer from flaws f;
     end if;

@@ -124,6 +124,22 @@ async fn a_platforms_fee_is_no_refund() -> Result<()> {
     Ok(())
 }
 
+/// Of a payment that a platform passed on whole, less her application fee, a part that she takes back is a refund to the
+/// buyer: it is named, since the row itself looks like a fee's.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_platform_refunds_is_said() -> Result<()> {
+    for (how, lacks) in [(PassedOn::WithFee, true), (PassedOn::Part, false)] {
+        let mut world = world_at("2026-11-18T12:00:00Z").await?;
+        let user = world.stripe_user("acct_market").await?;
+        let paid = world.stripe.passed_on("acct_market", at("2026-11-03T09:00:00Z"), 10_000, how);
+        world.stripe.transfer_reversal("acct_market", &paid.charge, at("2026-11-04T09:00:00Z"), 4_000);
+        sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+        assert_eq!(books(&world, user).await?, said(&[("2026-11", "100.00")]), "{how:?}");
+        assert_eq!(worth(&world, user, 11).await?["flaws"]["platform_reversal"] == 1, lacks, "{how:?}");
+    }
+    Ok(())
+}
+
 /// What a platform passed on may lack its commission, which the account does not tell: it is counted and said. With an
 /// application fee the account shows the buyer's amount.
 #[tokio::test(flavor = "multi_thread")]

@@ -172,6 +172,11 @@ pub(super) fn is_transfer(text: &str) -> bool {
     is_id_of(text, &["tr"])
 }
 
+/// Returns whether `text` is the id of a fee that a platform took of a payment.
+pub(super) fn is_application_fee(text: &str) -> bool {
+    is_id_of(text, &["fee"])
+}
+
 fn is_id_of(text: &str, prefixes: &[&str]) -> bool {
     let Some((prefix, rest)) = text.split_once('_') else { return false };
     prefixes.contains(&prefix)

@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error};
 use serde_json::Value;
 
-use crate::providers::movement::{Original, is_payment_reference, is_transfer, word};
+use super::categories::{holds_turnover, kind_of};
+use crate::providers::movement::{Original, is_application_fee, is_payment_reference, is_transfer, word};
 use crate::providers::picked::Picked::{self, Fields, Whole};
 use crate::providers::{Movement, MovementKind, Page, RefusedReason};
 
@@ -45,99 +46,13 @@ const SOURCE: Picked = Fields(&[
     ("payment_intent", Fields(&[("id", Whole)])),
     ("source_transfer", Fields(&[("id", Whole)])),
     ("source_transfer_reversal", Fields(&[])),
-    ("application_fee", Fields(&[])),
+    ("application_fee", Whole),
 ]);
 
 fn rows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Value>, D::Error> {
     match ROW.deserialize(deserializer)? {
         Value::Array(rows) if rows.iter().all(Value::is_object) => Ok(rows),
         _ => Err(D::Error::custom("no list of objects")),
-    }
-}
-
-/// These categories are turnover: what customers pay and get back.
-const COUNTED: [(&str, MovementKind); 7] = [
-    ("charge", MovementKind::Payment),
-    ("partial_capture_reversal", MovementKind::PartialCapture),
-    ("refund", MovementKind::Refund),
-    ("refund_failure", MovementKind::RefundFailure),
-    ("dispute", MovementKind::Dispute),
-    ("dispute_reversal", MovementKind::DisputeReversal),
-    ("charge_failure", MovementKind::ChargeFailure),
-];
-
-/// These categories are none: what moves between balances, banks and Stripe. `platform_earning`, `transfer` (of a seller
-/// who is a platform herself, to others) and `other_adjustment` are missing on purpose: they are money of which this
-/// version does not know whether it counts.
-const NO_TURNOVER: [&str; 32] = [
-    "payout",
-    "payout_reversal",
-    // https://docs.stripe.com/changelog/acacia/2024-12-18/payout-minimum-balance
-    "payout_minimum_balance_hold",
-    "payout_minimum_balance_release",
-    "fee",
-    "network_cost",
-    "tax",
-    // Between balances, held back for the state, and given by Stripe for its own fees: in the table of
-    // https://docs.stripe.com/reports/reporting-categories
-    "tax_fund",
-    "tax_withholding",
-    "fee_credit_funding",
-    "topup",
-    "topup_reversal",
-    "connect_collection_transfer",
-    "connect_reserved_funds",
-    "risk_reserved_funds",
-    "payment_network_reserve_hold",
-    "payment_network_reserve_release",
-    "payment_network_reserved_funds",
-    "currency_conversion",
-    "contribution",
-    "climate_order_purchase",
-    "climate_order_refund",
-    "advance",
-    "advance_funding",
-    "anticipation_repayment",
-    // A subscription of a platform, paid from the balance:
-    // https://docs.stripe.com/changelog/basil/2025-03-31/add_pay_with_stripe_balance_bt_types
-    "stripe_balance_payment_debit",
-    "stripe_balance_payment_debit_reversal",
-    "financing_paydown",
-    "financing_paydown_reversal",
-    "financing_payout",
-    "financing_payout_reversal",
-    "issuing_transaction",
-];
-
-/// Returns our kind for each category that this version knows, also for rows that an earlier version kept as unknown.
-pub fn kinds() -> serde_json::Map<String, Value> {
-    let counted = COUNTED.iter().map(|(name, kind)| ((*name).to_owned(), serde_json::json!(kind)));
-    let others =
-        NO_TURNOVER.iter().map(|name| ((*name).to_owned(), serde_json::json!(MovementKind::NoTurnover)));
-    counted.chain(others).collect()
-}
-
-fn kind_of(category: &str) -> MovementKind {
-    let counted = COUNTED.iter().find(|(name, _)| *name == category);
-    match counted {
-        Some((_, kind)) => *kind,
-        None if NO_TURNOVER.contains(&category)
-            || category.starts_with("financing_")
-            || category.starts_with("issuing_") =>
-        {
-            MovementKind::NoTurnover
-        }
-        None => MovementKind::Unknown,
-    }
-}
-
-/// Returns whether a balance holds turnover of this kind. Refunds and disputes are paid from the prefunding balance when
-/// the payments balance is empty ("Add funds to your Stripe balance"): money back to customers all the same.
-fn holds_turnover(balance_type: Option<&str>, kind: MovementKind) -> bool {
-    match balance_type {
-        None | Some("payments") => true,
-        Some("refund_and_dispute_prefunding") => kind != MovementKind::Payment,
-        Some(_) => false,
     }
 }
 
@@ -238,6 +153,7 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
     };
     let mut references = references(source);
     references.extend(passed_on(source, kind).map(str::to_owned));
+    references.extend(application_fee(source, kind).map(str::to_owned));
     Ok(Movement {
         external_id,
         kind,
@@ -332,6 +248,16 @@ fn passed_on(source: &Value, kind: MovementKind) -> Option<&str> {
     let transfer = source["source_transfer"].as_str().or_else(|| source["source_transfer"]["id"].as_str())?;
     let is_whole = !source["application_fee"].is_null();
     (kind == MovementKind::Payment && !is_whole && is_transfer(transfer)).then_some(transfer)
+}
+
+/// Returns the fee that a platform took of a payment which it passed on. What it takes back of such a payment is no fee, but
+/// a refund: its transfer is reversed [in proportion to what is refunded].
+///
+/// [in proportion to what is refunded]: https://docs.stripe.com/api/refunds/create#create_refund-reverse_transfer
+fn application_fee(source: &Value, kind: MovementKind) -> Option<&str> {
+    let fee = source["application_fee"].as_str()?;
+    let is_passed_on = kind == MovementKind::Payment && !source["source_transfer"].is_null();
+    (is_passed_on && is_application_fee(fee)).then_some(fee)
 }
 
 /// The source is a charge, a refund or a dispute, expanded or as its id; refunds and disputes name their charge.

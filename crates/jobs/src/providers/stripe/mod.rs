@@ -8,12 +8,13 @@
 mod account;
 mod answer;
 mod balance;
+mod categories;
 mod client;
 mod pacer;
 mod refusals;
 
 pub use account::{NotAnAccount, StripeAccountId};
-pub use balance::kinds;
+pub use categories::kinds;
 pub use client::StripeClient;
 pub use pacer::Pacer;
 
