@@ -52,8 +52,6 @@ struct Step {
     increased: bool,
     /// Says how far it is, as in "80 % atteints", "Dépassé", "À vérifier".
     status: String,
-    /// Is what the mail's subject says.
-    told: String,
     percent: String,
     /// Is the width of the bar's filled part, 1 to 100.
     filled: i64,
@@ -132,6 +130,15 @@ impl View {
     pub(super) fn retracting(mut self, retracted: &[Retracted]) -> Self {
         self.retracted = retraction::words(retracted);
         self
+    }
+
+    /// Returns the title over the mail.
+    fn title(&self) -> String {
+        if self.blocks.iter().any(|block| !block.steps.is_empty()) {
+            format!("Vos seuils de {}", self.year)
+        } else {
+            format!("Votre situation en {}", self.year)
+        }
     }
 
     /// Returns the sentence that the mail begins with.
@@ -216,8 +223,6 @@ impl Step {
     fn new(crossing: &Crossing, year: i32, shows_outlook: bool) -> Self {
         let (level, limit) = (Level::of(crossing), Limit::of(crossing.threshold));
         let reached = per_mille(crossing.turnover, crossing.ceiling);
-        let services = if limit.services { " (services)" } else { "" };
-        let name = capitalised(limit.name);
         Self {
             level,
             services: limit.services,
@@ -227,12 +232,7 @@ impl Step {
                 Level::Near => format!("{} % atteints", crossing.step),
                 Level::Over => "Dépassé".to_owned(),
             },
-            told: match level {
-                Level::Check => format!("Seuils de {year} : des montants à vérifier"),
-                Level::Near => format!("{name}{services} : {} % atteints en {year}", crossing.step),
-                Level::Over => format!("{name}{services} dépassé en {year}"),
-            },
-            name,
+            name: capitalised(limit.name),
             percent: percent(reached),
             filled: (reached / 10).clamp(1, 100),
             turnover: euros(crossing.turnover),
@@ -247,6 +247,20 @@ impl Step {
                 Passed::During(_) => None,
             }),
             outlook: crossing.outlook.filter(|_| shows_outlook).map(|outlook| at_this_pace(outlook, year)),
+        }
+    }
+
+    /// Returns what the mail's subject says of it. `liberal`: liberal professions are among the services.
+    fn told(&self, year: i32, liberal: bool) -> String {
+        let scope = match (self.services, liberal) {
+            (false, _) => "",
+            (true, false) => " (services)",
+            (true, true) => " (services et libéral)",
+        };
+        match self.level {
+            Level::Check => format!("Seuils de {year} : des montants à vérifier"),
+            Level::Near => format!("{}{scope} : {} en {year}", self.name, self.status),
+            Level::Over => format!("{}{scope} dépassé en {year}", self.name),
         }
     }
 
@@ -311,10 +325,11 @@ impl Mail for View {
             return Headline { subject: "Vos seuils".to_owned(), preheader: String::new() };
         };
         let (told, preheader) = match first.steps.first() {
-            Some(step) => {
-                (&step.told, format!("{}, soit {} de {}.", step.turnover, step.percent, step.ceiling))
-            }
-            None => (&first.told, first.words.means.first().cloned().unwrap_or_default()),
+            Some(step) => (
+                step.told(self.year, self.liberal),
+                format!("{}, soit {} de {}.", step.turnover, step.percent, step.ceiling),
+            ),
+            None => (first.told.clone(), first.words.means.first().cloned().unwrap_or_default()),
         };
         let alone = self.blocks.iter().filter(|block| block.steps.is_empty()).count();
         let others = match steps.len() + alone {
