@@ -2,7 +2,7 @@
 -- integration_tokens and the account are read here and nowhere else: nothing outside of this file casts or parses them.
 --
 -- A value that nobody can work with is null here, and a *flaw* names it: unreadable_amount, too_many_rows,
--- too_many_activities, unreadable_creation_date; of the account unreadable_metadata, unreadable_name. Whoever has a
+-- too_many_activities, unreadable_creation_date, too_slow (threshold_books); of the account unreadable_metadata, unreadable_name. Whoever has a
 -- flaw is left out of what depends on it, by name; the others never notice. The bounds are far above what a business
 -- writes: 50,000 rows in six years, 100 activities. What email_preferences holds that is read are booleans, of which
 -- none is unreadable: null stands for the default.

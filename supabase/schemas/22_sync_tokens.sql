@@ -112,12 +112,16 @@ begin
     if s.refresh_lease is distinct from p_holder and s.refresh_lease_until > clock_timestamp() then
         return jsonb_build_object('acquired', false);
     end if;
+    -- Read again under the lock: the last holder may have stored a new pair since.
+    select * into t from public.integration_tokens where id = p_integration_id;
+    if jobs.readable_identifier(t.access_token) is null then
+        return jsonb_build_object('acquired', false);  -- too long to be one; the next claim says so
+    end if;
     update jobs.integration_state
     set refresh_lease = p_holder, refresh_lease_until = clock_timestamp() + make_interval(secs => p_seconds)
     where user_id = t.user_id and provider = t.provider;
-    -- Read again under the lock: the last holder may have stored a new pair since.
-    select * into t from public.integration_tokens where id = p_integration_id;
-    return jsonb_build_object('acquired', true, 'access_token', t.access_token, 'refresh_token', t.refresh_token,
+    return jsonb_build_object('acquired', true, 'access_token', t.access_token,
+        'refresh_token', jobs.readable_identifier(t.refresh_token),
         'elsewhere', s.account is not distinct from jobs.claimed_account(t) and exists (
             select from public.integration_tokens o
             join jobs.integration_state k on k.user_id = o.user_id and k.provider = o.provider

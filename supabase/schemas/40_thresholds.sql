@@ -113,6 +113,7 @@ end $$;
 -- reaches its floor (p_floors {year: cents}, in proportion to the days of a creation year), or who were told something of
 -- such a year, but the first, that stands. The first year only explains those after it; the three before it come, too. A
 -- user with a flaw comes without years, and is noted as such where p_noted_at says when.
+-- One who alone takes longer than this may has the flaw too_slow: a page of one answers always.
 -- What was assumed of their imported money is corrected first, unless nothing is to be written (p_noted_at null).
 -- A page ends earlier where it would be larger than 2,000 books or p_bytes: `scanned` are those up to its end.
 -- Sorting and adding up a page fits into work_mem as set here.
@@ -152,63 +153,75 @@ begin
         users := array(select u.id from auth.users u
             where p_after is null or u.id > p_after order by u.id limit p_limit);
     end if;
-    if p_noted_at is not null then
-        perform jobs.correct_assumed_activities(users, most_corrected, p_now);
-    end if;
     last_user := users[cardinality(users)];
     more := p_user_id is null and cardinality(users) = p_limit;
-    above := array(
-        select unnest(jobs.users_above(users, p_due, p_floors))
-        union
-        select t.user_id from jobs.threshold_alerts t
-        where t.user_id between users[1] and last_user and (not p_due or t.user_id = any (users))
-            and t.year > first_year and t.year <= last_year and t.withdrawn_at is null
-        union
-        select t.user_id from jobs.told_consequences t
-        where t.user_id between users[1] and last_user and (not p_due or t.user_id = any (users))
-            and t.year > first_year and t.year <= last_year and t.withdrawn_at is null
-        order by 1);
-    if cardinality(above) > most_books then
-        above := above[1:most_books];
-        last_user := above[most_books];
-        more := true;
-    end if;
+    begin
+        if p_noted_at is not null then
+            perform jobs.correct_assumed_activities(users, most_corrected, p_now);
+        end if;
+        above := array(
+            select unnest(jobs.users_above(users, p_due, p_floors))
+            union
+            select t.user_id from jobs.threshold_alerts t
+            where t.user_id between users[1] and last_user and (not p_due or t.user_id = any (users))
+                and t.year > first_year and t.year <= last_year and t.withdrawn_at is null
+            union
+            select t.user_id from jobs.told_consequences t
+            where t.user_id between users[1] and last_user and (not p_due or t.user_id = any (users))
+                and t.year > first_year and t.year <= last_year and t.withdrawn_at is null
+            order by 1);
+        if cardinality(above) > most_books then
+            above := above[1:most_books];
+            last_user := above[most_books];
+            more := true;
+        end if;
 
-    with told as (
-        select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step,
-            'told_as', t.told_as, 'times', t.times, 'withdrawn', t.withdrawn_at is not null)) as told
-        from jobs.threshold_alerts t
-        where t.user_id = any (above) and t.year between first_year and last_year group by 1
-    ), followed as (
-        select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'consequence', t.consequence, 'times', t.times,
-            'withdrawn', t.withdrawn_at is not null)) as told
-        from jobs.told_consequences t
-        where t.user_id = any (above) and t.year between first_year and last_year group by 1
-    ), people_found as (
-        select a.user_id, jsonb_build_object(
-            'user_id', a.user_id, 'created', b.created,
-            'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
-            'told', coalesce(t.told, '[]'), 'consequences', coalesce(f.told, '[]'),
-            'years', coalesce(b.years, '[]')) as person
-        -- Who has nothing in their books any more was told something that has to be withdrawn.
-        from unnest(above) a (user_id)
-        left join jobs.books(above, first_year - years_before, last_year) b on b.user_id = a.user_id
-        -- A fence (offset 0): of all people only these.
-        cross join lateral (select * from jobs.mail_people m where m.user_id = a.user_id offset 0) p
-        left join told t on t.user_id = a.user_id
-        left join followed f on f.user_id = a.user_id
-    ), measured as materialized (
-        select f.user_id, f.person, row_number() over w as n, sum(octet_length(f.person::text)) over w as bytes
-        from people_found f window w as (order by f.user_id)
-    ), page as (
-        select * from measured m where m.n = 1 or m.bytes <= p_bytes
-    )
-    select jsonb_agg(g.person order by g.user_id), array_agg(g.user_id order by g.user_id),
-        array_agg(g.user_id order by g.user_id) filter (where g.person ->> 'flaw' is not null),
-        array_agg(g.person ->> 'flaw' order by g.user_id) filter (where g.person ->> 'flaw' is not null),
-        (select count(*) from measured) > count(*)
-    into people, above, flawed, flaws, is_cut
-    from page g;
+        with told as (
+            select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'threshold', t.threshold, 'step', t.step,
+                'told_as', t.told_as, 'times', t.times, 'withdrawn', t.withdrawn_at is not null)) as told
+            from jobs.threshold_alerts t
+            where t.user_id = any (above) and t.year between first_year and last_year group by 1
+        ), followed as (
+            select t.user_id, jsonb_agg(jsonb_build_object('year', t.year, 'consequence', t.consequence, 'times', t.times,
+                'withdrawn', t.withdrawn_at is not null)) as told
+            from jobs.told_consequences t
+            where t.user_id = any (above) and t.year between first_year and last_year group by 1
+        ), people_found as (
+            select a.user_id, jsonb_build_object(
+                'user_id', a.user_id, 'created', b.created,
+                'reason', jobs.mail_refusal(p, 'threshold_alert', p_now), 'flaw', b.flaw,
+                'told', coalesce(t.told, '[]'), 'consequences', coalesce(f.told, '[]'),
+                'years', coalesce(b.years, '[]')) as person
+            -- Who has nothing in their books any more was told something that has to be withdrawn.
+            from unnest(above) a (user_id)
+            left join jobs.books(above, first_year - years_before, last_year) b on b.user_id = a.user_id
+            -- A fence (offset 0): of all people only these.
+            cross join lateral (select * from jobs.mail_people m where m.user_id = a.user_id offset 0) p
+            left join told t on t.user_id = a.user_id
+            left join followed f on f.user_id = a.user_id
+        ), measured as materialized (
+            select f.user_id, f.person, row_number() over w as n, sum(octet_length(f.person::text)) over w as bytes
+            from people_found f window w as (order by f.user_id)
+        ), page as (
+            select * from measured m where m.n = 1 or m.bytes <= p_bytes
+        )
+        select jsonb_agg(g.person order by g.user_id), array_agg(g.user_id order by g.user_id),
+            array_agg(g.user_id order by g.user_id) filter (where g.person ->> 'flaw' is not null),
+            array_agg(g.person ->> 'flaw' order by g.user_id) filter (where g.person ->> 'flaw' is not null),
+            (select count(*) from measured) > count(*)
+        into people, above, flawed, flaws, is_cut
+        from page g;
+    exception when query_canceled then
+        -- Fewer are asked for. One alone is named, and the others go on.
+        if cardinality(users) is distinct from 1 then
+            raise;
+        end if;
+        people := jsonb_build_array(jsonb_build_object('user_id', users[1], 'flaw', 'too_slow', 'told', '[]'::jsonb,
+            'consequences', '[]'::jsonb, 'years', '[]'::jsonb));
+        flawed := users;
+        flaws := array['too_slow'];
+        is_cut := false;
+    end;
     if is_cut then
         last_user := above[cardinality(above)];
         more := true;

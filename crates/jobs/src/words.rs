@@ -120,7 +120,7 @@ pub fn waits_too_long(stored_lane: &str) -> String {
 }
 
 /// Says why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 55] = [
+const REASONS: [(&str, &str); 56] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -142,6 +142,7 @@ const REASONS: [(&str, &str); 55] = [
     ("unreadable_amount", "montant saisi illisible"),
     ("unreadable_creation_date", "date de création illisible"),
     ("too_many_rows", "plus de 50\u{202f}000 saisies"),
+    ("too_slow", "trop de données pour être lues à temps"),
     ("too_many_activities", "plus de 100 activités différentes"),
     ("unreadable_metadata", "métadonnées du compte illisibles"),
     ("unreadable_name", "nom illisible"),

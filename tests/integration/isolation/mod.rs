@@ -1,6 +1,7 @@
 //! One user's rows, however wrong, cost nobody else anything: whatever a signed-in user may write is written, in the
 //! worst values of its type, and everybody else is served in the same run.
 
+mod alone;
 mod answers;
 mod columns;
 mod cut;

@@ -13,6 +13,7 @@ use std::{sync::Arc, time::Duration};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use self::batch::{Batch, RenderedMail};
 use super::{
@@ -31,6 +32,8 @@ use crate::{
 
 /// So many batches are under way at once: at ten requests a second, answers may take almost a second.
 const AT_ONCE: usize = 8;
+/// A mail whose facts take too long waits so long: what is slow now may be quicker then.
+const PUT_OFF: Duration = Duration::from_mins(30);
 
 /// Holds what a process knows of the mail service's limits. Create one per process.
 pub struct MailLimits {
@@ -178,6 +181,14 @@ impl Mailer {
                     break;
                 }
                 Ok(Claim::Again) => self.limits.pace.give_back(turn).await,
+                // One alone, for whom even that was too much: the others do not wait for it.
+                Ok(Claim::Mails { id, mails }) if mails.iter().any(|mail| mail.too_slow && !mail.expired) => {
+                    self.limits.pace.give_back(turn).await;
+                    match self.put_off(id, &mails, &deadline).await {
+                        Ok(put_off) => report.add(put_off),
+                        Err(failed) => error = Some(failed),
+                    }
+                }
                 Ok(Claim::Mails { id, mails }) => {
                     most = (most * 2).min(LARGEST_BATCH);
                     // Reserve the quota sequentially, so that more urgent mail gets it first.
@@ -197,6 +208,29 @@ impl Mailer {
             add_batch(&mut report, &mut error, done);
         }
         error.map_or(Ok(report), Err)
+    }
+
+    /// Puts off mails whose facts take too long to read: an attempt, the last of which fails them.
+    async fn put_off(
+        &self,
+        claim: Uuid,
+        mails: &[Claimed],
+        deadline: &Deadline,
+    ) -> Result<MailReport, SupabaseError> {
+        let ids: Vec<i64> = mails.iter().map(|mail| mail.delivery_id).collect();
+        tracing::warn!(deliveries = ?ids, "what a mail is about takes too long to read");
+        let failure = Failure {
+            code: "too_slow".into(),
+            message: "Les données de ce courriel sont trop nombreuses pour être lues à temps.".into(),
+        };
+        self.outbox.give_back(claim, &ids, PUT_OFF, Some(&failure), None, deadline).await?;
+        let count = ids.len() as u64;
+        Ok(MailReport {
+            given_back: count,
+            attempts_failed: count,
+            attempt_failure: Some(failure),
+            ..MailReport::default()
+        })
     }
 
     /// Reserves quota for these mails and returns for how many. A sealed batch has had its quota reserved before.

@@ -39,6 +39,9 @@ pub(super) struct Claimed {
     pub(super) expired: bool,
     /// Says how long ago it was sealed.
     pub(super) age_seconds: Option<u64>,
+    /// Says that it comes without facts: what it is about takes longer than a claim may.
+    #[serde(default)]
+    pub(super) too_slow: bool,
 }
 
 /// Represents the result of a claim.

@@ -6,6 +6,7 @@ use super::actor::TOKEN_UNREADABLE;
 use crate::{
     crypto::tokens::TokenError,
     failure::Failure,
+    http::NetworkError,
     providers::{ErrorKind, Provider, ProviderError},
     queue::{Claimed, Outcome, WorkItem, pause_after},
     supabase::SupabaseError,
@@ -87,7 +88,10 @@ impl From<SupabaseError> for ItemError {
         // The statement itself was refused: an attempt, so that it does not come back for ever. What passes, or
         // is everybody's configuration, is none; but reading everything again at once would not help it.
         let refused = match error {
-            SupabaseError::Api { .. } | SupabaseError::Shape { .. } => true,
+            // An answer that is too large is the row's own: it does not become smaller by itself.
+            SupabaseError::Api { .. }
+            | SupabaseError::Shape { .. }
+            | SupabaseError::Network(NetworkError::TooLarge) => true,
             // A gateway that does not take what is in it. All else that it refuses, it refuses everybody.
             SupabaseError::NotPostgrest { status } => matches!(status, 400 | 403 | 413 | 414 | 431),
             _ => false,

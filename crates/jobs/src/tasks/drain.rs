@@ -57,15 +57,20 @@ async fn drain_everything(context: &Context, run_id: Option<Uuid>, route: &str) 
     Ok(round)
 }
 
-/// Checks the thresholds of those whose totals changed, and sends all mails that wait.
+/// Checks the thresholds of those whose totals changed, and sends all mails that wait. A check that fails is recorded, and
+/// keeps no mail from leaving.
 async fn follow_up(context: &Context, run_id: Option<Uuid>, route: &str) -> Result<Round, TaskError> {
     if let Err(faults) = &context.mailer {
         return Ok(Round::fault("mail_configuration", faults.to_string()));
     }
-    if context.deadline.may_start_work() {
-        thresholds::check_changed(context, run_id, route).await?;
+    let mut round = Round::default();
+    if context.deadline.may_start_work()
+        && let Err(error) = thresholds::check_changed(context, run_id, route).await
+    {
+        round.add(Round::fault("follow_up", error.user_message()));
     }
-    send_mails(context).await
+    round.add(send_mails(context).await?);
+    Ok(round)
 }
 
 /// Repeats until a full round finds nothing: other invocations may enqueue work while this one drains, and rely on it

@@ -16,6 +16,8 @@ use crate::{
 
 /// One request asks about so many users at most: each may have movements of a whole year to go through.
 const ASKED_AT_ONCE: usize = 100;
+/// A part that takes too long is cut into so many.
+const FEWER: usize = 10;
 
 /// Represents one year of a user who is to get an alert.
 #[derive(Serialize)]
@@ -42,16 +44,28 @@ struct Answer {
     details: Details,
 }
 
-/// Asks about all of these, by user and year.
+/// Asks about all of these, by user and year. Where some have too much to go through, fewer are asked about at once; who
+/// alone has too much is told without details.
 pub(super) async fn fetch(
     context: &Context,
     asked: &[Asked],
 ) -> Result<HashMap<(Uuid, i32), Details>, SupabaseError> {
     let mut found = HashMap::new();
-    for asked in asked.chunks(ASKED_AT_ONCE) {
-        let arguments = json!({"p_asked": asked});
+    let mut parts: Vec<&[Asked]> = asked.chunks(ASKED_AT_ONCE).collect();
+    while let Some(part) = parts.pop() {
+        let arguments = json!({"p_asked": part});
         let answers: Vec<Answer> =
-            context.supabase.rpc("threshold_details", &arguments, &context.deadline).await?;
+            match context.supabase.rpc("threshold_details", &arguments, &context.deadline).await {
+                Err(error) if error.asks_too_much() && part.len() > 1 => {
+                    parts.extend(part.chunks(part.len().div_ceil(FEWER)));
+                    continue;
+                }
+                Err(error) if error.asks_too_much() => {
+                    tracing::warn!("an alert's details take too long to read: it goes without them");
+                    continue;
+                }
+                answers => answers?,
+            };
         found.extend(answers.into_iter().map(|answer| ((answer.user_id, answer.year), answer.details)));
     }
     Ok(found)
