@@ -156,4 +156,12 @@ mod tests {
             Err(Outcome::GiveBack { delay, failure: Some(_), attempt: false }) if delay.as_secs() == 7
         ));
     }
+
+    #[test]
+    fn an_answer_that_is_too_large_is_an_attempt_and_a_lost_one_is_none() {
+        for (fault, expected) in [(NetworkError::TooLarge, true), (NetworkError::Lost, false)] {
+            let error = ItemError::from(SupabaseError::Network(fault));
+            assert!(matches!(error, ItemError::Later { attempt, .. } if attempt == expected), "{error:?}");
+        }
+    }
 }
