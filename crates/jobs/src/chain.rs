@@ -66,11 +66,16 @@ pub async fn drain_queue(context: &Context, chain: Uuid, hop: u32) -> Result<Hop
     let arguments = json!({"p_now": context.instant()});
     let closed: u64 = context.supabase.rpc("jobs_close_runs", &arguments, &context.deadline).await?;
     let (settled, failed) = (drained.ended, drained.failed);
-    // What passes by itself is no error as long as something moves.
+    // What passes by itself is no error as long as its lane moves.
     let stalled = settled + failed == 0;
-    let setbacks = drained.setbacks.iter().chain(&drained.mail_setbacks).filter(|_| stalled);
-    let troubles: Vec<&Failure> =
-        drained.blocked.iter().chain(&drained.post_blocked).chain(setbacks).chain(&drained.faults).collect();
+    let standstills = drained.standstills();
+    let troubles: Vec<&Failure> = drained
+        .blocked
+        .iter()
+        .chain(&drained.post_blocked)
+        .chain(standstills)
+        .chain(&drained.faults)
+        .collect();
     let errors = failed + drained.attempts_failed + troubles.len() as u64 + u64::from(left && !started);
     tracing::info!(%chain, hop, settled, failed, attempts_failed = drained.attempts_failed, closed, left, goes_on = started, "queue drained");
     let message =

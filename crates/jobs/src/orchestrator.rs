@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use url::Url;
 use uuid::Uuid;
 
@@ -167,7 +167,7 @@ fn log(task: Task, outcome: &TaskOutcome, took: Duration) {
             tracing::info!(task, duration_ms, note, "task not due");
         }
         TaskOutcome::DryRun { plan } => {
-            tracing::info!(task, duration_ms, %plan, "task dry run");
+            tracing::info!(task, duration_ms, plan = %in_numbers(plan), "task dry run");
         }
         TaskOutcome::Failed(error) => {
             tracing::error!(task, duration_ms, %error, "task failed");
@@ -190,9 +190,35 @@ fn log(task: Task, outcome: &TaskOutcome, took: Duration) {
     }
 }
 
+/// Returns an outline without what it lists: the platform's log is no place for ids, nor for what users wrote.
+fn in_numbers(plan: &Value) -> Value {
+    let Value::Object(fields) = plan else { return Value::Null };
+    let counted = fields.iter().map(|(name, value)| {
+        let count = match value {
+            Value::Array(list) => json!(list.len()),
+            Value::Object(users) if name == "unknown_activities" => json!(users.len()),
+            _ => value.clone(),
+        };
+        (name.clone(), count)
+    });
+    Value::Object(counted.collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dry_run_is_logged_in_numbers() {
+        let plan = json!({
+            "items": 2, "skipped": {"unsubscribed": 1}, "unknown_activities": {"Ma vie privée": 3, "b": 1},
+            "candidates": [{"user_id": Uuid::nil(), "steps": [{"threshold": "vat_total", "step": 100}]}],
+        });
+        let logged = in_numbers(&plan);
+        let expected =
+            json!({"items": 2, "skipped": {"unsubscribed": 1}, "unknown_activities": 2, "candidates": 1});
+        assert_eq!(logged, expected);
+    }
 
     #[tokio::test]
     async fn a_panic_is_a_failed_task_that_a_monitor_hears_of() {

@@ -188,3 +188,28 @@ async fn a_run_that_made_progress_says_what_is_put_off() -> Result<()> {
     assert_eq!(logged(&world).await?.0, "partial");
     Ok(())
 }
+
+/// What moves elsewhere is no movement of a provider that answers nothing but refusals, nor is a failure.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_stands_still_is_no_success_whatever_moves_elsewhere() -> Result<()> {
+    let mut world = World::new().await?;
+    world.set("JOB_BUDGET_SECONDS", "3");
+    world.stripe_user("acct_still").await?;
+    world.shopify_user("moves.myshopify.com").await?;
+    world.stripe.faults().add(Rule::on("balance_transactions", stripe::rate_limited("endpoint-rate")));
+    let told = ask(&world, Method::POST, SYNC, "").await?;
+    assert_eq!(
+        (told.status, &told.body["errors"], &told.body["remaining"], &told.body["resultsTotal"]),
+        (200, &json!(1), &json!(1), &json!(1)),
+        "{}",
+        told.text
+    );
+    let problem = &told.body["problems"][0];
+    assert_eq!(
+        (&problem["code"], &problem["blocking"]),
+        (&json!("rate_limited"), &json!(true)),
+        "{}",
+        told.text
+    );
+    Ok(())
+}

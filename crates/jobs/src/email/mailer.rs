@@ -192,7 +192,18 @@ impl Mailer {
                 Ok(Claim::Mails { id, mails }) => {
                     most = (most * 2).min(LARGEST_BATCH);
                     // Reserve the quota sequentially, so that more urgent mail gets it first.
-                    let reserved = self.reserve(&mails, &deadline).await;
+                    let reserved = match self.reserve(&mails, &deadline).await {
+                        Ok(reserved) => reserved,
+                        Err(failure) => {
+                            let back: Vec<i64> = mails.iter().map(|mail| mail.delivery_id).collect();
+                            report.given_back += back.len() as u64;
+                            report.blocked = Some(failure);
+                            let given =
+                                self.outbox.give_back(id, &back, Duration::ZERO, None, None, &deadline);
+                            error = given.await.err();
+                            break;
+                        }
+                    };
                     let mailer = self.clone();
                     working.spawn(async move { mailer.work(id, mails, reserved, deadline).await });
                 }
@@ -233,19 +244,24 @@ impl Mailer {
         })
     }
 
-    /// Reserves quota for these mails and returns for how many. A sealed batch has had its quota reserved before.
-    async fn reserve(&self, mails: &[Claimed], deadline: &Deadline) -> usize {
+    /// Reserves quota for these mails and returns for how many. A sealed batch has had its quota reserved before. It fails
+    /// where something else than the mail service answers: then nothing is sealed, and no mail becomes unknown.
+    async fn reserve(&self, mails: &[Claimed], deadline: &Deadline) -> Result<usize, Failure> {
         if mails.iter().any(|mail| mail.batch_id.is_some()) {
-            return mails.len();
+            return Ok(mails.len());
         }
         // Asking for the quotas is a request like another and takes a turn, too.
-        if self.limits.quotas.asks().await
-            && self.turn(deadline).await.is_ok()
-            && let Some(allowance) = self.sender.allowance(deadline).await
-        {
-            self.limits.quotas.learn(allowance).await;
+        if self.limits.quotas.asks().await && self.turn(deadline).await.is_ok() {
+            match self.sender.allowance(deadline).await {
+                Ok(Some(allowance)) => self.limits.quotas.learn(allowance).await,
+                Ok(None) => {}
+                Err(failure) => {
+                    self.limits.quotas.ask_again().await;
+                    return Err(failure);
+                }
+            }
         }
-        self.limits.quotas.take(mails.len()).await
+        Ok(self.limits.quotas.take(mails.len()).await)
     }
 }
 

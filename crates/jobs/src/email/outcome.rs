@@ -51,6 +51,8 @@ pub(super) enum Sent {
     UnderWay,
     /// Our own credentials, domain or address are refused: nothing of anybody's will be accepted.
     Blocked(Failure),
+    /// Something else than the mail service answers at its address; whether it passed the request on, nobody can tell.
+    Foreign(Failure),
     /// No connection came about, so the request was never made.
     NotMade(Failure),
     /// No time was left, so the request was not made, either.
@@ -191,6 +193,7 @@ pub(super) fn classify(error: &Error) -> Sent {
         Error::Http(error) if error.is_timeout() => {
             Sent::Unknown(failure("timeout", "Resend n’a pas répondu à temps."))
         }
+        error if is_foreign(error) => Sent::Foreign(foreign()),
         Error::Http(_) => Sent::Unknown(failure("network", "La connexion à Resend a été coupée.")),
         // The crate drops the status of an error that is not written as Resend writes its own.
         Error::Parse { message, .. } => match refused_on_the_way(message) {
@@ -204,6 +207,18 @@ pub(super) fn classify(error: &Error) -> Sent {
         },
         Error::Other(_) => bad_answer(),
     }
+}
+
+/// Returns whether what calls itself no error is a page, or nothing at all: a redirect, a proxy, somebody else's site. The
+/// mail service answers in JSON. An answer that was cut on its way is not meant.
+pub(super) fn is_foreign(error: &Error) -> bool {
+    let Error::Http(error) = error else { return false };
+    let read = std::error::Error::source(error).and_then(|source| source.downcast_ref::<serde_json::Error>());
+    read.is_some_and(|error| error.is_syntax() || (error.is_eof() && error.column() == 0))
+}
+
+pub(super) fn foreign() -> Failure {
+    failure("mail_address", "Ce n’est pas Resend qui répond à cette adresse ; vérifiez RESEND_BASE_URL.")
 }
 
 fn bad_answer() -> Sent {

@@ -40,6 +40,11 @@ impl Quotas {
         !lately
     }
 
+    /// Forgets that it was asked: the answer was not the service's.
+    pub(super) async fn ask_again(&self) {
+        self.0.lock().await.asked = None;
+    }
+
     pub(super) async fn learn(&self, allowance: Allowance) {
         self.0.lock().await.allowance = Some((Instant::now(), allowance));
     }

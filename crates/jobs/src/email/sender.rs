@@ -15,11 +15,11 @@ use uuid::Uuid;
 
 use super::{
     allowance::Allowance,
-    outcome::{Sent, accepted, classify, failure, kind},
+    outcome::{Sent, accepted, classify, failure, foreign, is_foreign, kind},
     render::Rendered,
     settings::MailConfig,
 };
-use crate::deadline::Deadline;
+use crate::{deadline::Deadline, failure::Failure};
 
 /// One request holds so many mails at most.
 pub(super) const LARGEST_BATCH: usize = 100;
@@ -90,17 +90,19 @@ impl Sender {
         }
     }
 
-    /// Returns what is left of the quotas. `None` where the service does not say.
-    pub(super) async fn allowance(&self, deadline: &Deadline) -> Option<Allowance> {
-        let timeout = deadline.request_timeout(TIMEOUT)?;
+    /// Returns what is left of the quotas. `None` where the service does not say. It fails where something else than the
+    /// mail service answers.
+    pub(super) async fn allowance(&self, deadline: &Deadline) -> Result<Option<Allowance>, Failure> {
+        let Some(timeout) = deadline.request_timeout(TIMEOUT) else { return Ok(None) };
         let resend = self.resend();
         match tokio::time::timeout(timeout, resend.usage.get()).await {
-            Ok(Ok(usage)) => Some(Allowance::of(&usage)),
+            Ok(Ok(usage)) => Ok(Some(Allowance::of(&usage))),
+            Ok(Err(error)) if is_foreign(&error) => Err(foreign()),
             Ok(Err(error)) => {
                 tracing::warn!(kind = kind(&error), "the mail service does not tell its quotas");
-                None
+                Ok(None)
             }
-            Err(_) => None,
+            Err(_) => Ok(None),
         }
     }
 }

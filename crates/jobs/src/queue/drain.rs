@@ -73,6 +73,8 @@ pub trait Worker: Send + Sync + 'static {
 #[derive(Clone, Debug, Default)]
 pub struct LaneReport {
     pub settled: u64,
+    /// An item was read to its end, or further than before: the provider answers.
+    pub moved: bool,
     /// Counts the settled items that ended as an error.
     pub failed: u64,
     pub given_back: u64,
@@ -250,10 +252,12 @@ impl<J: Send + 'static> Drain<J> {
         let (delay, failure) = match outcome {
             Outcome::Settled { failed } => {
                 self.report.settled += 1;
+                self.report.moved |= !failed;
                 self.report.failed += u64::from(failed);
                 return;
             }
             Outcome::Yielded(progress) => {
+                self.report.moved = true;
                 item.progress = progress;
                 self.yielded.push(item);
                 return;

@@ -38,7 +38,7 @@ async fn drain_lanes(context: &Context, clients: &Arc<Clients>) -> Result<Round,
                 blocked = report.blocked.as_ref().map(|failure| failure.code.as_str()),
                 "lane drained"
             );
-            Ok(report)
+            Ok((lane, report))
         }
     });
     // Every lane is worked to its end before a fault of one of them is raised.

@@ -1,11 +1,14 @@
 //! Sums up what rounds of draining come to, and what a run's summary takes from them.
 
+use std::collections::BTreeMap;
+
 use uuid::Uuid;
 
 use super::outcome::RunSummary;
 use crate::{
     email::MailReport,
     failure::Failure,
+    lane::Lane,
     queue::{LaneReport, RunReport},
 };
 
@@ -32,10 +35,12 @@ pub struct Round {
     pub blocked: Vec<Failure>,
     /// Says what stopped the mails.
     pub post_blocked: Option<Failure>,
-    /// Lists what put data off without an attempt: it passes by itself.
-    pub setbacks: Vec<Failure>,
-    /// Lists what put mails off likewise.
-    pub mail_setbacks: Vec<Failure>,
+    /// Says of each lane of data whether it moved.
+    pub(super) lanes: BTreeMap<Lane, Movement>,
+    /// Counts the mails that left.
+    pub(super) mails_sent: u64,
+    /// Lists what put mails off without an attempt: it passes by itself.
+    pub(super) mail_setbacks: Vec<Failure>,
     /// Lists what kept a part of the work from beginning.
     pub faults: Vec<Failure>,
     pub out_of_time: bool,
@@ -43,10 +48,17 @@ pub struct Round {
     pub(super) stopped: bool,
 }
 
+/// Says whether a lane moved, and what put its items off without an attempt: it passes by itself.
+#[derive(Debug, Default)]
+pub(super) struct Movement {
+    moved: bool,
+    setbacks: Vec<Failure>,
+}
+
 impl Round {
-    pub(super) fn of_lanes(lanes: Vec<LaneReport>) -> Self {
+    pub(super) fn of_lanes(lanes: Vec<(Lane, LaneReport)>) -> Self {
         let mut all = Self::default();
-        for lane in lanes {
+        for (name, lane) in lanes {
             all.ended += lane.settled;
             all.failed += lane.failed;
             all.attempts_failed += lane.attempts_failed;
@@ -54,13 +66,26 @@ impl Round {
             all.out_of_time |= lane.out_of_time;
             all.stopped |= lane.stopped;
             all.blocked.extend(lane.blocked);
-            all.setbacks.extend(lane.setback);
+            let setbacks = lane.setback.into_iter().collect();
+            all.lanes.insert(name, Movement { moved: lane.moved, setbacks });
         }
         all
     }
 
     pub(super) fn fault(code: &str, message: String) -> Self {
         Self { faults: vec![Failure { code: code.into(), message }], ..Self::default() }
+    }
+
+    /// Lists what passes by itself, and yet let nothing through: a lane of data that did not move, mails of which none left.
+    pub fn standstills(&self) -> Vec<&Failure> {
+        let lanes = self.lanes.values().filter(|lane| !lane.moved).flat_map(|lane| &lane.setbacks);
+        let mut all: Vec<&Failure> = Vec::new();
+        for failure in lanes.chain(self.mail_setbacks.iter().filter(|_| self.mails_sent == 0)) {
+            if !all.contains(&failure) {
+                all.push(failure);
+            }
+        }
+        all
     }
 
     /// Takes another round in; the same trouble is told once.
@@ -72,18 +97,28 @@ impl Round {
         self.stopped |= other.stopped;
         for (all, new) in [
             (&mut self.blocked, other.blocked),
-            (&mut self.setbacks, other.setbacks),
             (&mut self.mail_setbacks, other.mail_setbacks),
             (&mut self.faults, other.faults),
             (&mut self.attempt_failures, other.attempt_failures),
         ] {
-            for failure in new {
-                if !all.contains(&failure) {
-                    all.push(failure);
-                }
-            }
+            add_new(all, new);
         }
+        for (name, lane) in other.lanes {
+            let all = self.lanes.entry(name).or_default();
+            all.moved |= lane.moved;
+            add_new(&mut all.setbacks, lane.setbacks);
+        }
+        self.mails_sent += other.mails_sent;
         self.post_blocked = other.post_blocked.or(self.post_blocked.take());
+    }
+}
+
+/// Adds what is not told yet.
+fn add_new(all: &mut Vec<Failure>, new: Vec<Failure>) {
+    for failure in new {
+        if !all.contains(&failure) {
+            all.push(failure);
+        }
     }
 }
 
@@ -91,6 +126,7 @@ impl From<MailReport> for Round {
     fn from(report: MailReport) -> Self {
         Self {
             ended: report.sent + report.skipped,
+            mails_sent: report.sent,
             failed: report.failed,
             attempts_failed: report.attempts_failed,
             attempt_failures: report.attempt_failure.into_iter().collect(),
@@ -117,26 +153,32 @@ impl RunSummary {
             ..Self::default()
         };
         let Some(report) = round.report else { return summary };
-        // Only what still keeps items of this run waiting is told. What passes is a notice where the run made progress
-        // all the same, and an error where it could do nothing.
+        // Only what still keeps items of this run waiting is told. What passes is a notice where the run and the lane
+        // made progress all the same, and an error where nothing could be read. What failed, or is not wanted any more, is
+        // no progress.
         let counts = &report.counts;
         if counts.queued > 0 {
             summary.blocked = round.blocked;
-            let moved = counts.done + counts.partial + counts.failed > 0;
-            let stood_still = !moved && counts.begun == 0 && round.out_of_time;
-            if stood_still && summary.blocked.is_empty() && round.setbacks.is_empty() {
+            let moved = counts.done + counts.partial > 0;
+            let stood_still = !moved && counts.failed == 0 && counts.begun == 0 && round.out_of_time;
+            let has_setback = round.lanes.values().any(|lane| !lane.setbacks.is_empty());
+            if stood_still && summary.blocked.is_empty() && !has_setback {
                 summary.blocked.push(Failure::new("no_time", NO_TIME));
             }
-            if moved { &mut summary.notices } else { &mut summary.blocked }.extend(round.setbacks);
+            for lane in round.lanes.into_values() {
+                let told = if moved && lane.moved { &mut summary.notices } else { &mut summary.blocked };
+                add_new(told, lane.setbacks);
+            }
         }
         if report.mails.values().any(|mails| mails.queued > 0) {
             summary.blocked.extend(round.post_blocked);
-            let moved = report.mails.values().any(|mails| mails.sent + mails.skipped + mails.failed > 0);
+            let ended = report.mails.values().any(|mails| mails.sent + mails.skipped + mails.failed > 0);
             let moved_data = counts.planned > counts.queued || counts.begun > 0;
-            let stood_still = !moved && !moved_data && round.out_of_time;
+            let stood_still = !ended && !moved_data && round.out_of_time;
             if stood_still && summary.blocked.is_empty() && round.mail_setbacks.is_empty() {
                 summary.blocked.push(Failure::new("no_time", NO_TIME_TO_SEND));
             }
+            let moved = report.mails.values().any(|mails| mails.sent > 0);
             if moved { &mut summary.notices } else { &mut summary.blocked }.extend(round.mail_setbacks);
         }
         summary.out_of_time |= report.unplanned > 0;

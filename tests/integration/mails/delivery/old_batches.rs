@@ -82,3 +82,26 @@ async fn a_changed_mail_that_is_refused_is_not_split() -> Result<()> {
     assert_each_once(&world, []);
     Ok(())
 }
+
+/// One sealed mail cannot be rendered any more: the others of its batch leave, or are known to have left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_that_cannot_be_rendered_again_is_lost_alone() -> Result<()> {
+    for (lost, accepted) in [(Fault::CutAfter, USERS), (Fault::CutBefore, USERS - 1)] {
+        let world = world_of(USERS).await?;
+        world.resend.faults().add(Rule::on(BATCH, lost).times(2));
+        drain(&world).await?;
+        world
+            .run("update jobs.email_deliveries set facts = '{\"first_name\": 5}' where address = 'user-2@example.test'")
+            .await?;
+        come_back(&world).await?;
+        let part = drain(&world).await?;
+        assert_eq!((&part["sent"], &part["errors"]), (&json!(USERS - 1), &json!(1)), "{part}");
+        assert_eq!(part["problems"][0]["code"], "unknown_outcome", "{part}");
+        let expected = [("sent".to_owned(), 4), ("unknown".to_owned(), 1)];
+        assert_eq!(states(&world).await?, expected.into());
+        let requests = requests(&world);
+        assert!(requests.iter().all(|request| key(request) == key(&requests[0])));
+        assert_eq!(world.resend.accepted().len(), accepted);
+    }
+    Ok(())
+}

@@ -146,3 +146,54 @@ async fn an_address_that_reads_like_our_fault_blocks_nothing() -> Result<()> {
     assert_eq!(states(&world).await?, expected.into());
     Ok(())
 }
+
+/// Somebody else's site answers in the mail service's place, with a redirect or a page: no mail is ever asked of it, so none
+/// becomes unknown, and the variable is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_where_somebody_else_answers_loses_no_mail() -> Result<()> {
+    let world = world_of(3).await?;
+    let html = || vec![("content-type".to_owned(), "text/html".to_owned())];
+    let moved = vec![("location".to_owned(), "https://elsewhere.example/".to_owned())];
+    let page = "<html><body>Connexion</body></html>".to_owned();
+    for answer in [
+        Fault::Answer { status: 302, headers: moved, body: String::new() },
+        Fault::Answer { status: 307, headers: html(), body: page.clone() },
+        Fault::Answer { status: 200, headers: html(), body: page },
+    ] {
+        world.resend.faults().add(Rule::on("", answer));
+        for _ in 0..2 {
+            come_back(&world).await?;
+            let part = drain(&world).await?;
+            assert_eq!((&part["sent"], &part["remaining"]), (&json!(0), &json!(3)), "{part}");
+            assert!(blocking(&part, "mail_address"), "{part}");
+            assert!(part.to_string().contains("RESEND_BASE_URL"), "{part}");
+        }
+        assert_eq!((states(&world).await?, attempts(&world).await?), (all("planned", 3), 0));
+        world.resend.faults().clear();
+    }
+    assert!(requests(&world).is_empty(), "nothing was asked of it");
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["errors"]), (&json!(3), &json!(0)), "{part}");
+    assert_all_sent(&world, 3).await
+}
+
+/// It answers in the mail service's place once a batch is under way: the batch keeps its key, and this counts no attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_in_answer_to_a_batch_counts_no_attempt() -> Result<()> {
+    let world = world_of(3).await?;
+    let answer = Fault::Answer { status: 200, headers: Vec::new(), body: "<html></html>".into() };
+    world.resend.faults().add(Rule::on(BATCH, answer));
+    for _ in 0..6 {
+        come_back(&world).await?;
+        let part = drain(&world).await?;
+        assert!(blocking(&part, "mail_address"), "{part}");
+    }
+    assert_eq!((states(&world).await?, attempts(&world).await?), (all("sealed", 3), 0));
+    world.resend.faults().clear();
+    come_back(&world).await?;
+    let part = drain(&world).await?;
+    assert_eq!((&part["sent"], &part["errors"]), (&json!(3), &json!(0)), "{part}");
+    let requests = requests(&world);
+    assert!(requests.iter().all(|request| key(request) == key(&requests[0])));
+    assert_all_sent(&world, 3).await
+}

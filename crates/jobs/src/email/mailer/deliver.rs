@@ -65,6 +65,11 @@ impl Mailer {
                 }
                 Sent::Refused(_) => return self.split(batch, deadline).await,
                 Sent::Blocked(failure) => return self.give_back_blocked(&batch, failure, deadline).await,
+                Sent::Foreign(failure) => {
+                    // It may have passed the request on: only the same key may ask again, and that is no attempt.
+                    batch.maybe_accepted = true;
+                    return self.give_back_blocked(&batch, failure, deadline).await;
+                }
                 Sent::RateLimited { wait, quota } => {
                     if let Some(report) = self.out_of_quota(&batch, quota, deadline).await? {
                         return Ok(report);
@@ -129,7 +134,7 @@ impl Mailer {
         deadline: &Deadline,
     ) -> Result<Option<MailReport>, SupabaseError> {
         let size = batch.mails.len() as u64;
-        let said = self.sender.allowance(&deadline.reserving(RESERVE)).await;
+        let said = self.sender.allowance(&deadline.reserving(RESERVE)).await.ok().flatten();
         let Some(allowance) = said.or_else(|| likely.then(|| Allowance::guessed(size / 2))) else {
             return Ok(None);
         };

@@ -45,25 +45,36 @@ impl Mailer {
     ) -> Result<MailReport, SupabaseError> {
         let age = mails.iter().filter_map(|mail| mail.age_seconds).max().unwrap_or_default();
         let mut rendered = Vec::with_capacity(mails.len());
-        let (mut matches_seal, mut attempts) = (true, 0);
+        let (mut matches_seal, mut attempts, mut lost) = (true, 0, Vec::new());
         for mail in &mails {
             attempts = attempts.max(mail.attempts);
             if let Ok(payload) = self.render_mail(mail) {
                 matches_seal &= mail.digest.as_deref() == Some(digest(&payload).as_str());
                 rendered.push(RenderedMail { delivery_id: mail.delivery_id, payload });
+            } else {
+                lost.push(unknown(mail.delivery_id));
             }
         }
+        matches_seal &= lost.is_empty();
         let mut batch =
             Batch { id: batch, claim, mails: rendered, attempts, maybe_accepted: true, matches_seal };
-        // The key is too old, or a mail cannot be rendered again: another request could send a second mail.
-        if age >= KEY_REMEMBERED.as_secs() || batch.mails.len() < mails.len() {
+        // The key is too old: another request could send a second mail.
+        if age >= KEY_REMEMBERED.as_secs() {
             batch.mails = mails
                 .iter()
                 .map(|mail| RenderedMail { delivery_id: mail.delivery_id, payload: Value::Null })
                 .collect();
             return self.settle(&batch, batch.all(unknown), deadline).await;
         }
-        self.deliver(batch, deadline).await
+        let mut report = MailReport::default();
+        // A mail that cannot be rendered again is lost alone: the key tells whether the others have left.
+        if !lost.is_empty() {
+            report = self.settle(&batch, lost, deadline).await?;
+        }
+        if !batch.mails.is_empty() {
+            report.add(self.deliver(batch, deadline).await?);
+        }
+        Ok(report)
     }
 
     /// Renders, seals and sends the mails that are still wanted, at most `reserved` of them.
