@@ -15,7 +15,7 @@ use crate::{
     chain::call_next_hop,
     email::MAIL_REFUSED,
     failure::Failure,
-    integrations::{TOKEN_UNREADABLE, is_the_users_to_mend},
+    integrations::{TOKEN_UNREADABLE, is_a_providers_own, is_the_users_to_mend},
     ping::{Signal, ping},
     providers::OUTAGE,
     schedule::Task,
@@ -126,7 +126,7 @@ fn trouble(outcome: &TaskOutcome) -> Option<String> {
     }
 }
 
-/// Errors of a run that only the users they hit can mend.
+/// Counts errors of a run that nobody who runs the deployment can mend.
 fn for_users(run: &RunSummary) -> u64 {
     let of = |is: &dyn Fn(&str) -> bool| -> u64 {
         let counted = run.troubles.iter().filter(|failure| failure.code.as_deref().is_some_and(is));
@@ -135,14 +135,19 @@ fn for_users(run: &RunSummary) -> u64 {
     // A token that cannot be read is its user's own, unless that of most is: then ENCRYPTION_KEY has changed.
     let unread = of(&|code| code == TOKEN_UNREADABLE);
     let settled = run.worked() + run.counts.failed;
-    let is_single = unread * 100 <= settled * u64::from(OUTAGE.percent);
+    let are_single = |count: u64| count * 100 <= settled * u64::from(OUTAGE.percent);
+    // Nor is a provider's own failure with single accounts: the next sync reads them again.
+    let passing = of(&is_a_providers_own);
     // So is an address that the mail service does not take, unless it takes almost none: then it is what we write.
     let of_mails = run.mails.values().flat_map(|mails| &mails.errors);
     let refused: u64 =
         of_mails.filter(|failure| failure.code.as_deref() == Some(MAIL_REFUSED)).map(|one| one.count).sum();
     let are_few = refused < u64::from(OUTAGE.least)
         || refused * 100 <= (run.sent() + refused) * u64::from(OUTAGE.percent);
-    of(&is_the_users_to_mend) + if is_single { unread } else { 0 } + if are_few { refused } else { 0 }
+    of(&is_the_users_to_mend)
+        + if are_single(unread) { unread } else { 0 }
+        + if are_single(passing) { passing } else { 0 }
+        + if are_few { refused } else { 0 }
 }
 
 fn summary(outcome: &TaskOutcome) -> String {

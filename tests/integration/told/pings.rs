@@ -79,6 +79,27 @@ async fn a_token_that_cannot_be_read_is_its_users_unless_most_are() -> Result<()
     Ok(())
 }
 
+/// A provider that fails with one account of several pages nobody; one that fails with most of them does.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_by_itself_with_one_account_pages_nobody() -> Result<()> {
+    for (broken, expected) in [(1, "POST /sync: "), (2, "POST /sync/fail: ")] {
+        let mut world = World::new().await?;
+        let monitor = monitor().await?;
+        world.set("PING_URL_SYNC_INTEGRATIONS", &format!("{}/sync", monitor.url()));
+        for account in ["acct_odd", "acct_one", "acct_two"] {
+            world.stripe_user(account).await?;
+        }
+        // No list of balance transactions: the item is given up, the next sync reads it again.
+        let no_list = Fault::json(200, &json!({}));
+        world.stripe.faults().add(Rule::on("/v1/balance_transactions", no_list).times(broken));
+        let answer = world.post("sync-integrations", "").await?;
+        assert_eq!(answer["errors"], json!(broken), "{answer}");
+        let told = heard(&monitor);
+        assert!(told.len() == 2 && told[1].starts_with(expected), "{told:?}");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_monitor_that_is_not_there_changes_nothing_and_its_address_is_in_no_log() -> Result<()> {
     let mut world = World::new().await?;

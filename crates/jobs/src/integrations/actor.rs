@@ -75,6 +75,11 @@ pub fn is_the_users_to_mend(code: &str) -> bool {
     matches!(who_acts(code), Actor::User { .. })
 }
 
+/// Returns whether a provider has failed for one account, which passes by itself and is nobody's to mend.
+pub fn is_a_providers_own(code: &str) -> bool {
+    who_acts(code) == Actor::Nobody && code != "database"
+}
+
 /// Returns the codes that only one user can mend.
 pub fn users_codes() -> Vec<&'static str> {
     codes(|actor| matches!(actor, Actor::User { .. }))

@@ -20,7 +20,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 pub use self::{
-    actor::{TOKEN_UNREADABLE, is_the_users_to_mend, remedy, users_codes},
+    actor::{TOKEN_UNREADABLE, is_a_providers_own, is_the_users_to_mend, remedy, users_codes},
     settings::IntegrationsConfig,
     worker::SyncWorker,
 };
