@@ -98,6 +98,8 @@ select '00000000-0000-4000-8000-000000000007', 'shopify', (88000 + n)::text, 'at
 from generate_series(1, 4) n;
 insert into jobs.integration_transactions (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency)
 select '00000000-0000-4000-8000-000000000007', 'stripe', 'txn_old' || n, case n when 3 then 'acct_essai' else 'acct_7' end, 'payment', $now - make_interval(months => n), 45000, 'EUR' from generate_series(1, 3) n;
+-- Seen on its day: the page is of an instant, whenever it is drawn.
+update jobs.integration_transactions set first_seen_at = coalesce(occurred_at, $now) where user_id = '00000000-0000-4000-8000-000000000007';
 insert into public.ca_records (user_id, year, month, activity_type, amount_eur, source, external_id, metadata)
 select '00000000-0000-4000-8000-000000000007', extract(year from at), extract(month from at), 'Prestation de services', 450 * (n + 1), 'auto_sync', to_char(at, 'YYYY-MM') || '/x', '{"status": "complete"}'
 from generate_series(0, 2) n, lateral (select $now - make_interval(months => n) as at) x;

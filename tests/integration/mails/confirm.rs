@@ -94,7 +94,8 @@ async fn one_click_settles_every_month_and_another_takes_it_back() -> Result<()>
             "novembre 2026",
             "2 500,00 €",
             "1 500,00 €",
-            "tous les mois, y compris à venir",
+            "<option value=\"\">tous les mois</option>",
+            "comprend ceux à venir",
         ],
     );
     assert_eq!(page.text.matches("<button").count(), 2);

@@ -20,6 +20,7 @@ mod layout;
 mod marketing;
 mod palette;
 mod recap;
+mod recap_words;
 mod reminder;
 mod retraction;
 #[cfg(test)]
@@ -100,7 +101,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
                 .missing(uncounted, unread, *partial)
                 .maybe_twice(*maybe_twice)
                 .passed_on(*passed_on)
-                .year(month.year(), year.as_deref().unwrap_or_default(), *created)
+                .year(year.as_deref().unwrap_or_default(), *created, mixed)
                 .contradicting(*contradiction)
                 .confirmed(mixed, *verdict)
                 .activities(activities)

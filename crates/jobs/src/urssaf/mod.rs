@@ -30,7 +30,7 @@ pub use self::declarations::{monthly_due, quarterly_due};
 pub use self::figures::{exceeding_floor, floor};
 pub use self::news::{ConsequenceNews, ToldConsequence};
 pub use self::passing::{Outlook, Passed};
-pub use self::progress::{Progress, by_category, progress, without_repetition};
+pub use self::progress::{Progress, VatPassed, by_category, progress, vat_passed, without_repetition};
 pub use self::rates::{Category, RATES_KNOWN_UNTIL, Rate, RowRate, acre_end, row_rates};
 pub use self::verdict::{Before, Gap, Micro, State, Vat, Verdict};
 

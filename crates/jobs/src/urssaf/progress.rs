@@ -3,7 +3,7 @@
 use chrono::NaiveDate;
 
 use super::books::{ActivitySum, cents};
-use super::figures::Bucket;
+use super::figures::{Bucket, Regime};
 use super::{Category, Threshold};
 
 /// Holds a year's turnover against one ceiling. Cents.
@@ -23,11 +23,9 @@ pub struct Progress {
 pub fn progress(sums: &[ActivitySum], created: Option<NaiveDate>, year: i32) -> Vec<Progress> {
     let of = |threshold: Threshold| {
         let ceiling = threshold.ceiling(year, created)?;
-        let counted = sums.iter().filter(|sum| threshold.bucket().counts(&sum.activity));
-        let turnover = cents(counted.map(|sum| i128::from(sum.typed) + i128::from(sum.imported)).sum());
         Some(Progress {
             threshold,
-            turnover,
+            turnover: cents(turnover(sums, threshold.bucket())),
             ceiling: ceiling.value(),
             full_year_ceiling: ceiling.full_year(),
         })
@@ -38,6 +36,41 @@ pub fn progress(sums: &[ActivitySum], created: Option<NaiveDate>, year: i32) -> 
         .filter_map(of)
         .filter(|progress| progress.turnover != 0);
     if sums.is_empty() { Vec::new() } else { total.chain(services).collect() }
+}
+
+fn turnover(sums: &[ActivitySum], bucket: Bucket) -> i128 {
+    let counted = sums.iter().filter(|sum| bucket.counts(&sum.activity));
+    counted.map(|sum| i128::from(sum.typed) + i128::from(sum.imported)).sum()
+}
+
+/// Says which of the two thresholds of VAT a year's turnover has passed for certain.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum VatPassed {
+    /// VAT is due from 1 January of the next year, where it is not due already (see [`verdict`](super::verdict)).
+    Base,
+    /// VAT is due since the day on which the threshold was passed, where it was not due before.
+    Increased,
+}
+
+/// Returns the higher threshold of VAT that a year has passed by itself, whatever the years before it were. `twice` is
+/// what may be in the sums a second time, in cents: it does not count.
+pub fn vat_passed(
+    sums: &[ActivitySum],
+    twice: i64,
+    created: Option<NaiveDate>,
+    year: i32,
+) -> Option<VatPassed> {
+    let is_passed = |threshold: &Threshold| {
+        let certain = turnover(sums, threshold.bucket()) - i128::from(twice);
+        threshold.ceiling(year, created).is_some_and(|ceiling| ceiling.is_crossed(certain, 100))
+    };
+    let passes = |regime| {
+        Threshold::ALL.into_iter().filter(|threshold| threshold.regime() == regime).any(|of| is_passed(&of))
+    };
+    if passes(Regime::VatIncreased) {
+        return Some(VatPassed::Increased);
+    }
+    passes(Regime::VatBase).then_some(VatPassed::Base)
 }
 
 /// Leaves out what tells no more than the lower ceiling of services does: the ceilings of all turnover, where there is none
@@ -102,6 +135,28 @@ mod tests {
         assert_eq!(told(&[sum("services", 500_000, 0), sum("Vente", 1, 0)]).len(), 4);
         assert_eq!(told(&[sum("services", 500_000, 0), sum("autre", 1, 0)]).len(), 4, "it may be anything");
         assert_eq!(told(&[sum("Vente", 1, 0)]), [Threshold::MicroTotal, Threshold::VatBaseTotal]);
+    }
+
+    /// 37 500,00 is not above it, nor is what may be there twice; services and all turnover have their own.
+    #[test]
+    fn vat_follows_from_what_is_certain() {
+        let services = |cents| vec![sum("services", 0, cents)];
+        let passed = |sums: &[ActivitySum], twice| vat_passed(sums, twice, None, 2026);
+        assert_eq!(passed(&services(3_750_000), 0), None);
+        assert_eq!(passed(&services(3_750_001), 0), Some(VatPassed::Base));
+        assert_eq!(passed(&services(4_125_000), 0), Some(VatPassed::Base));
+        assert_eq!(passed(&services(4_125_001), 0), Some(VatPassed::Increased));
+        assert_eq!(passed(&services(4_125_001), 1), Some(VatPassed::Base));
+        assert_eq!(passed(&services(4_125_001), 375_001), None);
+        assert_eq!(passed(&[sum("Vente", 4_500_000, 4_000_000)], 0), None);
+        assert_eq!(passed(&[sum("Vente", 4_500_000, 4_000_001)], 0), Some(VatPassed::Base));
+        assert_eq!(vat_passed(&services(9_000_000), 0, None, 2022), None, "no ceilings are known");
+        let created = NaiveDate::from_ymd_opt(2026, 10, 1);
+        assert_eq!(
+            vat_passed(&services(1_000_000), 0, created, 2026),
+            Some(VatPassed::Base),
+            "a quarter of each"
+        );
     }
 
     #[test]

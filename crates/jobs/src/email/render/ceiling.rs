@@ -1,4 +1,4 @@
-//! Draws a year's turnover against its ceilings, the nearest first.
+//! Draws a year's turnover against its ceilings, the nearest first, and says when VAT is due by it.
 
 use std::cmp::Reverse;
 
@@ -9,7 +9,7 @@ use super::{
     consequence::Limit,
     french::{euros, per_mille, percent, round_euros},
 };
-use crate::urssaf::{ActivitySum, Progress, progress, without_repetition};
+use crate::urssaf::{ActivitySum, Progress, VatPassed, progress, vat_passed, without_repetition};
 
 /// Represents a year's turnover against one ceiling.
 pub(super) struct Ceiling {
@@ -65,6 +65,27 @@ impl Ceiling {
             near: reached >= 800,
         }
     }
+}
+
+/// Says that VAT is due by a year's own turnover, of which `twice` cents may be there twice. What the years before made due
+/// is not known here: it is not denied.
+pub(super) fn vat_due(
+    sums: &[ActivitySum],
+    twice: i64,
+    created: Option<NaiveDate>,
+    year: i32,
+) -> Option<String> {
+    let (limit, due) = match vat_passed(sums, twice, created, year)? {
+        VatPassed::Increased => (
+            "Le seuil majoré de TVA est dépassé",
+            "si la TVA n’était pas due avant, elle l’est depuis le jour de ce dépassement".to_owned(),
+        ),
+        VatPassed::Base => (
+            "Le seuil de franchise de TVA est dépassé",
+            format!("si la TVA n’est pas due avant, elle l’est à partir du 1er\u{a0}janvier {}", year + 1),
+        ),
+    };
+    Some(format!("{limit} : {due}, sauf activité exonérée ou seuil propre."))
 }
 
 #[cfg(test)]

@@ -16,8 +16,10 @@ use crate::{
 /// Says that turnover is declared without VAT by whoever charges it: the rule `dirigeant . auto-entrepreneur .
 /// chiffre d'affaires` of mon-entreprise.urssaf.fr takes "recettes (hors taxe)". What is imported is what customers paid.
 const WITHOUT_VAT: &str = "Si vous êtes redevable de la TVA, déclarez les montants hors TVA : les encaissements importés \
-                           sont comptés ici tels que vos clients les ont payés, et la TVA à reverser n’est pas dans ce \
-                           qu’il faut mettre de côté.";
+                           sont comptés ici tels que vos clients les ont payés";
+
+/// Goes on where the mail says what to put aside.
+const NOR_PUT_ASIDE: &str = ", et la TVA à reverser n’est pas dans ce qu’il faut mettre de côté";
 
 /// Holds what a reminder says of a declaration. It is empty where there is nothing to declare, or
 /// nothing is known.
@@ -70,7 +72,9 @@ impl Declaration {
             ..Self::of(month, &aside)
         };
         let mut said = said.with_unknown(books, of_the_month.unknown, of_the_quarter.unknown);
-        said.caveats.extend(books.iter().any(|row| row.quarter > 0).then(|| WITHOUT_VAT.to_owned()));
+        let aside = if said.aside.is_empty() { "" } else { NOR_PUT_ASIDE };
+        said.caveats
+            .extend(books.iter().any(|row| row.quarter > 0).then(|| format!("{WITHOUT_VAT}{aside}.")));
         said
     }
 
@@ -319,11 +323,14 @@ mod tests {
     #[test]
     fn turnover_is_declared_without_vat() {
         let november = Month::new(2026, 11).unwrap();
-        let of = |quarter| {
-            Declaration::new(november, &[row("services", 0, 0, quarter)], TaxProfile::default()).caveats
+        let of = |month, quarter| {
+            Declaration::new(november, &[row("services", month, 0, quarter)], TaxProfile::default()).caveats
         };
-        assert_eq!(of(30_000).last().unwrap(), WITHOUT_VAT, "turnover of October is declared by the quarter");
-        assert!(of(0).is_empty() && !of(-100).contains(&WITHOUT_VAT.to_owned()));
+        let (declared, both) = (format!("{WITHOUT_VAT}."), format!("{WITHOUT_VAT}{NOR_PUT_ASIDE}."));
+        assert_eq!(of(0, 30_000).last(), Some(&declared), "turnover of October is declared by the quarter");
+        assert_eq!(of(20_000, 30_000).last(), Some(&both), "there is something to put aside");
+        let says_so = |caveat: &String| caveat.starts_with(WITHOUT_VAT);
+        assert!(of(0, 0).is_empty() && !of(0, -100).iter().any(says_so));
     }
 
     #[test]

@@ -5,11 +5,11 @@ use chrono::{DateTime, NaiveDate, Utc};
 
 use super::{
     alert_remarks::{assumed_activities, contradicted},
-    ceiling::Ceiling,
+    ceiling::{Ceiling, vat_due},
     foreign::unlinked,
     frame::{Frame, Headline, Mail},
     french::{self, date_and_time, euros, list, of_month, round_euros},
-    incomplete, retraction,
+    incomplete, recap_words, retraction,
     twice::{Remark, Twice, converted},
 };
 use crate::{
@@ -47,6 +47,8 @@ pub(super) struct View {
     /// Lists the year's turnover by category: what it is, how much.
     categories: Vec<(&'static str, String)>,
     ceilings: Vec<Ceiling>,
+    /// Says that VAT is due by the year's turnover.
+    vat_due: Option<String>,
     /// Holds what was imported for the month, by activity.
     activities: Vec<(&'static str, String)>,
     /// Holds what of them is above zero, as it is declared: "Prestations de services : 300 €".
@@ -91,6 +93,7 @@ impl View {
             year: month.year(),
             categories: Vec::new(),
             ceilings: Vec::new(),
+            vat_due: None,
             activities: Vec::new(),
             above_zero: Vec::new(),
             ahead: None,
@@ -101,8 +104,17 @@ impl View {
         }
     }
 
-    /// Shows the whole year, too.
-    pub(super) fn year(mut self, year: i32, sums: &[ActivitySum], created: Option<NaiveDate>) -> Self {
+    /// Shows the whole year, too, of which `mixed` may be there twice.
+    pub(super) fn year(
+        mut self,
+        sums: &[ActivitySum],
+        created: Option<NaiveDate>,
+        mixed: &[MonthTwice],
+    ) -> Self {
+        let year = self.year;
+        let counted = mixed.iter().filter(|mixed| mixed.month <= self.of);
+        let twice = counted.map(|mixed| mixed.typed.min(mixed.imported).max(0)).fold(0, i64::saturating_add);
+        self.vat_due = vat_due(sums, twice, created, year);
         let categories = by_category(sums);
         let liberal = categories.iter().any(|(category, _)| category.is_some_and(Category::is_liberal));
         self.categories =
@@ -173,51 +185,13 @@ impl View {
 
     /// Returns what to declare where more was paid back than cashed: the title and the words.
     fn negative(&self) -> Option<(&'static str, String)> {
-        if self.cents >= 0 {
-            return None;
-        }
-        let title = if self.provisional_at.is_some() {
-            "Le total du mois est négatif pour l’instant"
-        } else {
-            "Le total du mois est négatif"
-        };
-        let (monthly, quarterly) = if self.above_zero.is_empty() {
-            (
-                "déclarez 0 € si vous n’avez rien encaissé par ailleurs".to_owned(),
-                "seule la somme du trimestre compte",
-            )
-        } else {
-            let each = "chaque activité se déclare à part, et celle dont le montant est négatif à 0 €";
-            (
-                format!("{each} ({})", list(&self.above_zero)),
-                "seule la somme du trimestre compte, par activité",
-            )
-        };
-        let words = format!(
-            "Les remboursements dépassent les encaissements. Un montant négatif ne se déclare pas : si vous déclarez chaque \
-             mois, {monthly} ; si vous déclarez chaque trimestre, {quarterly}. En cas de doute, demandez à l’Urssaf."
-        );
-        Some((title, words))
+        (self.cents < 0).then(|| recap_words::negative(self.provisional_at.is_some(), &self.above_zero))
     }
 
     /// Returns what to declare where nothing was sold, as far as is known: the title and the words.
     fn nothing_to_declare(&self) -> Option<(&'static str, &'static str)> {
-        if self.cents != 0 || self.typed.is_some() || self.incomplete() {
-            return None;
-        }
-        Some(match self.provisional_at {
-            None => (
-                "Rien à déclarer pour ce mois, d’après vos imports",
-                "Si vous n’avez rien encaissé par ailleurs, déclarez 0 € : un mois sans chiffre d’affaires se déclare \
-                 aussi. Si vous déclarez chaque trimestre, c’est le total du trimestre qui se déclare.",
-            ),
-            Some(_) => (
-                "Rien à déclarer pour l’instant, d’après vos imports",
-                "Le mois n’est pas terminé : ce qui s’y ajoute se déclarera. Si vous n’avez rien encaissé par ailleurs, \
-                 déclarez 0 €, à condition que rien ne s’y ajoute : un mois sans chiffre d’affaires se déclare aussi. Si \
-                 vous déclarez chaque trimestre, c’est le total du trimestre qui se déclare.",
-            ),
-        })
+        let is_nothing = self.cents == 0 && self.typed.is_none() && !self.incomplete();
+        is_nothing.then(|| recap_words::nothing(self.provisional_at.is_some()))
     }
 
     pub(super) fn provisional(mut self, at: Option<DateTime<Utc>>) -> Self {

@@ -5,7 +5,7 @@ use crate::{
         ActivityTotal, ActivityTurnover, AlertRemarks, Assumed, BooksVerdict, Definitive, Facts,
         IncompleteMonth, MonthTwice, SourceTotal, Uncounted, UnreadSource,
         render::{Branding, Links, Promo, Rendered, render},
-        samples::{HOSTILE, branding, mails, samples, story},
+        samples::{HOSTILE, StoryPage, branding, mails, samples, story},
     },
     mail_kind::MailKind,
     schedule::Month,
@@ -132,6 +132,27 @@ fn a_year_of_mails() {
         None => format!("{}  ({})", page.day, page.event),
     });
     insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"));
+}
+
+/// The recaps after 27 October and after 12 November, the days on which the thresholds of VAT are passed, say so. What was
+/// typed by mistake in September was corrected before its recap.
+#[test]
+fn a_recap_says_that_vat_is_due() {
+    let recaps = story().unwrap().into_iter().filter(|page| page.event == "Le dernier jour du mois.");
+    let said = |page: StoryPage| {
+        let mail = page.mail.unwrap();
+        let due = ["elle l’est à partir du 1er janvier 2027", "elle l’est depuis le jour de ce dépassement"];
+        let found = [words(&mail.html), mail.text].map(|part| {
+            let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
+            due.map(|due| part.contains(due))
+        });
+        assert_eq!(found[0], found[1], "both parts say the same on {}", page.day);
+        (page.day.to_string(), found[0])
+    };
+    let found: Vec<_> = recaps.map(said).filter(|(_, found)| *found != [false; 2]).collect();
+    let expected =
+        [("2026-10-31", [true, false]), ("2026-11-30", [false, true]), ("2026-12-31", [false, true])];
+    assert_eq!(found, expected.map(|(day, found)| (day.to_owned(), found)));
 }
 
 #[test]
@@ -410,12 +431,12 @@ fn each_activity_is_declared_by_itself() {
 #[test]
 fn a_month_that_is_not_over_has_nothing_to_declare_for_the_moment() {
     let mut facts = sample("recap-nothing");
-    assert!(parts(&facts).iter().all(|part| part.contains("Rien à déclarer pour ce mois")));
+    assert!(parts(&facts).iter().all(|part| part.contains("0 € à déclarer pour ce mois")));
     if let Facts::MonthlyRecap { provisional_at, .. } = &mut facts {
         *provisional_at = Some("2026-11-30T06:05:00Z".parse().unwrap());
     }
     for part in parts(&facts) {
-        assert!(part.contains("Rien à déclarer pour l’instant"), "{part}");
+        assert!(part.contains("0 € à déclarer pour l’instant"), "{part}");
         assert!(part.contains("que rien ne s’y ajoute"), "{part}");
     }
 }
