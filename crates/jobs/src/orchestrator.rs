@@ -136,7 +136,8 @@ fn for_users(run: &RunSummary) -> u64 {
     let unread = of(&|code| code == TOKEN_UNREADABLE);
     let settled = run.worked() + run.counts.failed;
     let are_single = |count: u64| count * 100 <= settled * u64::from(OUTAGE.percent);
-    // Nor is a provider's own failure with single accounts: the next sync reads them again.
+    // Nor is a provider's own failure with single accounts, as long as others of it are read: the next sync reads them
+    // again.
     let passing = of(&is_a_providers_own);
     // So is an address that the mail service does not take, unless it takes almost none: then it is what we write.
     let of_mails = run.mails.values().flat_map(|mails| &mails.errors);
@@ -146,7 +147,7 @@ fn for_users(run: &RunSummary) -> u64 {
         || refused * 100 <= (run.sent() + refused) * u64::from(OUTAGE.percent);
     of(&is_the_users_to_mend)
         + if are_single(unread) { unread } else { 0 }
-        + if are_single(passing) { passing } else { 0 }
+        + if are_single(passing) && !run.only_failed { passing } else { 0 }
         + if are_few { refused } else { 0 }
 }
 

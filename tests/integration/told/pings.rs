@@ -100,6 +100,24 @@ async fn what_passes_by_itself_with_one_account_pages_nobody() -> Result<()> {
     Ok(())
 }
 
+/// A provider that fails with each of its accounts pages somebody, however many of the other's are read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_fails_with_all_of_its_accounts_is_told() -> Result<()> {
+    let mut world = World::new().await?;
+    let monitor = monitor().await?;
+    world.set("PING_URL_SYNC_INTEGRATIONS", &format!("{}/sync", monitor.url()));
+    world.stripe_user("acct_odd").await?;
+    for shop in ["one.myshopify.com", "two.myshopify.com"] {
+        world.shopify_user(shop).await?;
+    }
+    world.stripe.faults().add(Rule::on("/v1/balance_transactions", Fault::json(200, &json!({}))));
+    let answer = world.post("sync-integrations", "").await?;
+    assert_eq!((&answer["errors"], &answer["resultsTotal"]), (&json!(1), &json!(3)), "{answer}");
+    let told = heard(&monitor);
+    assert!(told.len() == 2 && told[1].starts_with("POST /sync/fail: "), "{told:?}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_monitor_that_is_not_there_changes_nothing_and_its_address_is_in_no_log() -> Result<()> {
     let mut world = World::new().await?;

@@ -102,6 +102,8 @@ pub struct RunSummary {
     pub notices: Vec<Failure>,
     pub results: Vec<Box<RawValue>>,
     pub results_total: u64,
+    /// A lane of data moved nothing: all that was tried there has failed.
+    pub only_failed: bool,
     /// Counts alerts that were found and are not planned yet.
     pub unplanned: u64,
     /// Counts its mails, by lane.

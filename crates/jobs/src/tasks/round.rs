@@ -52,6 +52,8 @@ pub struct Round {
 #[derive(Debug, Default)]
 pub(super) struct Movement {
     moved: bool,
+    /// Items of it have failed, or will be tried again after an attempt that failed.
+    failed: bool,
     setbacks: Vec<Failure>,
 }
 
@@ -66,8 +68,9 @@ impl Round {
             all.out_of_time |= lane.out_of_time;
             all.stopped |= lane.stopped;
             all.blocked.extend(lane.blocked);
+            let failed = lane.failed + lane.attempts_failed > 0;
             let setbacks = lane.setback.into_iter().collect();
-            all.lanes.insert(name, Movement { moved: lane.moved, setbacks });
+            all.lanes.insert(name, Movement { moved: lane.moved, failed, setbacks });
         }
         all
     }
@@ -106,6 +109,7 @@ impl Round {
         for (name, lane) in other.lanes {
             let all = self.lanes.entry(name).or_default();
             all.moved |= lane.moved;
+            all.failed |= lane.failed;
             add_new(&mut all.setbacks, lane.setbacks);
         }
         self.mails_sent += other.mails_sent;
@@ -157,6 +161,7 @@ impl RunSummary {
         // made progress all the same, and an error where nothing could be read. What failed, or is not wanted any more, is
         // no progress.
         let counts = &report.counts;
+        summary.only_failed = round.lanes.values().any(|lane| lane.failed && !lane.moved);
         if counts.queued > 0 {
             summary.blocked = round.blocked;
             let moved = counts.done + counts.partial > 0;

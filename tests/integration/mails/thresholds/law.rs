@@ -98,7 +98,7 @@ async fn what_began_years_ago_did_not_begin_anew() -> Result<()> {
         &regime,
         &[
             "Vous ne relevez plus du régime micro-entreprise depuis le 1er janvier 2026 : le plafond a été dépassé deux \
-             années de suite, en 2024 et en 2025. Le plafond a encore été dépassé en 2026.",
+             années de suite, en 2024 et en 2025. Le plafond a encore été dépassé en 2026, d’après vos enregistrements.",
             "Vous êtes redevable de la TVA depuis 2025, car le seuil majoré a été dépassé en février 2025",
         ],
     );
@@ -106,7 +106,7 @@ async fn what_began_years_ago_did_not_begin_anew() -> Result<()> {
         &read(&world, "base"),
         &[
             "Vous êtes redevable de la TVA depuis le 1er janvier 2026, car le seuil de franchise a été dépassé en 2025",
-            "Le seuil de franchise a encore été dépassé en 2026.",
+            "Le seuil de franchise a encore été dépassé en 2026, d’après vos enregistrements.",
         ],
     );
     says(&read(&world, "increased"), &["depuis 2025, car le seuil majoré a été dépassé en juin 2025"]);

@@ -101,7 +101,9 @@ pub(super) fn vat(state: &State, on: Occasion) -> Words {
     let cause = vat_cause(certain).filter(|_| distinct.is_none());
     let again = cause.and_then(|year| again("Le seuil de franchise", year, on));
     let reduced = reduced(state, "ce seuil", |verdict, year| vat_cause(verdict.vat) == Some(year));
-    let regained = state.regained.then(|| {
+    // Not beside the day on which VAT became due again.
+    let is_due_again = matches!(certain, Vat::Next { from, .. } if on.as_of >= from);
+    let regained = (state.regained && !is_due_again).then(|| {
         format!(
             "Vous étiez redevable de la TVA en {} : comme le seuil de franchise n’y a pas été dépassé, d’après vos \
              enregistrements, la franchise s’applique de nouveau depuis le {}, sauf option pour la TVA.",
@@ -191,7 +193,8 @@ fn vat_clause(vat: Vat, on: Occasion) -> String {
 /// Returns the sentence that a limit was passed again, where what follows began before the year before.
 fn again(limit: &str, last: i32, on: Occasion) -> Option<String> {
     let years: Vec<String> = (last + 1..on.year).map(|year| format!("en {year}")).collect();
-    (!years.is_empty()).then(|| format!("{limit} a encore été dépassé {}.", list(&years)))
+    (!years.is_empty())
+        .then(|| format!("{limit} a encore été dépassé {}, d’après vos enregistrements.", list(&years)))
 }
 
 /// Returns the earlier year in which VAT became due, or that made it due.

@@ -73,8 +73,12 @@ impl Declaration {
         };
         let mut said = said.with_unknown(books, of_the_month.unknown, of_the_quarter.unknown);
         let aside = if said.aside.is_empty() { "" } else { NOR_PUT_ASIDE };
-        said.caveats
-            .extend(books.iter().any(|row| row.quarter > 0).then(|| format!("{WITHOUT_VAT}{aside}.")));
+        said.caveats.extend(
+            books
+                .iter()
+                .any(|row| row.quarter > 0 || row.typed.saturating_add(row.imported) > 0)
+                .then(|| format!("{WITHOUT_VAT}{aside}.")),
+        );
         said
     }
 
