@@ -348,7 +348,7 @@ language sql stable set search_path = '' as $$
     select min(s.month) from (
         select make_date(r.year, r.month, 1) as month from public.ca_records r
         where r.user_id = p_user_id and r.year between extract(year from p_created) - 3 and extract(year from p_created)
-        group by r.year, r.month having sum(r.amount_eur) > 0) s
+        group by r.year, r.month having sum(r.amount_eur) > 0 and sum(r.amount_eur) <> 'NaN') s
     where s.month < date_trunc('month', p_created);
 $$;
 

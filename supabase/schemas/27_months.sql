@@ -19,7 +19,7 @@ $$;
 -- Money that the figure of a user's month lacks, or may lack: what is_uncounted names, of the accounts whose books have the
 -- month (movements_in_books), but for what another row explains. One row explains one:
 --   a refund a dispute that was prevented, by order and amount;
---   a movement at Stripe a payment that only an order tells, by amount and day, where no tender is left for it.
+--   a movement at Stripe a payment that only an order tells, by amount, within an hour, where no tender is left for it.
 create function jobs.uncounted_movements(p_user_id uuid, p_month date) returns setof jobs.integration_transactions
 language plpgsql stable set search_path = '' set enable_nestloop = off set jit = off as $$
 declare
@@ -55,31 +55,34 @@ begin
         where has_unlisted and s.user_id = p_user_id and s.provider = 'shopify' and s.kind = 'payment' and n !~ '^gid:'
     ), at_stripe as materialized (
         select t.external_id, t.refs, t.kind, t.currency, t.amount_minor,
-            (coalesce(t.listed_at, t.occurred_at) at time zone 'Europe/Paris')::date as day
-        -- A debit counts later than its day.
+            coalesce(t.listed_at, t.occurred_at) as at
+        -- A debit counts later than it was sent.
         from jobs.movements_in_books(p_user_id, array[p_month, (p_month + interval '1 month')::date,
             (p_month + interval '2 months')::date]) t
         where has_unlisted and t.provider = 'stripe' and t.kind in ('payment', 'refund')
-            and (t.excluded is null or t.excluded in ('pending', 'failed'))
+            and (t.excluded is null or t.excluded = 'pending')
     ), named as materialized (
         select distinct t.external_id from (
             select p.external_id, unnest(p.refs) as name from at_stripe p where p.kind = 'payment') t join names using (name)
     ), free as materialized (
-        select t.currency, t.amount_minor, t.day, count(*) as n
+        select t.currency, t.amount_minor, t.at
         from at_stripe t where not exists (select from named x where x.external_id = t.external_id)
-        group by 1, 2, 3
-    ), in_shop as materialized (        -- what the list has, and names no charge, comes first
-        select t.external_id, t.currency, t.amount_minor, t.day, row_number() over (
-            partition by t.currency, t.amount_minor, t.day order by t.kind = 'unlisted_payment', t.external_id) as nth
-        from (
-            select t.external_id, t.kind, t.currency, t.amount_minor, t.excluded,
-                (t.occurred_at at time zone 'Europe/Paris')::date as day
-            from jobs.movements_in_books(p_user_id, array[p_month]) t
-            where has_unlisted and t.provider = 'shopify' and (t.excluded = 'unlisted_payment'
-                or t.excluded is null and t.method is distinct from 'cash' and (t.kind = 'refund'
-                    or t.kind = 'payment' and not exists (select from unnest(t.refs) r where r !~ '^gid:')))) t
+    ), in_shop as materialized (        -- an order's own, and what the list has without the name of a charge
+        select t.external_id, t.excluded is not null as is_unlisted, t.currency, t.amount_minor, t.occurred_at as at
+        from jobs.movements_in_books(p_user_id, array[p_month]) t
+        where has_unlisted and t.provider = 'shopify' and (t.excluded = 'unlisted_payment'
+            or t.excluded is null and t.method is distinct from 'cash' and (t.kind = 'refund'
+                or t.kind = 'payment' and not exists (select from unnest(t.refs) r where r !~ '^gid:')))
+    ), waiting as materialized (        -- each with how many are to be explained up to it: the list's come first
+        select u.external_id, u.at, currency, amount_minor, count(*) as place
+        from in_shop u join in_shop s using (currency, amount_minor)
+        where u.is_unlisted and s.at between u.at - interval '1 hour' and u.at + interval '1 hour'
+            and (not s.is_unlisted or s.external_id <= u.external_id)
+        group by 1, 2, 3, 4
     ), listed as (
-        select s.external_id from in_shop s join free f using (currency, amount_minor, day) where s.nth <= f.n
+        select w.external_id from waiting w join free f using (currency, amount_minor)
+        where f.at between w.at - interval '1 hour' and w.at + interval '1 hour'
+        group by w.external_id, w.place having count(*) >= w.place
     ), explained as (
         select external_id from paid_back union select external_id from listed
     )
@@ -93,7 +96,8 @@ end $$;
 --   pending: a payment that is still on its way, where the month is over
 --   platform_reversal: what a platform took back of a payment, where it is no fee of hers: all of it, or a part of one of
 --     which she had an application fee
---   refund_of_unknown_sale: a refund of an order whose payment was never read, or of no order any more beside one at Stripe
+--   refund_of_unknown_sale: a refund of an order of which a payment was never read, or is told by the order alone and Stripe's
+--     refunds do not explain it; or of no order any more beside one at Stripe
 --     of the same amount and day: Stripe may report it, too
 --   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount, or the same of the
 --     buyer's money, on the same day or within an hour; of a debit, on the day on which it was sent, or counts
@@ -199,12 +203,23 @@ begin
             select a.kind, a.external_id from asked a join told p using (kind, money, day)
             where a.day <> a.own_day
                 and p.at between a.occurred_at - interval '1 hour' and a.occurred_at + interval '1 hour'
+        ), of_orders as materialized (
+            select t.external_id, o from found t cross join unnest(t.refs) o where t.kind = 'refund'
+        ), sold as materialized (
+            select distinct p.kind = 'unlisted_payment' as is_unlisted, o
+            from jobs.integration_transactions p cross join unnest(p.refs) o
+            where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0 and exists (select from of_orders)
+        ), listed_sales as (
+            select o from sold where not is_unlisted
+        ), unlisted_sales as (
+            select o from sold where is_unlisted
         ), flaws as (
             select 'refund_of_unknown_sale' as reason, (select count(*) from (
-                select o from found t cross join unnest(t.refs) o where t.kind = 'refund'
-                except   -- not by loops: see movements_reported_twice
-                select o from jobs.integration_transactions p cross join unnest(p.refs) o
-                where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0) r)
+                (select o from of_orders except select o from listed_sales)      -- not by loops: see movements_reported_twice
+                union
+                select o from of_orders join unlisted_sales using (o)
+                where external_id not in (select w.external_id
+                    from jobs.movements_reported_twice(p_user_id, array[p_month], true) w)) r)
                 + (select count(*) from doubted d where d.kind = 'refund') as n
             union all
             select 'maybe_twice', count(*) from doubted d where d.kind = 'payment'

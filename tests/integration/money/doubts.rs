@@ -178,6 +178,55 @@ async fn a_payment_that_stripe_counts_is_not_missing() -> Result<()> {
     Ok(())
 }
 
+/// An order was paid through Stripe without a tender, alone or beside one, and is paid back there, too. Nothing in the shop
+/// names the charge, so both refunds come off: which is said, for it is not known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_of_a_payment_that_only_an_order_tells_is_said() -> Result<()> {
+    let (sold, returned) = (at("2026-11-10T09:00:00Z"), at("2026-11-12T09:00:00Z"));
+    for beside in [false, true] {
+        let (mut world, user) = both().await?;
+        let mut order = Tender::new(sold, "40.0", "EUR").unlisted();
+        if beside {
+            let first = world.stripe.payment(ACCOUNT, at("2026-11-10T07:00:00Z"), 6_000, "eur");
+            let first = Tender::new(at("2026-11-10T07:00:00Z"), "60.0", "EUR").reference(&first.charge);
+            order = order.same_order(&world.shopify.tender(SHOP, first));
+        }
+        let order = world.shopify.tender(SHOP, order);
+        let paid = world.stripe.payment(ACCOUNT, sold, 4_000, "eur");
+        sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+        assert_eq!(flaws(&world, user, "2026-11").await?, json!({}), "{beside}: Stripe counts the payment");
+        world.stripe.refund(ACCOUNT, &paid.charge, returned, 4_000);
+        world.shopify.refund(SHOP, &order, returned, "40.0");
+        world.post("sync-integrations", "days=30").await?;
+        assert_eq!(flaws(&world, user, "2026-11").await?, json!({"refund_of_unknown_sale": 1}), "{beside}");
+    }
+    Ok(())
+}
+
+/// What agrees in amount and day and lies hours apart is another sale: the order's payment is missing. Nor does a debit that
+/// failed explain one.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_sale_of_the_day_explains_no_missing_payment() -> Result<()> {
+    let sold = at("2026-11-10T09:00:00Z");
+    for (when, fails, expected) in [
+        ("2026-11-10T09:20:00Z", false, json!({})),
+        ("2026-11-10T14:00:00Z", false, json!({"unlisted_payment": 1})),
+        ("2026-11-10T09:00:00Z", true, json!({"unlisted_payment": 1})),
+    ] {
+        let (mut world, user) = both().await?;
+        world.shopify.tender(SHOP, Tender::new(sold, "40.0", "EUR").unlisted());
+        if fails {
+            let debit = world.stripe.debit(ACCOUNT, at(when), 4_000, at("2026-11-16T09:00:00Z"));
+            world.stripe.fail_debit(ACCOUNT, &debit, at("2026-11-14T09:00:00Z"));
+        } else {
+            world.stripe.payment(ACCOUNT, at(when), 4_000, "eur");
+        }
+        sync_at(&mut world, "2026-11-18T12:10:00Z").await?;
+        assert_eq!(flaws(&world, user, "2026-11").await?, expected, "{when} {fails}");
+    }
+    Ok(())
+}
+
 /// A refund through Stripe whose order is gone in the shop: by the name of its charge it is Stripe's; without a name it may
 /// be, and that is said.
 #[tokio::test(flavor = "multi_thread")]
