@@ -26,8 +26,8 @@ use crate::schedule::Month;
 #[cfg(test)]
 mod tests;
 
-/// So many years before decide about a year at most, where nothing went on for longer.
-const YEARS_OF_A_DOUBT: i32 = 2;
+/// Of so many years before the books are known: what goes on may have begun then.
+const YEARS_OF_A_DOUBT: i32 = 4;
 
 /// A business that says when it began may take in nothing for so many months at first.
 const QUIET_MONTHS: u32 = 2;
@@ -42,7 +42,8 @@ pub struct State {
     /// Is the year of creation, where its limits are reduced to its days.
     #[serde(default)]
     pub reduced: Option<i32>,
-    /// Is the last year, up to the one that is asked about, with months that may be there twice.
+    /// Is a year with months that may be there twice, up to the one that is asked about: the last one whose limits
+    /// depend on them, or else the last one.
     #[serde(default)]
     pub doubtful: Option<i32>,
     /// VAT was due in the year before, which did not exceed the base threshold: the franchise applies again.
@@ -142,7 +143,15 @@ pub(super) fn state(months: &Months<'_>, year: i32, asks: &mut Vec<Month>) -> St
     let is_doubtful = |year: &i32| {
         [Bucket::Total, Bucket::Services].into_iter().any(|bucket| months.year(*year, bucket).twice > 0)
     };
-    let doubtful = (year - YEARS_OF_A_DOUBT..=year).rev().find(is_doubtful);
+    let years = || (year - YEARS_OF_A_DOUBT..=year).rev().filter(is_doubtful);
+    let decides = |of: &i32| {
+        let reads = |reading| {
+            let judge = Judge { months, year, reading, asks: &mut Vec::new() };
+            [Regime::VatBase, Regime::VatIncreased, Regime::Micro].map(|regime| judge.exceeds(*of, regime))
+        };
+        reads(Reading::Same) != reads(Reading::Distinct)
+    };
+    let doubtful = years().find(decides).or_else(|| years().next());
     State { certain, if_distinct: (distinct != certain).then_some(distinct), reduced, doubtful, regained }
 }
 

@@ -186,6 +186,11 @@ fn the_year_of_creation_is_known_where_its_limits_are_reduced() {
 #[case(&[("2024-05", 100, 100), ("2026-05", 0, 100)], Some(2024))]
 #[case(&[("2025-05", 100, 100), ("2026-05", 100, 100)], Some(2026))]
 #[case(&[("2025-05", 100, 0), ("2025-06", 0, 100), ("2026-05", 100, -100)], None)]
+// The year whose doubt decides goes before a later one.
+#[case(&[("2025-05", 3_000_000, 1_000_000), ("2026-05", 100, 100)], Some(2025))]
+#[case(&[("2024-05", 7_000_000, 1_000_000), ("2025-05", 7_800_000, 0), ("2026-05", 100, 100)], Some(2024))]
+#[case(&[("2023-05", 3_000_000, 1_000_000), ("2024-05", 3_900_000, 0), ("2025-05", 3_900_000, 0)], Some(2023))]
+#[case(&[("2025-05", 3_000_000, 1_000_000), ("2026-05", 3_000_000, 1_000_000)], Some(2026))]
 fn the_doubt_lies_in_a_year(#[case] rows: &[(&str, i64, i64)], #[case] expected: Option<i32>) {
     let rows: Vec<_> =
         rows.iter().map(|&(month, typed, imported)| (month, SERVICES, typed, imported)).collect();
