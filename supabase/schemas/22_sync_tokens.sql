@@ -64,10 +64,13 @@ begin
         if s.account is not null and s.first_month is not null then
             insert into jobs.former_accounts as k (user_id, provider, account, activity, first_month, counted, covered,
                 last_success_to, replaced_at, left_out, activity_said_by, counted_before)
-            -- Until the month in which the other account was seen, which is none before this one was last read.
+            -- Until the month in which the other account was connected, as far as that is believed (see first_month), which
+            -- is none before this one was last read.
             select t.user_id, t.provider, s.account, s.activity, s.first_month, s.counted * m.until, s.covered,
                 s.last_success_to, r.at, s.left_out, s.activity_said_by, s.counted_before * m.until
-            from (select greatest(s.claimed_at, s.last_success_to, s.first_month::timestamp at time zone 'Europe/Paris') as at) r
+            from (select greatest(case when t.connected_at between s.claimed_at - interval '31 days' and s.claimed_at
+                    then t.connected_at else s.claimed_at end,
+                s.last_success_to, s.first_month::timestamp at time zone 'Europe/Paris') as at) r
             cross join lateral (select datemultirange(daterange(null, (date_trunc('month', r.at at time zone 'Europe/Paris')
                 + interval '1 month')::date)) as until) m
             on conflict (user_id, provider, account) do update set

@@ -2,9 +2,11 @@
 
 mod accounts;
 mod changes;
+mod connections;
 mod debits;
 mod doubts;
 mod histories;
+mod odd_rows;
 mod reach;
 mod refunds;
 mod replayed;

@@ -270,7 +270,7 @@ impl Reader<'_> {
             }
             (Access::Shopify { shop, token }, List::Disputes) => {
                 let disputes =
-                    self.clients.shopify.dispute_page(shop, token, window, after, deadline).await?;
+                    self.clients.shopify.dispute_page(shop, token, window, after, self.now, deadline).await?;
                 Ok(match disputes {
                     Disputes::Page(page) => page,
                     Disputes::NotAvailable => {

@@ -2,7 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use chrono::{DateTime, TimeDelta, Utc};
+
 use super::{Movement, OrderPayment, Provider, ProviderError, RefusedReason};
+
+/// Dates may lie so far after the end of what was asked for.
+const CLOCKS_DIFFER: TimeDelta = TimeDelta::days(1);
 
 /// Represents one page of a provider's list.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -24,21 +29,34 @@ impl Page {
         *self.unknown.entry(source_kind.to_owned()).or_default() += 1;
     }
 
-    /// Adds a movement. The same row again is one movement; another row under the same id is an answer that
-    /// cannot be trusted.
-    pub(super) fn add(
-        &mut self,
-        seen: &mut HashMap<String, usize>,
-        movement: Movement,
-    ) -> Result<(), RefusedReason> {
+    /// Adds a movement. The same row again is one movement; of another row under the same id nobody knows which is true:
+    /// it is kept, and does not count.
+    pub(super) fn add(&mut self, seen: &mut HashMap<String, usize>, movement: Movement) {
         match seen.get(&movement.external_id) {
             None => {
                 seen.insert(movement.external_id.clone(), self.movements.len());
                 self.movements.push(movement);
-                Ok(())
             }
-            Some(&first) if self.movements[first] == movement => Ok(()),
-            Some(_) => Err(RefusedReason::InvalidAnswer("two rows with one id")),
+            Some(&first) if self.movements[first] == movement => {}
+            Some(&first) => {
+                let contradicted = self.movements[first].clone().contradicted();
+                if self.movements[first].source_kind != contradicted.source_kind {
+                    self.note_unknown(&contradicted.source_kind);
+                }
+                self.movements[first] = contradicted;
+            }
+        }
+    }
+
+    /// Forgets the dates of what a list that ends at `listed` shows more than a day later, and of what would count as late
+    /// after `counted`: they cannot be true, and a month in which nobody looks would have the money.
+    pub(super) fn forget_dates_after(&mut self, listed: DateTime<Utc>, counted: DateTime<Utc>) {
+        let is_true = |end: DateTime<Utc>, at: &DateTime<Utc>| *at <= end + CLOCKS_DIFFER;
+        for movement in &mut self.movements {
+            if movement.listed_at.is_some_and(|at| !is_true(listed, &at)) {
+                (movement.listed_at, movement.occurred_at) = (None, None);
+            }
+            movement.occurred_at = movement.occurred_at.filter(|at| is_true(counted, at));
         }
     }
 }
@@ -86,11 +104,39 @@ mod tests {
     #[test]
     fn one_id_is_one_movement() {
         let (mut page, mut seen) = (Page::default(), HashMap::new());
-        page.add(&mut seen, movement("a", 1)).unwrap();
-        page.add(&mut seen, movement("b", 1)).unwrap();
-        page.add(&mut seen, movement("a", 1)).unwrap();
-        assert_eq!(page.movements.len(), 2);
-        assert!(page.add(&mut seen, movement("b", 2)).is_err());
+        for (id, amount_minor) in [("a", 1), ("b", 1), ("a", 1)] {
+            page.add(&mut seen, movement(id, amount_minor));
+        }
+        assert_eq!((page.movements.len(), page.unknown.len()), (2, 0));
+        for amount_minor in [2, 1, 3] {
+            page.add(&mut seen, movement("b", amount_minor));
+            let kept = &page.movements[1];
+            assert_eq!((kept.kind, kept.amount_minor), (MovementKind::Unknown, None));
+            assert_eq!(kept.original.as_ref().unwrap().amount.as_deref(), Some("1"));
+        }
+        assert_eq!((page.movements.len(), page.unknown["two_rows_with_one_id"]), (2, 1));
+        assert_eq!(page.movements[0], movement("a", 1));
+    }
+
+    #[test]
+    fn a_date_that_cannot_be_true_is_none() {
+        let at = |days| DateTime::UNIX_EPOCH + TimeDelta::days(days);
+        let dated = |listed, counted| Movement {
+            listed_at: Some(at(listed)),
+            occurred_at: Some(at(counted)),
+            ..movement("a", 1)
+        };
+        for (listed, counted, expected) in [
+            (1, 1, (Some(at(1)), Some(at(1)))),
+            (1, 9, (Some(at(1)), Some(at(9)))),
+            (3, 10, (Some(at(3)), Some(at(10)))),
+            (1, 11, (Some(at(1)), None)),
+            (4, 4, (None, None)),
+        ] {
+            let mut page = Page { movements: vec![dated(listed, counted)], ..Page::default() };
+            page.forget_dates_after(at(2), at(9));
+            assert_eq!((page.movements[0].listed_at, page.movements[0].occurred_at), expected);
+        }
     }
 
     #[test]

@@ -259,6 +259,11 @@ impl StandIn {
         }
     }
 
+    /// Shows other values in some fields of an object from now on, also such as the schema has not; an empty object ends it.
+    pub fn show(&self, domain: &str, id: &str, fields: serde_json::Value) {
+        self.state().shop(domain).oddities.insert(id.to_owned(), fields);
+    }
+
     /// Puts a dispute in and returns its `gid://shopify/ShopifyPaymentsDispute/…`.
     pub fn dispute(&self, domain: &str, dispute: Dispute) -> String {
         let mut state = self.state();

@@ -39,7 +39,10 @@ pub(super) fn run(
     drop(root);
     let Notes { errors: ours, searches, cost } = notes.into_inner();
     let errors = response.errors.into_iter().map(|error| with_code(error, &ours)).collect();
-    let data = response.data.map(|data| json!(data));
+    let mut data = response.data.map(|data| json!(data));
+    if let Some(data) = &mut data {
+        shop.show(data);
+    }
     Ok(Outcome { data, errors, searches, cost })
 }
 

@@ -176,7 +176,9 @@ impl ShopifyClient {
         let data = self.page(access, documents::TENDER_TRANSACTIONS, MOVEMENTS, &query, cursor).await?;
         let tenders = Tenders::read(data).map_err(refused)?;
         let orders = self.orders(access, tenders.orders_to_ask().map_err(refused)?).await?;
-        tenders.settle(cursor, &orders).map_err(refused)
+        let mut page = tenders.settle(cursor, &orders).map_err(refused)?;
+        page.forget_dates_after(window.to, window.to);
+        Ok(page)
     }
 
     /// Reads one page of the disputes that may be of interest within `window`, each with its state.
@@ -189,6 +191,7 @@ impl ShopifyClient {
         token: &SecretString,
         window: Window,
         cursor: Option<&str>,
+        now: DateTime<Utc>,
         deadline: &Deadline,
     ) -> Result<Disputes, ProviderError> {
         let access = Access { shop, token, deadline };
@@ -201,7 +204,9 @@ impl ShopifyClient {
         };
         let disputes = DisputePage::read(data).map_err(refused)?;
         let orders = self.orders(access, disputes.orders_to_ask().map_err(refused)?).await?;
-        disputes.settle(cursor, &orders).map(Disputes::Page).map_err(refused)
+        let mut page = disputes.settle(cursor, &orders).map_err(refused)?;
+        page.forget_dates_after(window.to, now);
+        Ok(Disputes::Page(page))
     }
 
     /// Reads one page of the shop's orders that were paid within `window`: what they say was paid until `now`.

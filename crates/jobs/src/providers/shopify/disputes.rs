@@ -15,9 +15,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::orders::{self, Orders};
-use super::wire::{self, Money, Order, PageInfo, Priced, Shop, gid, shape};
+use super::wire::{self, Money, Order, PageInfo, Priced, Shop, row_id, shape};
 use crate::money::MinorAmount;
-use crate::providers::movement::word;
+use crate::providers::movement::{DISPUTE_WITHOUT_ID, word};
 use crate::providers::{Movement, MovementKind, Page, RefusedReason};
 use crate::schedule::Window;
 
@@ -90,7 +90,14 @@ impl<'a> Dispute<'a> {
         };
         let state = (!status.is_empty()).then(|| word(status).to_lowercase());
         let order = Order::read(&node["order"]);
-        Some(gid(&node["id"]).map(|id| Self { node, id, kind, source_kind, state, order }))
+        Some(row_id(node).map(|(id, has_id)| {
+            let (kind, source_kind) = if has_id {
+                (kind, source_kind)
+            } else {
+                (MovementKind::Unknown, DISPUTE_WITHOUT_ID.to_owned())
+            };
+            Self { node, id, kind, source_kind, state, order }
+        }))
     }
 
     /// Is priced as the payment that it takes back: that is what the order knows in both
@@ -159,7 +166,7 @@ impl DisputePage {
             if dispute.kind == MovementKind::Unknown {
                 page.note_unknown(&dispute.source_kind);
             }
-            page.add(&mut seen, dispute.movement(orders, &self.shop))?;
+            page.add(&mut seen, dispute.movement(orders, &self.shop));
         }
         if let Some(connection) = self.connection {
             page.next = connection.page_info.next(after)?;
@@ -284,6 +291,14 @@ mod tests {
     }
 
     #[test]
+    fn a_dispute_without_an_id_is_kept() {
+        let mut lost = dispute("CHARGEBACK", "LOST", Some("2026-11-05"));
+        lost["id"] = Value::Null;
+        let kept = read(&lost).unwrap().movements.remove(0);
+        assert_eq!((kept.kind, kept.source_kind.as_str()), (MovementKind::Unknown, DISPUTE_WITHOUT_ID));
+    }
+
+    #[test]
     fn a_shop_without_shopify_payments_has_no_disputes() {
         let data = json!({"shop": {"currencyCode": "EUR"}, "shopifyPaymentsAccount": null});
         let page = DisputePage::read(data).unwrap().settle(None, &Orders::default()).unwrap();
@@ -319,7 +334,8 @@ mod tests {
             if let Ok(page) = disputes.settle(after.as_deref(), &Orders::default()) {
                 for loss in page.movements {
                     prop_assert!(loss.amount_minor.is_none_or(|amount| amount <= 0));
-                    prop_assert!(loss.external_id.starts_with("gid://shopify/"));
+                    let is_named = loss.external_id.starts_with("gid://shopify/");
+                    prop_assert!(is_named || (loss.kind, loss.source_kind.as_str()) == (MovementKind::Unknown, DISPUTE_WITHOUT_ID));
                 }
                 prop_assert!(page.next.is_none() || page.next != after);
             }

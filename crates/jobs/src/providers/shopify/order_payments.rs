@@ -42,7 +42,9 @@ pub(super) struct OrderPage {
 impl OrderPage {
     pub(super) fn read(data: Value) -> Result<Self, RefusedReason> {
         let Data { orders: Connection { nodes, page_info } } = shape(data, "orders")?;
-        if nodes.iter().any(|node| gid(&node["id"]).is_err() || !node["transactions"].is_array()) {
+        // One that cannot be read is compared with nothing; where none can, they are no orders.
+        let is_order = |node: &&Value| gid(&node["id"]).is_some() && node["transactions"].is_array();
+        if !nodes.is_empty() && !nodes.iter().any(|node| is_order(&node)) {
             return Err(RefusedReason::InvalidAnswer("orders"));
         }
         let mut orders = Orders::default();
@@ -167,6 +169,16 @@ mod tests {
         more.add(json!({"nodes": [{"id": ORDER, "transactions": all}]}), 25).unwrap();
         let page = page.settle(None, november(), more, at("2026-11-20T00:00:00Z")).unwrap();
         assert_eq!(page.order_payments.len(), 4);
+    }
+
+    #[test]
+    fn an_order_that_cannot_be_read_costs_the_others_nothing() {
+        let mut orders = data(&[transaction(1, "SALE", "20.0")]);
+        let nodes = orders["orders"]["nodes"].as_array_mut().unwrap();
+        nodes.extend([Value::Null, json!({"id": ORDER}), json!({"id": "1", "transactions": []})]);
+        let page = OrderPage::read(orders).unwrap();
+        let page = page.settle(None, november(), Orders::default(), at("2026-11-20T00:00:00Z")).unwrap();
+        assert_eq!(page.order_payments.len(), 1);
     }
 
     #[rstest]

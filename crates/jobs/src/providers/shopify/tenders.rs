@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::orders::{self, Orders};
-use super::wire::{Money, Order, PageInfo, Priced, Shop, gid, instant, shape};
-use crate::providers::movement::{is_payment_reference, word};
+use super::wire::{Money, Order, PageInfo, Priced, Shop, instant, row_id, shape};
+use crate::providers::movement::{NO_ID, is_payment_reference, word};
 use crate::providers::{Movement, MovementKind, Page, RefusedReason};
 
 #[derive(Deserialize)]
@@ -29,18 +29,19 @@ struct Connection {
 struct Tender<'a> {
     node: &'a Value,
     id: String,
+    has_id: bool,
     processed_at: Option<DateTime<Utc>>,
     order: Option<Order>,
 }
 
 impl<'a> Tender<'a> {
-    /// Reads a row; `None` for a test of the shop's; an error for what has no id, and so is no row.
+    /// Reads a row; `None` for a test of the shop's; an error for what is no row.
     fn read(node: &'a Value) -> Option<Result<Self, RefusedReason>> {
         if node["test"] == true {
             return None;
         }
         let (processed_at, order) = (instant(&node["processedAt"]), Order::read(&node["order"]));
-        Some(gid(&node["id"]).map(|id| Self { node, id, processed_at, order }))
+        Some(row_id(node).map(|(id, has_id)| Self { node, id, has_id, processed_at, order }))
     }
 
     fn priced(&self) -> Option<Priced<'_>> {
@@ -53,17 +54,23 @@ impl<'a> Tender<'a> {
         let settled = self.priced().map(|priced| orders.settle(&priced, shop));
         let is_back = as_read.amount.as_deref().is_some_and(|amount| amount.trim_start().starts_with('-'));
         let kind = match self.node["test"].as_bool() {
-            // Whether it is money at all is not told.
+            // Whether it is money at all is not told, or which movement it is.
             None => MovementKind::Unknown,
+            Some(_) if !self.has_id => MovementKind::Unknown,
             Some(_) if is_back => MovementKind::Refund,
             Some(_) => MovementKind::Payment,
         };
-        let references = self.node["remoteReference"].as_str().filter(|text| is_payment_reference(text));
+        let source_kind = match kind {
+            MovementKind::Unknown if !self.has_id => NO_ID,
+            MovementKind::Unknown => "tender_without_test",
+            _ => "tender",
+        };
+        let references = self.node["remoteReference"].as_str().map(str::trim);
+        let references = references.filter(|text| is_payment_reference(text));
         Movement {
             external_id: self.id.clone(),
             kind,
-            source_kind: if kind == MovementKind::Unknown { "tender_without_test" } else { "tender" }
-                .to_owned(),
+            source_kind: source_kind.to_owned(),
             state: None,
             method: self.node["paymentMethod"].as_str().map(word),
             occurred_at: self.processed_at,
@@ -111,7 +118,7 @@ impl Tenders {
             if movement.kind == MovementKind::Unknown {
                 page.note_unknown(&movement.source_kind);
             }
-            page.add(&mut seen, movement)?;
+            page.add(&mut seen, movement);
         }
         page.next = self.0.tender_transactions.page_info.next(after)?;
         Ok(page)
@@ -126,6 +133,7 @@ mod tests {
 
     use super::*;
     use crate::damage::damaged;
+    use crate::providers::shopify::wire::gid;
 
     fn tender(number: u32, amount: &str, currency: &str) -> Value {
         json!({
@@ -210,9 +218,19 @@ mod tests {
     #[rstest]
     #[case(Value::Null)]
     #[case(json!("1"))]
-    fn a_row_without_an_id_stops_the_page(#[case] id: Value) {
-        let result = read(&[tender(7, "1", "EUR"), with("id", id)]);
-        assert!(matches!(result, Err(RefusedReason::InvalidAnswer(_))), "{result:?}");
+    #[case(json!("gid://shopify/TenderTransaction/1\u{0}"))]
+    fn a_row_without_an_id_costs_nobody_else_anything(#[case] id: Value) {
+        let page = read(&[tender(7, "1", "EUR"), with("id", id)]).unwrap();
+        let [sound, odd] = &page.movements[..] else { panic!("{page:?}") };
+        assert_eq!((sound.kind, sound.amount_minor), (MovementKind::Payment, Some(100)));
+        assert_eq!((odd.kind, odd.source_kind.as_str()), (MovementKind::Unknown, NO_ID));
+        assert_eq!(read(&[Value::Null]), Err(RefusedReason::InvalidAnswer("id")));
+    }
+
+    #[test]
+    fn a_reference_in_spaces_is_a_reference() {
+        let kept = read(&[with("remoteReference", " ch_1\n".into())]).unwrap().movements.remove(0);
+        assert_eq!(kept.references, ["ch_1", "gid://shopify/Order/1"]);
     }
 
     #[rstest]
@@ -222,6 +240,7 @@ mod tests {
     #[case("amount", Value::Null)]
     #[case("amount", json!({"amount": "1e9", "currencyCode": "EUR"}))]
     #[case("amount", json!({"amount": "99999999999999999999", "currencyCode": "EUR"}))]
+    #[case("amount", json!({"amount": "100000000.01", "currencyCode": "EUR"}))]
     #[case("amount", json!({"amount": "45.455", "currencyCode": "EUR"}))]
     #[case("amount", json!({"amount": "1.00", "currencyCode": "USDC"}))]
     #[case("amount", json!({"amount": "1.00"}))]
@@ -274,10 +293,15 @@ mod tests {
                 return Ok(());
             };
             let real = nodes.iter().filter(|node| node["test"] != true);
-            let ids: std::collections::BTreeSet<_> = real.map(|node| node["id"].as_str().unwrap()).collect();
+            let key = |node: &Value| gid(&node["id"]).unwrap_or_else(|| node.to_string());
+            let ids: std::collections::BTreeSet<_> = real.map(key).collect();
             prop_assert_eq!(page.movements.len(), ids.len());
             for movement in &page.movements {
-                let node = nodes.iter().find(|node| node["id"] == movement.external_id.as_str()).unwrap();
+                let node = nodes.iter().find(|node| node["id"] == movement.external_id.as_str());
+                let Some(node) = node else {
+                    prop_assert_eq!(movement.source_kind.as_str(), NO_ID);
+                    continue;
+                };
                 let Some(minor) = movement.amount_minor else { continue };
                 let currency: crate::money::Currency = movement.currency.as_deref().unwrap().parse().unwrap();
                 let amount = rust_decimal::Decimal::new(minor, currency.exponent());

@@ -23,8 +23,8 @@ pub(super) fn payment(order: &str, transaction: &Value) -> Option<OrderPayment> 
     let amount = Money(&transaction["amountSet"]["shopMoney"]).parse()?;
     let size = amount.minor().checked_abs().filter(|minor| *minor > 0)?;
     Some(OrderPayment {
-        order: gid(&Value::from(order)).ok()?,
-        id: gid(&transaction["id"]).ok()?,
+        order: gid(&Value::from(order))?,
+        id: gid(&transaction["id"])?,
         at: instant(&transaction["processedAt"])?,
         amount_minor: sign * size,
         currency: amount.currency().to_string(),

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::money::{Currency, MinorAmount};
+use crate::providers::movement::{is_credible, kept_id, unnamed};
 use crate::providers::{Original, RefusedReason};
 
 /// Represents `MoneyV2`: the amount is a decimal string; a JSON number would have been a float.
@@ -22,7 +23,8 @@ impl Money<'_> {
     /// [`CurrencyCode`]: https://shopify.dev/docs/api/admin-graphql/latest/enums/CurrencyCode
     pub(super) fn parse(self) -> Option<MinorAmount> {
         let currency: Currency = self.0["currencyCode"].as_str()?.parse().ok()?;
-        MinorAmount::from_decimal_str(self.0["amount"].as_str()?, currency).ok()
+        let amount = MinorAmount::from_decimal_str(self.0["amount"].as_str()?, currency).ok()?;
+        is_credible(amount).then_some(amount)
     }
 
     /// Returns what stands there.
@@ -63,7 +65,7 @@ pub(super) struct Order {
 
 impl Order {
     pub(super) fn read(order: &Value) -> Option<Self> {
-        let id = gid(&order["id"]).ok()?;
+        let id = gid(&order["id"])?;
         Some(Self { id, currency_code: order["currencyCode"].as_str().and_then(|code| code.parse().ok()) })
     }
 }
@@ -95,9 +97,17 @@ pub(super) fn shape<T: DeserializeOwned>(data: Value, part: &'static str) -> Res
 
 /// Returns a global id such as `gid://shopify/TenderTransaction/1`: it is stable, and of one type
 /// for ever.
-pub(super) fn gid(id: &Value) -> Result<String, RefusedReason> {
-    let known = id.as_str().filter(|id| id.starts_with("gid://shopify/") && id.len() <= 255);
-    known.map(str::to_owned).ok_or(RefusedReason::InvalidAnswer("id"))
+pub(super) fn gid(id: &Value) -> Option<String> {
+    kept_id(id).filter(|id| id.starts_with("gid://shopify/")).map(str::to_owned)
+}
+
+/// Returns what a row is kept under, and whether that is its own id; an error for what is no row.
+pub(super) fn row_id(node: &Value) -> Result<(String, bool), RefusedReason> {
+    match gid(&node["id"]) {
+        Some(id) => Ok((id, true)),
+        None if node["amount"].is_object() => Ok((unnamed(node), false)),
+        None => Err(RefusedReason::InvalidAnswer("id")),
+    }
 }
 
 /// Reads an instant as Shopify writes it.

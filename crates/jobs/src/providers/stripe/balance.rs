@@ -1,7 +1,7 @@
 //! From balance transactions to movements. Pure.
 //!
 //! What a row means is told by its `reporting_category` ([Reporting categories]). A row that cannot be understood is
-//! kept as it was read; only a page that is no list, or a row without an id, is refused.
+//! kept as it was read, without an id or a category, too; only a page that is no list of rows is refused.
 //!
 //! [Reporting categories]: https://docs.stripe.com/reports/reporting-categories
 
@@ -13,7 +13,11 @@ use serde::de::{DeserializeSeed, Deserializer, Error};
 use serde_json::Value;
 
 use super::categories::{holds_turnover, kind_of};
-use crate::providers::movement::{Original, is_application_fee, is_payment_reference, is_transfer, word};
+use crate::money::{Currency, MinorAmount};
+use crate::providers::movement::{
+    NO_ID, Original, is_application_fee, is_credible, is_payment_reference, is_transfer, kept_id, unnamed,
+    word,
+};
 use crate::providers::picked::Picked::{self, Fields, Whole};
 use crate::providers::{Movement, MovementKind, Page, RefusedReason};
 
@@ -76,16 +80,18 @@ pub(super) fn page(body: &[u8], cursor: Option<&str>) -> Result<Page, RefusedRea
     let mut last_id = None;
     for row in list.data {
         let movement = movement(&row)?;
-        if cursor == Some(movement.external_id.as_str()) {
-            return Err(RefusedReason::EndlessPages);
+        if let Some(id) = kept_id(&row["id"]) {
+            if cursor == Some(id) {
+                return Err(RefusedReason::EndlessPages);
+            }
+            last_id = Some(id.to_owned());
         }
-        last_id = Some(movement.external_id.clone());
         match movement.kind {
             MovementKind::NoTurnover => continue,
             MovementKind::Unknown => page.note_unknown(&movement.source_kind),
             _ => {}
         }
-        page.add(&mut seen, movement)?;
+        page.add(&mut seen, movement);
     }
     if list.has_more {
         page.next = Some(last_id.ok_or(RefusedReason::EndlessPages)?);
@@ -100,14 +106,21 @@ pub(super) fn single(body: &[u8]) -> Result<Movement, RefusedReason> {
 }
 
 fn movement(row: &Value) -> Result<Movement, RefusedReason> {
-    let external_id = row["id"].as_str().filter(|id| !id.is_empty() && id.len() <= 255);
-    let external_id = external_id.ok_or(RefusedReason::InvalidAnswer("id"))?.to_owned();
-    // Without one it is no balance transaction.
+    let external_id = kept_id(&row["id"]);
+    if external_id.is_none() && row["amount"].is_null() && row["created"].is_null() {
+        return Err(RefusedReason::InvalidAnswer("id"));
+    }
     let category = row["reporting_category"].as_str().filter(|name| !name.is_empty());
-    let category = category.ok_or(RefusedReason::InvalidAnswer("reporting_category"))?;
-    let balance = row["balance_type"].as_str();
+    let category = category.unwrap_or("row_without_category");
+    let balance = match &row["balance_type"] {
+        Value::Null => None,
+        told => Some(told.as_str().unwrap_or("?")),
+    };
     let source = &row["source"];
     let (mut kind, mut source_kind) = (kind_of(category), word(category));
+    if external_id.is_none() && kind != MovementKind::NoTurnover {
+        (kind, source_kind) = (MovementKind::Unknown, NO_ID.to_owned());
+    }
     if !matches!(kind, MovementKind::NoTurnover | MovementKind::Unknown) && !holds_turnover(balance, kind) {
         (kind, source_kind) =
             (MovementKind::Unknown, word(&format!("balance_type:{}", balance.unwrap_or_default())));
@@ -144,8 +157,7 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
 
     let amount_minor = row["amount"].as_i64();
     let currency = row["currency"].as_str().map(|code| word(code).to_uppercase());
-    let readable = amount_minor.is_some()
-        && currency.as_deref().is_some_and(|code| code.parse::<crate::money::Currency>().is_ok());
+    let readable = amount_minor.is_some_and(|minor| is_amount(minor, currency.as_deref()));
     let original = match elsewhere {
         Some(paid) => Some(paid),
         None if readable => bought_for(source, amount_minor, currency.as_deref()),
@@ -155,7 +167,7 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
     references.extend(passed_on(source, kind).map(str::to_owned));
     references.extend(application_fee(source, kind).map(str::to_owned));
     Ok(Movement {
-        external_id,
+        external_id: external_id.map_or_else(|| unnamed(row), str::to_owned),
         kind,
         source_kind,
         state,
@@ -168,6 +180,11 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
         original,
         references,
     })
+}
+
+fn is_amount(minor: i64, currency: Option<&str>) -> bool {
+    let currency = currency.and_then(|code| code.parse::<Currency>().ok());
+    currency.is_some_and(|currency| is_credible(MinorAmount::new(minor, currency)))
 }
 
 fn instant(seconds: &Value) -> Option<DateTime<Utc>> {
@@ -203,7 +220,7 @@ fn refund_state(source: &Value) -> Option<String> {
 /// Returns what the buyer paid, where that was another currency than the row's.
 fn bought_for(source: &Value, amount_minor: Option<i64>, currency: Option<&str>) -> Option<Original> {
     let (paid, bought_in) = (source["amount"].as_i64()?, source["currency"].as_str()?.to_uppercase());
-    if currency == Some(bought_in.as_str()) {
+    if currency == Some(bought_in.as_str()) || !is_amount(paid, Some(&bought_in)) {
         return None;
     }
     let signed = if amount_minor? < 0 { paid.checked_abs()?.checked_neg()? } else { paid };
@@ -221,7 +238,8 @@ fn settled_elsewhere(row: &Value, kind: MovementKind) -> Option<Original> {
         MovementKind::Refund => -1,
         _ => return None,
     };
-    (paid != 0 && row["amount"].as_i64() == Some(0)).then(|| Original {
+    let is_elsewhere = paid != 0 && row["amount"].as_i64() == Some(0) && is_amount(paid, Some(paid_in));
+    is_elsewhere.then(|| Original {
         currency: Some(word(paid_in).to_uppercase()),
         amount_minor: paid.checked_mul(sign),
         ..Original::default()

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use reqwest::{Client, RequestBuilder};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -17,6 +18,8 @@ use crate::schedule::Window;
 
 /// Stripe documents this as the upper bound of `limit`.
 const PAGE_SIZE: &str = "100";
+/// The money of a payment is there at most so long after it was sent.
+const LONGEST_WAY: TimeDelta = TimeDelta::days(180);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Deserialize)]
@@ -89,7 +92,9 @@ impl StripeClient {
                 request.header("Stripe-Account", account.as_str()).query(&query)
             })
             .await?;
-        balance::page(&answer.body, cursor).map_err(|reason| refused(reason, &answer))
+        let mut page = balance::page(&answer.body, cursor).map_err(|reason| refused(reason, &answer))?;
+        page.forget_dates_after(to, to + LONGEST_WAY);
+        Ok(page)
     }
 
     /// Reads one movement by its id ("Retrieve a balance transaction"); `None` where the account

@@ -31,7 +31,8 @@ async fn tenders(server: &TestServer) -> Result<Page, ProviderError> {
 }
 
 async fn disputes(server: &TestServer) -> Result<Disputes, ProviderError> {
-    client(server).dispute_page(&SHOP.parse().unwrap(), &"shpat_1".into(), window(), None, &deadline()).await
+    let (shop, token) = (SHOP.parse().unwrap(), "shpat_1".into());
+    client(server).dispute_page(&shop, &token, window(), None, window().to, &deadline()).await
 }
 
 fn ok(data: &Value) -> Reply {
@@ -290,7 +291,7 @@ fn calls_can_be_spawned() {
     let end = Instant::now();
     let deadline = Deadline::new(end, end);
     sendable(client.tender_page(&shop, &token, window(), None, &deadline));
-    sendable(client.dispute_page(&shop, &token, window(), None, &deadline));
+    sendable(client.dispute_page(&shop, &token, window(), None, window().to, &deadline));
     sendable(client.refresh(&shop, &token, &deadline));
 }
 
