@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use serde_json::json;
+use stand_ins::stripe::Entry;
 
 use super::{books, excluded, said, sync_at, world_at, worth};
 use crate::clock::at;
@@ -154,5 +155,29 @@ async fn a_refund_that_was_never_paid_changes_no_month() -> Result<()> {
         assert_eq!(books(&world, user).await?, said(&[("2026-11", "100.00")]), "{now}");
         assert_eq!(worth(&world, user, 11).await?, json!({"status": "complete"}));
     }
+    Ok(())
+}
+
+/// What is refunded of a payment of which a part is held back is taken from there first
+/// (<https://docs.stripe.com/connect/connected-account-reserves>): money back to the customer all the same. What is held
+/// back is no turnover. What a bank takes back of a payment that had come may have a type and no category.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_from_a_reserve_comes_off() -> Result<()> {
+    let mut world = world_at("2026-11-05T12:00:00Z").await?;
+    let user = world.stripe_user(ACCOUNT).await?;
+    let paid = world.stripe.payment(ACCOUNT, at("2026-11-02T09:00:00Z"), 10_000, "eur");
+    let held = Entry::new(at("2026-11-02T10:00:00Z"), -5_000, "eur").kind("reserve_hold", "reserve_hold");
+    world.stripe.add(ACCOUNT, held);
+    let back = world.stripe.refund(ACCOUNT, &paid.charge, at("2026-11-03T09:00:00Z"), 4_000);
+    world.stripe.show(ACCOUNT, &back.transaction, json!({"balance_type": "risk_reserved"}));
+    sync_at(&mut world, "2026-11-05T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "60.00")]));
+    assert_eq!(worth(&world, user, 11).await?, json!({"status": "provisional"}));
+
+    let taken = Entry::new(at("2026-11-04T09:00:00Z"), -2_000, "eur").kind("payment_reversal", "charge");
+    world.stripe.add(ACCOUNT, taken.oddities(json!({"reporting_category": null})));
+    sync_at(&mut world, "2026-11-05T18:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "60.00")]));
+    assert_eq!(worth(&world, user, 11).await?, json!({"status": "partial", "flaws": {"unknown_kind": 1}}));
     Ok(())
 }

@@ -155,12 +155,15 @@ async fn what_paypal_settles_is_missing_and_said() -> Result<()> {
     let user = world.stripe_user("acct_wallet").await?;
     world.stripe.payment("acct_wallet", at("2026-11-03T09:00:00Z"), 4_200, "eur");
     let wallet = world.stripe.paid_at_paypal("acct_wallet", at("2026-11-04T09:00:00Z"), 10_000);
+    // Its dispute is a matter of that account, too (<https://docs.stripe.com/payments/paypal/disputed-payments>).
+    let dispute = world.stripe.dispute("acct_wallet", &wallet.charge, at("2026-11-06T09:00:00Z"), 10_000);
+    world.stripe.show("acct_wallet", &dispute.transaction, json!({"amount": 0}));
     for hour in ["12:10", "18:10"] {
         sync_at(&mut world, &format!("2026-11-18T{hour}:00Z")).await?;
         assert_eq!(books(&world, user).await?, said(&[("2026-11", "42.00")]));
         assert_eq!(
             worth(&world, user, 11).await?,
-            json!({"status": "partial", "flaws": {"unknown_kind": 1}})
+            json!({"status": "partial", "flaws": {"unknown_kind": 2}})
         );
     }
     let (kind, paid): (String, i64) = sqlx::query_as(

@@ -207,9 +207,16 @@ impl StandIn {
         }
     }
 
-    /// Sends a refund of `amount` back, as the customer's bank does.
+    /// Sends a refund of `amount` back, as the customer's bank does. What comes back of a card's payment has a category of its
+    /// own; of any other way to pay it has the refund's type (<https://docs.stripe.com/reports/balance-transaction-types>), and
+    /// so its category (<https://docs.stripe.com/reports/reporting-categories>).
     pub fn refund_failure(&self, account: &str, charge: &str, at: DateTime<Utc>, amount: i64) -> Movement {
-        self.against_charge(account, charge, at, amount, ("refund_failure", "refund_failure", 0))
+        let kind = if charge.starts_with("py_") {
+            ("payment_refund", "refund", 0)
+        } else {
+            ("refund_failure", "refund_failure", 0)
+        };
+        self.against_charge(account, charge, at, amount, kind)
     }
 
     /// Lets a bank debit fail that had succeeded days before.
@@ -308,15 +315,14 @@ impl StandIn {
             .map_or_else(|| currency.clone(), |row| row.currency.clone());
         let (charge, created) = (charge.to_owned(), at.timestamp());
         // What comes back points to the refund or the dispute with which it went.
-        let before = match category {
-            "refund_failure" | "dispute_reversal" => self.state().account(account).against(&charge, category),
-            _ => None,
-        };
+        let comes_back =
+            matches!(category, "refund_failure" | "dispute_reversal") || (category == "refund" && amount > 0);
+        let before = comes_back.then(|| self.state().account(account).against(&charge, category)).flatten();
         let (prefix, source) = if category.starts_with("dispute") {
             let won = category == "dispute_reversal";
             ("du", Source::Dispute { charge, intent, amount: amount.abs(), currency, created, won })
         } else {
-            let status = if category == "refund_failure" { "failed" } else { "succeeded" };
+            let status = if comes_back { "failed" } else { "succeeded" };
             let (amount, pending_reason, by_platform) = (amount.abs(), None, false);
             let refund = Source::Refund {
                 charge,

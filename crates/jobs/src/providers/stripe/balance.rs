@@ -1,10 +1,13 @@
 //! From balance transactions to movements. Pure.
 //!
 //! What a row means is told by its `reporting_category` ([Reporting categories]). A row that cannot be understood is
-//! kept as it was read, without an id or a category, too; only a page that is no list of rows is refused.
+//! kept as it was read, without an id or a category, too; only a page that is no list of rows is refused. Where a row has no
+//! category, its [type] names it.
 //!
 //! [Reporting categories]: https://docs.stripe.com/reports/reporting-categories
+//! [type]: https://docs.stripe.com/reports/balance-transaction-types
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
@@ -32,6 +35,7 @@ struct List {
 const ROW: Picked = Fields(&[
     ("id", Whole),
     ("reporting_category", Whole),
+    ("type", Whole),
     ("balance_type", Whole),
     ("created", Whole),
     ("available_on", Whole),
@@ -110,14 +114,18 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
     if external_id.is_none() && row["amount"].is_null() && row["created"].is_null() {
         return Err(RefusedReason::InvalidAnswer("id"));
     }
-    let category = row["reporting_category"].as_str().filter(|name| !name.is_empty());
-    let category = category.unwrap_or("row_without_category");
+    let category = category(row);
     let balance = match &row["balance_type"] {
         Value::Null => None,
         told => Some(told.as_str().unwrap_or("?")),
     };
     let source = &row["source"];
-    let (mut kind, mut source_kind) = (kind_of(category), word(category));
+    let (mut kind, mut source_kind) = (kind_of(&category), word(&category));
+    // What comes back of a refund that failed: of a card's under a category of its own, of any other way to pay under the
+    // refund's. https://docs.stripe.com/reports/balance-transaction-types
+    if kind == MovementKind::Refund && row["amount"].as_i64().is_some_and(|amount| amount > 0) {
+        kind = MovementKind::RefundFailure;
+    }
     if external_id.is_none() && kind != MovementKind::NoTurnover {
         (kind, source_kind) = (MovementKind::Unknown, NO_ID.to_owned());
     }
@@ -187,6 +195,17 @@ fn is_amount(minor: i64, currency: Option<&str>) -> bool {
     currency.is_some_and(|currency| is_credible(MinorAmount::new(minor, currency)))
 }
 
+/// Returns the category of a row; where it has none, its type, as was reported of `payment_reversal`: what a bank takes back of
+/// a payment that had come.
+fn category(row: &Value) -> Cow<'_, str> {
+    let text = |field: &str| row[field].as_str().filter(|name| !name.is_empty());
+    match (text("reporting_category"), text("type")) {
+        (Some(category), _) => category.into(),
+        (None, Some(kind)) => format!("type:{kind}").into(),
+        (None, None) => "row_without_category".into(),
+    }
+}
+
 fn instant(seconds: &Value) -> Option<DateTime<Utc>> {
     let instant = DateTime::from_timestamp(seconds.as_i64()?, 0)?;
     // What the database can store.
@@ -229,13 +248,14 @@ fn bought_for(source: &Value, amount_minor: Option<i64>, currency: Option<&str>)
 
 /// Returns what was paid of a row that moves nothing: the money is on an account of another house. Sales by PayPal that
 /// are [settled there](https://docs.stripe.com/payments/paypal/choose-settlement-preference) have a row of zero,
-/// whatever was paid. What it is here is not known: many record their PayPal sales by hand.
+/// whatever was paid, and so has what goes back of them. What it is here is not known: many record their PayPal sales by
+/// hand.
 fn settled_elsewhere(row: &Value, kind: MovementKind) -> Option<Original> {
     let source = &row["source"];
     let (paid, paid_in) = (source["amount"].as_i64()?, source["currency"].as_str()?);
     let sign = match kind {
-        MovementKind::Payment => 1,
-        MovementKind::Refund => -1,
+        MovementKind::Payment | MovementKind::RefundFailure | MovementKind::DisputeReversal => 1,
+        MovementKind::Refund | MovementKind::Dispute => -1,
         _ => return None,
     };
     let is_elsewhere = paid != 0 && row["amount"].as_i64() == Some(0) && is_amount(paid, Some(paid_in));

@@ -22,7 +22,7 @@ const COUNTED: [(&str, MovementKind); 7] = [
 /// These categories are none: what moves between balances, banks and Stripe. `platform_earning`, `transfer` (of a seller
 /// who is a platform herself, to others) and `other_adjustment` are missing on purpose: they are money of which this
 /// version does not know whether it counts.
-const NO_TURNOVER: [&str; 32] = [
+const NO_TURNOVER: [&str; 34] = [
     "payout",
     "payout_reversal",
     // https://docs.stripe.com/changelog/acacia/2024-12-18/payout-minimum-balance
@@ -41,6 +41,10 @@ const NO_TURNOVER: [&str; 32] = [
     "connect_collection_transfer",
     "connect_reserved_funds",
     "risk_reserved_funds",
+    // Held back and given back, for refunds and disputes to come:
+    // https://docs.stripe.com/changelog/clover/2026-01-28/monitor-reserve-activity-on-balance-transactions
+    "reserve_hold",
+    "reserve_release",
     "payment_network_reserve_hold",
     "payment_network_reserve_release",
     "payment_network_reserved_funds",
@@ -86,11 +90,14 @@ pub(super) fn kind_of(category: &str) -> MovementKind {
 }
 
 /// Returns whether a balance holds turnover of this kind. Refunds and disputes are paid from the prefunding balance when
-/// the payments balance is empty ("Add funds to your Stripe balance"): money back to customers all the same.
+/// the payments balance is empty ("Add funds to your Stripe balance"), and those of a payment of which a part is held back
+/// "are automatically taken first from reserved amounts" ([reserves]): money back to customers all the same.
+///
+/// [reserves]: https://docs.stripe.com/connect/connected-account-reserves
 pub(super) fn holds_turnover(balance_type: Option<&str>, kind: MovementKind) -> bool {
     match balance_type {
         None | Some("payments") => true,
-        Some("refund_and_dispute_prefunding") => kind != MovementKind::Payment,
+        Some("refund_and_dispute_prefunding" | "risk_reserved") => kind != MovementKind::Payment,
         Some(_) => false,
     }
 }

@@ -71,6 +71,8 @@ fn not_turnover(
     #[values(
         "payout",
         "payout_reversal",
+        "reserve_hold",
+        "reserve_release",
         "fee",
         "fee_credit_funding",
         "tax_withholding",
@@ -99,7 +101,10 @@ fn money_passed_on_is_named(#[values("transfer", "transfer_reversal", "platform_
     Some(("settled_elsewhere:unknown", -2000)))]
 #[case("charge", json!({"id": "ch_1", "amount": 0, "currency": "eur"}), None)]
 #[case("charge", json!("ch_1"), None)]
-#[case("dispute", json!({"id": "du_1", "amount": 500, "currency": "eur"}), None)]
+#[case("dispute", json!({"id": "du_1", "amount": 500, "currency": "eur"}), Some(("settled_elsewhere:unknown", -500)))]
+#[case("dispute_reversal", json!({"id": "du_1", "amount": 500, "currency": "eur"}),
+    Some(("settled_elsewhere:unknown", 500)))]
+#[case("charge_failure", json!({"id": "py_1", "amount": 500, "currency": "eur"}), None)]
 fn what_is_settled_elsewhere(
     #[case] category: &str,
     #[case] source: Value,
@@ -144,7 +149,10 @@ fn unknown_categories_are_surfaced() {
 #[case("charge", Some("refund_and_dispute_prefunding"), false)]
 #[case("refund", Some("refund_and_dispute_prefunding"), true)]
 #[case("dispute", Some("refund_and_dispute_prefunding"), true)]
-#[case("refund", Some("risk_reserved"), false)]
+#[case("refund", Some("risk_reserved"), true)]
+#[case("dispute", Some("risk_reserved"), true)]
+#[case("charge", Some("risk_reserved"), false)]
+#[case("refund", Some("settlement_reserved"), false)]
 fn balances(#[case] category: &str, #[case] balance: Option<&str>, #[case] counted: bool) {
     let mut row = row("txn_1", category, 1);
     row["balance_type"] = balance.into();

@@ -8,9 +8,9 @@ use super::*;
 #[case("id", Some(json!("")), NO_ID)]
 #[case("id", Some(json!(12)), NO_ID)]
 #[case("id", Some(json!("txn_\u{0}")), NO_ID)]
-#[case("reporting_category", None, "row_without_category")]
-#[case("reporting_category", Some(json!(null)), "row_without_category")]
-#[case("reporting_category", Some(json!(7)), "row_without_category")]
+#[case("reporting_category", None, "type:charge")]
+#[case("reporting_category", Some(json!(null)), "type:charge")]
+#[case("reporting_category", Some(json!(7)), "type:charge")]
 #[case("balance_type", Some(json!(7)), "balance_type:?")]
 fn a_row_without_an_id_or_a_category_costs_nobody_else_anything(
     #[case] field: &str,
@@ -29,6 +29,25 @@ fn a_row_without_an_id_or_a_category_costs_nobody_else_anything(
     // The same row is the same movement.
     let again = read(&[with(field, value)], false).unwrap();
     assert_eq!(again.movements[0].external_id, odd.external_id);
+}
+
+#[test]
+fn a_row_without_a_category_and_a_type_is_kept() {
+    let mut odd = with("reporting_category", None);
+    odd["type"] = json!(null);
+    let page = read(&[odd], false).unwrap();
+    assert_eq!(page.movements[0].source_kind, "row_without_category");
+}
+
+/// What comes back of a refund of any other way to pay than a card has the refund's own category.
+#[rstest]
+#[case(-500, MovementKind::Refund)]
+#[case(0, MovementKind::Refund)]
+#[case(500, MovementKind::RefundFailure)]
+fn a_refund_that_comes_back_is_no_refund(#[case] amount: i64, #[case] kind: MovementKind) {
+    let mut row = row("txn_1", "refund", amount);
+    row["source"] = json!({"id": "pyr_1", "object": "refund", "charge": "py_1", "status": "failed"});
+    assert_eq!(read(&[row], false).unwrap().movements[0].kind, kind);
 }
 
 #[test]
