@@ -2,7 +2,8 @@
 
 -- Claims up to p_limit visible messages of a lane for p_seconds; fewer only where no more are visible. A repeated claim
 -- gives the same items again. Null: only messages without an item were seen so far, ask again.
---   [{item_id, run_id, version, kind, subject, user_id, payload, progress, attempts, as_of}]
+--   [{item_id, run_id, version, kind, subject, user_id, payload, progress, attempts, as_of, is_replay: its run works for an
+--     instant before the one at which it was planned}]
 create function public.jobs_claim(p_claim uuid, p_lane text, p_limit integer, p_seconds integer)
 returns jsonb language plpgsql security definer set search_path = '' set statement_timeout = '15s' as $$
 declare
@@ -60,7 +61,7 @@ begin
         select jsonb_agg(jsonb_build_object(
             'item_id', i.item_id, 'run_id', i.run_id, 'version', i.version, 'kind', i.kind, 'subject', i.subject,
             'user_id', i.user_id, 'payload', i.payload, 'progress', i.progress, 'attempts', i.attempts,
-            'as_of', r.as_of) order by i.item_id)
+            'as_of', r.as_of, 'is_replay', r.as_of < i.created_at) order by i.item_id)
         from jobs.job_items i join jobs.job_runs r using (run_id)
         where i.lease_id = p_claim and i.status = 'queued'), '[]');
 end $$;

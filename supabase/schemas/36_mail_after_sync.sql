@@ -37,10 +37,26 @@ language sql stable set search_path = '' as $$
                   from counted c group by 1) s));
 $$;
 
+-- Whether the month's recap waits for the next cron, which takes the month up again (see owed_months): an integration of
+-- it was not read for a reason that may pass. What only its user can mend may pass once; what others do, until the
+-- p_policy ->> 'recap_waits_until'-th of the month after. An operator's call, which nobody repeats, waits for nothing.
+create function jobs.recap_waits(
+    p_run_id uuid, p_user_id uuid, p_month date, p_parts jsonb, p_policy jsonb, p_now timestamptz
+) returns boolean language sql stable set search_path = '' as $$
+    select coalesce(p_now < (p_month + interval '1 month'
+                + make_interval(days => (p_policy ->> 'recap_waits_until')::integer - 1)) at time zone 'Europe/Paris', false)
+        and exists (select from jobs.job_runs r where r.run_id = p_run_id and r.slot is not null)
+        and exists (select from jsonb_array_elements(p_parts) e
+            join jobs.integration_state s on s.user_id = p_user_id and s.provider = e ->> 'provider'
+            where e -> 'error' ->> 'code' is not null
+                and (not (p_policy -> 'users_codes') ? (e -> 'error' ->> 'code') or s.failures <= 1));
+$$;
+
 -- Plans the month's recap, where the run wants recaps and the user, too: of what was imported, or that there was nothing
 -- where there used to be. Call in the settlement's transaction.
+-- p_policy: {users_codes: [the refusals that only one user can mend], recap_waits_until: see recap_waits}
 create function jobs.plan_recap(
-    p_item_id bigint, p_user_id uuid, p_month date, p_as_of timestamptz, p_parts jsonb, p_now timestamptz
+    p_item_id bigint, p_user_id uuid, p_month date, p_as_of timestamptz, p_parts jsonb, p_policy jsonb, p_now timestamptz
 ) returns void language plpgsql set search_path = '' as $$
 declare
     i jobs.job_items;
@@ -66,6 +82,10 @@ begin
         and not exists (select from jobs.integration_state s where s.user_id = p_user_id and s.first_month <= p_month) then
         return;
     end if;
+    if jobs.recap_waits(i.run_id, p_user_id, p_month, p_parts, p_policy, p_now) then
+        update jobs.job_items set result = result || '{"recap_waits": true}' where item_id = p_item_id;
+        return;
+    end if;
     -- Nothing was sold, and all of it was read: told to those who sold before, since it is declared as 0 as well. Who
     -- typed something knows what to declare.
     is_empty := in_books and coalesce(i.result ->> 'month_status' in ('complete', 'provisional'), false)
@@ -84,6 +104,9 @@ begin
         'uncounted', coalesce(i.result -> 'uncounted_currencies', '[]'),
         'unread', (select coalesce(jsonb_agg(e ->> 'provider' order by e ->> 'provider'), '[]')
             from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null),
+        'not_theirs', (select coalesce(jsonb_agg(e ->> 'provider' order by e ->> 'provider'), '[]')
+            from jsonb_array_elements(p_parts) e
+            where not (p_policy -> 'users_codes') ? (e -> 'error' ->> 'code')),
         'maybe_twice', coalesce((flaws ->> 'maybe_twice')::integer, 0),
         'passed_on', coalesce((flaws ->> 'passed_on')::integer, 0),
         -- Something else: what is in other currencies, what was not read, what may count twice and what a platform

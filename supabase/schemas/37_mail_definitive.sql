@@ -89,6 +89,7 @@ create function jobs.recap_anew(p_user_id uuid, p_facts jsonb, p_now timestamptz
 language sql stable set search_path = '' as $$
     select coalesce((
         select jobs.recap_amounts(p_user_id, o.month) || jsonb_build_object('provisional_at', null, 'unread', '[]'::jsonb,
+            'not_theirs', '[]'::jsonb,
             'uncounted', jobs.uncounted_currencies(p_user_id, array[o.month]),
             'typed', (select m.typed from jobs.month_books(p_user_id, o.month) m),
             'maybe_twice', l.lacks -> 'maybe_twice', 'passed_on', l.lacks -> 'passed_on', 'partial', l.lacks -> 'partial')

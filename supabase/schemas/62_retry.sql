@@ -104,8 +104,8 @@ begin
     return told;
 end $$;
 
--- Months of the last monthly slot that failed and that nothing has made up for since, of users who still have an
--- integration; with the last failure, and how often the crons have tried.
+-- Months of the last monthly slot that failed, or whose recap waits (see recap_waits), and that nothing has made up for
+-- since, of users who still have an integration; with the last failure, and how often the crons have tried.
 create function jobs.owed_months(p_now timestamptz)
 returns table (item_id bigint, user_id uuid, month text, error jsonb, tries bigint)
 language sql stable set search_path = '' as $$
@@ -118,7 +118,8 @@ language sql stable set search_path = '' as $$
     ), failed as materialized (
         select i.subject, max(i.item_id) as item_id, count(*) as tries
         from jobs.job_items i
-        where i.run_id = any ((select r.ids from runs r)::uuid[]) and i.kind = 'sync_month' and i.status = 'failed'
+        where i.run_id = any ((select r.ids from runs r)::uuid[]) and i.kind = 'sync_month'
+            and (i.status = 'failed' or i.status = 'partial' and i.result ? 'recap_waits')
         group by 1
     )
     select f.item_id, i.user_id, l.month, i.error, f.tries
@@ -133,7 +134,8 @@ $$;
 
 -- Gives the months that failed on their last day their next chance, with the recap that they owe: in one run, once for
 -- each p_occasion of a cron, until the p_last_day-th of the month after. What only its user can mend (p_users_codes) is
--- tried once more, since a refusal may pass, and again when the user's integrations are good.
+-- tried once more, since a refusal may pass, and again when an integration of the user's is good or fails for another
+-- reason. What this very call has planned is not taken up again.
 --   {run_id, items}
 create function public.jobs_retake_months(
     p_run_id uuid, p_occasion text, p_route text, p_last_day integer, p_users_codes text[], p_recap boolean,
@@ -151,9 +153,11 @@ begin
     where (p_as_of at time zone 'Europe/Paris')::date
             < (to_date(o.month, 'YYYY-MM') + interval '1 month')::date + p_last_day
         and (coalesce(o.error ->> 'code', '') <> all (p_users_codes) or o.tries = 1
-            or not exists (select from public.integration_tokens t
-                join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-                where t.user_id = o.user_id and t.is_active and s.failures > 0));
+            or exists (select from public.integration_tokens t
+                left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
+                where t.user_id = o.user_id and t.is_active
+                    and (coalesce(s.failures, 0) = 0 or coalesce(s.failure ->> 'code', '') <> all (p_users_codes))))
+        and exists (select from jobs.job_items i where i.item_id = o.item_id and i.created_at < p_now);
     -- A repeated call finds nothing any more: its run answers.
     if again is null and not exists (select from jobs.job_runs r where r.run_id = p_run_id) then
         return jsonb_build_object('run_id', null, 'items', 0);

@@ -120,7 +120,7 @@ pub fn waits_too_long(stored_lane: &str) -> String {
 }
 
 /// Says why somebody got nothing or a mail did not leave, by the stored code.
-const REASONS: [(&str, &str); 56] = [
+const REASONS: [(&str, &str); 57] = [
     // Of the person.
     ("user_deleted", "compte supprimé"),
     ("user_banned", "compte bloqué"),
@@ -154,6 +154,7 @@ const REASONS: [(&str, &str); 56] = [
     ("unknown_movements", "mouvements d’un type inconnu"),
     ("unreadable_movements", "mouvements illisibles"),
     ("unlisted_movements", "mouvements déjà lus, absents de la liste"),
+    ("recap_waits", "récapitulatif en attente d’une nouvelle lecture"),
     // Of a movement that does not count, or of its month (20_integrations.sql, 27_months.sql).
     ("amount_not_read", "montant illisible"),
     ("no_currency", "devise absente"),

@@ -16,6 +16,7 @@ mod thresholds;
 mod twice;
 mod undelivered;
 mod unsubscribe;
+mod waiting_recaps;
 mod webhooks;
 mod year;
 

@@ -72,6 +72,9 @@ pub enum Facts {
         uncounted: Vec<String>,
         /// Names the sources (`stripe`, `shopify`) that could not be read.
         unread: Vec<String>,
+        /// Names those of them whose user has nothing to mend: it passes by itself, or is ours.
+        #[serde(default)]
+        not_theirs: Vec<String>,
         /// Something else keeps the figure from being whole.
         partial: bool,
         /// Says how many sales of a shop may be payments at Stripe, too.

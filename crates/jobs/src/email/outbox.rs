@@ -12,6 +12,7 @@ use crate::{
     mail_kind::MailKind,
     providers::OUTAGE,
     queue::MOST_ATTEMPTS,
+    schedule::{NoRecap, recap_due},
     supabase::{Supabase, SupabaseError},
 };
 
@@ -139,8 +140,21 @@ impl Outbox {
         Ok(match answer {
             None => Claim::Again,
             Some(Answer { mails }) if mails.is_empty() => Claim::Empty,
-            Some(Answer { mails }) => Claim::Mails { id, mails },
+            Some(Answer { mut mails }) => {
+                for mail in &mut mails {
+                    mail.expired |= self.is_past(mail);
+                }
+                Claim::Mails { id, mails }
+            }
         })
+    }
+
+    /// Returns whether the time of a recap is over that nobody has begun to send: its month was read late, or it waited.
+    fn is_past(&self, mail: &Claimed) -> bool {
+        let month = || mail.facts["month"].as_str()?.parse().ok();
+        mail.kind == MailKind::MonthlyRecap
+            && mail.batch_id.is_none()
+            && month().is_some_and(|month| recap_due(month, self.now) == Err(NoRecap::TooOld))
     }
 
     /// Seals a batch and returns the mails that are in it.

@@ -81,6 +81,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             typed,
             uncounted,
             unread,
+            not_theirs,
             partial,
             maybe_twice,
             passed_on,
@@ -98,7 +99,8 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             let view = recap::View::new(*month, *total, sources)
                 .provisional(*provisional_at)
                 .typed(*typed)
-                .missing(uncounted, unread, *partial)
+                .missing(uncounted, *partial)
+                .unread(unread, not_theirs)
                 .maybe_twice(*maybe_twice)
                 .passed_on(*passed_on)
                 .year(year.as_deref().unwrap_or_default(), *created, mixed)

@@ -129,6 +129,7 @@ mod tests {
             progress: Progress::default(),
             attempts,
             as_of: DateTime::UNIX_EPOCH,
+            is_replay: false,
         }
     }
 

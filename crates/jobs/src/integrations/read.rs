@@ -314,4 +314,8 @@ impl ReadPosition {
     pub(super) fn provider(&self) -> Provider {
         self.provider
     }
+
+    pub(super) fn window_end(&self) -> DateTime<Utc> {
+        self.window.to
+    }
 }

@@ -5,13 +5,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{Integration, actor::mended_by_reconnecting, columns};
+use super::{
+    Integration,
+    actor::{mended_by_reconnecting, users_codes},
+    columns,
+};
 use crate::{
     deadline::Deadline,
     failure::Failure,
     providers::{Movement, OrderPayment, Provider, stripe},
     queue::{Claimed, Progress},
-    schedule::Window,
+    schedule::{RECAP_WAITS_UNTIL, Window},
     supabase::{PreparedCall, Supabase, SupabaseError},
     urssaf::{RowRate, row_rates},
 };
@@ -123,7 +127,7 @@ struct Arguments<'a> {
     p_cursor: &'a Value,
     p_month: Option<NaiveDate>,
     p_as_of: DateTime<Utc>,
-    p_reconnect: ReconnectPolicy,
+    p_reconnect: RefusalPolicy,
     p_now: DateTime<Utc>,
 }
 
@@ -142,9 +146,10 @@ const ARGUMENTS: [&str; 11] = [
     "p_now",
 ];
 
-/// Says when a user whose integration is refused is asked to connect it again.
+/// Says what follows where an integration is refused: when its user is asked to connect it again, and how long the month's
+/// recap waits for it.
 #[derive(Serialize)]
-struct ReconnectPolicy {
+struct RefusalPolicy {
     /// Is the number of refusals in a row before the first mail.
     refusals: u32,
     /// Is the number of mails at most until the integration is good again.
@@ -155,10 +160,22 @@ struct ReconnectPolicy {
     open_days: u32,
     /// Lists the refusals that connecting again mends.
     codes: Vec<&'static str>,
+    /// Lists the refusals that only one user can mend.
+    users_codes: Vec<&'static str>,
+    /// Is the day of the month after on which a recap leaves without what could not be read.
+    recap_waits_until: u32,
 }
 
-fn reconnect_policy() -> ReconnectPolicy {
-    ReconnectPolicy { refusals: 3, mails: 2, pause_days: 30, open_days: 7, codes: mended_by_reconnecting() }
+fn refusal_policy() -> RefusalPolicy {
+    RefusalPolicy {
+        refusals: 3,
+        mails: 2,
+        pause_days: 30,
+        open_days: 7,
+        codes: mended_by_reconnecting(),
+        users_codes: users_codes(),
+        recap_waits_until: RECAP_WAITS_UNTIL,
+    }
 }
 
 #[derive(Deserialize)]
@@ -237,7 +254,7 @@ impl<'a> Settlement<'a> {
             p_cursor: cursor,
             p_month: self.month,
             p_as_of: self.item.as_of,
-            p_reconnect: reconnect_policy(),
+            p_reconnect: refusal_policy(),
             p_now: self.now,
         };
         self.supabase.prepare("integration_settle", &ARGUMENTS, &arguments)
@@ -271,7 +288,7 @@ mod tests {
             p_cursor: &Value::Null,
             p_month: None,
             p_as_of: DateTime::UNIX_EPOCH,
-            p_reconnect: reconnect_policy(),
+            p_reconnect: refusal_policy(),
             p_now: DateTime::UNIX_EPOCH,
         };
         let written = json!(arguments);

@@ -89,7 +89,8 @@ impl Worker for SyncWorker {
         for row in rows {
             by_item.entry(row.item_id).or_default().push(row);
         }
-        let jobs = items.into_iter().map(|item| {
+        let jobs = items.into_iter().map(|mut item| {
+            item.as_of = self.reads_until(&item);
             let integrations = by_item.remove(&item.item_id).unwrap_or_default();
             SyncJob { item, integrations }
         });
@@ -110,6 +111,16 @@ impl Worker for SyncWorker {
 }
 
 impl SyncWorker {
+    /// Returns up to when an item is read: as its run says. A month that waited is read up to now; where a part of it is
+    /// stored, as far as that part's reading was to go.
+    fn reads_until(&self, item: &Claimed) -> DateTime<Utc> {
+        if item.is_replay || !matches!(item.work, WorkItem::SyncMonth { .. }) {
+            return item.as_of;
+        }
+        let resumed = read::stored_position(item.progress.cursor.as_ref());
+        item.as_of.max(resumed.map_or(self.now, |position| position.window_end()))
+    }
+
     /// Says whether the item was settled as an error.
     async fn sync(
         &self,

@@ -54,6 +54,8 @@ pub struct Claimed {
     pub attempts: u32,
     /// Is the instant that the item's run works for.
     pub as_of: DateTime<Utc>,
+    /// Says that this is another instant than the one at which the item was planned.
+    pub is_replay: bool,
 }
 
 #[cfg(test)]

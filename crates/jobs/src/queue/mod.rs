@@ -64,6 +64,13 @@ struct Row {
     progress: Progress,
     attempts: u32,
     as_of: DateTime<Utc>,
+    /// A database that is a migration behind does not say it: then nothing is read beyond `as_of`.
+    #[serde(default = "unknown_replay")]
+    is_replay: bool,
+}
+
+const fn unknown_replay() -> bool {
+    true
 }
 
 /// Represents the queue of this deployment.
@@ -122,6 +129,7 @@ impl Queue {
                     progress: row.progress,
                     attempts: row.attempts,
                     as_of: row.as_of,
+                    is_replay: row.is_replay,
                 }),
                 None => unknown.push((row.item_id, lease)),
             }

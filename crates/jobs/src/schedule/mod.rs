@@ -26,7 +26,8 @@ pub use self::making_up::{
 };
 pub use self::month::{Month, ParseMonthError};
 pub use self::monthly_sync::{
-    FutureMonth, LAST_SECOND_CHANCE, MonthlySync, NoRecap, monthly_sync_month, recap_due, second_chances_end,
+    FutureMonth, LAST_SECOND_CHANCE, MonthlySync, NoRecap, RECAP_WAITS_UNTIL, monthly_sync_month, recap_due,
+    second_chances_end,
 };
 pub use self::occurrence::Occurrence;
 pub use self::occurrences::{

@@ -80,6 +80,10 @@ pub fn recap_due(month: Month, at: DateTime<Utc>) -> Result<(), NoRecap> {
 /// A month that failed on its last day is taken up again until this day of the month after.
 pub const LAST_SECOND_CHANCE: u32 = 5;
 
+/// A recap waits for an integration that could not be read, for a reason that may pass, until this day of the month after:
+/// then it leaves with what was read, and names the rest.
+pub const RECAP_WAITS_UNTIL: u32 = 2;
+
 /// Returns when the last chance of a failed month is over.
 pub fn second_chances_end(month: Month) -> DateTime<Utc> {
     paris::start_of(month.next().first_day() + TimeDelta::days(LAST_SECOND_CHANCE.into()))

@@ -19,6 +19,9 @@ use crate::{integrations::users_codes, schedule::LAST_SECOND_CHANCE, supabase::S
 /// Crons within so many hours are one occasion.
 const OCCASION_HOURS: u32 = 6;
 
+/// Ends the name of the second occasion of a cron, after its sync.
+const MENDED: &str = "+";
+
 /// Says what was taken up again.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct TakenUp {
@@ -28,11 +31,20 @@ pub(super) struct TakenUp {
 
 /// Plans the failed months anew, for a cron that claims slots. Nothing is written where none has failed.
 pub(super) async fn plan(context: &Context, call: &Call) -> Result<TakenUp, SupabaseError> {
+    plan_as(context, call, occasion(call.at)).await
+}
+
+/// Plans those that a sync of this call has found to be readable again: a refusal that only its user can mend is over.
+pub(super) async fn plan_mended(context: &Context, call: &Call) -> Result<TakenUp, SupabaseError> {
+    plan_as(context, call, format!("{}{MENDED}", occasion(call.at))).await
+}
+
+async fn plan_as(context: &Context, call: &Call, occasion: String) -> Result<TakenUp, SupabaseError> {
     if !call.claims_slot() || call.replay || context.integrations.is_err() {
         return Ok(TakenUp::default());
     }
     let arguments = json!({
-        "p_run_id": Uuid::new_v4(), "p_occasion": occasion(call.at), "p_route": call.route, "p_last_day": LAST_SECOND_CHANCE,
+        "p_run_id": Uuid::new_v4(), "p_occasion": occasion, "p_route": call.route, "p_last_day": LAST_SECOND_CHANCE,
         "p_users_codes": users_codes(), "p_recap": context.mailer.is_ok(), "p_as_of": call.at, "p_now": context.now,
     });
     context.supabase.rpc("jobs_retake_months", &arguments, &context.deadline).await

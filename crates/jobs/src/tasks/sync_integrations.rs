@@ -4,8 +4,8 @@ use super::{
     call::Call,
     context::Context,
     due::due_slot,
-    outcome::{TaskError, TaskOutcome},
-    second_chance,
+    outcome::{RunSummary, TaskError, TaskOutcome},
+    second_chance::{self, TakenUp},
     sync::{SyncPlan, plan_drain_report},
 };
 use crate::{
@@ -39,15 +39,27 @@ async fn sync(context: &Context, call: &Call) -> Result<TaskOutcome, TaskError> 
     if let TaskOutcome::Ran(run) = &mut outcome {
         match taken_up {
             Ok(taken_up) => {
-                run.taken_up = taken_up.items;
-                let months = second_chance::work(context, call, &taken_up).await;
-                run.months = months.unwrap_or_else(|error| Some(TaskOutcome::Failed(error))).map(Box::new);
-                if let Some(TaskOutcome::Ran(months)) = run.months.as_deref() {
-                    run.out_of_time |= months.out_of_time;
+                take_up(context, call, run, &taken_up).await;
+                match second_chance::plan_mended(context, call).await {
+                    Ok(mended) => take_up(context, call, run, &mended).await,
+                    Err(error) => run.faults.push(Failure::new("second_chance", error.user_message())),
                 }
             }
             Err(error) => run.faults.push(Failure::new("second_chance", error.user_message())),
         }
     }
     Ok(outcome)
+}
+
+/// Works on months that were taken up again. Their own monitor hears of the first of them, which include what failed anew.
+async fn take_up(context: &Context, call: &Call, run: &mut RunSummary, taken_up: &TakenUp) {
+    run.taken_up += taken_up.items;
+    let outcome = second_chance::work(context, call, taken_up).await;
+    let outcome = outcome.unwrap_or_else(|error| Some(TaskOutcome::Failed(error)));
+    if let Some(TaskOutcome::Ran(months)) = &outcome {
+        run.out_of_time |= months.out_of_time;
+    }
+    if run.months.is_none() {
+        run.months = outcome.map(Box::new);
+    }
 }

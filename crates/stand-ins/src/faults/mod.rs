@@ -54,6 +54,8 @@ pub struct Rule {
     pub contains: String,
     /// Is a part of the body; the empty string matches all.
     pub body_contains: String,
+    /// Is a part of a header's value, for instance an account or its token; the empty string matches all.
+    pub header_contains: String,
     /// Leaves this many matching requests alone first.
     pub skip: usize,
     /// Hits this many after those, or all when `None`.
@@ -69,6 +71,7 @@ impl Rule {
             method: None,
             contains: contains.into(),
             body_contains: String::new(),
+            header_contains: String::new(),
             skip: 0,
             times: None,
             fault,
@@ -93,6 +96,13 @@ impl Rule {
     #[must_use]
     pub fn body(mut self, contains: &str) -> Self {
         self.body_contains = contains.into();
+        self
+    }
+
+    /// Hits only requests one of whose headers contains this: of an account, whose token holds its name, too.
+    #[must_use]
+    pub fn of(mut self, contains: &str) -> Self {
+        self.header_contains = contains.into();
         self
     }
 }
@@ -219,7 +229,11 @@ impl InjectedFaults {
         for rule in &mut state.rules {
             let hit = rule.method.as_ref().is_none_or(|m| *m == seen.method)
                 && seen.target.contains(&rule.contains)
-                && seen.body.contains(&rule.body_contains);
+                && seen.body.contains(&rule.body_contains)
+                && (rule.header_contains.is_empty()
+                    || seen.headers.values().any(|value| {
+                        value.to_str().is_ok_and(|value| value.contains(&rule.header_contains))
+                    }));
             if !hit || rule.times == Some(0) {
                 continue;
             }

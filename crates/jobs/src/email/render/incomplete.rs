@@ -97,6 +97,44 @@ pub(super) fn passed_on(payments: u32) -> Option<&'static str> {
     })
 }
 
+/// Says which sources could not be read; of those that are `not_theirs` the user has nothing to mend.
+pub(super) fn unread_sources(unread: &[String], not_theirs: &[String]) -> Option<String> {
+    let (ours, theirs): (Vec<_>, Vec<_>) = unread.iter().partition(|source| not_theirs.contains(source));
+    let named = |sources: Vec<&String>| -> Vec<String> {
+        sources.into_iter().map(|source| french::source(source)).collect()
+    };
+    let said = [unread_of_theirs(&named(theirs)), unread_of_ours(&named(ours))];
+    let said: Vec<String> = said.into_iter().flatten().collect();
+    (!said.is_empty()).then(|| said.join(" "))
+}
+
+fn unread_of_theirs(sources: &[String]) -> Option<String> {
+    Some(match sources {
+        [] => return None,
+        [source] => {
+            format!("{source} n’a pas pu être lu. Vérifiez que cette source est bien reliée à Comptalyze.")
+        }
+        sources => format!(
+            "{} n’ont pas pu être lus. Vérifiez que ces sources sont bien reliées à Comptalyze.",
+            list(sources)
+        ),
+    })
+}
+
+fn unread_of_ours(sources: &[String]) -> Option<String> {
+    let again = "il n’y a rien à refaire, la lecture est tentée de nouveau à chaque synchronisation.";
+    Some(match sources {
+        [] => return None,
+        [source] => {
+            format!("{source} n’a pas pu être lu. Votre connexion n’est pas en cause\u{a0}: {again}")
+        }
+        sources => format!(
+            "{} n’ont pas pu être lus. Vos connexions ne sont pas en cause\u{a0}: {again}",
+            list(sources)
+        ),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

@@ -36,8 +36,8 @@ pub(super) struct View {
     /// Names the currencies that are not counted, as in "USD et GBP".
     uncounted: Option<String>,
     /// Names the sources that could not be read, as in "Shopify".
+    /// Says what could not be read, and whether the user has to look at it.
     unread: Option<String>,
-    several_unread: bool,
     partial: bool,
     /// Says that some sales may be counted twice.
     maybe_twice: Option<&'static str>,
@@ -86,7 +86,6 @@ impl View {
             twice: Twice::default(),
             uncounted: None,
             unread: None,
-            several_unread: false,
             partial: false,
             maybe_twice: None,
             passed_on: None,
@@ -229,13 +228,16 @@ impl View {
         self
     }
 
-    pub(super) fn missing(mut self, uncounted: &[String], unread: &[String], partial: bool) -> Self {
+    pub(super) fn missing(mut self, uncounted: &[String], partial: bool) -> Self {
         let currencies: Vec<_> = uncounted.iter().map(|currency| unlinked(currency, 10)).collect();
-        let sources: Vec<_> = unread.iter().map(|source| french::source(source)).collect();
         self.uncounted = (!currencies.is_empty()).then(|| list(&currencies));
-        self.unread = (!sources.is_empty()).then(|| list(&sources));
-        self.several_unread = sources.len() > 1;
         self.partial = partial;
+        self
+    }
+
+    /// Says which sources could not be read; of those that are `not_theirs` the user has nothing to mend.
+    pub(super) fn unread(mut self, unread: &[String], not_theirs: &[String]) -> Self {
+        self.unread = incomplete::unread_sources(unread, not_theirs);
         self
     }
 
@@ -254,16 +256,6 @@ impl View {
     /// Returns whether the total is not all that there is.
     fn incomplete(&self) -> bool {
         self.partial || self.unread.is_some() || self.uncounted.is_some()
-    }
-
-    fn unread_words(&self, unread: &str) -> String {
-        if self.several_unread {
-            format!(
-                "{unread} n’ont pas pu être lus. Vérifiez que ces sources sont bien reliées à Comptalyze."
-            )
-        } else {
-            format!("{unread} n’a pas pu être lu. Vérifiez que cette source est bien reliée à Comptalyze.")
-        }
     }
 
     /// Returns what the total is, beside its amount.

@@ -284,6 +284,7 @@ impl Life {
             typed: self.typed.get(&of).copied(),
             uncounted: Vec::new(),
             unread: Vec::new(),
+            not_theirs: Vec::new(),
             partial: false,
             maybe_twice: 0,
             passed_on: 0,
