@@ -8,7 +8,8 @@
 -- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again, one
 -- that has failed (another row may have said so) is nothing else again, nor is a refund that failed while it waited for
 -- money (never_paid); an amount that was known in the account's
--- currency stays, as long as the amount that was told is the same; so do the state, the references, a debit's date.
+-- currency stays, as long as the amount that was told is the same; so do the state, the references, a debit's date, and
+-- that it was paid with a gift card or a credit.
 --
 -- Call only under the user's lock: what is not there yet is inserted, what differs is updated, and a row that says
 -- the same is not even locked.
@@ -68,7 +69,8 @@ begin
                 when n.state in ('pending', 'unknown') and t.state = 'succeeded' then t.state
                 when n.state = 'unknown' then coalesce(t.state, n.state)
                 else coalesce(n.state, t.state) end as state,
-            coalesce(n.method, t.method) as method,
+            case when jobs.paid_before(t.method) is not null and jobs.paid_before(n.method) is null then t.method
+                else coalesce(n.method, t.method) end as method,
             coalesce(n.listed_at, t.listed_at) as listed_at
         from incoming n
         left join jobs.integration_transactions t

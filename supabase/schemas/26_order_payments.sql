@@ -9,6 +9,10 @@
 -- payments and movements are the same money in other pieces (cash and its change), or nothing is left of them within a day,
 -- to ten cents (rounding at the till).
 -- Where a movement of the order is not readable in the shop's currency, its month says so already.
+--
+-- An order also says what was paid with a gift card or a credit, which a tender's way to pay does not: the vendor's list of
+-- them ends with `other` and `unknown`. A movement that such a payment explains, and no other one, bears its name from then
+-- on (store_movements): its money came in before.
 create function jobs.note_unlisted_payments(
     p_user_id uuid, p_account text, p_payments jsonb, p_read tstzmultirange, p_now timestamptz
 ) returns date[] language plpgsql set search_path = '' set enable_nestloop = off set jit = off as $$
@@ -16,16 +20,58 @@ create function jobs.note_unlisted_payments(
 declare
     first_month date;
     last_month date;
+    has_cards boolean;
+    named date[] := '{}';
     answer date[];
 begin
     -- A movement may bear another date than its order's transaction, and so belong to the month beside it.
     select (date_trunc('month', min(x.at) at time zone 'Europe/Paris') - interval '1 month')::date,
-        (date_trunc('month', max(x.at) at time zone 'Europe/Paris') + interval '1 month')::date
-    into first_month, last_month
+        (date_trunc('month', max(x.at) at time zone 'Europe/Paris') + interval '1 month')::date,
+        coalesce(bool_or(jobs.paid_before(x.method) is not null), false)
+    into first_month, last_month, has_cards
     from jsonb_to_recordset(p_payments) as x (at timestamptz, method text)
-    where p_read @> x.at and jobs.paid_before(x.method) is null;
+    where p_read @> x.at;
     if first_month is null then
         return '{}';
+    end if;
+    if has_cards then
+        with payments as materialized (
+            select distinct on (x.id) x."order" as of_order, x.id, x.at, x.amount_minor, x.currency,
+                jobs.paid_before(x.method) as card
+            from jsonb_to_recordset(p_payments) as x (
+                "order" text, id text, at timestamptz, amount_minor bigint, currency text, method text)
+            where p_read @> x.at order by x.id
+        ), cards as materialized (
+            select p.of_order, p.currency, p.amount_minor, count(p.card) as cards, count(*) - count(p.card) as others
+            from payments p group by 1, 2, 3 having count(p.card) > 0
+        ), movements as materialized (
+            select t.external_id, (select r from unnest(t.refs) r where r ~ '^gid://shopify/Order/' limit 1) as of_order,
+                t.amount_minor, t.currency, t.occurred_at, t.method, jobs.paid_before(t.method) as card
+            from jobs.integration_transactions t
+            where t.user_id = p_user_id and t.provider = 'shopify' and t.account = p_account
+                and t.paris_month between first_month and last_month and t.kind in ('payment', 'refund')
+        ), counted as materialized (    -- how many movements are left for cards, when every other payment has one
+            select c.of_order, c.currency, c.amount_minor,
+                least(c.cards - count(m.card), count(*) - count(m.card) - c.others) as left_over
+            from cards c join movements m using (of_order, currency, amount_minor)
+            group by c.of_order, c.currency, c.amount_minor, c.cards, c.others
+        ), explained as materialized (
+            select distinct on (m.external_id) m.external_id, m.of_order, m.currency, m.amount_minor, m.occurred_at, p.card
+            from movements m join payments p using (of_order, currency, amount_minor)
+            where p.card is not null and m.card is null and coalesce(lower(m.method), 'other') in ('other', 'unknown')
+                and m.occurred_at between p.at - interval '1 hour' and p.at + interval '1 hour'
+            order by m.external_id, p.id
+        ), placed as (
+            select e.*, row_number() over (partition by e.of_order, e.currency, e.amount_minor
+                order by e.occurred_at, e.external_id) as nth
+            from explained e
+        ), written as (
+            update jobs.integration_transactions t set method = p.card, updated_at = p_now
+            from placed p join counted c using (of_order, currency, amount_minor)
+            where t.user_id = p_user_id and t.provider = 'shopify' and t.external_id = p.external_id and p.nth <= c.left_over
+            returning t.paris_month
+        )
+        select coalesce(array_agg(distinct w.paris_month), '{}') into named from written w;
     end if;
     with payments as materialized (
         select distinct on (x.id) x."order" as of_order, x.id, x.at, x.amount_minor, x.currency
@@ -93,6 +139,7 @@ begin
     )
     select coalesce(array_agg(distinct m.paris_month), '{}')
     into answer
-    from (select paris_month from written union all select paris_month from found) m;
+    from (select paris_month from written union all select paris_month from found
+        union all select unnest(named)) m;
     return answer;
 end $$;

@@ -15,6 +15,7 @@ pub struct Tender {
     currency: String,
     shop_money: Option<String>,
     method: Option<String>,
+    gateway: Option<String>,
     reference: Option<String>,
     test: bool,
     order: Order,
@@ -39,6 +40,7 @@ impl Tender {
             currency: currency.into(),
             shop_money: None,
             method: Some("credit_card".into()),
+            gateway: None,
             reference: None,
             test: false,
             order: Order::New,
@@ -58,6 +60,15 @@ impl Tender {
     #[must_use]
     pub fn gift_card(self) -> Self {
         self.method("gift_card")
+    }
+
+    /// Says in the order's transaction, and there alone, how it was paid. The vendor's list of a tender's ways to pay has
+    /// neither gift card nor credit, but `other` and `unknown`
+    /// (<https://shopify-dev.shopifycloud.com/docs/api/admin-rest/latest/resources/tendertransaction>).
+    #[must_use]
+    pub fn gateway(mut self, gateway: &str) -> Self {
+        self.gateway = Some(gateway.into());
+        self
     }
 
     /// Sets its `remoteReference`: `ch_…` or `pi_…` where the shop is paid through Stripe.
@@ -349,7 +360,7 @@ fn put(state: &mut State, domain: &str, tender: Tender) -> Sold {
             status: "SUCCESS".into(),
             at: tender.at,
             test: tender.test,
-            gateway: tender.method.clone().unwrap_or_default(),
+            gateway: tender.gateway.clone().or_else(|| tender.method.clone()).unwrap_or_default(),
             shop_money,
             presentment_money: presentment,
             parent: if back { row.transactions.first().map(|first| first.id) } else { None },
