@@ -157,6 +157,8 @@ create table jobs.auto_sync_totals (
     written_net_eur numeric(12, 2),
     written_ir_mode text,
     written_ir_eur numeric(12, 2),
+    -- Whose money the row is made of, in order: provider/account. Of a locked one: what it was made of when it was ours.
+    made_of text[] not null default '{}',
     primary key (user_id, month, activity)
 );
 

@@ -15,6 +15,7 @@ mod reports;
 mod source;
 mod strange;
 mod switches;
+mod taken_over;
 mod twins;
 mod unlisted;
 

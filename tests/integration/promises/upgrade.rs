@@ -111,3 +111,59 @@ async fn what_stood_in_the_ledger_keeps_its_meaning() -> Result<()> {
     assert_eq!(asked, "1 2026-11-10 10:00:00");
     Ok(())
 }
+
+/// Writes a user with Stripe, which was taken for services and is goods by now, and a shop, as they stood before a row that
+/// a user took over stood for its own money alone. The user has edited, or deleted, Stripe's row of services; the
+/// shop's row took Stripe's money, too, or (October) was kept out.
+const TAKEN_OVER: &str = "
+    insert into auth.users (id, email) select md5(n::text)::uuid, n || '@example.test' from generate_series(1, 2) n;
+    insert into public.integration_tokens (user_id, provider, access_token, stripe_account_id, shop_domain, is_active)
+        select id, p, 'aa:bb', 'acct_new', 'one.myshopify.com', true from auth.users, unnest(array['stripe', 'shopify']) p;
+    insert into jobs.integration_state (user_id, provider, account, activity, first_month, counted)
+        select id, p, a, 'Vente de marchandises', '2026-09-01', '{[2026-09-01,)}'
+        from auth.users, (values ('stripe', 'acct_new'), ('shopify', 'one.myshopify.com')) s (p, a);
+    insert into jobs.integration_transactions (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency)
+        select u.id, p, p || m, a, 'payment', make_date(2026, m, 3), c, 'EUR'
+        from auth.users u, generate_series(10, 11) m,
+            (values ('stripe', 'acct_new', 10000), ('shopify', 'one.myshopify.com', 50000)) s (p, a, c);
+    insert into public.ca_records (user_id, year, month, activity_type, amount_eur, source, external_id, metadata)
+        select u.id, 2026, m, 'Prestation de services', 120, 'auto_sync', '2026-' || m || '/Prestation de services',
+            '{\"sources\": {\"stripe\": 100}}'::jsonb from auth.users u, generate_series(10, 11) m
+        union all
+        select u.id, 2026, 11, 'Vente de marchandises', 600, 'auto_sync', '2026-11/Vente de marchandises',
+            '{\"sources\": {\"stripe\": 100, \"shopify\": 500}}' from auth.users u;
+    insert into jobs.auto_sync_totals (user_id, month, activity, record_id, written_eur, computed_eur, locked_at)
+        select user_id, make_date(2026, r.month, 1), activity_type, id, case when amount_eur = 120 then 100 else 600 end,
+            case when amount_eur = 120 then 0 else 600 end, case when amount_eur = 120 then timestamptz '2026-11-18' end from public.ca_records r
+        union all
+        select id, '2026-10-01', 'Vente de marchandises', null, null, 600, timestamptz '2026-11-18' from auth.users;
+    delete from public.ca_records where user_id = md5('2')::uuid and amount_eur = 120;";
+
+#[tokio::test]
+async fn what_a_users_row_had_made_wrong_is_added_up_again() -> Result<()> {
+    let database = database(Template::Application).await?;
+    let pool = database.pool();
+    let files = migrations()?;
+    let (before, after) = files.split_at(files.iter().position(|f| f.name.contains("taken_over")).unwrap());
+    for file in before {
+        apply(pool, &file.name, &file.sql).await?;
+    }
+    apply(pool, "rows", TAKEN_OVER).await?;
+    for file in after {
+        apply(pool, &file.name, &file.sql).await?;
+    }
+    let rows: Vec<String> = sqlx::query_scalar(
+        "select format('%s %s %s', u.email, r.month, sum(r.amount_eur)) from public.ca_records r \
+         join auth.users u on u.id = r.user_id group by u.email, r.month order by 1",
+    )
+    .fetch_all(pool)
+    .await?;
+    let expected = [
+        "1@example.test 10 620.00",
+        "1@example.test 11 620.00",
+        "2@example.test 10 500.00",
+        "2@example.test 11 500.00",
+    ];
+    assert_eq!(rows, expected);
+    Ok(())
+}
