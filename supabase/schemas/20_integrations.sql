@@ -22,9 +22,9 @@ $$;
 --
 -- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts
 -- when it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for
--- debit payment methods"). A payment that failed was never received, so the row that takes it back does not count
--- either. A refund is pending as long as there is no money to pay it with; one that fails then was never paid, and what
--- takes it back does not count either.
+-- debit payment methods"), nor is what has a state that nobody knows. A payment that failed was never received, so the
+-- row that takes it back does not count either. A refund is pending as long as there is no money to pay it with; one that
+-- fails then was never paid, and what takes it back does not count either.
 create function jobs.why_excluded(
     p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
     p_converted boolean
@@ -35,10 +35,10 @@ create function jobs.why_excluded(
         when p_occurred_at is null then 'no_date'
         when p_currency is null then 'no_currency'
         when p_amount_minor is null then 'amount_not_read'
-        when p_kind = 'payment' and p_state in ('pending', 'unknown') then 'pending'
+        when p_kind = 'payment' and p_state in ('failed', 'canceled') or p_kind = 'charge_failure' then 'failed'
+        when p_kind = 'payment' and p_state <> 'succeeded' then 'pending'
         when p_kind = 'refund' and p_state = 'pending' then 'pending'
         when p_kind in ('refund', 'refund_failure') and p_state = 'never_paid' then 'failed'
-        when p_kind = 'payment' and p_state in ('failed', 'canceled') or p_kind = 'charge_failure' then 'failed'
         when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
         when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
         when p_kind = 'dispute' and p_state not in ('lost', 'accepted') then 'unknown_kind'
@@ -81,6 +81,9 @@ create index integration_transactions_month on jobs.integration_transactions (us
 -- What is looked at again at every sync: payments on their way, rows that a later version may understand, failures.
 create index integration_transactions_open on jobs.integration_transactions (user_id, provider)
     where excluded in ('pending', 'failed', 'unknown_kind', 'platform_reversal');
+-- What only an order tells, which is looked for in the list again.
+create index integration_transactions_unlisted on jobs.integration_transactions (user_id, provider)
+    where excluded = 'unlisted_payment';
 -- What an alert names: money in other currencies.
 create index integration_transactions_currencies on jobs.integration_transactions (user_id, paris_month)
     where excluded in ('currency', 'unresolved_currency');

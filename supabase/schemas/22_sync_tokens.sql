@@ -4,7 +4,8 @@
 -- (encrypted); what is too long to be one comes as an empty one, which opens nothing.
 --   [{item_id, integration_id, user_id, provider, access_token, refresh_token, stripe_account_id, shop_domain,
 --     proven_account, token_expires_at, last_success_to, deep_read_to, books_from: the first month's first instant,
---     open: [{id, listed_at}]: payments on their way, the oldest hundred}]
+--     covered_from: since when everything was read up to the month that is asked for; null: nothing before it was,
+--     open: [{id, listed_at}]: payments on their way, the oldest hundred; what only an order told, the latest twenty}]
 create function public.integration_context(p_items bigint[]) returns jsonb
 language sql stable security definer set search_path = '' set statement_timeout = '10s' as $$
     select coalesce(jsonb_agg(jsonb_build_object(
@@ -20,11 +21,22 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'deep_read_to', case when s.account = jobs.claimed_account(t) then s.deep_read_to end,
         'books_from', coalesce(case when s.account = jobs.claimed_account(t) then s.first_month end,
             jobs.first_month(t.connected_at, least(s.claimed_at, r.as_of), r.as_of))::timestamp at time zone 'Europe/Paris',
+        'covered_from', (select min(lower(c)) from unnest(s.covered) c
+            cross join lateral (select case when i.payload ->> 'month' ~ '^\d{4}-(0[1-9]|1[0-2])$' then
+                to_date(i.payload ->> 'month', 'YYYY-MM')::timestamp at time zone 'Europe/Paris' end as starts) m
+            where i.kind = 'sync_month' and s.account = jobs.claimed_account(t)
+                and lower(c) < m.starts and upper(c) >= m.starts),
         'open', (select coalesce(jsonb_agg(jsonb_build_object('id', o.external_id, 'listed_at', o.listed_at)), '[]') from (
-            select x.external_id, coalesce(x.listed_at, x.occurred_at) as listed_at
+            (select x.external_id, coalesce(x.listed_at, x.occurred_at) as listed_at
             from jobs.integration_transactions x
             where x.user_id = t.user_id and x.provider = t.provider and x.excluded = 'pending' and x.account = s.account
-            order by 2, 1 limit 100) o)) order by i.item_id, t.provider), '[]')
+            order by 2, 1 limit 100)
+            union all
+            (select x.external_id, x.occurred_at
+            from jobs.integration_transactions x
+            where x.user_id = t.user_id and x.provider = t.provider and x.excluded = 'unlisted_payment'
+                and x.account = s.account
+            order by 2 desc, 1 limit 20)) o)) order by i.item_id, t.provider), '[]')
     from jobs.job_items i
     join jobs.job_runs r on r.run_id = i.run_id
     -- Not by `or`: the subject is a key of its own in each case.

@@ -8,8 +8,9 @@
 -- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again, one
 -- that has failed (another row may have said so) is nothing else again, nor is a refund that failed while it waited for
 -- money (never_paid); an amount that was known in the account's
--- currency stays, as long as the amount that was told is the same; so do the state, the references, a debit's date, and
--- that it was paid with a gift card or a credit.
+-- currency stays, as long as the amount that was told is the same, or none is; so do the state, the references, a debit's
+-- date, the day of a loss under another name, that it was paid with a gift card or a credit, and that a row of zero is money
+-- at another house.
 --
 -- Call only under the user's lock: what is not there yet is inserted, what differs is updated, and a row that says
 -- the same is not even locked.
@@ -47,27 +48,34 @@ begin
         from told m
     ), merged as materialized (
         select n.external_id, t.external_id is null as is_new, t.paris_month as month_before,
-            case when n.kind = 'unknown' or (n.kind = 'refund' and t.kind = 'platform_reversal')
+            case when n.kind = 'unknown' or k.elsewhere
+                    or (n.kind in ('refund', 'refund_failure') and t.kind = 'platform_reversal')
                 then coalesce(t.kind, n.kind) else n.kind end as kind,
-            case when n.kind = 'dispute' and n.state is distinct from t.state then n.occurred_at
+            case when n.kind = 'dispute' and n.state is distinct from t.state
+                    and not (n.occurred_at is null and n.state in ('lost', 'accepted') and t.state in ('lost', 'accepted'))
+                then n.occurred_at
                 when t.occurred_at <> t.listed_at and n.occurred_at = n.listed_at and n.listed_at = t.listed_at
                 then t.occurred_at else coalesce(n.occurred_at, t.occurred_at) end as occurred_at,
             case when k.keep then t.amount_minor else n.amount_minor end as amount_minor,
             case when k.keep then t.currency else n.currency end as currency,
             case when k.keep then true else n.converted end as converted,
-            case when k.keep then coalesce(t.original, n.original) when t.amount_minor is null then n.original
+            case when k.keep then coalesce(t.original, case when n.original ->> 'amount' is not null then n.original end)
+                when t.amount_minor is null then n.original
                 else coalesce(n.original, t.original) end as original,
             case when t.refs @> n.refs then t.refs
                 -- Most rows are new, and name one or two things in order.
                 when t.refs is null and (cardinality(n.refs) < 2 or cardinality(n.refs) = 2 and n.refs[1] < n.refs[2])
                     then n.refs
                 else array(select distinct r from unnest(t.refs || n.refs) r order by r) end as refs,
-            coalesce(n.source_kind, t.source_kind) as source_kind,
+            case when k.elsewhere and (n.kind <> 'unknown' or n.source_kind = 'settled_elsewhere:unknown')
+                then t.source_kind else coalesce(n.source_kind, t.source_kind) end as source_kind,
             case when n.kind = 'payment' and t.state = 'failed' then t.state
                 when n.kind = 'refund' and (t.state = 'never_paid'
                     or t.state = 'pending' and n.state in ('failed', 'canceled')) then 'never_paid'
-                when n.state in ('pending', 'unknown') and t.state = 'succeeded' then t.state
-                when n.state = 'unknown' then coalesce(t.state, n.state)
+                when t.state = 'succeeded' and (n.state in ('pending', 'unknown')
+                    or n.kind = 'payment' and n.state not in ('failed', 'canceled')) then t.state
+                -- A payment without a state has counted.
+                when n.state = 'unknown' then case when t.kind = 'payment' then t.state else coalesce(t.state, n.state) end
                 else coalesce(n.state, t.state) end as state,
             case when jobs.paid_before(t.method) is not null and jobs.paid_before(n.method) is null then t.method
                 else coalesce(n.method, t.method) end as method,
@@ -77,15 +85,22 @@ begin
             on t.user_id = p_user_id and t.provider = p_provider and t.external_id = n.external_id
         cross join lateral (
             select coalesce(t.converted and t.amount_minor is not null and (not n.converted or n.amount_minor is null)
-                and (t.original is null or (t.original -> 'amount', t.original -> 'currency')
-                    is not distinct from (n.original -> 'amount', n.original -> 'currency')), false) as keep) k
+                and (t.original is null or n.original ->> 'amount' is null
+                    or n.original ->> 'amount' = coalesce(t.original ->> 'amount', t.amount_minor::text)
+                        and coalesce(n.original ->> 'currency' = t.original ->> 'currency', n.original ->> 'currency' is null)),
+                false) as keep,
+                -- Settled at another house: the row of zero tells less of it now, and no sale of nothing.
+                coalesce(t.kind = 'unknown' and starts_with(t.source_kind, 'settled_elsewhere:') and n.amount_minor = 0
+                    and (n.kind in ('payment', 'refund') or starts_with(n.source_kind, 'settled_elsewhere:')),
+                false) as elsewhere) k
     ), inserted as (
         insert into jobs.integration_transactions as t
             (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, state,
             method, listed_at, converted, original, first_seen_at)
         select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs,
             m.source_kind, m.state, m.method, m.listed_at, m.converted, m.original, p_now
-        from merged m where m.is_new order by m.external_id
+        -- What is no turnover is told for what was kept before.
+        from merged m where m.is_new and m.kind <> 'no_turnover' order by m.external_id
         returning t.paris_month, t.paris_month as month_before
     ), updated as (
         update jobs.integration_transactions t set

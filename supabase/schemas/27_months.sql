@@ -93,9 +93,10 @@ end $$;
 
 -- What a user's month lacks or may have twice, by its reason, with how many movements; {} for nothing. Besides the
 -- reasons of uncounted_movements:
---   pending: a payment that is still on its way, where the month is over
---   platform_reversal: what a platform took back of a payment, where it is no fee of hers: all of it, or a part of one of
---     which she had an application fee
+--   pending: a payment that is still on its way, where the month is over; or one that was sent in the month and would come
+--     in a later one, from an account that was replaced since: nobody can ask for it
+--   platform_reversal: what a platform took back of a payment, where it is no fee of hers: what leaves nothing of it, at once
+--     or in pieces, or a part of one of which she had an application fee
 --   refund_of_unknown_sale: a refund of an order of which a payment was never read, or is told by the order alone and Stripe's
 --     refunds do not explain it; or of no order any more beside one at Stripe
 --     of the same amount and day: Stripe may report it, too
@@ -109,20 +110,33 @@ language plpgsql stable set search_path = '' set enable_nestloop = off set jit =
 declare
     answer jsonb;
     passed_on bigint;
+    left_behind bigint := 0;
     has_excluded boolean;
     has_nameless boolean;
 begin
     -- One look first: most months have none of what the queries below are about.
     select count(*) filter (where t.provider = 'stripe' and t.kind = 'payment' and t.excluded is null
-            and exists (select from unnest(t.refs) r where starts_with(r, 'tr_'))),
+            and exists (select from unnest(t.refs) r where starts_with(r, 'tr_'))
+            and not exists (select from unnest(t.refs) r where starts_with(r, 'fee_'))),
         coalesce(bool_or(t.excluded is not null), false),
         coalesce(bool_or(t.provider = 'shopify' and t.excluded is null and t.kind in ('payment', 'refund')
             and not exists (select from unnest(t.refs) r where r !~ '^gid:')), false)
     into passed_on, has_excluded, has_nameless
     from jobs.movements_in_books(p_user_id, array[p_month]) t;
 
+    if exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month) then
+        select count(*) into left_behind
+        from jobs.integration_transactions t
+        join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
+        where t.user_id = p_user_id and t.excluded = 'pending' and f.counted @> p_month and not f.counted @> t.paris_month
+            and (t.listed_at at time zone 'Europe/Paris')::date >= p_month
+            and (t.listed_at at time zone 'Europe/Paris')::date < p_month + interval '1 month';
+    end if;
+
     with flaws as (
         select 'passed_on' as reason, passed_on as n
+        union all
+        select 'pending', left_behind
         union all
         select 'beyond_scope', count(*) from jobs.integration_state s
         cross join lateral (select tstzrange(p_month::timestamp at time zone 'Europe/Paris', least(
@@ -141,18 +155,32 @@ begin
         with found as materialized (
             select t.* from jobs.movements_in_books(p_user_id, array[p_month]) t
             where t.excluded in ('pending', 'platform_reversal')
+        ), named as materialized (      -- payments and what was taken back of them, one row for each name
+            select t.external_id, t.kind, t.excluded, t.amount_minor, t.occurred_at, n as name,
+                exists (select from unnest(t.refs) r where starts_with(r, 'fee_')) as has_fee
+            from jobs.integration_transactions t cross join unnest(t.refs) n
+            where t.user_id = p_user_id and t.provider = 'stripe'
+                and exists (select from found f where f.excluded = 'platform_reversal')
+                and (t.kind = 'payment' or t.excluded = 'platform_reversal' or t.kind = 'refund' and t.excluded is null)
+                and n ~ '^(ch|py|pi)_'
+        ), taken_back as materialized (
+            select distinct p.external_id as payment, p.has_fee, p.amount_minor as paid, r.external_id, r.excluded,
+                r.amount_minor, r.occurred_at
+            from named p join named r using (name) where p.kind = 'payment' and r.kind <> 'payment'
+        ), left_of as materialized (    -- what each of them left of its payment
+            select r.external_id, r.has_fee, r.excluded, r.paid + sum(r.amount_minor) over (
+                partition by r.payment order by r.occurred_at, r.external_id) as amount
+            from taken_back r
+        ), is_fee as materialized (
+            select l.external_id from left_of l where l.excluded = 'platform_reversal' and l.amount > 0 and not l.has_fee
         ), flaws as (
             select t.excluded as reason, count(*) as n from jobs.uncounted_movements(p_user_id, p_month) t group by 1
             union all
-            select 'pending', count(*) from found t
+            select 'pending', left_behind + count(*) from found t
             where t.excluded = 'pending' and p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris'
             union all
             select 'platform_reversal', count(*) from found t
-            where t.excluded = 'platform_reversal' and not exists (
-                select from jobs.integration_transactions p
-                where p.user_id = p_user_id and p.provider = t.provider and p.kind = 'payment' and p.refs && t.refs
-                    and p.amount_minor > -t.amount_minor
-                    and not exists (select from unnest(p.refs) r where starts_with(r, 'fee_')))
+            where t.excluded = 'platform_reversal' and t.external_id not in (select i.external_id from is_fee i)
         )
         select answer || coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') into answer from flaws f;
     end if;

@@ -58,12 +58,15 @@ struct Integration {
     /// Is the first instant of the account's first month; nothing before it goes into the books by
     /// itself.
     books_from: Option<DateTime<Utc>>,
-    /// Lists payments that were on their way when they were last seen, oldest first.
+    /// Is the first instant of what was read without a hole up to the month that is asked for.
+    #[serde(default)]
+    covered_from: Option<DateTime<Utc>>,
+    /// Lists payments that were on their way when they were last seen, and those that only an order told of.
     #[serde(default)]
     open: Vec<OpenPayment>,
 }
 
-/// Represents a payment that was on its way when it was last seen.
+/// Represents a payment that was on its way when it was last seen, or that the list of movements did not have.
 #[derive(Clone, Debug, Deserialize)]
 struct OpenPayment {
     id: String,

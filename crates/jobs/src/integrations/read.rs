@@ -1,6 +1,6 @@
 //! Reading an integration's window to its end, page by page.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::join;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     deadline::Deadline,
-    providers::{CursorGuard, ErrorKind, Page, Provider, ProviderError, RefusedReason, shopify::Disputes},
+    providers::{
+        CursorGuard, ErrorKind, Page, Provider, ProviderError, RefusedReason, shopify::Disputes,
+        stripe::StripeAccountId,
+    },
     queue::{Permit, Progress},
     schedule::Window,
 };
@@ -22,6 +25,9 @@ use crate::{
 const CHECKPOINT_EVERY: usize = 2_000;
 /// After so many movements (half a minute of pages or less) a reading yields to items that wait.
 const YIELD_AFTER_MOVEMENTS: usize = 5 * CHECKPOINT_EVERY;
+
+/// A movement bears its payment's date, give or take this much.
+const TENDER_MAY_DIFFER: TimeDelta = TimeDelta::hours(1);
 
 /// Says where a reading had got to at its last checkpoint. The window is part of it: a cursor is
 /// valid only within the window it was made for.
@@ -149,7 +155,14 @@ impl Reader<'_> {
                 }
             }
         }
-        self.follow(&integration.open, &access, window).await?;
+        match &access {
+            _ if self.settlement.is_of_a_month() => {}
+            Access::Stripe { account } => self.follow(&integration.open, account, window).await?,
+            Access::Shopify { .. } if window.is_deep() => {
+                self.look_again(integration, &mut access, window).await?;
+            }
+            Access::Shopify { .. } => {}
+        }
         if let (Access::Shopify { .. }, Some(version)) = (&access, self.clients.shopify.other_version()) {
             let told =
                 format!("Shopify a répondu avec la version {version} de son interface, pas celle demandée");
@@ -163,13 +176,9 @@ impl Reader<'_> {
     async fn follow(
         &mut self,
         open: &[OpenPayment],
-        access: &Access,
+        account: &StripeAccountId,
         window: Window,
     ) -> Result<(), ItemError> {
-        let Access::Stripe { account } = access else { return Ok(()) };
-        if self.settlement.is_of_a_month() {
-            return Ok(());
-        }
         for payment in open.iter().filter(|payment| payment.listed_at.is_some_and(|at| at < window.from)) {
             if !self.deadline.may_start_work() {
                 return Err(ItemError::out_of_time());
@@ -177,6 +186,43 @@ impl Reader<'_> {
             let found = self.clients.stripe.balance_transaction(account, &payment.id, &self.deadline).await?;
             if let (Some(movement), Some(part)) = (found, self.parts.last_mut()) {
                 part.movements.push(movement);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks in the list of movements for payments that only an order told of, before the window: a sale that was made offline
+    /// may have shown since, and the list is not read so far back again.
+    async fn look_again(
+        &mut self,
+        integration: &mut Integration,
+        access: &mut Access,
+        window: Window,
+    ) -> Result<(), ItemError> {
+        let mut around: Vec<Window> = Vec::new();
+        let mut days: Vec<_> = integration.open.iter().filter_map(|payment| payment.listed_at).collect();
+        days.sort_unstable();
+        for at in days.into_iter().filter(|at| *at < window.from) {
+            let (from, to) = (at - TENDER_MAY_DIFFER, at + TENDER_MAY_DIFFER);
+            match around.last_mut() {
+                Some(last) if from <= last.to => last.to = to,
+                _ => around.push(Window { from, to }),
+            }
+        }
+        for hours in around {
+            let mut after = None;
+            let mut guard = CursorGuard::new(integration.provider, None);
+            loop {
+                if !self.deadline.may_start_work() {
+                    return Err(ItemError::out_of_time());
+                }
+                let page = self.page(integration, access, hours, List::Movements, after.as_deref()).await?;
+                if let Some(part) = self.parts.last_mut() {
+                    part.movements.extend(page.movements);
+                }
+                after = page.next;
+                let Some(next) = &after else { break };
+                guard.advance(next)?;
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     deadline::Deadline,
     failure::Failure,
+    providers::Provider,
     queue::{Claimed, Outcome, Permit, WorkItem, Worker},
     schedule::{self, Month, Window},
     supabase::SupabaseError,
@@ -59,6 +60,9 @@ impl Plan {
                     window: Box::new(move |integration| {
                         let window = Window::for_sync(as_of, days, integration.last_success_to);
                         match (days, integration.last_success_to, integration.books_from) {
+                            (_, None, Some(books_from)) if integration.provider == Provider::Stripe => {
+                                window.reaching(Window::sends_begin(books_from))
+                            }
                             (_, None, Some(books_from)) => window.reaching(books_from),
                             (None, ..) => window.deepened_daily(integration.deep_read_to),
                             (Some(_), ..) => window,
@@ -72,7 +76,19 @@ impl Plan {
                 let month: Month = month.parse().ok()?;
                 // An earlier replay must not turn the window around.
                 let window = Window { from: month.start(), to: month.end().min(as_of).max(month.start()) };
-                Self { window: Box::new(move |_| window), month: Some(month), count_month: *count_month }
+                Self {
+                    window: Box::new(move |integration| {
+                        let sent_from = Window::sends_begin(window.from);
+                        let is_read = integration.covered_from.is_some_and(|from| from <= sent_from);
+                        if integration.provider == Provider::Stripe && !is_read {
+                            window.reaching(sent_from)
+                        } else {
+                            window
+                        }
+                    }),
+                    month: Some(month),
+                    count_month: *count_month,
+                }
             }
         })
     }

@@ -24,6 +24,10 @@ const OVERLAP: TimeDelta = TimeDelta::days(3);
 /// offline, or imported. A first sync looks as far, and is such a read, too.
 const LATE_ROWS: TimeDelta = TimeDelta::days(30);
 
+/// A debit counts when its money is there, up to 14 business days after it was sent, and is listed by the day on which it was
+/// sent. Some days more are for holidays.
+const LONGEST_DEBIT: TimeDelta = TimeDelta::days(30);
+
 /// Represents the number of days of `days=`: 1 to 366.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Days(NonZeroU16);
@@ -107,6 +111,11 @@ impl Window {
     #[must_use]
     pub fn reaching(self, from: DateTime<Utc>) -> Self {
         Self { from: self.from.min(from), ..self }
+    }
+
+    /// Returns since when a debit may have been sent whose money came at `from` or later.
+    pub fn sends_begin(from: DateTime<Utc>) -> DateTime<Utc> {
+        paris::start_of(paris::date(from - LONGEST_DEBIT))
     }
 
     /// Returns the same window, which reaches far back where no window of this Paris day has done

@@ -2,7 +2,8 @@
 //!
 //! A dispute is a state that changes: every one that is listed is kept with its state, whatever the window of the sync.
 //! A chargeback that is lost or accepted is money that went back to the buyer: a negative movement on the day it was
-//! decided; won later, it counts no more. Inquiries take no money. What was prevented may have been paid back, or not.
+//! decided; won later, it counts no more. Inquiries take no money: one that was kept because it was prevented, and ends
+//! otherwise, is no turnover. What was prevented may have been paid back, or not.
 //!
 //! `finalizedOn` used to be a date and may still come as one. A bare date counts as the first instant of that day
 //! in Paris, where the books are kept: any other instant of the day would fall in the same month.
@@ -71,38 +72,39 @@ pub(super) fn begun(window: Window) -> Window {
 }
 
 impl<'a> Dispute<'a> {
-    /// Reads a dispute; `None` for what takes no money: an inquiry that was not prevented.
-    fn read(node: &'a Value) -> Option<Result<Self, RefusedReason>> {
+    /// Reads a dispute; an error for what has no id, and so is no row.
+    fn read(node: &'a Value) -> Result<Self, RefusedReason> {
         let (kind, status) =
             (node["type"].as_str().unwrap_or_default(), node["status"].as_str().unwrap_or_default());
-        let known = match (kind, status) {
-            ("INQUIRY", "WON" | "NEEDS_RESPONSE" | "UNDER_REVIEW" | "LOST" | "ACCEPTED" | "CHARGE_REFUNDED") => return None,
+        let (kind, source_kind) = match (kind, status) {
+            (
+                "INQUIRY",
+                "WON" | "NEEDS_RESPONSE" | "UNDER_REVIEW" | "LOST" | "ACCEPTED" | "CHARGE_REFUNDED",
+            ) => (MovementKind::NoTurnover, "inquiry".to_owned()),
             ("CHARGEBACK", "WON" | "NEEDS_RESPONSE" | "UNDER_REVIEW" | "LOST" | "ACCEPTED")
             | ("CHARGEBACK" | "INQUIRY", "PREVENTED")
             // Given back as a refund, which is a tender transaction of its own.
-            | (_, "CHARGE_REFUNDED") => true,
-            _ => false,
-        };
-        let (kind, source_kind) = if known {
-            (MovementKind::Dispute, "dispute".to_owned())
-        } else {
-            (MovementKind::Unknown, word(&format!("dispute:{kind}:{status}")))
+            | (_, "CHARGE_REFUNDED") => (MovementKind::Dispute, "dispute".to_owned()),
+            _ => (MovementKind::Unknown, word(&format!("dispute:{kind}:{status}"))),
         };
         let state = (!status.is_empty()).then(|| word(status).to_lowercase());
         let order = Order::read(&node["order"]);
-        Some(row_id(node).map(|(id, has_id)| {
-            let (kind, source_kind) = if has_id {
+        row_id(node).map(|(id, has_id)| {
+            let (kind, source_kind) = if has_id || kind == MovementKind::NoTurnover {
                 (kind, source_kind)
             } else {
                 (MovementKind::Unknown, DISPUTE_WITHOUT_ID.to_owned())
             };
             Self { node, id, kind, source_kind, state, order }
-        }))
+        })
     }
 
     /// Is priced as the payment that it takes back: that is what the order knows in both
     /// currencies.
     fn priced(&self) -> Option<Priced<'_>> {
+        if self.kind == MovementKind::NoTurnover {
+            return None;
+        }
         let amount = unsigned(Money(&self.node["amount"]))?;
         Some(Priced { amount, order: self.order.as_ref(), at: None })
     }
@@ -150,7 +152,7 @@ impl DisputePage {
     }
 
     fn rows(&self) -> Result<Vec<Dispute<'_>>, RefusedReason> {
-        self.connection.iter().flat_map(|connection| &connection.nodes).filter_map(Dispute::read).collect()
+        self.connection.iter().flat_map(|connection| &connection.nodes).map(Dispute::read).collect()
     }
 
     /// Returns the orders needed to settle foreign currencies.
@@ -227,8 +229,8 @@ mod tests {
     #[case("CHARGEBACK", "CHARGE_REFUNDED", Some((MovementKind::Dispute, "charge_refunded")))]
     #[case("CHARGEBACK", "BRAND_NEW", Some((MovementKind::Unknown, "brand_new")))]
     #[case("INQUIRY", "PREVENTED", Some((MovementKind::Dispute, "prevented")))]
-    #[case("INQUIRY", "LOST", None)]
-    #[case("INQUIRY", "WON", None)]
+    #[case("INQUIRY", "LOST", Some((MovementKind::NoTurnover, "lost")))]
+    #[case("INQUIRY", "WON", Some((MovementKind::NoTurnover, "won")))]
     #[case("BRAND_NEW", "LOST", Some((MovementKind::Unknown, "lost")))]
     fn states(#[case] kind: &str, #[case] status: &str, #[case] expected: Option<(MovementKind, &str)>) {
         let page = read(&dispute(kind, status, Some("2026-11-05"))).unwrap();

@@ -19,6 +19,9 @@ use crate::schedule::Window;
 pub(super) const TRANSACTIONS: usize = 4;
 /// A tender may show a while after the transaction that it tells of. What is younger is compared by the next reading.
 const TENDER_MAY_LAG: TimeDelta = TimeDelta::hours(1);
+/// A sale that was made offline can show so long after its date, at most, and be found by its order alone: it lies before
+/// every window then, and its order is new.
+const SHOWS_LATER: TimeDelta = TimeDelta::days(90);
 
 #[derive(Deserialize)]
 struct Data {
@@ -57,9 +60,9 @@ impl OrderPage {
         self.cut.clone()
     }
 
-    /// Returns what was paid of each order that was paid within `window`, also before and after it: a payment is told
-    /// from another one of the same amount by its place among all of them. The page was asked for behind `after`; `more`
-    /// are the orders that were asked again.
+    /// Returns what was paid of each order that was paid within `window` or shortly before, also earlier and later: a
+    /// payment is told from another one of the same amount by its place among all of them. The page was asked for behind
+    /// `after`; `more` are the orders that were asked again.
     pub(super) fn settle(
         self,
         after: Option<&str>,
@@ -72,7 +75,7 @@ impl OrderPage {
             payments.filter(|payment| payment.at < now - TENDER_MAY_LAG).collect();
         let within: HashSet<String> = order_payments
             .iter()
-            .filter(|payment| window.contains(payment.at))
+            .filter(|payment| window.reaching(window.from - SHOWS_LATER).contains(payment.at))
             .map(|payment| payment.order.clone())
             .collect();
         order_payments.retain(|payment| within.contains(&payment.order));
@@ -157,6 +160,8 @@ mod tests {
         all[0]["processedAt"] = json!("2026-10-31T09:00:00Z");
         all[2]["processedAt"] = json!("2026-11-30T23:30:00Z");
         assert_eq!(amounts(&all, "2026-12-10T00:00:00Z"), [100; 3]);
+        assert_eq!(amounts(&all[..1], "2026-12-10T00:00:00Z"), [100], "it may show late");
+        all[0]["processedAt"] = json!("2026-08-02T09:00:00Z");
         assert!(amounts(&all[..1], "2026-12-10T00:00:00Z").is_empty());
     }
 

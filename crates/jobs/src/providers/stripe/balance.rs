@@ -49,6 +49,7 @@ const SOURCE: Picked = Fields(&[
     ("currency", Whole),
     ("status", Whole),
     ("pending_reason", Whole),
+    ("failure_reason", Whole),
     ("payment_method_details", Fields(&[("type", Whole)])),
     ("charge", Fields(&[("id", Whole), ("payment_intent", Whole)])),
     ("payment_intent", Fields(&[("id", Whole)])),
@@ -76,6 +77,13 @@ const DEBITS: [&str; 7] = [
     "us_bank_account",
     "ach_debit",
 ];
+
+/// Is the state of a refund that failed while it waited for money.
+const NEVER_PAID: &str = "never_paid";
+
+/// These states say that the money is there or will not come, or say nothing. Money is expected in every other one, whatever
+/// it is called.
+const SAID_OTHERWISE: [&str; 4] = ["succeeded", "failed", "canceled", "unknown"];
 
 /// Reads one page, asked for behind `cursor`.
 pub(super) fn page(body: &[u8], cursor: Option<&str>) -> Result<Page, RefusedReason> {
@@ -135,8 +143,15 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
     }
     // The platform's part of a payment, taken back: a fee of hers, or a refund of the sale that she made.
     // https://docs.stripe.com/api/refunds/object#refund_object-source_transfer_reversal
-    if kind == MovementKind::Refund && !source["source_transfer_reversal"].is_null() {
+    if matches!(kind, MovementKind::Refund | MovementKind::RefundFailure)
+        && !source["source_transfer_reversal"].is_null()
+    {
         kind = MovementKind::PlatformReversal;
+    }
+    let mut references = references(source);
+    // What it takes back counts as long as nobody knows which payment that was.
+    if kind == MovementKind::ChargeFailure && !references.iter().any(|name| !name.starts_with("pi_")) {
+        (kind, source_kind) = (MovementKind::Unknown, "charge_failure:unnamed".to_owned());
     }
 
     let created = instant(&row["created"]);
@@ -150,13 +165,15 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
     let is_refund = source["id"].as_str().is_some_and(|id| id.starts_with("re_") || id.starts_with("pyr_"));
     let state = match kind {
         MovementKind::Refund => refund_state(source),
+        MovementKind::RefundFailure => refund_state(source).filter(|state| state == NEVER_PAID),
         MovementKind::Unknown if is_refund => refund_state(source),
-        MovementKind::Payment | MovementKind::Unknown => payment_state(source),
+        MovementKind::Payment | MovementKind::Unknown => payment_state(row),
         _ => None,
     };
     let is_debit = method.as_deref().is_some_and(|method| DEBITS.contains(&method));
     let may_be_payment = matches!(kind, MovementKind::Payment | MovementKind::Unknown);
-    let occurred_at = if may_be_payment && (is_debit || state.as_deref() == Some("pending")) {
+    let is_expected = state.as_deref().is_some_and(|state| !SAID_OTHERWISE.contains(&state));
+    let occurred_at = if may_be_payment && (is_debit || is_expected) {
         // The day on which the money is there, as Stripe states it: docs/adr/0015.
         instant(&row["available_on"]).max(created)
     } else {
@@ -171,7 +188,6 @@ fn movement(row: &Value) -> Result<Movement, RefusedReason> {
         None if readable => bought_for(source, amount_minor, currency.as_deref()),
         None => Some(as_read(row)),
     };
-    let mut references = references(source);
     references.extend(passed_on(source, kind).map(str::to_owned));
     references.extend(application_fee(source, kind).map(str::to_owned));
     Ok(Movement {
@@ -212,26 +228,34 @@ fn instant(seconds: &Value) -> Option<DateTime<Utc>> {
     (instant.timestamp() > -62_000_000_000 && instant.timestamp() < 250_000_000_000).then_some(instant)
 }
 
-/// Returns the state of the payment behind a row, where the source tells it. A payment that is only
-/// named may be a debit on its way, unless its id is a card's (`ch_`).
-fn payment_state(source: &Value) -> Option<String> {
-    match source {
-        Value::Object(_) => source["status"].as_str().map(word),
-        Value::String(id) if id.starts_with("py_") => Some("unknown".to_owned()),
-        _ => None,
+/// Returns the state of the payment behind a row, where the source tells it. A payment that is only named, or of which
+/// nothing is told, may be a debit on its way, unless it is a card's: the row's type is `charge` then, and its id `ch_…`
+/// (<https://docs.stripe.com/api/balance_transactions/object#balance_transaction_object-type>).
+fn payment_state(row: &Value) -> Option<String> {
+    let source = &row["source"];
+    if let Some(status) = source["status"].as_str().filter(|status| !status.is_empty()) {
+        return Some(word(status));
     }
+    let id = source.as_str().or(source["id"].as_str()).unwrap_or_default();
+    (id.starts_with("py_") || row["type"] == "payment").then(|| "unknown".to_owned())
 }
 
 /// Returns the state of the refund behind a row, where the source tells it: `pending` as long as it cannot be paid, because
 /// the account has no money or the payment itself has not come ([`pending_reason`]). One that is under way to the customer
-/// has left the balance.
+/// has left the balance. One that failed while it waited was never paid, whether or not anybody saw it wait
+/// ([`failure_reason`]).
 ///
 /// [`pending_reason`]: https://docs.stripe.com/changelog/basil/2025-04-30/refund-pending-reason
+/// [`failure_reason`]: https://docs.stripe.com/api/refunds/object#refund_object-failure_reason
 fn refund_state(source: &Value) -> Option<String> {
-    let state = match (source["status"].as_str()?, source["pending_reason"].as_str()) {
-        ("pending", Some("insufficient_funds" | "charge_pending")) => "pending",
-        ("pending", _) => "processing",
-        (status, _) => status,
+    let waits_for = source["pending_reason"].as_str();
+    let state = match (source["status"].as_str()?, waits_for, source["failure_reason"].as_str()) {
+        ("pending", Some("insufficient_funds" | "charge_pending"), _) => "pending",
+        ("pending", ..) => "processing",
+        ("failed" | "canceled", _, Some("insufficient_funds" | "charge_for_pending_refund_disputed")) => {
+            NEVER_PAID
+        }
+        (status, ..) => status,
     };
     Some(word(state))
 }

@@ -97,8 +97,8 @@ impl StripeClient {
         Ok(page)
     }
 
-    /// Reads one movement by its id ("Retrieve a balance transaction"); `None` where the account
-    /// does not know it.
+    /// Reads one movement by its id ("Retrieve a balance transaction"); `None` where the account does not know it, or the
+    /// answer tells nothing of it: what is known of it stays, and one row keeps no other back.
     pub async fn balance_transaction(
         &self,
         account: &StripeAccountId,
@@ -113,8 +113,17 @@ impl StripeClient {
             request.header("Stripe-Account", account.as_str()).query(&[("expand[]", "source")])
         });
         match asked.await {
-            Ok(answer) => balance::single(&answer.body).map(Some).map_err(|reason| refused(reason, &answer)),
-            Err(error) if error.kind == ErrorKind::Refused(RefusedReason::Unknown) => Ok(None),
+            Ok(answer) => {
+                let found = balance::single(&answer.body).ok();
+                Ok(found.filter(|movement| movement.external_id == id))
+            }
+            Err(ProviderError {
+                kind:
+                    ErrorKind::Refused(
+                        RefusedReason::Unknown | RefusedReason::BadRequest | RefusedReason::InvalidAnswer(_),
+                    ),
+                ..
+            }) => Ok(None),
             Err(error) => Err(error),
         }
     }

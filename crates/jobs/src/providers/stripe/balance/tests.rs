@@ -59,6 +59,8 @@ fn counted(#[case] category: &str, #[case] kind: MovementKind) {
 #[case(json!({"id": "re_1", "status": "requires_action"}), Some("requires_action"))]
 #[case(json!({"id": "re_1", "status": "succeeded", "pending_reason": null}), Some("succeeded"))]
 #[case(json!({"id": "re_1", "status": "failed"}), Some("failed"))]
+#[case(json!({"id": "re_1", "status": "failed", "failure_reason": "expired_or_canceled_card"}), Some("failed"))]
+#[case(json!({"id": "re_1", "status": "failed", "failure_reason": "insufficient_funds"}), Some("never_paid"))]
 #[case(json!("re_1"), None)]
 fn refunds_that_wait_for_money(#[case] source: Value, #[case] state: Option<&str>) {
     let mut row = row("txn_1", "refund", -500);
@@ -120,6 +122,19 @@ fn what_is_settled_elsewhere(
 }
 
 /// What is learned later is not asked for again: a debit on its way must not count then.
+/// What takes a payment back is no failure of nothing: as long as it names none, nobody knows what does not count with it.
+#[rstest]
+#[case(Value::Null, MovementKind::Unknown)]
+#[case(json!("pi_1"), MovementKind::Unknown)]
+#[case(json!({"id": "py_1", "object": "charge", "status": "failed"}), MovementKind::ChargeFailure)]
+#[case(json!("py_1"), MovementKind::ChargeFailure)]
+fn a_failure_names_its_payment(#[case] source: Value, #[case] kind: MovementKind) {
+    let mut row = row("txn_1", "charge_failure", -1000);
+    row["source"] = source;
+    let page = read(&[row], false).unwrap();
+    assert_eq!((page.movements[0].kind, page.unknown.is_empty()), (kind, kind != MovementKind::Unknown));
+}
+
 #[test]
 fn an_unknown_kind_keeps_its_state_and_its_day() {
     let mut row = row("txn_1", "charge_of_2027", 1000);
