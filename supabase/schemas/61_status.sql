@@ -185,7 +185,7 @@ language sql stable set search_path = '' as $$
             from public.sync_logs l
             cross join lateral jsonb_path_query(l.metadata,
                 '$.answer.**.problems[*] ? (@.code == "own_credentials" || @.code == "own_permission"
-                    || @.code == "app_not_approved")') as p (problem)
+                    || @.code == "app_not_approved" || @.code == "permanent_token")') as p (problem)
             where l.synced_at >= p_now - interval '1 day' and l.provider = 'jobs' and l.status <> 'success'
             group by 2, 3 order by 1 desc limit 5) r),
         -- Read last, by its own proof: what our key is checked with.

@@ -105,6 +105,41 @@ async fn a_few_are_no_outage() -> Result<()> {
     Ok(())
 }
 
+/// Neither nine nor the half are an outage; ten and one more than the half are. What was kept back leaves once, of whom it is
+/// still true.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bound_is_more_than_half_and_ten() -> Result<()> {
+    for (failing, of, held) in [(9, 12, false), (10, 19, true), (10, 20, false), (11, 20, true)] {
+        let world = World::new().await?;
+        let accounts: Vec<String> = (0..of).map(|number| format!("acct_bound{number}")).collect();
+        for account in &accounts {
+            world.stripe_user(account).await?;
+        }
+        sync(&world).await?;
+        for account in &accounts[..failing] {
+            world.stripe.revoke(account);
+        }
+        for _ in 0..3 {
+            sync(&world).await?;
+        }
+        assert_eq!(asked(&world), if held { 0 } else { failing }, "{failing} of {of}");
+        let told = status(&world).await?["attention"].to_string();
+        assert_eq!(
+            told.contains(&format!("{failing} connexions sur {of}")),
+            held,
+            "{failing} of {of}: {told}"
+        );
+        for account in &accounts[1..failing] {
+            world.stripe.reconnect(account, &format!("sk_acct_token_{account}"));
+        }
+        for _ in 0..2 {
+            sync(&world).await?;
+        }
+        assert_eq!(asked(&world), if held { 1 } else { failing }, "{failing} of {of}, after its end");
+    }
+    Ok(())
+}
+
 /// As long as our own key lacks something, a refusal of its accounts proves nothing against their users.
 #[tokio::test(flavor = "multi_thread")]
 async fn mails_wait_while_we_are_refused() -> Result<()> {

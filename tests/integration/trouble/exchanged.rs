@@ -8,8 +8,11 @@ use stand_ins::{
     shopify::Tender,
 };
 
-use super::{SYNC, ask, heal, turnover};
-use crate::world::World;
+use super::{
+    SYNC, ask, heal, last_error, turnover,
+    who_acts::{health, insist},
+};
+use crate::{mails::received, world::World};
 
 const SHOP: &str = "exchanged.myshopify.com";
 const TOKEN: &str = "/admin/oauth/access_token";
@@ -58,5 +61,35 @@ async fn what_cannot_be_exchanged_is_used_as_before() -> Result<()> {
     world.shopify.faults().add(Rule::on(TOKEN, refused));
     let told = ask(&world, Method::POST, SYNC, "").await?;
     assert_eq!((&told.body["errors"], &told.body["totalSynced"]), (&json!(0), &json!(1)), "{}", told.text);
+    Ok(())
+}
+
+/// What Shopify does from 2027 on with the permanent tokens of a public application: the operator acts, and no user can.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permanent_token_that_is_no_longer_accepted_is_ours() -> Result<()> {
+    let mut world = World::new().await?;
+    let known = world.shopify_user(SHOP).await?;
+    world.shopify.tender(SHOP, Tender::new(world.earlier(90), "42.0", "EUR"));
+    assert_eq!(heal(&world).await?, 1);
+    // One that was read before, and one that was connected since.
+    let new = world.shopify_user("new.myshopify.com").await?;
+    world.shopify.tender("new.myshopify.com", Tender::new(world.earlier(90), "8.0", "EUR"));
+    world.shopify.retire_permanent_tokens();
+    let told = ask(&world, Method::POST, SYNC, "").await?;
+    let message = told.problem("permanent_token").unwrap_or_else(|| panic!("{}", told.text));
+    assert!(message.contains("n’est pas à refaire"), "{message}");
+    let shopify = health(&world, "Shopify").await?;
+    assert_eq!(shopify["state"], "à corriger", "{shopify}");
+    assert!(shopify["message"].as_str().is_some_and(|said| said.contains("jeton permanent")), "{shopify}");
+    insist(&world).await?;
+    assert_eq!(received(&world), [], "nobody is asked to connect again in vain");
+    for user in [known, new] {
+        assert_eq!(last_error(&world, user).await?, None);
+    }
+    world.set("SHOPIFY_EXCHANGE_PERMANENT_TOKENS", "true");
+    world.run("update pgmq.q_jobs_shopify set vt = '-infinity'").await?;
+    assert_eq!(heal(&world).await?, 1);
+    assert_eq!(turnover(&world, known).await?.as_deref(), Some("42.00"));
+    assert_eq!(turnover(&world, new).await?.as_deref(), Some("8.00"));
     Ok(())
 }

@@ -224,3 +224,23 @@ async fn a_permanent_token_is_never_renewed() -> Result<()> {
     assert_eq!(turnover(&world, user).await?.as_deref(), Some("42.00"));
     Ok(())
 }
+
+/// A gateway broke twice; then the refresh token is good still, or the pair was lost on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_that_broke_is_tried_again_and_then_said() -> Result<()> {
+    let (world, user) = world_with_shop().await?;
+    assert_eq!(heal(&world).await?, 1);
+    let broken = || Rule::on(REFRESH, http_error(520)).times(2);
+    expire(&world).await?;
+    world.shopify.faults().add(broken());
+    assert_eq!(heal(&world).await?, 0);
+    assert_eq!((world.shopify.refreshes(SHOP), last_error(&world, user).await?), (1, None));
+    expire(&world).await?;
+    let gone = json!({"error": "invalid_request", "error_description": "This request requires an active refresh_token"});
+    world.shopify.faults().add(broken());
+    world.shopify.faults().add(Rule::on(REFRESH, Fault::json(401, &gone)));
+    let told = ask(&world, Method::POST, SYNC, "").await?;
+    let message = told.problem("refresh_rejected").unwrap_or_else(|| panic!("{}", told.text));
+    assert_eq!(last_error(&world, user).await?.as_deref(), Some(message));
+    Ok(())
+}

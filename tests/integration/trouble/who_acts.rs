@@ -19,7 +19,7 @@ const SHOP: &str = "acts.myshopify.com";
 const LIST: &str = "/v1/balance_transactions";
 
 /// Returns what the status page says of a dependency.
-async fn health(world: &World, name: &str) -> Result<Value> {
+pub(super) async fn health(world: &World, name: &str) -> Result<Value> {
     let function = world.function("status").await?;
     let request = jobs::http::client()?.get(function.url()).bearer_auth(SECRET);
     let told = function.send(request.header("accept", "application/json")).await?.json();
@@ -28,7 +28,7 @@ async fn health(world: &World, name: &str) -> Result<Value> {
 }
 
 /// Syncs so often that a user who is to blame is mailed.
-async fn insist(world: &World) -> Result<()> {
+pub(super) async fn insist(world: &World) -> Result<()> {
     for _ in 0..4 {
         ask(world, Method::POST, SYNC, "").await?;
     }

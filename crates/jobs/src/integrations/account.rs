@@ -121,6 +121,14 @@ async fn open_shopify(
                 token = clients.token_key.decrypt(&integration.access_token)?;
                 clients.shopify.shop(&shop, &token, deadline).await
             }
+            // Connected with a permanent token that was never good for anything here.
+            Err(error)
+                if error.kind == ErrorKind::PermanentToken && clients.exchanges_permanent && permanent =>
+            {
+                under_lease(clients, integration, &shop, Renewal::Exchange, now, deadline).await?;
+                token = clients.token_key.decrypt(&integration.access_token)?;
+                clients.shopify.shop(&shop, &token, deadline).await
+            }
             answer => answer,
         }?;
         proof = Some(Proof::of(integration, shop.as_str(), all_orders));

@@ -18,7 +18,7 @@ const ELSEWHERE: Actor = Actor::User { reconnects: false };
 pub const TOKEN_UNREADABLE: &str = "token_unreadable";
 
 /// Lists every code that an item or an integration can fail with.
-const ACTORS: [(&str, Actor); 30] = [
+const ACTORS: [(&str, Actor); 31] = [
     ("token_rejected", RECONNECTS),
     ("access_revoked", RECONNECTS),
     ("refresh_rejected", RECONNECTS),
@@ -35,6 +35,7 @@ const ACTORS: [(&str, Actor); 30] = [
     ("own_credentials", Actor::Operator),
     ("own_permission", Actor::Operator),
     ("app_not_approved", Actor::Operator),
+    ("permanent_token", Actor::Operator),
     ("permission_lacking", Actor::Operator),
     // One user's row, or ENCRYPTION_KEY has changed for all of them.
     (TOKEN_UNREADABLE, Actor::Operator),
@@ -113,9 +114,14 @@ mod tests {
     #[test]
     fn no_user_is_mailed_for_what_is_ours_or_passes() {
         let mailed = mended_by_reconnecting();
-        for code in
-            ["own_credentials", "own_permission", "app_not_approved", "permission_lacking", "rate_limited"]
-        {
+        for code in [
+            "own_credentials",
+            "own_permission",
+            "app_not_approved",
+            "permanent_token",
+            "permission_lacking",
+            "rate_limited",
+        ] {
             assert!(!mailed.contains(&code) && !is_the_users_to_mend(code), "{code}");
         }
         for code in ["frozen_shop", "connected_elsewhere"] {

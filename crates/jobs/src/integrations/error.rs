@@ -68,7 +68,7 @@ impl From<ProviderError> for ItemError {
             // Stripe is read with our key alone; of the shops only those whose token has to be renewed need ours.
             ErrorKind::OwnCredentials => Self::Blocked { failure, lane: error.provider == Provider::Stripe },
             ErrorKind::OwnPermission { everybody } => Self::Blocked { failure, lane: everybody },
-            ErrorKind::NotApproved => Self::Blocked { failure, lane: false },
+            ErrorKind::NotApproved | ErrorKind::PermanentToken => Self::Blocked { failure, lane: false },
             ErrorKind::OutOfTime => Self::out_of_time(),
             ErrorKind::Transient(_) => {
                 let counts = error.counts_as_attempt();

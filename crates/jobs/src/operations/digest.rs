@@ -170,7 +170,7 @@ pub(crate) fn points(
     // It is no news of the day: beside others, and on Mondays.
     if troubles.permanent_tokens > 0 && (!points.is_empty() || paris::date(now).weekday() == Weekday::Mon) {
         let count = troubles.permanent_tokens;
-        points.push(point("Jetons Shopify permanents".to_owned(), permanent_tokens(count), count));
+        points.push(point("Jetons Shopify permanents".to_owned(), permanent_tokens(count, now), count));
     }
     points
 }

@@ -307,6 +307,15 @@ fn shopify(config: &Config, facts: Option<&DatabaseFacts>) -> Check {
                 "Demander l’accès aux « protected customer data » (Shopify, tableau de bord de l’application, API access).",
             );
         }
+        if code == "permanent_token" {
+            let message = format!(
+                "Shopify a refusé un jeton permanent le {} : il n’en accepte plus de cette application.",
+                paris::french_minute(*at)
+            );
+            return Check::new(name, State::Bad, message).and(
+                "Voir « Jetons Shopify permanents » dans le guide : SHOPIFY_EXCHANGE_PERMANENT_TOKENS les échange ; l’application web doit demander des jetons qui expirent.",
+            );
+        }
         let message =
             format!("Shopify a refusé les identifiants de l’application le {}.", paris::french_minute(*at));
         return Check::new(name, State::Bad, message)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use serde::Serialize;
 
 use super::{
@@ -229,12 +229,19 @@ fn calendar(now: DateTime<Utc>, settings: Settings) -> Vec<MonthDates> {
         .collect()
 }
 
+/// Is the day from which Shopify takes no permanent token of a public application any more
+/// (<https://shopify.dev/changelog/expiring-offline-access-tokens-required-for-all-public-apps-as-of-january-1-2027>).
+const LAST_PERMANENT_TOKENS: NaiveDate = NaiveDate::from_ymd_opt(2027, 1, 1).unwrap();
+
 /// Says how many permanent tokens are left, and until when they work.
-pub(crate) fn permanent_tokens(count: u64) -> String {
-    format!(
-        "{} à échanger avant le 1er janvier 2027 (2027-01-01), sauf ceux d’applications personnalisées",
-        counted(count, "jeton Shopify permanent", "jetons Shopify permanents")
-    )
+pub(crate) fn permanent_tokens(count: u64, now: DateTime<Utc>) -> String {
+    let tokens = counted(count, "jeton Shopify permanent", "jetons Shopify permanents");
+    let until = if now < paris::start_of(LAST_PERMANENT_TOKENS) {
+        "à échanger avant le 1er janvier 2027 (2027-01-01), sauf ceux d’applications personnalisées"
+    } else {
+        "que Shopify n’accepte plus depuis le 1er janvier 2027 (2027-01-01), sauf d’applications personnalisées"
+    };
+    format!("{tokens} {until}")
 }
 
 /// Says how many lists lack what they have shown before, and what to look at.
@@ -342,7 +349,7 @@ fn attention(now: DateTime<Utc>, health: &[Check], known: Option<&DatabaseView>)
     }
     let permanent = known.integrations.shopify_permanent;
     if permanent > 0 {
-        add(State::Unknown, "integrations", permanent_tokens(permanent));
+        add(State::Unknown, "integrations", permanent_tokens(permanent, now));
     }
     let unreadable = known.unreadable.total;
     if unreadable > 0 {

@@ -117,6 +117,8 @@ pub enum ErrorKind {
     OwnPermission { everybody: bool },
     /// The provider has not approved our application for this data.
     NotApproved,
+    /// The provider takes no token any more that does not expire: our application has to ask for others.
+    PermanentToken,
     /// The invocation's time is over; nothing is wrong.
     OutOfTime,
 }
@@ -190,6 +192,7 @@ impl ProviderError {
             ErrorKind::OwnCredentials => "own_credentials",
             ErrorKind::OwnPermission { .. } => "own_permission",
             ErrorKind::NotApproved => "app_not_approved",
+            ErrorKind::PermanentToken => "permanent_token",
             ErrorKind::OutOfTime => "out_of_time",
         }
     }
@@ -201,7 +204,8 @@ impl ProviderError {
             ErrorKind::OutOfTime
             | ErrorKind::OwnCredentials
             | ErrorKind::OwnPermission { .. }
-            | ErrorKind::NotApproved => false,
+            | ErrorKind::NotApproved
+            | ErrorKind::PermanentToken => false,
             ErrorKind::Transient(transient) => transient.cause != TransientCause::RateLimited,
             ErrorKind::Reconnect(_) | ErrorKind::Refused(_) => true,
         }
@@ -287,6 +291,7 @@ pub(crate) mod tests {
                 ErrorKind::OwnCredentials,
                 ErrorKind::OwnPermission { everybody: true },
                 ErrorKind::NotApproved,
+                ErrorKind::PermanentToken,
                 ErrorKind::OutOfTime,
             ])
             .map(|kind| ProviderError::new(Provider::Shopify, kind))

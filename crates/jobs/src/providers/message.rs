@@ -65,6 +65,10 @@ impl ProviderError {
                 "{name} n’autorise pas l’application Comptalyze à lire ces données\u{a0}: l’approbation est à \
                  demander par l’exploitant, les connexions ne sont pas à refaire."
             ),
+            ErrorKind::PermanentToken => format!(
+                "{name} n’accepte plus le jeton permanent de cette connexion\u{a0}: l’exploitant doit passer aux jetons qui \
+                 expirent, la connexion n’est pas à refaire avant."
+            ),
             ErrorKind::OutOfTime => {
                 format!(
                     "Le temps imparti est écoulé\u{a0}: la lecture de {name} reprendra au prochain passage."

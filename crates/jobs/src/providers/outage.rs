@@ -12,7 +12,7 @@ pub struct OutageRule {
     /// Is a percentage: more than so many of a hundred active ones fail alike.
     pub percent: u32,
     /// Lists codes that prove by themselves that we are refused, and not a user.
-    pub codes: [&'static str; 3],
+    pub codes: [&'static str; 4],
     /// Counts the hours for which a call that told such a code is believed: until the next cron has
     /// tried again.
     pub hours: u32,
@@ -27,7 +27,7 @@ pub struct OutageRule {
 pub const OUTAGE: OutageRule = OutageRule {
     least: 10,
     percent: 50,
-    codes: ["own_credentials", "own_permission", "app_not_approved"],
+    codes: ["own_credentials", "own_permission", "app_not_approved", "permanent_token"],
     hours: 7,
     days: 7,
     wait_seconds: 5,

@@ -77,6 +77,14 @@ pub(super) fn http(status: u16) -> Response {
     response
 }
 
+/// Refuses a token that does not expire (<https://github.com/chatwoot/chatwoot/issues/14462>).
+pub(super) fn permanent_token() -> Response {
+    let message = "[API] Non-expiring access tokens are no longer accepted for the Admin API. Start using expiring offline \
+                   tokens: https://shopify.dev/docs/apps/build/authentication-authorization/access-tokens/\
+                   offline-access-tokens#expiring-vs-non-expiring-offline-tokens";
+    (StatusCode::FORBIDDEN, Json(json!({"errors": message}))).into_response()
+}
+
 /// Makes a fault: an HTTP-level refusal, as Shopify words it.
 pub fn http_error(status: u16) -> Fault {
     let mut headers = vec![("content-type".to_owned(), "application/json; charset=utf-8".to_owned())];

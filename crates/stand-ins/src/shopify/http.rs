@@ -49,7 +49,7 @@ async fn graphql(
     body: Bytes,
 ) -> Response {
     let mut state = lock(&state);
-    let now = state.now();
+    let (now, retired) = (state.now(), state.permanent_retired);
     let Some(shop) = state.shops.get_mut(&domain).filter(|_| version == API_VERSION) else {
         return errors::http(404);
     };
@@ -59,6 +59,9 @@ async fn graphql(
     let token = headers.get("x-shopify-access-token").and_then(|token| token.to_str().ok());
     if !token.is_some_and(|token| shop.oauth.accepts(token, now)) {
         return errors::http(401);
+    }
+    if retired && token.is_some_and(|token| shop.oauth.is_permanent(token)) {
+        return errors::permanent_token();
     }
     let request: Value = serde_json::from_slice(&body).unwrap_or_default();
     let Some(query) = request["query"].as_str() else {

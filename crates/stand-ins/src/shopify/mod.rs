@@ -151,6 +151,12 @@ impl StandIn {
         self.state().shop(domain).oauth.expire_access_tokens();
     }
 
+    /// From now on, no shop takes a permanent access token, which can still be exchanged
+    /// (<https://github.com/chatwoot/chatwoot/issues/14462>, <https://github.com/Shopify/shopify-app-js/issues/3234>).
+    pub fn retire_permanent_tokens(&self) {
+        self.state().permanent_retired = true;
+    }
+
     /// Uninstalls the application, as a merchant does: no token of the shop is valid any more.
     pub fn uninstall(&self, domain: &str) {
         self.state().shop(domain).oauth.revoke_all();

@@ -92,6 +92,10 @@ impl Oauth {
         self.access.get(token).is_some_and(|ends| ends.is_none_or(|ends| now < ends))
     }
 
+    pub(super) fn is_permanent(&self, token: &str) -> bool {
+        self.access.get(token).is_some_and(Option::is_none)
+    }
+
     pub(super) fn expire_access_tokens(&mut self) {
         self.access.clear();
     }

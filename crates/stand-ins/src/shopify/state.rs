@@ -51,6 +51,8 @@ pub(super) struct State {
     pub(super) client_secret: String,
     pub(super) shops: HashMap<String, Shop>,
     pub(super) refresh_reuse: RefreshReuse,
+    /// No permanent token opens anything any more.
+    pub(super) permanent_retired: bool,
     pub(super) clock: Clock,
     /// Says how much further than the clock the stand-in is.
     pub(super) advanced: Duration,
@@ -67,6 +69,7 @@ impl Default for State {
             client_secret: format!("shpss_{}", uuid::Uuid::new_v4().simple()),
             shops: HashMap::new(),
             refresh_reuse: RefreshReuse::default(),
+            permanent_retired: false,
             clock: Clock::default(),
             advanced: Duration::ZERO,
             requests: 0,

@@ -25,7 +25,7 @@ pub(crate) struct UserView {
 impl UserView {
     pub(crate) fn new(now: DateTime<Utc>, mut facts: UserFacts, law: Option<Law>, page: u32) -> Self {
         for connection in &mut facts.connections {
-            connection.to_do = to_do(connection);
+            connection.to_do = to_do(connection, now);
         }
         let movements = facts.month.as_ref().map_or(0, |month| month.movements_total);
         let pages = u32::try_from(movements.div_ceil(PAGE.into())).unwrap_or(u32::MAX).max(1);
@@ -34,7 +34,7 @@ impl UserView {
 }
 
 /// Says what somebody must do about a connection, and who.
-fn to_do(connection: &Connection) -> Vec<String> {
+fn to_do(connection: &Connection, now: DateTime<Utc>) -> Vec<String> {
     let mut all = Vec::new();
     match connection.state.as_str() {
         "failing" => all.push(remedy(connection.code.as_deref().unwrap_or_default()).to_owned()),
@@ -47,7 +47,7 @@ fn to_do(connection: &Connection) -> Vec<String> {
         _ => {}
     }
     if connection.is_permanent == Some(true) && !matches!(connection.state.as_str(), "inactive" | "gone") {
-        all.push(permanent_tokens(1));
+        all.push(permanent_tokens(1, now));
     }
     if connection.also_claimed_by > 0 {
         all.push(format!(

@@ -26,18 +26,35 @@ fn is_not_approved(sentence: &str) -> bool {
     sentence.contains("not approved to access") || sentence.contains("protected-customer-data")
 }
 
+/// Says that Shopify takes no token any more that does not expire: of no public application from 2027 on, of none that was
+/// created since April 2026 (<https://github.com/chatwoot/chatwoot/issues/14462>,
+/// <https://github.com/Shopify/shopify-app-js/issues/3234>).
+fn is_permanent_token(sentence: &str) -> bool {
+    sentence.contains("Non-expiring access tokens are no longer accepted")
+}
+
+/// Returns what a refusal's sentence says of our application, whoever's shop it is.
+fn by_sentence(sentence: &str) -> Option<ErrorKind> {
+    if is_not_approved(sentence) {
+        return Some(ErrorKind::NotApproved);
+    }
+    is_permanent_token(sentence).then_some(ErrorKind::PermanentToken)
+}
+
 /// Returns what the status says; `None` for 200. The body of a refusal is a string (`errors`) or a
-/// page of HTML; only that of a 403 adds something.
+/// page of HTML; only that of a 401 or 403 adds something.
 pub(super) fn by_status(answer: &Answer) -> Option<ErrorKind> {
     let transient =
         |cause| ErrorKind::Transient(Transient { cause, retry_after: answer.retry_after(), retry_now: true });
     let status = answer.status.as_u16();
+    if let (401 | 403, Some(kind)) = (status, by_sentence(&String::from_utf8_lossy(&answer.body))) {
+        return Some(kind);
+    }
     Some(match status {
         200 => return None,
         401 => ErrorKind::Reconnect(ReconnectReason::TokenRejected),
         // 423: locked by Shopify, which only its support lifts.
         402 | 423 => ErrorKind::Refused(RefusedReason::FrozenShop),
-        403 if is_not_approved(&String::from_utf8_lossy(&answer.body)) => ErrorKind::NotApproved,
         403 => ErrorKind::Refused(RefusedReason::MissingScope),
         // Gone, or moved: our token does not follow.
         404 | 300..=399 => ErrorKind::Refused(RefusedReason::Unknown),
@@ -82,8 +99,8 @@ fn by_codes(errors: &[Value], cost: Option<Cost>) -> ErrorKind {
         transient(TransientCause::Server(200), None)
     } else if has("SHOP_INACTIVE") {
         ErrorKind::Refused(RefusedReason::FrozenShop)
-    } else if errors.iter().any(|error| error["message"].as_str().is_some_and(is_not_approved)) {
-        ErrorKind::NotApproved
+    } else if let Some(kind) = errors.iter().find_map(|error| by_sentence(error["message"].as_str()?)) {
+        kind
     } else if has("ACCESS_DENIED") {
         ErrorKind::Refused(RefusedReason::MissingScope)
     } else {
@@ -133,6 +150,8 @@ mod tests {
     #[case(403, r#"{"errors":"[API] This action requires merchant approval"}"#, "missing_scope")]
     #[case(403, r#"{"errors":"[API] This app is not approved to access REST endpoints with protected customer data."}"#,
         "app_not_approved")]
+    #[case(403, r#"{"errors":"[API] Non-expiring access tokens are no longer accepted for the Admin API. Start using expiring offline tokens: https://shopify.dev/x"}"#,
+        "permanent_token")]
     #[case(404, r#"{"errors":"Not Found"}"#, "unknown_account")]
     #[case(423, r#"{"errors":"Locked"}"#, "frozen_shop")]
     #[case(429, r#"{"errors":"Throttled"}"#, "rate_limited")]

@@ -61,6 +61,15 @@ pub(super) fn read(answer: &Answer) -> Result<TokenPair, ProviderError> {
     result.map_err(|kind| ProviderError::new(Provider::Shopify, kind).of(answer))
 }
 
+/// Returns whether a refusal's sentence says that our application is not known, under a code that is also a spent token's
+/// (<https://github.com/gnikyt/laravel-shopify/issues/104>, <https://github.com/Shopify/shopify-api-ruby/issues/326>). It may
+/// come as a page instead of an object.
+fn says_it_is_ours(body: &str) -> bool {
+    ["Could not find Shopify API application", "does not support oauth", "invalid_client"]
+        .iter()
+        .any(|words| body.contains(words))
+}
+
 /// 401 `invalid_request` and 400 `invalid_grant` are both seen for a refresh token that is spent; a bad client
 /// secret is our own trouble and not the merchant's.
 fn refusal(answer: &Answer) -> Option<ErrorKind> {
@@ -69,6 +78,9 @@ fn refusal(answer: &Answer) -> Option<ErrorKind> {
         return Some(kind);
     }
     let refusal: Refusal = serde_json::from_slice(&answer.body).unwrap_or_default();
+    if says_it_is_ours(&String::from_utf8_lossy(&answer.body)) {
+        return Some(ErrorKind::OwnCredentials);
+    }
     Some(match refusal.error.as_str() {
         "invalid_client" | "unauthorized_client" | "application_cannot_be_found" => ErrorKind::OwnCredentials,
         "invalid_grant" | "invalid_token" => ErrorKind::Reconnect(ReconnectReason::RefreshRejected),
@@ -167,6 +179,24 @@ mod tests {
     #[case(401, r#"{"error":"invalid_request"}"#, "refresh_rejected")]
     #[case(401, "", "refresh_rejected")]
     #[case(400, r#"{"error":"invalid_grant"}"#, "refresh_rejected")]
+    #[case(
+        401,
+        r#"{"error":"invalid_request","error_description":"This request requires an active refresh_token"}"#,
+        "refresh_rejected"
+    )]
+    #[case(401, r#"{"error":"invalid_request","error_description":"Could not find Shopify API application with api_key x"}"#,
+        "own_credentials")]
+    #[case(
+        400,
+        "<p>Oauth error invalid_request: Could not find Shopify API application with api_key</p>",
+        "own_credentials"
+    )]
+    #[case(
+        400,
+        "<p>Oauth error invalid_request: The Shopify API application does not support oauth</p>",
+        "own_credentials"
+    )]
+    #[case(400, "<p>Oauth error invalid_client</p>", "own_credentials")]
     #[case(400, r#"{"error":"invalid_client"}"#, "own_credentials")]
     #[case(401, r#"{"error":"invalid_client"}"#, "own_credentials")]
     #[case(400, r#"{"error":"application_cannot_be_found"}"#, "own_credentials")]

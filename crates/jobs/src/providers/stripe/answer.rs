@@ -150,6 +150,9 @@ mod tests {
     #[case(400, NO_CONNECT, Key::Platform, "own_permission")]
     #[case(403, RESTRICTED, Key::Platform, "own_permission")]
     #[case(403, RESTRICTED, Key::Row, "permission_lacking")]
+    #[case(403, r#"{"error":{"message":"This is a restricted API key, but the required permissions are not available for use by restricted keys"}}"#,
+        Key::Platform, "own_permission")]
+    #[case(401, r#"{"error":{"code":"platform_api_key_expired"}}"#, Key::Row, "token_rejected")]
     #[case(400, TEST_ACCOUNT, Key::Platform, "test_mode")]
     #[case(403, TEST_ACCOUNT, Key::Platform, "test_mode")]
     #[case(400, TEST_ACCOUNT, Key::Row, "test_mode")]
