@@ -16,10 +16,34 @@ language sql stable as $$
                 where o.user_id = p_user_id and o.counted @> t.paris_month));
 $$;
 
+-- Brings instants of two lists together that lie at most so far apart, as many as can be, each with one of the other list.
+-- Both lists are in order of time. The answer: the places in the first one of those that found one.
+create function jobs.meet_within(p_first timestamptz[], p_second timestamptz[], p_most interval) returns integer[]
+language plpgsql immutable set search_path = '' as $$
+declare
+    found integer[] := '{}';
+    i integer := 1;
+    j integer := 1;
+begin
+    while i <= cardinality(p_first) and j <= cardinality(p_second) loop
+        if p_first[i] < p_second[j] - p_most then
+            i := i + 1;
+        elsif p_second[j] < p_first[i] - p_most then
+            j := j + 1;
+        else
+            found := found || i;
+            i := i + 1;
+            j := j + 1;
+        end if;
+    end loop;
+    return found;
+end $$;
+
 -- Money that the figure of a user's month lacks, or may lack: what is_uncounted names, of the accounts whose books have the
 -- month (movements_in_books), but for what another row explains. One row explains one:
 --   a refund a dispute that was prevented, by order and amount;
---   a movement at Stripe a payment that only an order tells, by amount, within an hour, where no tender is left for it.
+--   a movement at Stripe a payment that only an order tells, by amount, within an hour, where no tender is left for it: as
+--   many as can be brought together, whichever month they lie in.
 create function jobs.uncounted_movements(p_user_id uuid, p_month date) returns setof jobs.integration_transactions
 language plpgsql stable set search_path = '' set enable_nestloop = off set jit = off as $$
 declare
@@ -53,36 +77,56 @@ begin
     ), names as materialized (      -- of what the shop's list has
         select distinct n as name from jobs.integration_transactions s cross join unnest(s.refs) n
         where has_unlisted and s.user_id = p_user_id and s.provider = 'shopify' and s.kind = 'payment' and n !~ '^gid:'
+    ), days as (                    -- the month's, and those beside it with which they can be brought together
+        select (p_month - 1)::timestamp at time zone 'Europe/Paris' as first,
+            (p_month + interval '1 month 1 day') at time zone 'Europe/Paris' as last
     ), at_stripe as materialized (
         select t.external_id, t.refs, t.kind, t.currency, t.amount_minor,
             coalesce(t.listed_at, t.occurred_at) as at
         -- A debit counts later than it was sent.
-        from jobs.movements_in_books(p_user_id, array[p_month, (p_month + interval '1 month')::date,
-            (p_month + interval '2 months')::date]) t
+        from jobs.movements_in_books(p_user_id, array[(p_month - interval '1 month')::date, p_month,
+            (p_month + interval '1 month')::date, (p_month + interval '2 months')::date]) t cross join days d
         where has_unlisted and t.provider = 'stripe' and t.kind in ('payment', 'refund')
             and (t.excluded is null or t.excluded = 'pending')
+            and coalesce(t.listed_at, t.occurred_at) >= d.first and coalesce(t.listed_at, t.occurred_at) < d.last
     ), named as materialized (
         select distinct t.external_id from (
             select p.external_id, unnest(p.refs) as name from at_stripe p where p.kind = 'payment') t join names using (name)
-    ), free as materialized (
-        select t.currency, t.amount_minor, t.at
-        from at_stripe t where not exists (select from named x where x.external_id = t.external_id)
     ), in_shop as materialized (        -- an order's own, and what the list has without the name of a charge
         select t.external_id, t.excluded is not null as is_unlisted, t.currency, t.amount_minor, t.occurred_at as at
-        from jobs.movements_in_books(p_user_id, array[p_month]) t
+        from jobs.movements_in_books(p_user_id, array[(p_month - interval '1 month')::date, p_month,
+            (p_month + interval '1 month')::date]) t cross join days d
         where has_unlisted and t.provider = 'shopify' and (t.excluded = 'unlisted_payment'
             or t.excluded is null and t.method is distinct from 'cash' and (t.kind = 'refund'
                 or t.kind = 'payment' and not exists (select from unnest(t.refs) r where r !~ '^gid:')))
-    ), waiting as materialized (        -- each with how many are to be explained up to it: the list's come first
-        select u.external_id, u.at, currency, amount_minor, count(*) as place
-        from in_shop u join in_shop s using (currency, amount_minor)
-        where u.is_unlisted and s.at between u.at - interval '1 hour' and u.at + interval '1 hour'
-            and (not s.is_unlisted or s.external_id <= u.external_id)
-        group by 1, 2, 3, 4
+            and t.occurred_at >= d.first and t.occurred_at < d.last
+    ), told as (
+        select currency, amount_minor, at, external_id, is_unlisted, false as is_free from in_shop
+        union all
+        select t.currency, t.amount_minor, t.at, null, null, true
+        from at_stripe t where not exists (select from named x where x.external_id = t.external_id)
+    ), chained as (                 -- more than an hour apart, nothing can be brought together
+        select t.*, case when t.at - lag(t.at) over w <= interval '1 hour' then 0 else 1 end as is_first
+        from told t join (select distinct currency, amount_minor from in_shop where is_unlisted) m using (currency, amount_minor)
+        window w as (partition by currency, amount_minor order by t.at)
+    ), numbered as (
+        select c.*, sum(c.is_first) over (partition by currency, amount_minor order by c.at) as chain from chained c
+    ), chains as materialized (
+        select array_agg(n.external_id order by n.at, n.external_id) filter (where not n.is_free) as ids,
+            array_agg(n.is_unlisted order by n.at, n.external_id) filter (where not n.is_free) as are_unlisted,
+            array_agg(n.at order by n.at, n.external_id) filter (where not n.is_free) as sold,
+            coalesce(array_agg(n.at order by n.at) filter (where not n.is_free and not n.is_unlisted), '{}') as listed,
+            coalesce(array_agg(n.at order by n.at) filter (where n.is_free), '{}') as free
+        from numbered n group by n.currency, n.amount_minor, n.chain having bool_or(n.is_unlisted)
+    ), met as (                     -- the list's come first: so many are left for the others
+        select c.*, m.places, cardinality(m.places)
+            - cardinality(jobs.meet_within(c.listed, c.free, interval '1 hour')) as left_over
+        from chains c cross join lateral (select jobs.meet_within(c.sold, c.free, interval '1 hour') as places offset 0) m
     ), listed as (
-        select w.external_id from waiting w join free f using (currency, amount_minor)
-        where f.at between w.at - interval '1 hour' and w.at + interval '1 hour'
-        group by w.external_id, w.place having count(*) >= w.place
+        select x.external_id from (
+            select m.ids[p.place] as external_id, m.left_over, row_number() over (partition by m.ids[1] order by p.place) as nth
+            from met m cross join unnest(m.places) p (place) where m.are_unlisted[p.place]) x
+        where x.nth <= x.left_over
     ), explained as (
         select external_id from paid_back union select external_id from listed
     )
@@ -91,6 +135,12 @@ begin
         and t.external_id in (select e.external_id from explained e));
 end $$;
 
+-- Up to when a user's books know what was read: a replay of an earlier instant takes nothing back of it.
+create function jobs.known_up_to(p_user_id uuid, p_as_of timestamptz) returns timestamptz
+language sql stable set search_path = '' as $$
+    select greatest(p_as_of, max(s.last_success_to)) from jobs.integration_state s where s.user_id = p_user_id;
+$$;
+
 -- What a user's month lacks or may have twice, by its reason, with how many movements; {} for nothing. Besides the
 -- reasons of uncounted_movements:
 --   pending: a payment that is still on its way, where the month is over; or one that was sent in the month and would come
@@ -98,8 +148,8 @@ end $$;
 --   platform_reversal: what a platform took back of a payment, where it is no fee of hers: what leaves nothing of it, at once
 --     or in pieces, or a part of one of which she had an application fee
 --   refund_of_unknown_sale: a refund of an order of which a payment was never read, or is told by the order alone and Stripe's
---     refunds do not explain it; or of no order any more beside one at Stripe
---     of the same amount and day: Stripe may report it, too
+--     refunds do not explain it; or of no order any more, or of a sale that names no charge, beside one at Stripe
+--     of the same amount and day, which may be of that sale: Stripe may report it, too
 --   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount, or the same of the
 --     buyer's money, on the same day or within an hour; of a debit, on the day on which it was sent, or counts
 --   beyond_scope: days that lay more than 60 days back when the shop was read, with a scope that reaches no further: 1
@@ -113,6 +163,7 @@ declare
     left_behind bigint := 0;
     has_excluded boolean;
     has_nameless boolean;
+    known_to constant timestamptz := jobs.known_up_to(p_user_id, p_as_of);
 begin
     -- One look first: most months have none of what the queries below are about.
     select count(*) filter (where t.provider = 'stripe' and t.kind = 'payment' and t.excluded is null
@@ -141,7 +192,7 @@ begin
         select 'beyond_scope', count(*) from jobs.integration_state s
         cross join lateral (select tstzrange(p_month::timestamp at time zone 'Europe/Paris', least(
             (p_month + interval '1 month') at time zone 'Europe/Paris',
-            greatest(p_as_of - interval '60 days', p_month::timestamp at time zone 'Europe/Paris'))) as days) old
+            greatest(known_to - interval '60 days', p_month::timestamp at time zone 'Europe/Paris'))) as days) old
         where s.user_id = p_user_id and s.all_orders is false and s.counted @> p_month and not s.covered @> old.days
         union all
         select 'doubted_list', count(*) from jobs.integration_state s
@@ -177,7 +228,7 @@ begin
             select t.excluded as reason, count(*) as n from jobs.uncounted_movements(p_user_id, p_month) t group by 1
             union all
             select 'pending', left_behind + count(*) from found t
-            where t.excluded = 'pending' and p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris'
+            where t.excluded = 'pending' and known_to >= (p_month + interval '1 month') at time zone 'Europe/Paris'
             union all
             select 'platform_reversal', count(*) from found t
             where t.excluded = 'platform_reversal' and t.external_id not in (select i.external_id from is_fee i)
@@ -191,13 +242,28 @@ begin
             select t.* from jobs.movements_in_books(p_user_id, array[p_month]) t
             where t.provider = 'shopify' and t.excluded is null and t.kind in ('payment', 'refund')
                 and not exists (select from unnest(t.refs) r where r !~ '^gid:')
+        ), of_orders as materialized (
+            select t.external_id, o from found t cross join unnest(t.refs) o where t.kind = 'refund'
+        ), sold as materialized (      -- what their orders were paid with, whenever
+            select p.kind = 'unlisted_payment' as is_unlisted, o, p.external_id, p.method, p.occurred_at,
+                exists (select from unnest(p.refs) n where n !~ '^gid:') as is_named, p.currency || p.amount_minor as euros,
+                (p.original ->> 'currency') || (p.original ->> 'amount_minor') as foreign_money
+            from jobs.integration_transactions p cross join unnest(p.refs) o
+            join (select distinct o from of_orders) asked using (o)
+            where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0 and exists (select from of_orders)
+        ), nameless_sales as materialized (
+            select o from sold group by o
+            having not bool_or(is_unlisted or is_named) and bool_or(method is distinct from 'cash')
+        ), nameless_refunds as materialized (
+            select external_id from of_orders join nameless_sales using (o)
         ), nameless as materialized (  -- movements in the shop that may have gone through Stripe without saying so
-            select t.external_id, t.kind, t.occurred_at, (t.occurred_at at time zone 'Europe/Paris')::date as day,
+            select t.external_id, t.kind, r.external_id is not null as is_of_sale, t.occurred_at, (t.occurred_at at time zone 'Europe/Paris')::date as day,
                 t.currency || t.amount_minor as euros,
                 (t.original ->> 'currency') || (t.original ->> 'amount_minor') as foreign_money
-            from found t where t.method is distinct from 'cash' and (t.kind = 'payment' or t.refs = '{}')
+            from found t left join nameless_refunds r using (external_id)
+            where t.method is distinct from 'cash' and (t.kind = 'payment' or t.refs = '{}' or r.external_id is not null)
         ), asked as materialized (     -- one row for each money and day: joined in one go
-            select distinct n.external_id, n.kind, n.occurred_at, n.day as own_day, m.money,
+            select distinct n.external_id, n.kind, n.is_of_sale, n.occurred_at, n.day as own_day, m.money,
                 ((n.occurred_at + d.lag) at time zone 'Europe/Paris')::date as day
             from nameless n cross join unnest(array[n.euros, n.foreign_money]) m (money)
             cross join unnest(array[interval '-1 hour', interval '0', interval '1 hour']) d (lag)
@@ -225,18 +291,49 @@ begin
                 and m.money is not null and d.at is not null
         ), doubted as materialized (
             select a.kind, a.external_id from asked a
-            where a.day = a.own_day
+            where not a.is_of_sale and a.day = a.own_day
                 and exists (select from told p where (p.kind, p.money, p.day) = (a.kind, a.money, a.day))
             union
             select a.kind, a.external_id from asked a join told p using (kind, money, day)
-            where a.day <> a.own_day
+            where not a.is_of_sale and a.day <> a.own_day
                 and p.at between a.occurred_at - interval '1 hour' and a.occurred_at + interval '1 hour'
-        ), of_orders as materialized (
-            select t.external_id, o from found t cross join unnest(t.refs) o where t.kind = 'refund'
-        ), sold as materialized (
-            select distinct p.kind = 'unlisted_payment' as is_unlisted, o
-            from jobs.integration_transactions p cross join unnest(p.refs) o
-            where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0 and exists (select from of_orders)
+        ), returned as materialized (  -- refunds of such sales, each with those at Stripe that it may be
+            select distinct a.external_id, p.external_id as at_stripe
+            from asked a
+            join (select t.external_id, m.money, d.at, (d.at at time zone 'Europe/Paris')::date as day
+                from at_stripe t cross join unnest(array[t.euros, t.foreign_money]) m (money)
+                cross join unnest(array[t.listed_at, t.occurred_at]) d (at)
+                where t.kind = 'refund' and m.money is not null and d.at is not null
+                    and exists (select from nameless_refunds)) p using (money, day)
+            where a.is_of_sale and (a.day = a.own_day
+                or p.at between a.occurred_at - interval '1 hour' and a.occurred_at + interval '1 hour')
+        ), charges as materialized (   -- whose refunds those are
+            select t.external_id as at_stripe, r as name
+            from at_stripe t join (select distinct at_stripe from returned) x on x.at_stripe = t.external_id
+            cross join unnest(t.refs) r where r ~ '^(ch|py|pi)_'
+        ), paid as materialized (
+            select distinct c.at_stripe, m.money, d.at
+            from jobs.integration_transactions p cross join unnest(p.refs) r join charges c on c.name = r
+            cross join unnest(array[p.currency || p.amount_minor,
+                (p.original ->> 'currency') || (p.original ->> 'amount_minor')]) m (money)
+            cross join unnest(array[p.listed_at, p.occurred_at]) d (at)
+            where p.user_id = p_user_id and p.provider = 'stripe' and p.kind = 'payment' and exists (select from charges)
+        ), alike as (                  -- the sale may be that payment
+            select distinct o.external_id, p.at_stripe
+            from of_orders o join sold s using (o) cross join unnest(array[s.euros, s.foreign_money]) m (money)
+            join paid p using (money)
+            where s.method is distinct from 'cash'
+                and ((s.occurred_at at time zone 'Europe/Paris')::date = (p.at at time zone 'Europe/Paris')::date
+                    or p.at between s.occurred_at - interval '1 hour' and s.occurred_at + interval '1 hour')
+        ), open_returns as (           -- a payment that is another sale's has its refunds there
+            select r.external_id, r.at_stripe from returned r
+            except
+            select r.external_id, r.at_stripe from returned r join charges c using (at_stripe) join shop_names n using (name)
+        ), doubted_returns as (
+            select distinct r.external_id from open_returns r
+            left join (select distinct at_stripe from paid) k using (at_stripe)
+            left join alike a using (external_id, at_stripe)
+            where k.at_stripe is null or a.at_stripe is not null
         ), listed_sales as (
             select o from sold where not is_unlisted
         ), unlisted_sales as (
@@ -248,7 +345,7 @@ begin
                 select o from of_orders join unlisted_sales using (o)
                 where external_id not in (select w.external_id
                     from jobs.movements_reported_twice(p_user_id, array[p_month], true) w)) r)
-                + (select count(*) from doubted d where d.kind = 'refund') as n
+                + (select count(*) from doubted d where d.kind = 'refund') + (select count(*) from doubted_returns) as n
             union all
             select 'maybe_twice', count(*) from doubted d where d.kind = 'payment'
         )

@@ -9,6 +9,7 @@ mod doubts;
 mod expected;
 mod histories;
 mod later;
+mod nameless;
 mod odd_rows;
 mod poorer;
 mod reach;
@@ -21,6 +22,7 @@ mod switches;
 mod taken_over;
 mod twins;
 mod unlisted;
+mod unread;
 
 use anyhow::Result;
 use serde_json::Value;
