@@ -2,10 +2,11 @@
 
 -- A user's Shopify movements of some months that Stripe reports, too. Each Stripe movement explains one of them.
 --
--- Both belong to one order, which the payments' names tell (a refund that names no payment: those of its order). Then
--- amount and currency decide, in euros or in the buyer's currency. A payment that names its charge is that charge,
--- whatever it is worth there (another rate, a part captured); a refund is not: what was paid back in another way, or
--- beside a chargeback, is money of its own. p_written: only among days that go into ca_records.
+-- Both belong to one order, which the payments' names tell (a refund that names no payment: those of its order). A refund
+-- that names its own id is the one that Stripe calls so, and no other. Then amount and currency decide, in euros or in the
+-- buyer's currency; of several that are equal, the next in time. A payment that names its charge is that charge, whatever
+-- it is worth there (another rate, a part captured); a refund that names a charge is not: what was paid back in another
+-- way, or beside a chargeback, is money of its own. p_written: only among days that go into ca_records.
 --
 -- Never by loops: a merchant may have a thousand times as many rows as the average that the planner reckons with.
 create function jobs.movements_reported_twice(p_user_id uuid, p_months date[], p_written boolean)
@@ -30,6 +31,7 @@ begin
         join sales a using (name) group by 1
     ), doubted as materialized (
         select s.external_id, s.paris_month, s.is_in, s.amount_minor, s.names, s.names <> '{}' as named,
+            not s.is_in and exists (select from unnest(s.names) n where n ~ '^(re|pyr)_') as names_itself,
             coalesce(s.shop_order, o.sale, s.names[1]) as sale, s.currency || s.amount_minor as euros,
             (s.original ->> 'currency') || (s.original ->> 'amount_minor') as foreign_money, s.occurred_at
         from shop s left join of_names o using (external_id)
@@ -48,56 +50,91 @@ begin
             and (t.excluded is null or t.excluded in ('pending', 'failed'))
             and t.kind in ('payment', 'partial_capture', 'refund') and not coalesce(f.left_out, k.left_out)
             and (not p_written or coalesce(f.counted, k.counted) @> t.paris_month)
-    ), whole as materialized (     -- a charge that the shop tells in several pieces, or Stripe does
-        select s.name from (
-            select n.name, sum(n.amount_minor) as amount from named n where n.is_in group by 1) s
-        join (select t.name, sum(t.amount_minor) as amount from told t
-            where t.kind in ('payment', 'partial_capture') group by 1) p using (name, amount)
+    ), whole as materialized (     -- a charge or a refund that the shop tells in several pieces, or Stripe does
+        select s.name, s.is_in from (
+            select n.name, n.is_in, sum(n.amount_minor) as amount from named n
+            where n.is_in or n.name ~ '^(re|pyr)_' group by 1, 2) s
+        join (select t.name, t.kind <> 'refund' as is_in, sum(t.amount_minor) as amount from told t
+            where t.kind <> 'refund' or t.name ~ '^(re|pyr)_' group by 1, 2) p using (name, is_in, amount)
     ), by_name as materialized (
-        select distinct n.external_id from named n join whole w using (name) where n.is_in
-    ), whole_paid as materialized (
-        select distinct t.external_id from told t join whole w using (name) where t.is_in
+        select distinct n.external_id from named n join whole w using (name, is_in)
+    ), whole_told as materialized (
+        select distinct t.external_id from told t join whole w using (name, is_in)
+    ), by_own_name as materialized (    -- a refund of one id, worth another sum here and there
+        select s.external_id as shop_id, p.external_id as stripe_id from (
+            select n.name, n.external_id,
+                row_number() over (partition by n.name order by n.occurred_at, n.external_id) as nth
+            from named n where not n.is_in and n.name ~ '^(re|pyr)_'
+                and not exists (select from by_name b where b.external_id = n.external_id)) s
+        join (select t.name, t.external_id,
+                row_number() over (partition by t.name order by t.occurred_at, t.external_id) as nth
+            from told t where t.kind = 'refund' and t.name ~ '^(re|pyr)_'
+                and not exists (select from whole_told w where w.external_id = t.external_id)) p using (name, nth)
     ), paid as materialized (
         select distinct on (t.external_id) t.*, s.sale from told t join sales s using (name)
         where t.kind in ('payment', 'refund') order by t.external_id, s.sale
-    ), d1 as materialized (
-        select d.*, row_number() over (partition by d.sale, d.is_in, d.euros
-            order by d.named desc, d.occurred_at, d.external_id) as nth
-        from doubted d where not exists (select from by_name n where n.external_id = d.external_id)
-    ), p1 as materialized (
-        select p.*, row_number() over (partition by p.sale, p.is_in, p.euros order by p.occurred_at, p.external_id) as nth
+    ), own_names as materialized (      -- sales of which Stripe names each refund
+        select distinct p.sale from paid p join told t using (external_id)
+        where t.kind = 'refund' and t.name ~ '^(re|pyr)_'
+    ), in_doubt as materialized (       -- what no name has decided, in the shop and at Stripe
+        select d.external_id, true as in_shop, d.sale, d.is_in, d.named, d.occurred_at, d.euros, d.foreign_money
+        from doubted d
+        where not exists (select from by_name n where n.external_id = d.external_id)
+            and not exists (select from by_own_name n where n.shop_id = d.external_id)
+            and (not d.names_itself or d.sale not in (select o.sale from own_names o))
+        union all
+        select p.external_id, false, p.sale, p.is_in, false, p.occurred_at, p.euros, p.foreign_money
         from paid p
-        where not exists (select from whole_paid w where w.external_id = p.external_id)
+        where not exists (select from whole_told w where w.external_id = p.external_id)
+            and not exists (select from by_own_name n where n.stripe_id = p.external_id)
+    ), timed as materialized (          -- with what is the same at Stripe and next in time, before and after
+        select d.external_id, d.in_shop, d.sale, d.is_in, d.named, d.occurred_at, m.is_foreign, m.money,
+            max(d.occurred_at) filter (where not d.in_shop) over (same range unbounded preceding) as before,
+            min(d.occurred_at) filter (where not d.in_shop)
+                over (same range between current row and unbounded following) as after
+        from in_doubt d cross join lateral (values (false, d.euros), (true, d.foreign_money)) m (is_foreign, money)
+        where m.money is not null
+        window same as (partition by m.is_foreign, d.sale, d.is_in, m.money order by d.occurred_at)
+    ), near as materialized (
+        select t.*, abs(extract(epoch from n.at - t.occurred_at)) as distance,
+            -- Of those that are next to the same one, one comes before others that are farther from theirs.
+            row_number() over (partition by t.is_foreign, t.sale, t.is_in, t.money, t.named, n.at
+                order by abs(extract(epoch from n.at - t.occurred_at)), t.external_id) as turn
+        from timed t cross join lateral (select case when t.before is null or t.after - t.occurred_at < t.occurred_at - t.before
+            then t.after else t.before end as at) n
+        where t.in_shop and n.at is not null
     ), by_euros as materialized (
-        select d1.external_id as shop_id, p1.external_id as stripe_id
-        from d1 join p1 using (sale, is_in, euros, nth)
-    ), d2 as materialized (
-        select d.sale, d.is_in, d.foreign_money, d.external_id, row_number() over (
-            partition by d.sale, d.is_in, d.foreign_money order by d.named desc, d.occurred_at, d.external_id) as nth
-        from d1 d where not exists (select from by_euros e where e.shop_id = d.external_id)
-    ), p2 as materialized (
-        select p.sale, p.is_in, p.foreign_money, p.external_id, row_number() over (
-            partition by p.sale, p.is_in, p.foreign_money order by p.occurred_at, p.external_id) as nth
-        from p1 p where not exists (select from by_euros e where e.stripe_id = p.external_id)
+        select d.external_id as shop_id, p.external_id as stripe_id from (
+            select n.*, row_number() over (partition by n.sale, n.is_in, n.money
+                order by n.named desc, n.turn, n.distance, n.occurred_at, n.external_id) as nth
+            from near n where not n.is_foreign) d
+        join (select t.*, row_number() over (partition by t.sale, t.is_in, t.money order by t.occurred_at, t.external_id) as nth
+            from timed t where not t.in_shop and not t.is_foreign) p using (sale, is_in, money, nth)
     ), by_foreign_money as materialized (
-        select d2.external_id as shop_id, p2.external_id as stripe_id
-        from d2 join p2 using (sale, is_in, foreign_money, nth)
-    ), d3 as (                     -- by name alone: a payment by its charge, a refund by its own id
-        select n.name, n.is_in, n.external_id,
-            row_number() over (partition by n.name, n.is_in order by n.occurred_at, n.external_id) as nth
-        from named n join d2 using (external_id)
-        where (n.is_in or n.name ~ '^(re|pyr)_')
-            and not exists (select from by_foreign_money f where f.shop_id = n.external_id)
-    ), p3 as (
-        select t.name, t.is_in,
-            row_number() over (partition by t.name, t.is_in order by t.occurred_at, t.external_id) as nth
-        from told t join p2 using (external_id)
-        where not exists (select from by_foreign_money f where f.stripe_id = t.external_id)
+        select d.external_id as shop_id, p.external_id as stripe_id from (
+            select n.*, row_number() over (partition by n.sale, n.is_in, n.money
+                order by n.named desc, n.turn, n.distance, n.occurred_at, n.external_id) as nth
+            from near n where n.is_foreign and not exists (select from by_euros e where e.shop_id = n.external_id)) d
+        join (select t.*, row_number() over (partition by t.sale, t.is_in, t.money order by t.occurred_at, t.external_id) as nth
+            from timed t where not t.in_shop and t.is_foreign
+                and not exists (select from by_euros e where e.stripe_id = t.external_id)) p using (sale, is_in, money, nth)
+    ), by_charge as (                   -- a payment by its charge alone
+        select s.external_id from (
+            select n.name, n.external_id,
+                row_number() over (partition by n.name order by n.occurred_at, n.external_id) as nth
+            from named n join in_doubt d using (external_id)
+            where n.is_in and d.in_shop and not exists (select from by_euros e where e.shop_id = n.external_id)
+                and not exists (select from by_foreign_money f where f.shop_id = n.external_id)) s
+        join (select t.name, row_number() over (partition by t.name order by t.occurred_at, t.external_id) as nth
+            from told t join in_doubt d using (external_id)
+            where t.is_in and not d.in_shop and not exists (select from by_euros e where e.stripe_id = t.external_id)
+                and not exists (select from by_foreign_money f where f.stripe_id = t.external_id)) p using (name, nth)
     ), explained as (
         select external_id from by_name
+        union select shop_id from by_own_name
         union select shop_id from by_euros
         union select shop_id from by_foreign_money
-        union select d3.external_id from d3 join p3 using (name, is_in, nth)
+        union select external_id from by_charge
     )
     select e.external_id from explained e join doubted d using (external_id) where d.paris_month = any (p_months);
 end $$;

@@ -1,11 +1,12 @@
 //! One payment that two providers report: each movement at Stripe explains one in the shop, by amount and currency.
 
 use anyhow::Result;
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use stand_ins::shopify::Tender;
 use uuid::Uuid;
 
-use super::{sync_at, world_at};
+use super::{books, said, source::Dice, sync_at, world_at};
 use crate::{clock::at, world::World};
 
 const SHOP: &str = "twins.myshopify.com";
@@ -128,5 +129,119 @@ async fn a_failed_debit_is_no_sale_of_the_shop() -> Result<()> {
     world.stripe.fail_debit("acct_twins", &debit, at("2026-11-18T15:00:00Z"));
     sync_at(&mut world, "2026-11-18T18:10:00Z").await?;
     assert_eq!(cents_now(&world, user).await?, 0);
+    Ok(())
+}
+
+/// Two refunds of one order are equal, and Stripe's books have the later one alone: the earlier one comes off in its own
+/// month, by the shop, whether the shop names them or not, and whether or not midnight lies between the two reports of the later one.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_equal_refunds_the_one_that_stripe_tells_is_stripes() -> Result<()> {
+    for (are_named, told_at) in
+        [(true, "2026-11-05T22:30:00Z"), (false, "2026-11-05T22:30:00Z"), (false, "2026-11-06T07:00:00Z")]
+    {
+        let mut world = world_at("2026-10-25T12:00:00Z").await?;
+        world.shopify.add_shop(SHOP, "EUR", "shpat_twins");
+        let user = world.user("equal@example.test").await?;
+        world.connect_shopify(user, SHOP, "shpat_twins", None).await?;
+        world.run("update public.integration_tokens set connected_at = '2026-10-05T08:00:00Z'").await?;
+        world.stripe.add_account("acct_equal", "sk_acct_equal");
+        let paid = world.stripe.payment("acct_equal", at("2026-10-10T09:00:00Z"), 10_000, "eur");
+        let sold = Tender::new(at("2026-10-10T09:00:00Z"), "100.0", "EUR").reference(&paid.charge);
+        let sold = world.shopify.tender(SHOP, sold);
+        for (in_shop, at_stripe) in
+            [("2026-10-20T09:00:00Z", "2026-10-20T09:00:05Z"), ("2026-11-05T22:30:00Z", told_at)]
+        {
+            let back = world.stripe.refund("acct_equal", &paid.charge, at(at_stripe), 2_000);
+            let tender = Tender::new(at(in_shop), "-20.0", "EUR").same_order(&sold);
+            world.shopify.tender(SHOP, if are_named { tender.reference(&back.source) } else { tender });
+        }
+        sync_at(&mut world, "2026-10-25T12:10:00Z").await?;
+        world.connect_stripe(user, "acct_equal", "sk_acct_equal").await?;
+        world.run("update public.integration_tokens set connected_at = '2026-11-03T08:00:00Z' where provider = 'stripe'").await?;
+        sync_at(&mut world, "2026-11-08T12:10:00Z").await?;
+        let expected = said(&[("2026-10", "80.00"), ("2026-11", "-20.00")]);
+        assert_eq!(books(&world, user).await?, expected, "{are_named} {told_at}");
+    }
+    Ok(())
+}
+
+/// A refund that the shop names is no other of the same amount, which Stripe tells alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_that_is_named_is_no_other() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let paid = world.stripe.payment("acct_twins", at(DAY), 10_000, "eur");
+    let sold = world.shopify.tender(SHOP, Tender::new(at(DAY), "100.0", "EUR").reference(&paid.charge));
+    world.stripe.refund("acct_twins", &paid.charge, at("2026-11-12T09:00:00Z"), 2_000);
+    let other = Tender::new(at("2026-11-12T09:00:00Z"), "-20.0", "EUR").same_order(&sold);
+    world.shopify.tender(SHOP, other.reference("re_elsewhere"));
+    assert_eq!(cents(&mut world, user).await?, 6_000);
+    Ok(())
+}
+
+/// The shop tells one refund in two pieces, which both name it.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_refund_in_two_pieces() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let paid = world.stripe.payment("acct_twins", at(DAY), 10_000, "eur");
+    let sold = world.shopify.tender(SHOP, Tender::new(at(DAY), "100.0", "EUR").reference(&paid.charge));
+    let back = world.stripe.refund("acct_twins", &paid.charge, at("2026-11-12T09:00:00Z"), 3_000);
+    for amount in ["-10.0", "-20.0"] {
+        let piece = Tender::new(at("2026-11-12T09:00:00Z"), amount, "EUR").same_order(&sold);
+        world.shopify.tender(SHOP, piece.reference(&back.source));
+    }
+    assert_eq!(cents(&mut world, user).await?, 7_000);
+    Ok(())
+}
+
+/// Orders have equal refunds, days apart, of which Stripe tells some, each within hours: those are explained, and no others.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_in_time_explains() -> Result<()> {
+    let (world, user) = both().await?;
+    world.post("sync-integrations", "").await?;
+    let mut dice = Dice(7);
+    let insert = "insert into jobs.integration_transactions (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs) \
+        values ($1, $2, $3, 'acct_twins', case when $4 > 0 then 'payment' else 'refund' end, $5, $4, 'EUR', $6)";
+    let row =
+        async |provider: &'static str, id: String, cents: i64, when: DateTime<Utc>, refs: Vec<String>| {
+            sqlx::query(insert)
+                .bind(user)
+                .bind(provider)
+                .bind(id)
+                .bind(cents)
+                .bind(when)
+                .bind(refs)
+                .execute(world.pool())
+                .await
+        };
+    let mut expected = Vec::new();
+    for order in 0..25 {
+        let (charge, of_order) = (format!("ch_{order}"), format!("gid://shopify/Order/{order}"));
+        let begin = at("2026-09-01T09:00:00Z");
+        row("shopify", format!("s{order}"), 90_000, begin, vec![charge.clone(), of_order.clone()]).await?;
+        row("stripe", format!("p{order}"), 90_000, begin, vec![charge.clone()]).await?;
+        for nth in 0..2 + dice.below(7) {
+            let when =
+                begin + TimeDelta::days(2 * i64::try_from(nth + dice.below(2))? + 4 * i64::try_from(nth)?);
+            let id = format!("s{order}-{nth}");
+            row("shopify", id.clone(), -2_000, when, vec![of_order.clone()]).await?;
+            if dice.below(2) == 0 {
+                let told = when + TimeDelta::hours(i64::try_from(dice.below(40))? - 20);
+                row(
+                    "stripe",
+                    format!("p{order}-{nth}"),
+                    -2_000,
+                    told,
+                    vec![charge.clone(), format!("re_{order}x{nth}")],
+                )
+                .await?;
+                expected.push(id);
+            }
+        }
+    }
+    let sql = "select external_id from jobs.movements_reported_twice($1, '{2026-09-01,2026-10-01,2026-11-01}', false) where external_id ~ '-'";
+    let mut found: Vec<String> = sqlx::query_scalar(sql).bind(user).fetch_all(world.pool()).await?;
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
     Ok(())
 }
