@@ -199,7 +199,7 @@ end $$;
 -- Writes a user's totals of some months into ca_records. Call only under the user's lock.
 -- Rows that already say so are not touched. A row that is not as we left it is the user's from then on, and stands for the
 -- money that it was made of, as long as that is in the month: whatever activity that money has by now, it is in no other
--- row, and other money is not kept out for it.
+-- row, and other money is not kept out for it. Where a total changes, comes or goes, thresholds are due to be checked.
 --   [{month, activity, computed, recorded}]: the rows left alone that differ
 create function jobs.recompute_totals(p_user_id uuid, p_months date[], p_as_of timestamptz) returns jsonb
 language plpgsql set search_path = '' as $$
@@ -207,6 +207,7 @@ declare
     months date[];
     wanted jsonb;       -- [{month, activity, amount, metadata, made_of}]
     differing jsonb;
+    is_changed boolean;
 begin
     -- 1. Rows that are no longer as we wrote them: theirs. What never had a row is nobody's, and is tried again.
     with again as (
@@ -221,6 +222,7 @@ begin
             where r.id = l.record_id and r.user_id = l.user_id and r.source = 'auto_sync'
                 and r.amount_eur = l.written_eur and r.activity_type = l.activity
                 and r.year = extract(year from l.month) and r.month = extract(month from l.month));
+    is_changed := found;
 
     with sums as materialized (
         select c.month, c.activity, c.provider, c.provider || '/' || c.account as source, sum(c.amount_minor)::numeric as minor
@@ -257,6 +259,7 @@ begin
     where l.user_id = p_user_id and l.month = any (months) and l.locked_at is null
         and not exists (select from jsonb_to_recordset(wanted) as w (month date, activity text)
             where w.month = l.month and w.activity = l.activity);
+    is_changed := is_changed or found;
     update jobs.auto_sync_totals l set computed_eur = coalesce(w.amount, 0), updated_at = clock_timestamp()
     from jobs.auto_sync_totals k
     left join jsonb_to_recordset(wanted) as w (month date, activity text, amount numeric(12, 2))
@@ -264,6 +267,7 @@ begin
     where k.user_id = p_user_id and k.month = any (months) and k.locked_at is not null
         and l.user_id = k.user_id and l.month = k.month and l.activity = k.activity
         and l.computed_eur is distinct from coalesce(w.amount, 0);
+    is_changed := is_changed or found;
 
     -- 3. Rows that say something else now.
     update public.ca_records r set amount_eur = w.amount, metadata = w.metadata
@@ -277,6 +281,7 @@ begin
     from jsonb_to_recordset(wanted) as w (month date, activity text, amount numeric(12, 2), made_of text[])
     where l.user_id = p_user_id and l.month = w.month and l.activity = w.activity and l.locked_at is null
         and (l.written_eur, l.made_of) is distinct from (w.amount, w.made_of);
+    is_changed := is_changed or found;
 
     -- 4. New rows. One that is already there under our key was not written by us: theirs.
     with missing as (
@@ -298,6 +303,12 @@ begin
         m.made_of, case when i.id is null then clock_timestamp() end
     from missing m left join inserted i on i.external_id = m.key
     left join public.ca_records r on r.user_id = p_user_id and r.source = 'auto_sync' and r.external_id = m.key;
+    is_changed := is_changed or found;
+
+    if is_changed then
+        insert into jobs.threshold_checks_due as d (user_id) values (p_user_id)
+        on conflict (user_id) do update set since = excluded.since;
+    end if;
 
     perform jobs.write_estimates(p_user_id);
 

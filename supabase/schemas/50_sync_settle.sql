@@ -312,7 +312,7 @@ end $$;
 
 -- Settles or checkpoints a sync item: see settle_figures, whose parameters and answer these are. In the same
 -- transaction it plans what follows from a settlement: the mail that asks to connect again (p_reconnect: see
--- plan_reconnect_mail), the month's recap (p_reconnect: see plan_recap, too), and, where totals changed, a mark that thresholds are to be checked.
+-- plan_reconnect_mail) and the month's recap (see plan_recap).
 --   {state: settled | stored | lost, result}
 --
 -- By indexes only: a plan is kept as long as its connection, and one that was made when a table was small would go on
@@ -331,12 +331,6 @@ begin
     end if;
     if not settled ? 'repeated' then
         perform jobs.plan_reconnect_mail(p_item_id, p_user_id, p_parts, p_reconnect, p_now);
-    end if;
-    -- Written in this transaction, whose clock began before.
-    if exists (select from jobs.auto_sync_totals t
-        where t.user_id = p_user_id and t.updated_at >= transaction_timestamp()) then
-        insert into jobs.threshold_checks_due as d (user_id) values (p_user_id)
-        on conflict (user_id) do update set since = excluded.since;
     end if;
     if p_month is not null then
         perform jobs.plan_recap(p_item_id, p_user_id, p_month, p_as_of, p_parts, p_reconnect, p_now);

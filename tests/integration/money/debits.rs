@@ -85,3 +85,23 @@ async fn a_debit_is_followed_until_it_is_settled() -> Result<()> {
     assert_eq!(stored, "succeeded");
     Ok(())
 }
+
+/// A month has one debit, which was paid and is taken back: its row goes, and what was told of it is withdrawn in the same run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_total_that_vanishes_is_checked() -> Result<()> {
+    let mut world = world_at("2026-11-05T12:00:00Z").await?;
+    let user = world.stripe_user("acct_vanishes").await?;
+    let sent = at("2026-11-05T09:00:00Z");
+    let debit = world.stripe.debit("acct_vanishes", sent, 3_500_000, at("2026-11-12T09:00:00Z"));
+    sync_at(&mut world, "2026-11-05T18:10:00Z").await?;
+    world.stripe.settle_debit("acct_vanishes", &debit);
+    sync_at(&mut world, "2026-11-12T18:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "35000.00")]));
+    let standing = "select count(*) from jobs.threshold_alerts where withdrawn_at is null";
+    assert!(world.value::<i64>(standing).await? > 0);
+    world.stripe.fail_debit("acct_vanishes", &debit, at("2026-11-13T09:00:00Z"));
+    sync_at(&mut world, "2026-11-13T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, []);
+    assert_eq!(world.value::<i64>(standing).await?, 0);
+    Ok(())
+}

@@ -39,7 +39,6 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
     ("integration_prove", &[NOTE]),
     ("integration_refresh_begin", &[LEASE]),
     ("integration_refresh_store", &[NOTE]),
-    ("integration_settle", &[OWN_WRITES]),
     ("jobs_claim", &[LEASE, MEASURE]),
     ("jobs_close_runs", &[MEASURE]),
     ("jobs_heartbeat", &[LEASE]),
@@ -58,7 +57,7 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
     ("mail_settle", &[NOTE]),
     ("mail_split", &[NOTE]),
     ("mail_unsubscribe", &[NOTE]),
-    ("recompute_totals", &[NOTE, OWN_WRITES]),
+    ("recompute_totals", &[NOTE]),
     ("restore_messages", &[LEASE, VISIBLE]),
     ("send_messages", &[VISIBLE]),
     ("settle_figures", &[NOTE]),
@@ -69,7 +68,7 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
 
 /// Lists the columns of our tables whose default is the database's time, and what for.
 const DEFAULTS: &[(&str, &str)] = &[
-    ("auto_sync_totals.updated_at", OWN_WRITES),
+    ("auto_sync_totals.updated_at", NOTE),
     ("email_deliveries.planned_at", NOTE),
     ("email_suppressions.created_at", NOTE),
     ("integration_state.updated_at", NOTE),
