@@ -24,7 +24,9 @@ $$;
 -- when it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for
 -- debit payment methods"), nor is what has a state that nobody knows. A payment that failed was never received, so the
 -- row that takes it back does not count either. A refund is pending as long as there is no money to pay it with; one that
--- fails then was never paid, and what takes it back does not count either.
+-- fails then was never paid, and what takes it back does not count either. An amount that no book could hold is not
+-- believed: it would keep everything else of its owner's from being written. (Newer ones are not even stored:
+-- providers::movement::is_credible.)
 create function jobs.why_excluded(
     p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
     p_converted boolean
@@ -34,7 +36,8 @@ create function jobs.why_excluded(
         when p_kind in ('no_turnover', 'platform_reversal', 'unlisted_payment') then p_kind
         when p_occurred_at is null then 'no_date'
         when p_currency is null then 'no_currency'
-        when p_amount_minor is null then 'amount_not_read'
+        when p_amount_minor is null or p_amount_minor not between -1000000000000000 and 1000000000000000
+            or p_currency = 'EUR' and p_amount_minor not between -999999999999 and 999999999999 then 'amount_not_read'
         when p_kind = 'payment' and p_state in ('failed', 'canceled') or p_kind = 'charge_failure' then 'failed'
         when p_kind = 'payment' and p_state <> 'succeeded' then 'pending'
         when p_kind = 'refund' and p_state = 'pending' then 'pending'

@@ -241,13 +241,20 @@ begin
         select p.month, jobs.month_worth(p_user_id, p.month, p_as_of) as worth from (select distinct month from placed) p
     )
     select coalesce(jsonb_agg(w), '[]') into wanted from (
-        select t.month, t.activity, (sum(t.minor) / 100)::numeric(12, 2) as amount, o.worth ||
-            jsonb_build_object('sources', jsonb_object_agg(t.provider, (t.minor / 100)::numeric(12, 2))) as metadata,
+        select t.month, t.activity, b.amount,
+            -- A sum beyond the column's bound is said as that bound, and is no figure.
+            case when b.amount = b.exact then o.worth else o.worth || jsonb_build_object('status', 'partial',
+                'flaws', coalesce(o.worth -> 'flaws', '{}') || '{"amount_not_read": 1}') end
+            || jsonb_build_object('sources', t.sources) as metadata,
             (select array_agg(distinct p.source order by p.source) from placed p
                 where p.month = t.month and p.activity = t.activity) as made_of
-        from (select month, activity, provider, sum(minor) as minor from placed group by 1, 2, 3) t
+        from (
+            select s.month, s.activity, sum(s.minor) as minor,
+                jsonb_object_agg(s.provider, round(s.minor / 100, 2)) as sources
+            from (select month, activity, provider, sum(minor) as minor from placed group by 1, 2, 3) s group by 1, 2) t
         join worth o using (month)
-        group by t.month, t.activity, o.worth) w;
+        cross join lateral (select round(t.minor / 100, 2) as exact,
+            least(greatest(t.minor / 100, -9999999999.99), 9999999999.99)::numeric(12, 2) as amount) b) w;
 
     -- 2. Nothing left to say: the row goes.
     delete from public.ca_records r using jobs.auto_sync_totals l

@@ -252,34 +252,60 @@ async fn a_row_goes_when_nothing_is_left() -> Result<()> {
     Ok(())
 }
 
-/// A sum that no column holds is that user's trouble.
+/// An amount that no book holds costs its own row alone: it is kept and named, and everything else of its owner is written;
+/// one of before amounts were judged, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_overflow_stays_that_users() -> Result<()> {
+async fn an_amount_that_no_book_holds_costs_its_row_alone() -> Result<()> {
     let world = World::new().await?;
     let rich = world.stripe_user("acct_rich").await?;
     world.stripe.payment("acct_rich", world.earlier(90), i64::from(i32::MAX) * 1_000_000, "eur");
-    let fine = world.stripe_user("acct_fine").await?;
-    world.stripe.payment("acct_fine", world.earlier(90), 1_000, "eur");
+    world.stripe.payment("acct_rich", world.earlier(80), 700, "eur");
+    sqlx::query(
+        "insert into jobs.integration_transactions (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency) \
+         select $1, 'stripe', 'txn_' || n, 'acct_rich', 'payment', $2, n, 'EUR' from unnest($3::bigint[]) n",
+    )
+    .bind(rich)
+    .bind(world.earlier(85))
+    .bind([1_000_000_000_000, -1_000_000_000_000, i64::MIN, i64::MAX].as_slice())
+    .execute(world.pool())
+    .await?;
     let answer = world.post("sync-integrations", "").await?;
-    assert_eq!(
-        (&answer["remaining"], &answer["problems"][0]["code"]),
-        (&json!(1), &json!("database")),
-        "{answer}"
-    );
-    assert_eq!((rows(&world, fine).await?, rows(&world, rich).await?), (vec![row(SERVICES, 1_000)], vec![]));
-    // The fifth time it is given up, and says why.
-    for _ in 0..4 {
-        super::pass_visibility(&world).await?;
-        world.post("sync-integrations", "days=1").await?;
-    }
-    let failed: Vec<i32> = sqlx::query_scalar("select attempts from jobs.job_items where status = 'failed'")
-        .fetch_all(world.pool())
+    assert_eq!((&answer["errors"], &answer["remaining"]), (&json!(0), &Value::Null), "{answer}");
+    assert_eq!(answer["results"][0]["unreadable_movements"], json!({"amount_not_read": 5}), "{answer}");
+    assert_eq!(rows(&world, rich).await?, [row(SERVICES, 700)]);
+    let worth: Value = world.value("select metadata - 'sources' from public.ca_records").await?;
+    assert_eq!(worth, json!({"status": "partial", "flaws": {"amount_not_read": 5}}));
+    Ok(())
+}
+
+/// A sum that no column holds is written as the most that it holds, and is no figure; another month is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sum_that_no_column_holds_is_no_figure() -> Result<()> {
+    for sign in [1, -1] {
+        let world = World::new().await?;
+        let rich = world.stripe_user("acct_sum").await?;
+        let paid = world.stripe.payment("acct_sum", world.earlier(90), 1_000, "eur");
+        world.post("sync-integrations", "").await?;
+        assert_eq!(rows(&world, rich).await?, [row(SERVICES, 1_000)], "{}", paid.charge);
+        sqlx::query(
+            "insert into jobs.integration_transactions (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency) \
+             select $1, 'stripe', 'txn_' || n, 'acct_sum', 'payment', $2, $3, 'EUR' from generate_series(1, 3) n",
+        )
+        .bind(rich)
+        .bind(world.earlier(85))
+        .bind(sign * 600_000_000_000_i64)
+        .execute(world.pool())
         .await?;
-    assert_eq!(failed, [4], "four attempts and the one that gave it up");
-    let told: String =
-        world.value("select last_error from public.integration_tokens where last_error is not null").await?;
-    assert!(told.contains("base de données"), "{told}");
-    assert_eq!(rows(&world, fine).await?, [row(SERVICES, 1_000)]);
+        let answer = world.post("sync-integrations", "").await?;
+        assert_eq!((&answer["errors"], &answer["remaining"]), (&json!(0), &Value::Null), "{answer}");
+        assert_eq!(rows(&world, rich).await?, [row(SERVICES, sign * 999_999_999_999)]);
+        let worth: Value = world.value("select metadata - 'sources' from public.ca_records").await?;
+        assert_eq!(
+            (&worth["status"], &worth["flaws"]["amount_not_read"]),
+            (&json!("partial"), &json!(1)),
+            "{worth}"
+        );
+    }
     Ok(())
 }
 

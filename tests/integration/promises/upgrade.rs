@@ -33,6 +33,7 @@ const BEFORE: &str = "
             ('stripe', 'txn_4', 'acct_old', 'payment', '2026-09-20T09:00:00Z', 700, 'EUR', array['ch_4'], null),
             ('stripe', 'txn_6', 'acct_new', 'payment', '2026-09-25T09:00:00Z', 2000, 'EUR', array['py_6'], null),
             ('stripe', 'txn_7', 'acct_new', 'charge_failure', '2026-10-05T09:00:00Z', -2000, 'EUR', array['py_6'], null),
+            ('stripe', 'txn_8', 'acct_new', 'payment', '2026-12-02T09:00:00Z', 1000000000000, 'EUR', array['ch_8'], null),
             ('stripe', 'txn_5', 'acct_new', 'partial_capture', '2026-11-05T09:00:00Z', -100, 'EUR', array['ch_1'], null),
             ('shopify', 't_1', 'one.myshopify.com', 'payment', '2026-11-02T09:00:00Z', 10000, 'EUR', array['ch_1'], null),
             ('shopify', 't_2', 'one.myshopify.com', 'payment', '2026-11-06T09:00:00Z', 300, 'EUR', array['gid://shopify/Order/2'], null),
@@ -87,6 +88,7 @@ async fn what_stood_in_the_ledger_keeps_its_meaning() -> Result<()> {
             ("txn_3", "currency"),
             ("txn_6", "failed"),
             ("txn_7", "failed"),
+            ("txn_8", "amount_not_read"),
         ]
     );
     // The books of the account that was replaced stay in its months.
