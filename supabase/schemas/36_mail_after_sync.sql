@@ -38,8 +38,9 @@ language sql stable set search_path = '' as $$
 $$;
 
 -- Whether the month's recap waits for the next cron, which takes the month up again (see owed_months): an integration of
--- it was not read for a reason that may pass. What only its user can mend may pass once; what others do, until the
--- p_policy ->> 'recap_waits_until'-th of the month after. An operator's call, which nobody repeats, waits for nothing.
+-- it was not read for a reason that may pass: until the p_policy ->> 'recap_waits_until'-th of the month after, and what
+-- only its user can mend for p_policy ->> 'recap_waits_hours' since it was read last. An operator's call, which nobody
+-- repeats, waits for nothing.
 create function jobs.recap_waits(
     p_run_id uuid, p_user_id uuid, p_month date, p_parts jsonb, p_policy jsonb, p_now timestamptz
 ) returns boolean language sql stable set search_path = '' as $$
@@ -49,12 +50,13 @@ create function jobs.recap_waits(
         and exists (select from jsonb_array_elements(p_parts) e
             join jobs.integration_state s on s.user_id = p_user_id and s.provider = e ->> 'provider'
             where e -> 'error' ->> 'code' is not null
-                and (not (p_policy -> 'users_codes') ? (e -> 'error' ->> 'code') or s.failures <= 1));
+                and (not (p_policy -> 'users_codes') ? (e -> 'error' ->> 'code')
+                    or s.last_success_at > p_now - make_interval(hours => (p_policy ->> 'recap_waits_hours')::integer)));
 $$;
 
 -- Plans the month's recap, where the run wants recaps and the user, too: of what was imported, or that there was nothing
 -- where there used to be. Call in the settlement's transaction.
--- p_policy: {users_codes: [the refusals that only one user can mend], recap_waits_until: see recap_waits}
+-- p_policy: {users_codes: [the refusals that only one user can mend], recap_waits_until, recap_waits_hours: see recap_waits}
 create function jobs.plan_recap(
     p_item_id bigint, p_user_id uuid, p_month date, p_as_of timestamptz, p_parts jsonb, p_policy jsonb, p_now timestamptz
 ) returns void language plpgsql set search_path = '' as $$

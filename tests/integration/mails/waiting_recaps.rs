@@ -67,13 +67,14 @@ async fn a_recap_waits_for_an_account_that_could_not_be_read() -> Result<()> {
     let ours = "Votre connexion n’est pas en cause";
     let page = "<html>";
     // Whose account fails, how, for how many crons; with which cron the recap leaves, and what it says.
-    let cases: [(&str, bool, Fault, usize, usize, &str); 9] = [
+    let cases: [(&str, bool, Fault, usize, usize, &str); 10] = [
         ("page", SHOPIFY, answer(200, page), 1, 1, "Total importé, provisoire : 50,00 €"),
         ("pages", STRIPE, answer(200, page), 2, 2, "Total importé, provisoire : 50,00 €"),
         ("long", STRIPE, answer(200, "{}"), 5, 6, "Total importé : 50,00 €"),
         ("once", SHOPIFY, answer(401, ""), 1, 1, "Total importé, provisoire : 50,00 €"),
         ("locked", SHOPIFY, answer(423, ""), 1, 1, "Total importé, provisoire : 50,00 €"),
-        ("denied", SHOPIFY, graphql_error("ACCESS_DENIED"), 99, 1, theirs),
+        ("twice", SHOPIFY, answer(403, ""), 2, 2, "Total importé, provisoire : 50,00 €"),
+        ("denied", SHOPIFY, graphql_error("ACCESS_DENIED"), 99, 2, theirs),
         ("wrong", SHOPIFY, answer(400, ""), 99, 8, ours),
         ("never", STRIPE, answer(200, page), 99, 8, ours),
         ("known", SHOPIFY, answer(401, ""), 99, 0, theirs),
@@ -149,6 +150,67 @@ async fn a_month_comes_back_with_the_cron_that_can_read_it() -> Result<()> {
         call(&mut world, cron).await?;
         let sent = world.resend.accepted_count();
         assert_eq!(sent, if step < 2 { 0 } else { 5 }, "after {step}");
+    }
+    Ok(())
+}
+
+/// Two crons at once, an operator's calls and a kill between: each recap leaves once, as whole as it is by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_between_makes_a_second_recap() -> Result<()> {
+    let mut world = World::at(at("2026-12-31T06:02:00Z")).await?;
+    let month = Month::new(2026, 12).expect("a month");
+    world.stripe_user("acct_one").await?;
+    world.stripe.payment("acct_one", month.end() - TimeDelta::days(3), 4_200, "eur");
+    with_both(&world, "both", month.end() - TimeDelta::days(3)).await?;
+    call(&mut world, ("daily-orchestrator", at("2026-12-31T06:02:00Z"))).await?;
+    world.stripe.faults().add(Rule::on(LIST, answer(200, "<html>")));
+    let crons = crons(month.last_day(), 2);
+    call(&mut world, crons[0]).await?;
+    world.set_now(crons[0].1 + TimeDelta::hours(1));
+    for manual in ["sync-integrations", "drain-queue"] {
+        let answer = world.call(Method::POST, manual, "").await?;
+        assert!(answer.status.is_success(), "{manual} {}", answer.text);
+    }
+    assert_eq!(world.resend.accepted_count(), 0);
+
+    // The next cron is killed while it reads the months.
+    world.set_now(crons[1].1);
+    let faults = world.stripe.faults().clone();
+    faults.clear();
+    faults.add(Rule::on(LIST, Fault::Held));
+    faults.forget();
+    let mut function = world.function("daily-orchestrator").await?;
+    let bearer = format!("Bearer {}", crate::world::SECRET);
+    {
+        let killed = function.call(Method::GET, "", Some(&bearer));
+        let begun = async {
+            while faults.count(LIST) < 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            answer = killed => panic!("answered: {answer:?}"),
+            () = begun => {}
+        }
+    }
+    function.kill().await?;
+    faults.clear();
+    assert_eq!(world.resend.accepted_count(), 0);
+
+    world.set_now(crons[2].1);
+    world.run("update pgmq.q_jobs_months set vt = '-infinity'").await?;
+    let routes = ["daily-orchestrator", "daily-orchestrator", "monthly-orchestrator"];
+    let at_once = routes.map(|route| world.call(Method::GET, route, ""));
+    for answer in futures_util::future::try_join_all(at_once).await? {
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    for cron in &crons[3..] {
+        call(&mut world, *cron).await?;
+    }
+    for (name, total) in [("acct_one", "42,00 €"), ("acct_both", "50,00 €")] {
+        let recaps = recaps(&world, &format!("{name}@example.test"));
+        assert_eq!(recaps.len(), 1, "{name}: {recaps:?}");
+        says(&recaps[0], &[&format!("Total importé, provisoire : {total}")]);
     }
     Ok(())
 }

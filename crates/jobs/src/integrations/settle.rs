@@ -164,6 +164,8 @@ struct RefusalPolicy {
     users_codes: Vec<&'static str>,
     /// Is the day of the month after on which a recap leaves without what could not be read.
     recap_waits_until: u32,
+    /// Is the number of hours since its last reading for which a recap waits for what only its user can mend.
+    recap_waits_hours: u32,
 }
 
 fn refusal_policy() -> RefusalPolicy {
@@ -175,6 +177,7 @@ fn refusal_policy() -> RefusalPolicy {
         codes: mended_by_reconnecting(),
         users_codes: users_codes(),
         recap_waits_until: RECAP_WAITS_UNTIL,
+        recap_waits_hours: 24,
     }
 }
 
