@@ -355,15 +355,16 @@ begin
 end $$;
 
 -- Of what a month's figure is made, with what was read of it: each account whose books have the month; every active
--- integration where none has, or that was never read. is_owed: its money belongs into the books of the month.
+-- integration where none has, or that was never read. is_owed: its money belongs into the books of the month. is_former: the
+-- account was replaced; is_disconnected: it was disconnected. Neither is read any further.
 create function jobs.month_sources(p_user_id uuid, p_month date, p_as_of timestamptz)
-returns table (provider text, covered tstzmultirange, is_former boolean, is_owed boolean)
+returns table (provider text, covered tstzmultirange, is_former boolean, is_owed boolean, is_disconnected boolean)
 language sql stable as $$
     with former as materialized (
         select f.provider, f.covered from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month
     )
     select t.provider, coalesce(s.covered, '{}'), false, coalesce(s.counted @> p_month, false) or (s.first_month is null
-        and jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of), p_as_of) <= p_month)
+        and jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of), p_as_of) <= p_month), false
     from public.integration_tokens t
     left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
     where t.user_id = p_user_id and t.is_active and s.left_out is not true
@@ -371,17 +372,35 @@ language sql stable as $$
             and not exists (select from jobs.integration_state o where o.user_id = p_user_id and o.counted @> p_month)))
     union all
     -- The month in which an account was replaced holds what was read of it until then, which may not be all.
-    select f.provider, f.covered, true, true from former f;
+    select f.provider, f.covered, true, true, false from former f
+    union all
+    -- What came in before an account was disconnected, and after it was last read, nobody has read. When that was nobody
+    -- tells: the months go up to the one in which it was read, or could not be, for the last time.
+    select s.provider, s.covered, false, true, true
+    from jobs.integration_state s
+    where s.user_id = p_user_id and s.counted @> p_month and not s.left_out
+        and p_month <= greatest(s.last_success_to, s.last_success_at, s.failed_at) at time zone 'Europe/Paris'
+        and not exists (select from public.integration_tokens t
+            where t.user_id = p_user_id and t.provider = s.provider and t.is_active);
+$$;
+
+-- A source that was read longer ago than this is late: some reads in a row have failed or never began. The status page calls
+-- it so, too (`LATE_AFTER`).
+create function jobs.late_after() returns interval language sql immutable set search_path = '' as $$
+    select interval '36 hours';
 $$;
 
 -- What a month's figure is worth: complete (read to its end), provisional (read from its first Paris instant up to
--- now), partial (something of it was never read, or it has flaws). It follows from the ledger and from what was read,
--- of each account whose books have the month; of every active integration where none has, or that was never read.
+-- now, no later than late_after), partial (something of it was never read, or it has flaws). It follows from the ledger and
+-- from what was read, of each account whose books have the month; of every active integration where none has, or that was
+-- never read.
 --   {status, flaws?: see month_flaws}
 create function jobs.month_worth(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
 language plpgsql stable set search_path = '' as $$
 declare
     answer jsonb;
+    known_to constant timestamptz := jobs.known_up_to(p_user_id, p_as_of);
+    late_at constant timestamptz := known_to - jobs.late_after();
 begin
     with flaws as materialized (
         select jobs.month_flaws(p_user_id, p_month, p_as_of) as found
@@ -389,14 +408,19 @@ begin
         select p_month::timestamp at time zone 'Europe/Paris' as starts,
             (p_month + interval '1 month') at time zone 'Europe/Paris' as ends
     ), sources as materialized (
-        select s.covered, s.is_former from jobs.month_sources(p_user_id, p_month, p_as_of) s
+        select s.covered, s.covered * tstzmultirange(tstzrange(b.starts, b.ends)) as of_month,
+            s.is_former or s.is_disconnected as has_ended
+        from bounds b cross join jobs.month_sources(p_user_id, p_month, p_as_of) s
     )
     select jsonb_strip_nulls(jsonb_build_object('flaws', nullif(f.found, '{}'), 'status', case
         when f.found <> '{}' then 'partial'
         when coalesce(bool_and(s.covered @> tstzrange(b.starts, b.ends)), false) then 'complete'
-        when p_as_of < b.ends and coalesce(bool_and(not s.is_former and s.covered @> b.starts and (
+        when known_to < b.ends and coalesce(bool_and(not s.has_ended and case
             -- One piece from the first instant on: no hole before what was read last.
-            select count(*) = 1 from unnest(s.covered * tstzmultirange(tstzrange(b.starts, b.ends))) piece)), false)
+            when s.covered @> b.starts then upper(s.of_month) >= late_at
+                and (select count(*) = 1 from unnest(s.of_month) piece)
+            -- The month has just begun.
+            else isempty(s.of_month) and late_at < b.starts and coalesce(upper(s.covered) >= late_at, false) end), false)
             then 'provisional'
         else 'partial' end))
     into answer

@@ -187,7 +187,8 @@ begin
                     (array_agg(l.lacks order by o.place desc))[1] as of_month
                 from unnest(q.months) with ordinality as o (month, place)
                 cross join lateral (select jobs.month_lacks(d.user_id, o.month, p_now) as lacks offset 0) l
-            ) w on q.months is not null and exists (select from public.integration_tokens t where t.user_id = d.user_id)
+            ) w on q.months is not null and (exists (select from public.integration_tokens t where t.user_id = d.user_id)
+                or exists (select from jobs.integration_state c where c.user_id = d.user_id))   -- had one
             left join lateral (
                 select jobs.definitive_month(d.user_id, q.months[cardinality(q.months)], w.of_month) as told,
                     jobs.uncounted_currencies(d.user_id, q.months) as uncounted

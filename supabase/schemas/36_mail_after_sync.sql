@@ -66,6 +66,7 @@ declare
     over boolean := p_as_of >= (p_month + interval '1 month') at time zone 'Europe/Paris';
     facts jsonb;
     flaws jsonb;
+    ended jsonb;        -- sources that nobody reads any further, as month_lacks tells them
     is_empty boolean;
     in_books boolean := jobs.is_in_books(p_user_id, p_month);
 begin
@@ -99,6 +100,9 @@ begin
         return;
     end if;
     flaws := jobs.month_flaws(p_user_id, p_month, p_as_of);
+    ended := case when i.result ->> 'month_status' = 'partial' then (
+        select jsonb_agg(u) from jsonb_array_elements(jobs.month_lacks(p_user_id, p_month, p_as_of) -> 'unread') u
+        where u @> '{"is_former": true}' or u @> '{"is_disconnected": true}') end;
     facts := jobs.recap_amounts(p_user_id, p_month) || jsonb_build_object(
         'month', to_char(p_month, 'YYYY-MM'),
         'provisional_at', case when not over then p_as_of end,
@@ -109,12 +113,13 @@ begin
         'not_theirs', (select coalesce(jsonb_agg(e ->> 'provider' order by e ->> 'provider'), '[]')
             from jsonb_array_elements(p_parts) e
             where not (p_policy -> 'users_codes') ? (e -> 'error' ->> 'code')),
+        'ended', coalesce(ended, '[]'),
         'maybe_twice', coalesce((flaws ->> 'maybe_twice')::integer, 0),
         'passed_on', coalesce((flaws ->> 'passed_on')::integer, 0),
         -- Something else: what is in other currencies, what was not read, what may count twice and what a platform
-        -- passed on is told by itself.
+        -- passed on is told by itself, and so are sources that ended.
         'partial', flaws - array['currency', 'unresolved_currency', 'maybe_twice', 'passed_on'] <> '{}'
-            or (coalesce(i.result ->> 'month_status' = 'partial', true) and flaws = '{}'
+            or (coalesce(i.result ->> 'month_status' = 'partial', true) and flaws = '{}' and ended is null
                 and not exists (select from jsonb_array_elements(p_parts) e where e -> 'error' ->> 'code' is not null)));
     insert into jobs.email_deliveries (dedupe_key, kind, user_id, recipient, run_id, facts)
     values ('monthly_recap/' || p_user_id || '/' || to_char(p_month, 'YYYY-MM'), 'monthly_recap', p_user_id, p_user_id,

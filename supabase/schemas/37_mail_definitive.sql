@@ -3,7 +3,7 @@
 
 -- What keeps a user's month from being whole: what was not read of it, and its flaws as a recap tells them.
 --   {month, in_books: the month belongs into the books of an account, read_whole: it was read to its end,
---    unread: [{source, since: null where a hole lies elsewhere, wholly, is_former}], maybe_twice, passed_on,
+--    unread: [{source, since: null where a hole lies elsewhere, wholly, is_former, is_disconnected}], maybe_twice, passed_on,
 --    partial: something else is missing}
 create function jobs.month_lacks(p_user_id uuid, p_month date, p_as_of timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
@@ -11,15 +11,15 @@ language sql stable set search_path = '' as $$
         select tstzmultirange(tstzrange(p_month::timestamp at time zone 'Europe/Paris',
             (p_month + interval '1 month') at time zone 'Europe/Paris')) as days
     ), sources as materialized (
-        select s.provider, s.is_former, s.is_owed, b.days, b.days - s.covered as missing
+        select s.provider, s.is_former, s.is_disconnected, s.is_owed, b.days, b.days - s.covered as missing
         from bounds b cross join jobs.month_sources(p_user_id, p_month, p_as_of) s
     ), reading as materialized (
         select coalesce(bool_or(s.is_owed), false) as in_books, coalesce(bool_and(isempty(s.missing)), false) as is_whole,
             coalesce(jsonb_agg(jsonb_build_object('source', s.provider, 'is_former', s.is_former,
-                'wholly', s.missing = s.days,
+                'is_disconnected', s.is_disconnected, 'wholly', s.missing = s.days,
                 'since', case when s.missing = tstzmultirange(tstzrange(lower(s.missing), upper(s.days)))
                     and lower(s.missing) > lower(s.days) then lower(s.missing) end)
-                order by s.provider, s.is_former) filter (where s.is_owed and not isempty(s.missing)), '[]') as unread
+                order by s.provider, s.is_former, s.is_disconnected) filter (where s.is_owed and not isempty(s.missing)), '[]') as unread
         from sources s
     ), flaws as materialized (
         select jobs.month_flaws(p_user_id, p_month, p_as_of) as found
@@ -88,7 +88,7 @@ $$;
 create function jobs.recap_anew(p_user_id uuid, p_facts jsonb, p_now timestamptz) returns jsonb
 language sql stable set search_path = '' as $$
     select coalesce((
-        select jobs.recap_amounts(p_user_id, o.month) || jsonb_build_object('provisional_at', null, 'unread', '[]'::jsonb,
+        select jobs.recap_amounts(p_user_id, o.month) || jsonb_build_object('provisional_at', null, 'unread', '[]'::jsonb, 'ended', '[]'::jsonb,
             'not_theirs', '[]'::jsonb,
             'uncounted', jobs.uncounted_currencies(p_user_id, array[o.month]),
             'typed', (select m.typed from jobs.month_books(p_user_id, o.month) m),

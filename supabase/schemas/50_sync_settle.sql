@@ -136,6 +136,9 @@ begin
             update jobs.integration_state k
             set failures = k.failures + 1, failed_at = p_now, failure = part.error, updated_at = clock_timestamp()
             where k.user_id = p_user_id and k.provider = part.provider;
+            -- The month up to which it was read, and the present one, may not be whole any more.
+            months := months || array(select m::date from unnest(array[s.last_success_to, p_as_of]) a (known)
+                cross join lateral date_trunc('month', a.known at time zone 'Europe/Paris') m where s.counted @> m::date);
         else
             update public.integration_tokens k
             set last_sync_at = greatest(k.last_sync_at, p_as_of), last_error = null, updated_at = clock_timestamp()
@@ -300,8 +303,18 @@ begin
             (date_trunc('month', f.replaced_at at time zone 'Europe/Paris') + interval '1 month')::date))) end,
         counted_before = case when p_out then f.counted end
     where f.user_id = p_user_id and f.provider = p_provider and f.account = p_account and f.left_out <> p_out;
-    touched := array(select distinct t.paris_month from jobs.integration_transactions t
-        where t.user_id = p_user_id and t.provider = p_provider and t.account = p_account);
+    -- With the account, months may lack something, or no longer do, of which its ledger has no row.
+    touched := array(
+        select t.paris_month from jobs.integration_transactions t
+        where t.user_id = p_user_id and t.provider = p_provider and t.account = p_account
+        union
+        select l.month from jobs.auto_sync_totals l
+        join (select s.counted + coalesce(s.counted_before, '{}') as months from jobs.integration_state s
+            where (s.user_id, s.provider, s.account) = (p_user_id, p_provider, p_account)
+            union all
+            select f.counted + coalesce(f.counted_before, '{}') from jobs.former_accounts f
+            where (f.user_id, f.provider, f.account) = (p_user_id, p_provider, p_account)) b on b.months @> l.month
+        where l.user_id = p_user_id);
     touched := touched || jobs.months_reported_twice(p_user_id, touched);
     left_alone := jobs.recompute_totals(p_user_id, touched, p_as_of);
     insert into jobs.threshold_checks_due as d (user_id, since) values (p_user_id, p_as_of)

@@ -3,6 +3,7 @@
 mod confirm;
 mod definitive;
 pub(crate) mod delivery;
+mod disconnected;
 pub(crate) mod dry_run;
 pub(crate) mod given;
 mod made_up;

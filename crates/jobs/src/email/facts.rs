@@ -75,6 +75,9 @@ pub enum Facts {
         /// Names those of them whose user has nothing to mend: it passes by itself, or is ours.
         #[serde(default)]
         not_theirs: Vec<String>,
+        /// Lists the sources that were replaced or disconnected before the month's end.
+        #[serde(default)]
+        ended: Vec<UnreadSource>,
         /// Something else keeps the figure from being whole.
         partial: bool,
         /// Says how many sales of a shop may be payments at Stripe, too.
@@ -257,6 +260,9 @@ pub struct UnreadSource {
     pub wholly: bool,
     /// The account was replaced by another one.
     pub is_former: bool,
+    /// The account was disconnected.
+    #[serde(default)]
+    pub is_disconnected: bool,
 }
 
 /// Represents one source's part of a month, in cents.

@@ -82,6 +82,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
             uncounted,
             unread,
             not_theirs,
+            ended,
             partial,
             maybe_twice,
             passed_on,
@@ -101,6 +102,7 @@ pub fn render(facts: &Facts, branding: &Branding, links: Links<'_>) -> Result<Re
                 .typed(*typed)
                 .missing(uncounted, *partial)
                 .unread(unread, not_theirs)
+                .ended(ended)
                 .maybe_twice(*maybe_twice)
                 .passed_on(*passed_on)
                 .year(year.as_deref().unwrap_or_default(), *created, mixed)

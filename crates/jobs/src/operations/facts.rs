@@ -277,3 +277,16 @@ pub(crate) async fn ask(
     });
     supabase.rpc("jobs_status", &arguments, deadline).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is late here makes a month in the database incomplete: one number.
+    #[test]
+    fn the_database_calls_the_same_late() {
+        let schema = include_str!("../../../../supabase/schemas/27_months.sql");
+        let (_, function) = schema.split_once("function jobs.late_after()").expect("a function");
+        assert!(function.contains(&format!("select interval '{} hours';", LATE_AFTER.num_hours())));
+    }
+}

@@ -47,26 +47,45 @@ impl Reserve {
 
 /// Says which sources were not read, and since when.
 fn unread(incomplete: &IncompleteMonth) -> Option<String> {
-    let of = month(incomplete.month);
+    let said = sources(&incomplete.unread, incomplete.month)?;
+    let live: Vec<_> =
+        incomplete.unread.iter().filter(|unread| !unread.is_former && !unread.is_disconnected).collect();
+    let advice = match live.as_slice() {
+        [] => "Ajoutez ce qui manque avant de déclarer.".to_owned(),
+        [unread] if incomplete.unread.len() > 1 => format!(
+            "Vérifiez que {} est bien relié à Comptalyze, et ajoutez ce qui manque avant de déclarer.",
+            french::source(&unread.source)
+        ),
+        [_] => "Vérifiez que cette source est bien reliée à Comptalyze, et ajoutez ce qui manque avant de \
+                déclarer."
+            .to_owned(),
+        _ => "Vérifiez que ces sources sont bien reliées à Comptalyze, et ajoutez ce qui manque avant de \
+              déclarer."
+            .to_owned(),
+    };
+    Some(format!("{said} : ces montants sont incomplets. {advice}"))
+}
+
+/// Says of each source since when it was not read, as the beginning of a sentence; `None` where there is none.
+pub(super) fn sources(unread: &[UnreadSource], of: Month) -> Option<String> {
+    let of = month(of);
     let say = |unread: &UnreadSource| {
         let source = french::source(&unread.source);
-        let who = if unread.is_former { format!("l’ancien compte {source}") } else { source };
+        let who = match unread {
+            UnreadSource { is_former: true, .. } => format!("l’ancien compte {source}"),
+            UnreadSource { is_disconnected: true, .. } => {
+                format!("{source} n’est plus relié à Comptalyze et")
+            }
+            _ => source,
+        };
         match unread.since {
             Some(since) => format!("{who} n’a pas été lu depuis le {}", date(paris::date(since))),
             None if unread.wholly => format!("{who} n’a pas été lu pour {of}"),
             None => format!("{who} n’a pas été lu en entier pour {of}"),
         }
     };
-    let said: Vec<String> = incomplete.unread.iter().map(say).collect();
-    let again = match incomplete.unread.as_slice() {
-        [] => return None,
-        [_] => "Vérifiez que cette source est bien reliée à Comptalyze",
-        _ => "Vérifiez que ces sources sont bien reliées à Comptalyze",
-    };
-    Some(format!(
-        "{} : ces montants sont incomplets. {again}, et ajoutez ce qui manque avant de déclarer.",
-        capitalised(&list(&said))
-    ))
+    let said: Vec<String> = unread.iter().map(say).collect();
+    (!said.is_empty()).then(|| capitalised(&list(&said)))
 }
 
 /// Says that some sales may be counted twice.
@@ -143,7 +162,7 @@ mod tests {
 
     fn source(source: &str, since: Option<&str>, wholly: bool) -> UnreadSource {
         let since = since.map(|at| at.parse().unwrap());
-        UnreadSource { source: source.to_owned(), since, wholly, is_former: false }
+        UnreadSource { source: source.to_owned(), since, wholly, is_former: false, is_disconnected: false }
     }
 
     fn said(unread: &[UnreadSource], partial: bool) -> Reserve {
@@ -166,6 +185,20 @@ mod tests {
         let reserve = said(&[source("stripe", since, wholly)], false);
         assert!(reserve.words.starts_with(expected), "{}", reserve.words);
         assert!(reserve.is_missing && reserve.title.ends_with("est incomplet"), "{}", reserve.title);
+    }
+
+    /// Nobody is asked to check a connection that was ended on purpose.
+    #[rstest]
+    #[case(false, "Stripe n’est plus relié à Comptalyze et n’a pas été lu depuis le 10 novembre 2026 : ces")]
+    #[case(true, "L’ancien compte Stripe n’a pas été lu depuis le 10 novembre 2026 : ces montants sont")]
+    fn a_source_that_ended(#[case] is_former: bool, #[case] expected: &str) {
+        let since = Some("2026-11-10T12:00:00Z");
+        let ended = UnreadSource { is_former, is_disconnected: !is_former, ..source("stripe", since, false) };
+        let alone = said(std::slice::from_ref(&ended), false).words;
+        assert!(alone.starts_with(expected), "{alone}");
+        assert!(alone.ends_with("incomplets. Ajoutez ce qui manque avant de déclarer."), "{alone}");
+        let both = said(&[source("shopify", None, true), ended], false).words;
+        assert!(both.contains("Vérifiez que Shopify est bien relié à Comptalyze, et ajoutez"), "{both}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     twice::{Remark, Twice, converted},
 };
 use crate::{
-    email::{ActivityTotal, Assumed, BooksVerdict, MonthTwice, Retracted, SourceTotal},
+    email::{ActivityTotal, Assumed, BooksVerdict, MonthTwice, Retracted, SourceTotal, UnreadSource},
     schedule::Month,
     urssaf::{Activity, ActivitySum, Category, by_category, declared},
 };
@@ -238,6 +238,17 @@ impl View {
     /// Says which sources could not be read; of those that are `not_theirs` the user has nothing to mend.
     pub(super) fn unread(mut self, unread: &[String], not_theirs: &[String]) -> Self {
         self.unread = incomplete::unread_sources(unread, not_theirs);
+        self
+    }
+
+    /// Says which sources were replaced or disconnected before the month's end, after what could not be read.
+    pub(super) fn ended(mut self, sources: &[UnreadSource]) -> Self {
+        let ended = incomplete::sources(sources, self.of)
+            .map(|said| format!("{said}. Comparez ce total avec ce que vous avez reçu."));
+        self.unread = match (self.unread, ended) {
+            (Some(unread), Some(ended)) => Some(format!("{unread} {ended}")),
+            (unread, ended) => unread.or(ended),
+        };
         self
     }
 

@@ -118,7 +118,13 @@ fn stripe_services() -> Assumed {
 
 fn unread() -> UnreadSource {
     let since = Some(at("2026-11-10T11:00:00Z"));
-    UnreadSource { source: "stripe".to_owned(), since, wholly: false, is_former: false }
+    UnreadSource {
+        source: "stripe".to_owned(),
+        since,
+        wholly: false,
+        is_former: false,
+        is_disconnected: false,
+    }
 }
 
 fn declaring(mut facts: Facts, rows: Vec<ActivityTurnover>, taxed: TaxProfile) -> Facts {
@@ -178,6 +184,7 @@ pub(super) fn recaps() -> Vec<(&'static str, Facts)> {
                 uncounted: vec!["USD".to_owned(), "GBP".to_owned(), "CHF".to_owned()],
                 unread: vec!["shopify".to_owned(), "stripe".to_owned()],
                 not_theirs: vec!["stripe".to_owned()],
+                ended: Vec::new(),
                 partial: true,
                 maybe_twice: 2,
                 passed_on: 3,
@@ -217,6 +224,13 @@ pub(super) fn recaps() -> Vec<(&'static str, Facts)> {
             }
             facts
         }),
+        ("recap-disconnected", {
+            let mut facts = recap(412_350, vec![source("stripe", 412_350, 0)]);
+            if let Facts::MonthlyRecap { ended, .. } = &mut facts {
+                *ended = vec![UnreadSource { is_disconnected: true, ..unread() }];
+            }
+            facts
+        }),
         ("recap-confirmed", {
             let mut facts = recap(412_350, vec![source("stripe", 412_350, 0)]);
             if let Facts::MonthlyRecap { typed, verdict, .. } = &mut facts {
@@ -238,6 +252,7 @@ fn recap(total: i64, sources: Vec<SourceTotal>) -> Facts {
         uncounted: Vec::new(),
         unread: Vec::new(),
         not_theirs: Vec::new(),
+        ended: Vec::new(),
         partial: false,
         maybe_twice: 0,
         passed_on: 0,

@@ -285,6 +285,7 @@ impl Life {
             uncounted: Vec::new(),
             unread: Vec::new(),
             not_theirs: Vec::new(),
+            ended: Vec::new(),
             partial: false,
             maybe_twice: 0,
             passed_on: 0,
