@@ -19,7 +19,7 @@ const CUT: f64 = 0.7;
 const BELOW: f64 = 0.9;
 /// After a search the pace rests at so much: a search goes on for a while beyond the limit, on what
 /// the provider has saved up.
-const BELOW_A_SEARCH: f64 = 0.8;
+const BELOW_A_SEARCH: f64 = 0.7;
 /// Each step of a search is larger than the one before by so much of the pace.
 const STEP: f64 = 0.03;
 /// The pace rests until so many requests were answered, so that a search costs less than 1 % of
@@ -29,6 +29,8 @@ const ANSWERED_AT_REST: f64 = 500.0;
 /// lifted is found within a minute.
 const SHORTEST_REST: f64 = 20.0;
 const LONGEST_REST: f64 = 60.0;
+/// Two accounts that are refused alone among so many requests are refused together, whichever processes met them.
+const DOUBTED_FOR: f64 = 100.0;
 /// A pace was used if at least this part of its turns was answered: the last answers of a trial come after its end.
 const USED: f64 = 0.5;
 
@@ -72,6 +74,8 @@ enum Stage {
     Recovering { rest_at: f64 },
     /// The pace is a little below the one that was refused.
     Resting,
+    /// One account alone was refused at a pace that rested.
+    Doubted,
     /// So many steps were answered, from a pace that had rested without a refusal.
     Searching { steps: u32, from: f64 },
 }
@@ -97,6 +101,9 @@ impl Pace {
         if window.lasted < trial {
             return None;
         }
+        if self.stage == Stage::Doubted {
+            return Some(Self { stage: Stage::Resting, ..self });
+        }
         if f64::from(window.answered) >= USED * self.per_second * window.lasted.as_secs_f64() {
             return Some(self.faster(bounds));
         }
@@ -108,9 +115,21 @@ impl Pace {
         let refused = self.per_second;
         let rest_at = match self.stage {
             Stage::Searching { from, .. } => from.max(refused * BELOW_A_SEARCH),
-            Stage::Doubling | Stage::Recovering { .. } | Stage::Resting => refused * BELOW,
+            Stage::Doubling | Stage::Recovering { .. } | Stage::Resting | Stage::Doubted => refused * BELOW,
         };
         Self { per_second: refused * CUT, stage: Stage::Recovering { rest_at } }.within(bounds)
+    }
+
+    /// Returns the pace after one account alone was refused a request of this one, where that changes something. A search
+    /// ends: it would end soon in any case, and nobody is slower afterwards than before it, but for a moment. A pace that
+    /// rests is doubted, as fast as it is; a second account that is refused, by whichever process, slows it down. If each
+    /// process waited for a second refusal of its own, they would cost more than 1 % where many share few requests.
+    pub(super) fn doubted(self, bounds: &Bounds) -> Option<Self> {
+        match self.stage {
+            Stage::Searching { .. } | Stage::Doubted => Some(self.refused(bounds)),
+            Stage::Resting => Some(Self { stage: Stage::Doubted, ..self }),
+            Stage::Doubling | Stage::Recovering { .. } => None,
+        }
     }
 
     /// Returns whether this pace is slower than `other`.
@@ -127,6 +146,7 @@ impl Pace {
         match self.stage {
             Stage::Doubling => FIRST_TRIAL,
             Stage::Recovering { .. } | Stage::Searching { .. } => TRIAL,
+            Stage::Doubted => Duration::from_secs_f64((DOUBTED_FOR / self.per_second).min(LONGEST_REST)),
             Stage::Resting => {
                 let rest = (ANSWERED_AT_REST / self.per_second).clamp(SHORTEST_REST, LONGEST_REST);
                 Duration::from_secs_f64(rest)
@@ -142,7 +162,7 @@ impl Pace {
         let faster = match self.stage {
             Stage::Doubling => Self { per_second: self.per_second * 2.0, ..self },
             Stage::Recovering { rest_at } => Self { per_second: rest_at, stage: Stage::Resting },
-            Stage::Resting => step(1, self.per_second),
+            Stage::Resting | Stage::Doubted => step(1, self.per_second),
             Stage::Searching { steps, from } => step(steps.saturating_add(1), from),
         }
         .within(bounds);
@@ -179,6 +199,8 @@ mod tests {
     #[case::rests(pace(90.0, Stage::Resting), 19, 1_600, None)]
     #[case::looks(pace(100.0, Stage::Resting), 20, 1_900, Some(pace(103.0, Stage::Searching { steps: 1, from: 100.0 })))]
     #[case::looks_further(pace(100.0, Stage::Searching { steps: 1, from: 97.0 }), 2, 180, Some(pace(106.0, Stage::Searching { steps: 2, from: 97.0 })))]
+    #[case::is_doubted(pace(50.0, Stage::Doubted), 1, 50, None)]
+    #[case::is_doubted_no_more(pace(50.0, Stage::Doubted), 2, 0, Some(pace(50.0, Stage::Resting)))]
     #[case::rests_longer_where_it_is_slow(pace(5.0, Stage::Resting), 59, 290, None)]
     fn a_pace(#[case] now: Pace, #[case] seconds: u64, #[case] answered: u32, #[case] then: Option<Pace>) {
         assert_eq!(now.after(&window(seconds, answered), &BOUNDS), then);
@@ -195,10 +217,22 @@ mod tests {
 
     #[rstest]
     #[case::no_lower_than_where_it_began(100.0, 90.0)]
-    #[case::far_above_it(200.0, 160.0)]
+    #[case::far_above_it(200.0, 140.0)]
     fn after_a_search_it_rests_well_below(#[case] refused: f64, #[case] rests: f64) {
         let search = pace(refused, Stage::Searching { steps: 4, from: 90.0 }).refused(&BOUNDS);
         assert_eq!(search.stage, Stage::Recovering { rest_at: rests });
+    }
+
+    #[test]
+    fn one_account_alone_ends_a_search_and_slows_no_other_pace_down() {
+        let search = pace(100.0, Stage::Searching { steps: 2, from: 92.0 });
+        assert_eq!(search.doubted(&BOUNDS), Some(search.refused(&BOUNDS)));
+        for stage in [Stage::Doubling, Stage::Recovering { rest_at: 95.5 }] {
+            assert_eq!(pace(100.0, stage).doubted(&BOUNDS), None);
+        }
+        let doubted = pace(100.0, Stage::Resting).doubted(&BOUNDS).unwrap();
+        assert_eq!(doubted, pace(100.0, Stage::Doubted));
+        assert_eq!(doubted.doubted(&BOUNDS), Some(pace(100.0, Stage::Resting).refused(&BOUNDS)));
     }
 
     #[rstest]
@@ -229,9 +263,12 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_read_again() {
-        for stage in
-            [Stage::Doubling, Stage::Recovering { rest_at: 95.5 }, Stage::Searching { steps: 3, from: 61.0 }]
-        {
+        for stage in [
+            Stage::Doubling,
+            Stage::Recovering { rest_at: 95.5 },
+            Stage::Doubted,
+            Stage::Searching { steps: 3, from: 61.0 },
+        ] {
             let pace = pace(66.85, stage);
             assert_eq!(serde_json::from_value::<Pace>(serde_json::to_value(pace).unwrap()).unwrap(), pace);
         }

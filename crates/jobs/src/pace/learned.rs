@@ -2,7 +2,12 @@
 //!
 //! What is learned is kept in the database with a version. Turns are leased for a version; whoever has an older one is
 //! told the newer, and asks again. A decision is stored only if nobody has decided since. A process that is refused slows
-//! down at once, before it tells the database: turns that it took at the faster pace are void.
+//! down at once, before it tells the database: turns that it took at the faster pace are void. Turns that come late,
+//! because several instances have leased theirs, are confirmed before they are taken: meanwhile one of the others may have
+//! been refused.
+//!
+//! Only the database's clock counts, and only spans of time are exchanged with it. Turns that a process has leased and does
+//! not live to take are lost, and nobody waits for more than them.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -123,17 +128,38 @@ impl LearnedPace {
 
     /// Slows down: the provider has refused the request of this turn for its pace.
     pub async fn refused(&self, turn: LearnedTurn, deadline: &Deadline) {
+        self.slow_down(turn, |pace, bounds| Some(pace.refused(bounds)), deadline).await;
+    }
+
+    /// Doubts the pace: the provider has refused the request of this turn, and it is not clear yet for whose pace.
+    pub async fn doubted(&self, turn: LearnedTurn, deadline: &Deadline) {
+        self.slow_down(turn, Pace::doubted, deadline).await;
+    }
+
+    async fn slow_down(
+        &self,
+        turn: LearnedTurn,
+        slower_than: fn(Pace, &Bounds) -> Option<Pace>,
+        deadline: &Deadline,
+    ) {
         let (mut version, mut before, mut slower) = {
             let mut known = self.known();
             if turn.cuts < known.cuts {
                 return;
             }
             let before = known.pace;
-            known.pace = before.refused(&self.bounds);
-            known.cuts += 1;
-            (known.version, before, known.pace)
+            let Some(slower) = slower_than(before, &self.bounds) else { return };
+            known.pace = slower;
+            known.cuts += u64::from(slower.is_slower_than(&before));
+            (known.version, before, slower)
         };
-        tracing::info!(pace = self.name, per_second = slower.per_second(), "refused: the pace is slower now");
+        if slower.is_slower_than(&before) {
+            tracing::info!(
+                pace = self.name,
+                per_second = slower.per_second(),
+                "refused: the pace is slower now"
+            );
+        }
         for _ in 0..TRIES {
             let learned = self.store.learn(self.name, version, &slower, &self.bounds, deadline).await;
             // What fails here is logged where it fails; this process is slower all the same.
@@ -143,7 +169,11 @@ impl LearnedPace {
                 return;
             }
             // Somebody has sped up meanwhile.
-            (version, before, slower) = (now, pace, pace.refused(&self.bounds));
+            let Some(next) = slower_than(pace, &self.bounds) else {
+                self.known().adopt(now, pace);
+                return;
+            };
+            (version, before, slower) = (now, pace, next);
         }
     }
 
@@ -177,6 +207,9 @@ impl LearnedPace {
             {
                 self.known().adopt(version, pace);
             }
+            if wait > LEASED {
+                self.confirm(wait, deadline).await;
+            }
             return;
         }
         // Nothing was leased: this process keeps the pace by itself.
@@ -185,6 +218,22 @@ impl LearnedPace {
             (known.pace.interval(), known.turn())
         };
         block.fill(Duration::ZERO, turns_in(LEASED, interval), interval, turn);
+    }
+
+    /// Asks, shortly before a turn that comes after `wait`, whether the pace is still the same; leases nothing.
+    async fn confirm(&self, wait: Duration, deadline: &Deadline) {
+        if deadline.sleep(wait.saturating_sub(AHEAD)).await.is_err() {
+            return;
+        }
+        let asked = {
+            let known = self.known();
+            Request { count: 0, interval: known.pace.interval(), version: known.version, answered: 0 }
+        };
+        if let Ok(leased) = self.store.lease(self.name, asked, deadline).await
+            && leased.wait().is_none()
+        {
+            self.known().adopt(leased.version, leased.pace(&self.bounds));
+        }
     }
 }
 

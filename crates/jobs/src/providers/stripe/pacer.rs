@@ -84,6 +84,7 @@ impl Pacer {
         let scope = self.refusals().refused(turn.asked, reason, Instant::now());
         match scope {
             Scope::Everybody => self.0.pace.refused(turn.turn, deadline).await,
+            Scope::Unclear => self.0.pace.doubted(turn.turn, deadline).await,
             // Its request proves nothing of everybody's pace.
             Scope::Account => {}
         }

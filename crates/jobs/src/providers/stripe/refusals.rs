@@ -2,7 +2,8 @@
 //!
 //! Neither Stripe's documentation nor the refusal says whether requests with `Stripe-Account` count for the platform or
 //! for the connected account, whose owner may ask Stripe a lot with programs of their own. So it is told by who is
-//! refused: one account alone has reached its own limit, two among a hundred requests have reached everybody's.
+//! refused: one account alone has reached its own limit, two among a hundred requests have reached everybody's. Each
+//! process sees its own refusals only; so what is not clear yet is noted with the pace, which all processes share.
 
 use std::{
     collections::HashMap,
@@ -82,7 +83,9 @@ impl Asked {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Scope {
     Everybody,
-    /// Names the account that was refused; it waits already.
+    /// The account was refused alone, and for the first time: it waits already, and the pace is doubted.
+    Unclear,
+    /// The account has reached a limit of its own; it waits already.
     Account,
 }
 
@@ -124,7 +127,7 @@ impl Refusals {
             .get(&asked)
             .map_or(FIRST_PAUSE, |before| if now < before.until { before.pause } else { before.pause * 2 })
             .min(LONGEST_PAUSE);
-        self.waiting.insert(asked, Waiting { until: now + pause, pause });
+        let again = self.waiting.insert(asked, Waiting { until: now + pause, pause }).is_some();
         if reason == Reason::Resource {
             return Scope::Account;
         }
@@ -133,7 +136,11 @@ impl Refusals {
         };
         let together = self.last.is_some_and(another);
         self.last = Some((asked, self.requests, now));
-        if together { Scope::Everybody } else { Scope::Account }
+        match (together, again) {
+            (true, _) => Scope::Everybody,
+            (false, false) => Scope::Unclear,
+            (false, true) => Scope::Account,
+        }
     }
 }
 
@@ -148,7 +155,8 @@ mod tests {
     #[rstest]
     #[case::one_alone(&["a", "a", "a"], 100, Scope::Account)]
     #[case::two_together(&["a", "b"], 100, Scope::Everybody)]
-    #[case::two_far_apart(&["a", "b"], 61_000, Scope::Account)]
+    #[case::one_once(&["a"], 100, Scope::Unclear)]
+    #[case::two_far_apart(&["a", "b"], 61_000, Scope::Unclear)]
     #[case::the_same_again(&["a", "b", "b"], 100, Scope::Account)]
     #[case::in_turns(&["a", "b", "a"], 1_900, Scope::Everybody)]
     fn whose_limit_it_was(#[case] refused: &[&str], #[case] apart: u32, #[case] expected: Scope) {
