@@ -5,6 +5,7 @@ mod chain;
 mod deploys;
 mod everything;
 mod killed;
+mod long_orders;
 mod overlaps;
 mod refused;
 mod restarts;

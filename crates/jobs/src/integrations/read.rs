@@ -113,6 +113,7 @@ impl Reader<'_> {
             }
             Provider::Shopify => &[List::Movements, List::Disputes],
         };
+        let mut left_at_checkpoint = self.deadline.remaining();
         for &list in lists.iter().skip_while(|list| **list != first) {
             let mut guard = CursorGuard::new(integration.provider, after.as_deref());
             loop {
@@ -138,7 +139,9 @@ impl Reader<'_> {
                 }
                 let held = self.parts.iter().map(Part::held).sum::<usize>();
                 let out_of_time = !self.deadline.may_start_work();
-                if held < CHECKPOINT_EVERY && !out_of_time {
+                // Pages may come slowly and hold little: a page that fails afterwards must not cost them all, each time anew.
+                let is_overdue = self.deadline.remaining() < left_at_checkpoint * 2 / 3;
+                if held < CHECKPOINT_EVERY && !out_of_time && !is_overdue {
                     continue;
                 }
                 let position = self.position(window, list, after.clone());
@@ -149,6 +152,7 @@ impl Reader<'_> {
                     return Err(ItemError::out_of_time());
                 }
                 self.read += held;
+                left_at_checkpoint = self.deadline.remaining();
                 // Only in the first part: what was read before a later one would be read again.
                 if self.read >= YIELD_AFTER_MOVEMENTS && part == 0 && self.permit.is_wanted() {
                     return Ok(End::Yielded(self.settlement.progress(json!(position))));

@@ -34,6 +34,8 @@ async fn stamp(Extract(state): Extract<Shared>, request: Request, next: Next) ->
         let over = state.limits.refuse(&whose);
         (format!("req_StandIn{:08}", state.requests), over)
     };
+    // As `stripe-node` reads it: https://github.com/stripe/stripe-node/blob/master/src/RequestSender.ts
+    let named = request.headers().get("stripe-account").cloned();
     let mut response = match over {
         Some(reason) => Refusal::too_many(reason).into_response(),
         None => next.run(request).await,
@@ -41,6 +43,9 @@ async fn stamp(Extract(state): Extract<Shared>, request: Request, next: Next) ->
     let headers = response.headers_mut();
     headers.insert("request-id", id.parse().expect("ASCII"));
     headers.insert("stripe-version", API_VERSION.parse().expect("ASCII"));
+    if let Some(named) = named {
+        headers.insert("stripe-account", named);
+    }
     response
 }
 

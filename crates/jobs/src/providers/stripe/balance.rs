@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny};
 use serde_json::Value;
 
 use super::categories::{holds_turnover, kind_of};
@@ -29,6 +29,9 @@ struct List {
     #[serde(deserialize_with = "rows")]
     data: Vec<Value>,
     has_more: bool,
+    /// Is in no list. Stripe's own library takes every answer that has one for a refusal, whatever its status
+    /// (<https://github.com/stripe/stripe-node/blob/master/src/RequestSender.ts>).
+    error: Option<IgnoredAny>,
 }
 
 /// Is what is read of a row and of its expanded source. Of what only has to be there nothing inside is kept.
@@ -88,6 +91,10 @@ const SAID_OTHERWISE: [&str; 4] = ["succeeded", "failed", "canceled", "unknown"]
 /// Reads one page, asked for behind `cursor`.
 pub(super) fn page(body: &[u8], cursor: Option<&str>) -> Result<Page, RefusedReason> {
     let list: List = serde_json::from_slice(body).map_err(|_| RefusedReason::InvalidAnswer("list"))?;
+    // serde reads an array as an object's fields, in order.
+    if list.error.is_some() || !body.trim_ascii_start().starts_with(b"{") {
+        return Err(RefusedReason::InvalidAnswer("list"));
+    }
     let (mut page, mut seen) = (Page::default(), HashMap::new());
     let mut last_id = None;
     for row in list.data {

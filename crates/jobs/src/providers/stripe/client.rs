@@ -92,6 +92,10 @@ impl StripeClient {
                 request.header("Stripe-Account", account.as_str()).query(&query)
             })
             .await?;
+        // Stripe repeats whose answer it is (https://github.com/stripe/stripe-node/blob/master/src/RequestSender.ts).
+        if answer.header("stripe-account").is_some_and(|named| named != account.as_str()) {
+            return Err(refused(RefusedReason::InvalidAnswer("account"), &answer));
+        }
         let mut page = balance::page(&answer.body, cursor).map_err(|reason| refused(reason, &answer))?;
         page.forget_dates_after(to, to + LONGEST_WAY);
         Ok(page)

@@ -275,6 +275,13 @@ fn harmless_gaps(#[case] field: &str, #[case] value: Option<Value>) {
 #[case(r#"{"data":null,"has_more":false}"#)]
 #[case(r#"{"data":[null],"has_more":false}"#)]
 #[case(r#"{"data":[],"has_more":"#)]
+#[case(r#"{"data":[],"has_more":null}"#)]
+#[case(r#"{"data":[],"has_more":0}"#)]
+#[case(r#"{"data":[],"data":[],"has_more":false}"#)]
+#[case(r#"{"data":[],"has_more":false,"error":{"type":"api_error"}}"#)]
+#[case(r#"{"error":{"type":"api_error"}}"#)]
+#[case("[[],false]")]
+#[case(" [[],false,null]")]
 fn no_list_is_not_an_empty_list(#[case] body: &str) {
     assert_eq!(page(body.as_bytes(), None), Err(RefusedReason::InvalidAnswer("list")));
 }

@@ -69,6 +69,16 @@ async fn asks_for_what_stripe_documents() {
 }
 
 #[tokio::test]
+async fn another_accounts_page_is_no_page() {
+    for (answered, expected) in [("acct_1", None), ("acct_2", Some("invalid_answer"))] {
+        let reply = Reply::new(200).header("stripe-account", answered).json(&list(&["txn_1"], false));
+        let server = TestServer::start([reply]).await;
+        let code = first_page(&server).await.err().map(|error| error.code());
+        assert_eq!(code, expected, "{answered}");
+    }
+}
+
+#[tokio::test]
 async fn survives_what_passes() {
     let replies = [
         Reply::new(503).body("<html>"),
