@@ -24,8 +24,9 @@ $$;
 -- when it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for
 -- debit payment methods"), nor is what has a state that nobody knows. A payment that failed was never received, so the
 -- row that takes it back does not count either. A refund is pending as long as there is no money to pay it with; one that
--- fails then was never paid, and what takes it back does not count either. An amount that no book could hold is not
--- believed: it would keep everything else of its owner's from being written. (Newer ones are not even stored:
+-- fails then was never paid, and what takes it back does not count either. What goes back of a payment that was not received
+-- (charge_pending, charge_failed: see follow_movements) takes nothing off that has counted. An amount that no book could
+-- hold is not believed: it would keep everything else of its owner's from being written. (Newer ones are not even stored:
 -- providers::movement::is_credible.)
 create function jobs.why_excluded(
     p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
@@ -42,6 +43,8 @@ create function jobs.why_excluded(
         when p_kind = 'payment' and p_state <> 'succeeded' then 'pending'
         when p_kind = 'refund' and p_state = 'pending' then 'pending'
         when p_kind in ('refund', 'refund_failure') and p_state = 'never_paid' then 'failed'
+        when p_state = 'charge_pending' then 'pending'
+        when p_state = 'charge_failed' then 'failed'
         when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
         when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
         when p_kind = 'dispute' and p_state not in ('lost', 'accepted') then 'unknown_kind'

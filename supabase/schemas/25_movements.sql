@@ -72,6 +72,9 @@ begin
             case when n.kind = 'payment' and t.state = 'failed' then t.state
                 when n.kind = 'refund' and (t.state = 'never_paid'
                     or t.state = 'pending' and n.state in ('failed', 'canceled')) then 'never_paid'
+                -- Its payment says when it counts.
+                when t.state in ('charge_pending', 'charge_failed')
+                    and coalesce(n.state, '') not in ('pending', 'never_paid') then t.state
                 when t.state = 'succeeded' and (n.state in ('pending', 'unknown')
                     or n.kind = 'payment' and n.state not in ('failed', 'canceled')) then t.state
                 -- A payment without a state has counted.
@@ -128,11 +131,14 @@ end $$;
 
 -- Brings the rows of a provider up to what is known since they were stored: a kind that this version has learned
 -- (p_kinds: {the provider's name: our kind}), payments of which another row says that they failed, what took back a
--- refund that was never paid, and rows without an id that are told with theirs now. The months that this touches.
+-- refund that was never paid, rows without an id that are told with theirs now, and what goes back of a payment that was not
+-- received: as long as all that is known of a charge is on its way, or failed, a refund or dispute of it takes nothing off.
+-- The months that this touches.
 create function jobs.follow_movements(p_user_id uuid, p_provider text, p_kinds jsonb, p_now timestamptz) returns date[]
 language plpgsql set search_path = '' as $$
 declare
     answer date[];
+    returned date[];
 begin
     with learned as (
         update jobs.integration_transactions t set kind = p_kinds ->> t.source_kind, updated_at = p_now
@@ -178,5 +184,47 @@ begin
         union all select paris_month from named
         -- What took it back counted once, too, where it was stored before failures were followed.
         union all select f.paris_month from failed p join failures f on f.r = any (p.refs)) m;
-    return answer;
+
+    -- In a statement of its own: it sees what has failed by now.
+    with unreceived as materialized (       -- by the index of what is looked at again
+        select r as name, t.excluded, t.listed_at from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded in ('pending', 'failed')
+            and t.kind = 'payment' and r ~ '^(ch|py)_'
+    ), back as materialized (       -- what goes back, from the month on in which the first of them was sent; and what was held
+        select t.external_id, t.kind, t.state, r as name
+        from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and exists (select from unreceived)
+            and t.paris_month >= (select date_trunc('month', min(u.listed_at) at time zone 'Europe/Paris')::date from unreceived u)
+            and t.kind in ('refund', 'refund_failure', 'dispute', 'dispute_reversal') and r ~ '^(ch|py)_'
+            and coalesce(t.state, '') not in ('pending', 'never_paid')
+        union
+        select t.external_id, t.kind, t.state, r from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded in ('pending', 'failed')
+            and t.state in ('charge_pending', 'charge_failed') and r ~ '^(ch|py)_'
+    ), asked as materialized (      -- almost always none
+        select name from back join unreceived using (name)
+        union
+        select name from back where state in ('charge_pending', 'charge_failed')
+    ), received as materialized (
+        select distinct r as name from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and exists (select from asked)
+            and t.kind = 'payment' and coalesce(t.excluded, '') not in ('pending', 'failed')
+            and r in (select name from asked)
+    ), judged as materialized (
+        select b.external_id, b.kind, b.state, case
+            when bool_or(u.excluded = 'pending') and not bool_or(v.name is not null) then 'charge_pending'
+            when bool_or(u.excluded = 'failed') and not bool_or(v.name is not null) then 'charge_failed'
+            when b.state is null or b.state not in ('charge_pending', 'charge_failed') then b.state
+            when b.kind = 'refund' then 'succeeded' end as now
+        from back b left join unreceived u using (name) left join received v using (name)
+        group by 1, 2, 3
+    ), held as (
+        update jobs.integration_transactions t set state = j.now, updated_at = p_now
+        from judged j
+        where t.user_id = p_user_id and t.provider = p_provider and t.external_id = j.external_id
+            and t.state is distinct from j.now
+        returning t.paris_month
+    )
+    select coalesce(array_agg(distinct h.paris_month), '{}') into returned from held h;
+    return array(select distinct m from unnest(answer || returned) m);
 end $$;

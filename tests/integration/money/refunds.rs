@@ -181,3 +181,49 @@ async fn a_refund_from_a_reserve_comes_off() -> Result<()> {
     assert_eq!(worth(&world, user, 11).await?, json!({"status": "partial", "flaws": {"unknown_kind": 1}}));
     Ok(())
 }
+
+/// A debit is refunded or disputed before it is paid, and nothing says that the refund waits for it: nothing was received, so
+/// nothing goes off. Paid, both count; failed, neither does, also where it had been paid before.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_back_of_nothing_is_nothing() -> Result<()> {
+    for ends in ["paid", "failed", "paid and failed"] {
+        let mut world = world_at("2026-11-05T12:00:00Z").await?;
+        let user = world.stripe_user(ACCOUNT).await?;
+        world.stripe.payment(ACCOUNT, at("2026-11-02T09:00:00Z"), 1_000, "eur");
+        let (sent, there) = (at("2026-11-23T09:00:00Z"), at("2026-11-30T09:00:00Z"));
+        sync_at(&mut world, "2026-11-05T12:10:00Z").await?;
+        let debit = world.stripe.debit(ACCOUNT, sent, 5_000, there);
+        let back = world.stripe.refund(ACCOUNT, &debit.charge, at("2026-11-24T09:00:00Z"), 3_000);
+        let taken = world.stripe.dispute(ACCOUNT, &debit.charge, at("2026-12-01T09:00:00Z"), 5_000);
+        world.stripe.dispute_reversal(ACCOUNT, &debit.charge, at("2026-12-02T09:00:00Z"), 3_000);
+        for now in ["2026-11-24T12:10:00Z", "2026-12-02T12:10:00Z", "2026-12-02T18:10:00Z"] {
+            sync_at(&mut world, now).await?;
+            assert_eq!(books(&world, user).await?, said(&[("2026-11", "10.00")]), "{ends} {now}");
+            assert_eq!(
+                excluded(&world, &back.transaction).await?.as_deref(),
+                Some("pending"),
+                "{ends} {now}"
+            );
+        }
+        if ends != "failed" {
+            world.stripe.settle_debit(ACCOUNT, &debit);
+            sync_at(&mut world, "2026-12-03T06:10:00Z").await?;
+            assert_eq!(excluded(&world, &taken.transaction).await?, None);
+            // 10 and 50, less 30; less 50, and 30 back.
+            let expected = said(&[("2026-11", "30.00"), ("2026-12", "-20.00")]);
+            assert_eq!(books(&world, user).await?, expected, "{ends}");
+        }
+        if ends != "paid" {
+            world.stripe.fail_debit(ACCOUNT, &debit, at("2026-12-03T09:00:00Z"));
+        }
+        let expected = match ends {
+            "paid" => said(&[("2026-11", "30.00"), ("2026-12", "-20.00")]),
+            _ => said(&[("2026-11", "10.00")]),
+        };
+        for now in ["2026-12-03T12:10:00Z", "2026-12-04T06:10:00Z", "2027-01-15T06:10:00Z"] {
+            sync_at(&mut world, now).await?;
+            assert_eq!(books(&world, user).await?, expected, "{ends} {now}");
+        }
+    }
+    Ok(())
+}

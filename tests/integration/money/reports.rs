@@ -130,3 +130,52 @@ async fn a_payment_in_any_currency_counts_once() -> Result<()> {
     }
     Ok(())
 }
+
+/// A dispute is won, and the payment is paid back later all the same: who nets what came back from the dispute against what
+/// went out pays twice, or not at all (<https://github.com/elizaOS/eliza/issues/10997>,
+/// <https://github.com/elizaOS/eliza/issues/11155>). Each row of the balance counts on its own day.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_won_dispute_gave_back_can_be_refunded_once() -> Result<()> {
+    let mut world = world_at("2026-11-05T12:00:00Z").await?;
+    let user = world.stripe_user("acct_won").await?;
+    let paid = world.stripe.payment("acct_won", at("2026-11-02T09:00:00Z"), 10_000, "eur");
+    world.stripe.dispute("acct_won", &paid.charge, at("2026-11-04T09:00:00Z"), 10_000);
+    sync_at(&mut world, "2026-11-05T12:10:00Z").await?;
+    assert_eq!(books(&world, user).await?, said(&[("2026-11", "0.00")]));
+    world.stripe.dispute_reversal("acct_won", &paid.charge, at("2026-12-10T09:00:00Z"), 10_000);
+    world.stripe.refund("acct_won", &paid.charge, at("2026-12-31T23:30:00Z"), 6_000);
+    sync_at(&mut world, "2027-01-01T06:10:00Z").await?;
+    let expected = said(&[("2026-11", "0.00"), ("2026-12", "100.00"), ("2027-01", "-60.00")]);
+    assert_eq!(books(&world, user).await?, expected);
+    Ok(())
+}
+
+/// A debit is paid on the 30th and returned by the customer's bank a week later
+/// (<https://github.com/cityofaustin/atd-data-tech/issues/12831>): what was received stays received, and goes back on its own
+/// day. What Stripe calls a failure was never received (<https://github.com/balanced/balanced-docs/issues/374>).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_debit_that_is_returned_goes_back_on_its_own_day() -> Result<()> {
+    for (is_dispute, expected) in
+        [(true, vec![("2026-11", "50.00"), ("2026-12", "-50.00")]), (false, Vec::new())]
+    {
+        let mut world = world_at("2026-11-20T12:00:00Z").await?;
+        let user = world.stripe_user("acct_returned").await?;
+        let (sent, there) = (at("2026-11-23T09:00:00Z"), at("2026-11-30T09:00:00Z"));
+        let debit = world.stripe.debit("acct_returned", sent, 5_000, there);
+        sync_at(&mut world, "2026-11-23T12:10:00Z").await?;
+        world.stripe.settle_debit("acct_returned", &debit);
+        sync_at(&mut world, "2026-11-30T12:10:00Z").await?;
+        assert_eq!(books(&world, user).await?, said(&[("2026-11", "50.00")]));
+        let returned = at("2026-12-07T09:00:00Z");
+        if is_dispute {
+            world.stripe.dispute("acct_returned", &debit.charge, returned, 5_000);
+        } else {
+            world.stripe.fail_debit("acct_returned", &debit, returned);
+        }
+        for now in ["2026-12-07T12:10:00Z", "2027-01-10T06:10:00Z"] {
+            sync_at(&mut world, now).await?;
+            assert_eq!(books(&world, user).await?, said(&expected), "{is_dispute} {now}");
+        }
+    }
+    Ok(())
+}

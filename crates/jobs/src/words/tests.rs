@@ -31,8 +31,10 @@ fn no_stored_name_is_shown() {
 }
 
 /// These names stay between the database and the code, or are shown as the heading of a number.
-const NOT_SHOWN: [&str; 14] = [
+const NOT_SHOWN: [&str; 17] = [
     "bareme",
+    "charge_failed",
+    "charge_pending",
     "complete",
     "done",
     "free",
@@ -43,6 +45,7 @@ const NOT_SHOWN: [&str; 14] = [
     "queued",
     "sent",
     "settled",
+    "succeeded",
     "superseded",
     "suspended",
     "vl",

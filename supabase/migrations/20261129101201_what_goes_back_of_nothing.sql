@@ -1,0 +1,274 @@
+-- What goes back of a payment that was not received takes nothing off.
+--
+-- Locks nothing but the catalogue. One transaction, lock_timeout 5 s. Safe to run twice.
+
+begin;
+set local lock_timeout = '5s';
+
+-- Why a movement does not count, from what its row says alone; null: it counts. This is the one place that decides it
+-- (but for money that two providers report: see movements_reported_twice). The row's column `excluded` is this answer.
+--
+-- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts
+-- when it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for
+-- debit payment methods"), nor is what has a state that nobody knows. A payment that failed was never received, so the
+-- row that takes it back does not count either. A refund is pending as long as there is no money to pay it with; one that
+-- fails then was never paid, and what takes it back does not count either. What goes back of a payment that was not received
+-- (charge_pending, charge_failed: see follow_movements) takes nothing off that has counted. An amount that no book could
+-- hold is not believed: it would keep everything else of its owner's from being written. (Newer ones are not even stored:
+-- providers::movement::is_credible.)
+create or replace function jobs.why_excluded(
+    p_kind text, p_state text, p_method text, p_occurred_at timestamptz, p_amount_minor bigint, p_currency text,
+    p_converted boolean
+) returns text language sql immutable as $$
+    select case
+        when p_kind = 'unknown' then 'unknown_kind'
+        when p_kind in ('no_turnover', 'platform_reversal', 'unlisted_payment') then p_kind
+        when p_occurred_at is null then 'no_date'
+        when p_currency is null then 'no_currency'
+        when p_amount_minor is null or p_amount_minor not between -1000000000000000 and 1000000000000000
+            or p_currency = 'EUR' and p_amount_minor not between -999999999999 and 999999999999 then 'amount_not_read'
+        when p_kind = 'payment' and p_state in ('failed', 'canceled') or p_kind = 'charge_failure' then 'failed'
+        when p_kind = 'payment' and p_state <> 'succeeded' then 'pending'
+        when p_kind = 'refund' and p_state = 'pending' then 'pending'
+        when p_kind in ('refund', 'refund_failure') and p_state = 'never_paid' then 'failed'
+        when p_state = 'charge_pending' then 'pending'
+        when p_state = 'charge_failed' then 'failed'
+        when p_kind = 'dispute' and p_state in ('needs_response', 'under_review', 'won', 'charge_refunded') then 'not_lost'
+        when p_kind = 'dispute' and p_state = 'prevented' then 'prevented'
+        when p_kind = 'dispute' and p_state not in ('lost', 'accepted') then 'unknown_kind'
+        when jobs.paid_before(p_method) is not null then jobs.paid_before(p_method)
+        when not p_converted then 'unresolved_currency'
+        when p_currency <> 'EUR' then 'currency'
+    end;
+$$;
+
+-- Stores movements in bulk. {records: how many were new or changed, months: the Paris months they touch}
+--
+-- p_movements: one list for each field that any of them has; or, as long as a call of an older version is under way, one
+-- object for each movement.
+--
+-- Known stays known: an answer that says less changes nothing. A payment that has succeeded is not pending again, one
+-- that has failed (another row may have said so) is nothing else again, nor is a refund that failed while it waited for
+-- money (never_paid); an amount that was known in the account's
+-- currency stays, as long as the amount that was told is the same, or none is; so do the state, the references, a debit's
+-- date, the day of a loss under another name, that it was paid with a gift card or a credit, and that a row of zero is money
+-- at another house.
+--
+-- Call only under the user's lock: what is not there yet is inserted, what differs is updated, and a row that says
+-- the same is not even locked.
+create or replace function jobs.store_movements(
+    p_user_id uuid, p_provider text, p_account text, p_movements jsonb, p_now timestamptz
+) returns jsonb language plpgsql set search_path = '' as $$
+declare
+    answer jsonb;
+begin
+    with told as (
+        select u.external_id, u.kind, u.occurred_at, u.amount_minor, u.currency, u.source_kind, u.state, u.method, u.listed_at,
+            u.converted, u.original, array_remove(array[u.reference_1, u.reference_2], null)
+                || case when u.more_references is not null
+                    then array(select jsonb_array_elements_text(u.more_references -> 'ids')) end as refs
+        from jsonb_to_record(case jsonb_typeof(p_movements) when 'object' then p_movements else '{}' end) as f (
+            external_id text[], kind text[], occurred_at timestamptz[], amount_minor bigint[], currency text[],
+            source_kind text[], state text[], method text[], listed_at timestamptz[], converted boolean[], original jsonb[],
+            reference_1 text[], reference_2 text[], more_references jsonb[])
+        cross join unnest(f.external_id, f.kind, f.occurred_at, f.amount_minor, f.currency, f.source_kind, f.state, f.method,
+            f.listed_at, f.converted, f.original, f.reference_1, f.reference_2, f.more_references) as u (
+            external_id, kind, occurred_at, amount_minor, currency, source_kind, state, method,
+            listed_at, converted, original, reference_1, reference_2, more_references)
+        union all
+        select m.external_id, m.kind, m.occurred_at, m.amount_minor, m.currency, m.source_kind, m.state,
+            coalesce(m.method, nullif(m.excluded, 'unresolved_currency')), m.listed_at,
+            coalesce(m.converted, m.excluded is distinct from 'unresolved_currency'), m.original, m."references"
+        from jsonb_to_recordset(case jsonb_typeof(p_movements) when 'array' then p_movements else '[]' end) as m (
+            external_id text, kind text, occurred_at timestamptz, amount_minor bigint, currency text,
+            source_kind text, state text, method text, listed_at timestamptz, converted boolean, original jsonb,
+            "references" text[], excluded text)
+    ), incoming as (
+        select distinct on (m.external_id) m.external_id, m.kind, m.occurred_at, m.amount_minor, left(m.currency, 20) as currency,
+            coalesce(m.refs, '{}') as refs, m.source_kind, m.state, m.listed_at, m.original, m.method,
+            coalesce(m.converted, true) as converted
+        from told m
+    ), merged as materialized (
+        select n.external_id, t.external_id is null as is_new, t.paris_month as month_before,
+            case when n.kind = 'unknown' or k.elsewhere
+                    or (n.kind in ('refund', 'refund_failure') and t.kind = 'platform_reversal')
+                then coalesce(t.kind, n.kind) else n.kind end as kind,
+            case when n.kind = 'dispute' and n.state is distinct from t.state
+                    and not (n.occurred_at is null and n.state in ('lost', 'accepted') and t.state in ('lost', 'accepted'))
+                then n.occurred_at
+                when t.occurred_at <> t.listed_at and n.occurred_at = n.listed_at and n.listed_at = t.listed_at
+                then t.occurred_at else coalesce(n.occurred_at, t.occurred_at) end as occurred_at,
+            case when k.keep then t.amount_minor else n.amount_minor end as amount_minor,
+            case when k.keep then t.currency else n.currency end as currency,
+            case when k.keep then true else n.converted end as converted,
+            case when k.keep then coalesce(t.original, case when n.original ->> 'amount' is not null then n.original end)
+                when t.amount_minor is null then n.original
+                else coalesce(n.original, t.original) end as original,
+            case when t.refs @> n.refs then t.refs
+                -- Most rows are new, and name one or two things in order.
+                when t.refs is null and (cardinality(n.refs) < 2 or cardinality(n.refs) = 2 and n.refs[1] < n.refs[2])
+                    then n.refs
+                else array(select distinct r from unnest(t.refs || n.refs) r order by r) end as refs,
+            case when k.elsewhere and (n.kind <> 'unknown' or n.source_kind = 'settled_elsewhere:unknown')
+                then t.source_kind else coalesce(n.source_kind, t.source_kind) end as source_kind,
+            case when n.kind = 'payment' and t.state = 'failed' then t.state
+                when n.kind = 'refund' and (t.state = 'never_paid'
+                    or t.state = 'pending' and n.state in ('failed', 'canceled')) then 'never_paid'
+                -- Its payment says when it counts.
+                when t.state in ('charge_pending', 'charge_failed')
+                    and coalesce(n.state, '') not in ('pending', 'never_paid') then t.state
+                when t.state = 'succeeded' and (n.state in ('pending', 'unknown')
+                    or n.kind = 'payment' and n.state not in ('failed', 'canceled')) then t.state
+                -- A payment without a state has counted.
+                when n.state = 'unknown' then case when t.kind = 'payment' then t.state else coalesce(t.state, n.state) end
+                else coalesce(n.state, t.state) end as state,
+            case when jobs.paid_before(t.method) is not null and jobs.paid_before(n.method) is null then t.method
+                else coalesce(n.method, t.method) end as method,
+            coalesce(n.listed_at, t.listed_at) as listed_at
+        from incoming n
+        left join jobs.integration_transactions t
+            on t.user_id = p_user_id and t.provider = p_provider and t.external_id = n.external_id
+        cross join lateral (
+            select coalesce(t.converted and t.amount_minor is not null and (not n.converted or n.amount_minor is null)
+                and (t.original is null or n.original ->> 'amount' is null
+                    or n.original ->> 'amount' = coalesce(t.original ->> 'amount', t.amount_minor::text)
+                        and coalesce(n.original ->> 'currency' = t.original ->> 'currency', n.original ->> 'currency' is null)),
+                false) as keep,
+                -- Settled at another house: the row of zero tells less of it now, and no sale of nothing.
+                coalesce(t.kind = 'unknown' and starts_with(t.source_kind, 'settled_elsewhere:') and n.amount_minor = 0
+                    and (n.kind in ('payment', 'refund') or starts_with(n.source_kind, 'settled_elsewhere:')),
+                false) as elsewhere) k
+    ), inserted as (
+        insert into jobs.integration_transactions as t
+            (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, refs, source_kind, state,
+            method, listed_at, converted, original, first_seen_at)
+        select p_user_id, p_provider, m.external_id, p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs,
+            m.source_kind, m.state, m.method, m.listed_at, m.converted, m.original, p_now
+        -- What is no turnover is told for what was kept before.
+        from merged m where m.is_new and m.kind <> 'no_turnover' order by m.external_id
+        returning t.paris_month, t.paris_month as month_before
+    ), updated as (
+        update jobs.integration_transactions t set
+            account = p_account, kind = m.kind, occurred_at = m.occurred_at, amount_minor = m.amount_minor,
+            currency = m.currency, refs = m.refs, source_kind = m.source_kind, state = m.state, method = m.method,
+            listed_at = m.listed_at, converted = m.converted, original = m.original, updated_at = clock_timestamp()
+        from merged m
+        where t.user_id = p_user_id and t.provider = p_provider and t.external_id = m.external_id and not m.is_new
+            and (t.account, t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.source_kind, t.state, t.method,
+                t.listed_at, t.converted, t.original)
+            is distinct from
+            (p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs, m.source_kind, m.state, m.method,
+                m.listed_at, m.converted, m.original)
+        returning t.paris_month, m.month_before
+    )
+    -- A movement whose date was corrected touches the month it leaves, too.
+    select jsonb_build_object(
+        'records', count(*),
+        'months', coalesce(jsonb_agg(distinct s.paris_month), '[]')
+            || coalesce(jsonb_agg(distinct s.month_before) filter (where s.month_before <> s.paris_month), '[]'))
+    into answer
+    from (select * from inserted union all select * from updated) s;
+    return answer;
+end $$;
+
+-- Brings the rows of a provider up to what is known since they were stored: a kind that this version has learned
+-- (p_kinds: {the provider's name: our kind}), payments of which another row says that they failed, what took back a
+-- refund that was never paid, rows without an id that are told with theirs now, and what goes back of a payment that was not
+-- received: as long as all that is known of a charge is on its way, or failed, a refund or dispute of it takes nothing off.
+-- The months that this touches.
+create or replace function jobs.follow_movements(p_user_id uuid, p_provider text, p_kinds jsonb, p_now timestamptz) returns date[]
+language plpgsql set search_path = '' as $$
+declare
+    answer date[];
+    returned date[];
+begin
+    with learned as (
+        update jobs.integration_transactions t set kind = p_kinds ->> t.source_kind, updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'unknown_kind'
+            and p_kinds ->> t.source_kind is not null and t.kind = 'unknown'
+        returning t.paris_month
+    ), failures as materialized (
+        select r, t.paris_month from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'charge_failure'
+            and r !~ '^pi_'
+    ), failed as (
+        update jobs.integration_transactions t set state = 'failed', updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'payment' and t.state is distinct from 'failed'
+            and exists (select from failures)
+            and exists (select from failures f where f.r = any (t.refs))
+        returning t.paris_month, t.refs
+    ), unpaid as materialized (
+        select r from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'refund'
+            and r ~ '^(re|pyr)_'
+    ), undone as (
+        update jobs.integration_transactions t set state = 'never_paid', updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'refund_failure'
+            and t.state is distinct from 'never_paid'
+            and exists (select from unpaid)
+            and exists (select from unpaid u where u.r = any (t.refs))
+        returning t.paris_month
+    ), named as (
+        update jobs.integration_transactions t set kind = 'no_turnover', updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'unknown_kind'
+            and t.source_kind in ('row_without_id', 'dispute:without_id')
+            and exists (select from jobs.integration_transactions x
+                where x.user_id = p_user_id and x.provider = p_provider and x.paris_month = t.paris_month
+                    and x.excluded is distinct from 'unknown_kind' and x.account = t.account and x.listed_at = t.listed_at
+                    and (x.amount_minor, x.currency) is not distinct from (t.amount_minor, t.currency))
+        returning t.paris_month
+    )
+    select coalesce(array_agg(distinct m.paris_month), '{}')
+    into answer
+    from (select paris_month from learned
+        union all select paris_month from failed
+        union all select paris_month from undone
+        union all select paris_month from named
+        -- What took it back counted once, too, where it was stored before failures were followed.
+        union all select f.paris_month from failed p join failures f on f.r = any (p.refs)) m;
+
+    -- In a statement of its own: it sees what has failed by now.
+    with unreceived as materialized (       -- by the index of what is looked at again
+        select r as name, t.excluded, t.listed_at from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded in ('pending', 'failed')
+            and t.kind = 'payment' and r ~ '^(ch|py)_'
+    ), back as materialized (       -- what goes back, from the month on in which the first of them was sent; and what was held
+        select t.external_id, t.kind, t.state, r as name
+        from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and exists (select from unreceived)
+            and t.paris_month >= (select date_trunc('month', min(u.listed_at) at time zone 'Europe/Paris')::date from unreceived u)
+            and t.kind in ('refund', 'refund_failure', 'dispute', 'dispute_reversal') and r ~ '^(ch|py)_'
+            and coalesce(t.state, '') not in ('pending', 'never_paid')
+        union
+        select t.external_id, t.kind, t.state, r from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.excluded in ('pending', 'failed')
+            and t.state in ('charge_pending', 'charge_failed') and r ~ '^(ch|py)_'
+    ), asked as materialized (      -- almost always none
+        select name from back join unreceived using (name)
+        union
+        select name from back where state in ('charge_pending', 'charge_failed')
+    ), received as materialized (
+        select distinct r as name from jobs.integration_transactions t, unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and exists (select from asked)
+            and t.kind = 'payment' and coalesce(t.excluded, '') not in ('pending', 'failed')
+            and r in (select name from asked)
+    ), judged as materialized (
+        select b.external_id, b.kind, b.state, case
+            when bool_or(u.excluded = 'pending') and not bool_or(v.name is not null) then 'charge_pending'
+            when bool_or(u.excluded = 'failed') and not bool_or(v.name is not null) then 'charge_failed'
+            when b.state is null or b.state not in ('charge_pending', 'charge_failed') then b.state
+            when b.kind = 'refund' then 'succeeded' end as now
+        from back b left join unreceived u using (name) left join received v using (name)
+        group by 1, 2, 3
+    ), held as (
+        update jobs.integration_transactions t set state = j.now, updated_at = p_now
+        from judged j
+        where t.user_id = p_user_id and t.provider = p_provider and t.external_id = j.external_id
+            and t.state is distinct from j.now
+        returning t.paris_month
+    )
+    select coalesce(array_agg(distinct h.paris_month), '{}') into returned from held h;
+    return array(select distinct m from unnest(answer || returned) m);
+end $$;
+
+commit;
