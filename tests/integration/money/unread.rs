@@ -77,6 +77,22 @@ async fn the_month_of_a_disconnection_lacks_what_nobody_read() -> Result<()> {
     Ok(())
 }
 
+/// Who disconnects everything is synced no more: the next cron lets the books say what the month lacks, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_books_of_who_disconnects_everything_say_it_too() -> Result<()> {
+    let mut world = world_at("2026-11-02T12:00:00Z").await?;
+    let user = world.stripe_user(ACCOUNT).await?;
+    world.stripe.payment(ACCOUNT, at("2026-11-05T09:00:00Z"), 10_000, "eur");
+    sync_at(&mut world, "2026-11-10T18:10:00Z").await?;
+    assert_eq!(status(&world, user, 11).await?, "provisional");
+    world.run(DISCONNECTED).await?;
+    sync_at(&mut world, "2026-11-11T00:10:00Z").await?;
+    assert_eq!(status(&world, user, 11).await?, "partial");
+    let ended: i32 = world.value("select jobs.end_months(50, $now)").await?;
+    assert_eq!(ended, 0);
+    Ok(())
+}
+
 /// Connected again, the same account goes on where it was left, and nothing is missing.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_that_is_connected_again_fills_its_hole() -> Result<()> {
