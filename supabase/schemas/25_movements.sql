@@ -12,6 +12,9 @@
 -- date, the day of a loss under another name, that it was paid with a gift card or a credit, and that a row of zero is money
 -- at another house.
 --
+-- What is told again by another name of its shop stays in the books that have its month, as far as they are not out while the
+-- present ones have it.
+--
 -- Call only under the user's lock: what is not there yet is inserted, what differs is updated, and a row that says
 -- the same is not even locked.
 create function jobs.store_movements(
@@ -46,8 +49,13 @@ begin
             coalesce(m.refs, '{}') as refs, m.source_kind, m.state, m.listed_at, m.original, m.method,
             coalesce(m.converted, true) as converted
         from told m
+    ), former as materialized (
+        select f.account, coalesce(f.counted_before, f.counted) - case when f.left_out then s.counted else '{}' end as months
+        from jobs.former_accounts f join jobs.integration_state s using (user_id, provider)
+        where f.user_id = p_user_id and f.provider = p_provider
     ), merged as materialized (
-        select n.external_id, t.external_id is null as is_new, t.paris_month as month_before,
+        select n.external_id, t.external_id is null as is_new, t.paris_month as month_before, t.account as account_before,
+            t.first_seen_at,
             case when n.kind = 'unknown' or k.elsewhere
                     or (n.kind in ('refund', 'refund_failure') and t.kind = 'platform_reversal')
                 then coalesce(t.kind, n.kind) else n.kind end as kind,
@@ -107,15 +115,18 @@ begin
         returning t.paris_month, t.paris_month as month_before
     ), updated as (
         update jobs.integration_transactions t set
-            account = p_account, kind = m.kind, occurred_at = m.occurred_at, amount_minor = m.amount_minor,
+            account = a.account, kind = m.kind, occurred_at = m.occurred_at, amount_minor = m.amount_minor,
             currency = m.currency, refs = m.refs, source_kind = m.source_kind, state = m.state, method = m.method,
             listed_at = m.listed_at, converted = m.converted, original = m.original, updated_at = clock_timestamp()
-        from merged m
+        from merged m left join former f on f.account = m.account_before
+        cross join lateral (select case when f.months @> date_trunc('month',
+            coalesce(m.occurred_at, m.first_seen_at) at time zone 'Europe/Paris')::date
+            then f.account else p_account end as account) a
         where t.user_id = p_user_id and t.provider = p_provider and t.external_id = m.external_id and not m.is_new
             and (t.account, t.kind, t.occurred_at, t.amount_minor, t.currency, t.refs, t.source_kind, t.state, t.method,
                 t.listed_at, t.converted, t.original)
             is distinct from
-            (p_account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs, m.source_kind, m.state, m.method,
+            (a.account, m.kind, m.occurred_at, m.amount_minor, m.currency, m.refs, m.source_kind, m.state, m.method,
                 m.listed_at, m.converted, m.original)
         returning t.paris_month, m.month_before
     )

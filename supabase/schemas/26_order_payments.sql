@@ -1,7 +1,8 @@
 -- What the orders of a shop say was paid, beside its list of tenders, which is not always whole.
 
 -- Compares what orders tell (p_payments: [{order, id, at, amount_minor, currency, method}], all payments of each order) with the
--- movements that the list has shown, as far as the list was ever read (p_read): both know the same of an order then. A payment that no movement of its order explains is
+-- movements that the list has shown, as far as the list was ever read (p_read): both know the same of an order then. By which
+-- name the shop was asked is no matter: an order's id is its own. A payment that no movement of its order explains is
 -- kept as unlisted_payment: it does not count, and its month says so. One that was kept and is explained now is
 -- none any more. The Paris months that this touches.
 --
@@ -48,7 +49,7 @@ begin
             select t.external_id, (select r from unnest(t.refs) r where r ~ '^gid://shopify/Order/' limit 1) as of_order,
                 t.amount_minor, t.currency, t.occurred_at, t.method, jobs.paid_before(t.method) as card
             from jobs.integration_transactions t
-            where t.user_id = p_user_id and t.provider = 'shopify' and t.account = p_account
+            where t.user_id = p_user_id and t.provider = 'shopify'
                 and t.paris_month between first_month and last_month and t.kind in ('payment', 'refund')
         ), counted as materialized (    -- how many movements are left for cards, when every other payment has one
             select c.of_order, c.currency, c.amount_minor,
@@ -85,7 +86,7 @@ begin
         select (select r from unnest(t.refs) r where r ~ '^gid://shopify/Order/' limit 1) as of_order, t.external_id,
             t.amount_minor, t.currency, t.converted, t.occurred_at
         from jobs.integration_transactions t
-        where t.user_id = p_user_id and t.provider = 'shopify' and t.account = p_account
+        where t.user_id = p_user_id and t.provider = 'shopify'
             and t.paris_month between first_month and last_month and t.kind in ('payment', 'refund', 'unknown')
             -- The list may leave them out: they are compared on neither side.
             and jobs.paid_before(t.method) is null

@@ -14,6 +14,7 @@ mod odd_rows;
 mod poorer;
 mod reach;
 mod refunds;
+mod renamed;
 mod replayed;
 mod reports;
 mod source;

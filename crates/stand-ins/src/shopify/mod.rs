@@ -125,6 +125,20 @@ impl StandIn {
         self.state().add_shop(domain, currency).oauth.add_permanent(token);
     }
 
+    /// Gives a shop another `myshopify.com` name, as a merchant may once, and a token under it. What was sold keeps its ids
+    /// (<http://sdzcsy.com/chexingsheji/2024/0206/47.html>, <https://allaboutweb.co/change-myshopify-subdomain>).
+    ///
+    /// # Panics
+    /// When there is no such shop.
+    pub fn rename(&self, domain: &str, other: &str, token: &str) {
+        let mut state = self.state();
+        let mut shop =
+            state.shops.remove(domain).unwrap_or_else(|| panic!("the stand-in has no shop {domain}"));
+        shop.domain = other.into();
+        shop.oauth.add_permanent(token);
+        state.shops.insert(other.into(), shop);
+    }
+
     /// Adds a shop with an access token that lives an hour, and its refresh token.
     ///
     /// One pair for application and shop: it replaces the one before
