@@ -245,3 +245,54 @@ async fn the_next_in_time_explains() -> Result<()> {
     assert_eq!(found, expected);
     Ok(())
 }
+
+/// What was paid back in cash is not what Stripe has paid back of the same order, on whichever day.
+#[tokio::test(flavor = "multi_thread")]
+async fn cash_is_not_stripes() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let paid = world.stripe.payment("acct_twins", at(DAY), 10_000, "eur");
+    let sold = world.shopify.tender(SHOP, Tender::new(at(DAY), "100.0", "EUR").reference(&paid.charge));
+    world.stripe.refund("acct_twins", &paid.charge, at("2026-11-12T09:00:00Z"), 2_000);
+    let cash = Tender::new(at("2026-11-12T09:00:00Z"), "-20.0", "EUR").method("cash").same_order(&sold);
+    world.shopify.tender(SHOP, cash);
+    assert_eq!(cents(&mut world, user).await?, 6_000);
+    Ok(())
+}
+
+/// The shop calls one payment by its intent, and a refund of it, whose order is gone, by its charge: both refunds are
+/// Stripe's, of one order.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_side_by_side_are_one_payment() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let paid = world.stripe.payment("acct_twins", at(DAY), 10_000, "eur");
+    let sold = Tender::new(at(DAY), "100.0", "EUR").reference(&paid.intent);
+    let sold = world.shopify.tender(SHOP, sold);
+    for (day, cents, is_gone) in [("2026-11-12T09:00:00Z", 500, true), ("2026-11-14T09:00:00Z", 1_000, false)]
+    {
+        world.stripe.refund("acct_twins", &paid.charge, at(day), cents);
+        let tender = Tender::new(at(day), &format!("-{}.0", cents / 100), "EUR");
+        let tender =
+            if is_gone { tender.reference(&paid.charge).deleted_order() } else { tender.same_order(&sold) };
+        world.shopify.tender(SHOP, tender);
+    }
+    assert_eq!(cents(&mut world, user).await?, 8_500);
+    Ok(())
+}
+
+/// A refund in dollars is Stripe's by its dollars, though another one, by bank transfer, has its sum in euros.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_buyers_money_decides_before_the_euros() -> Result<()> {
+    let (mut world, user) = both().await?;
+    let paid = world.stripe.converted_payment("acct_twins", at(DAY), (10_000, "usd"), (9_200, "eur"));
+    let tender = Tender::new(at(DAY), "100.0", "USD").shop_money("92.0").reference(&paid.charge);
+    let sold = world.shopify.tender(SHOP, tender);
+    world.stripe.refund("acct_twins", &paid.charge, at("2026-11-12T09:00:00Z"), 1_000);
+    let dollars =
+        Tender::new(at("2026-11-12T09:00:00Z"), "-10.0", "USD").shop_money("-9.5").same_order(&sold);
+    world.shopify.tender(SHOP, dollars);
+    let euros =
+        Tender::new(at("2026-11-14T09:00:00Z"), "-10.0", "EUR").method("bank_deposit").same_order(&sold);
+    world.shopify.tender(SHOP, euros);
+    assert_eq!(cents(&mut world, user).await?, 9_200 - 1_000 - 1_000);
+    Ok(())
+}
