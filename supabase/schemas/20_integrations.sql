@@ -129,8 +129,18 @@ create table jobs.integration_state (
     -- Who has said the activity: integration (its row in integration_tokens), entries (what the user has typed); null:
     -- nobody, it is assumed.
     activity_said_by text check (activity_said_by in ('integration', 'entries')),
+    totals_by text,                              -- rules_in_force when all of the user's months were added up last
     primary key (user_id, provider)
 );
+
+-- The rules that decide what a month's figure is and what it is worth, as a fingerprint of their functions: another one means
+-- that figures from before may be others now. Nobody has to remember to raise a number.
+create function jobs.rules_in_force() returns text language sql stable set search_path = '' as $$
+    select md5(string_agg(p.prosrc, '' order by p.proname)) from pg_catalog.pg_proc p
+    where p.pronamespace = 'jobs'::regnamespace and p.proname in ('paid_before', 'why_excluded', 'countable_movements',
+        'movements_reported_twice', 'recompute_totals', 'movements_in_books', 'is_uncounted', 'uncounted_movements',
+        'month_flaws', 'month_sources', 'month_worth');
+$$;
 
 -- The books of accounts that a user had connected before the present one. Their movements go on counting in the months
 -- in which they were connected; connected again, an account finds its books here. A movement whose account has no row

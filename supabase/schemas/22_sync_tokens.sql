@@ -20,7 +20,8 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'last_success_to', case when s.account = jobs.claimed_account(t) then s.last_success_to end,
         'deep_read_to', case when s.account = jobs.claimed_account(t) then s.deep_read_to end,
         'books_from', coalesce(case when s.account = jobs.claimed_account(t) then s.first_month end,
-            jobs.first_month(t.connected_at, least(s.claimed_at, r.as_of), r.as_of))::timestamp at time zone 'Europe/Paris',
+            jobs.first_month(t.connected_at, least(case when s.claimed = jobs.claimed_account(t) then s.claimed_at end, r.as_of),
+                r.as_of))::timestamp at time zone 'Europe/Paris',
         'covered_from', (select min(lower(c)) from unnest(s.covered) c
             cross join lateral (select case when i.payload ->> 'month' ~ '^\d{4}-(0[1-9]|1[0-2])$' then
                 to_date(i.payload ->> 'month', 'YYYY-MM')::timestamp at time zone 'Europe/Paris' end as starts) m
@@ -73,6 +74,8 @@ begin
     select * into s from jobs.integration_state k where k.user_id = t.user_id and k.provider = t.provider for update;
     if s.account is distinct from p_account then
         s.claimed_at := case when s.claimed = p_account then s.claimed_at end;
+        -- Proven again and not read since, it has its books from before.
+        s.first_month := coalesce(s.first_month, lower(coalesce(s.counted_before, s.counted)));
         if s.account is not null and s.first_month is not null then
             insert into jobs.former_accounts as k (user_id, provider, account, activity, first_month, counted, covered,
                 last_success_to, replaced_at, left_out, activity_said_by, counted_before)

@@ -152,7 +152,9 @@ declare
     returned date[];
 begin
     with learned as (
-        update jobs.integration_transactions t set kind = p_kinds ->> t.source_kind, updated_at = p_now
+        update jobs.integration_transactions t set kind = p_kinds ->> t.source_kind, updated_at = p_now,
+            -- What a dispute's payment says is no state of the dispute.
+            state = case when p_kinds ->> t.source_kind in ('payment', 'refund', 'refund_failure') then t.state end
         where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'unknown_kind'
             and p_kinds ->> t.source_kind is not null and t.kind = 'unknown'
         returning t.paris_month
@@ -160,31 +162,53 @@ begin
         select r, t.paris_month from jobs.integration_transactions t, unnest(t.refs) r
         where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'charge_failure'
             and r !~ '^pi_'
-    ), failed as (
-        update jobs.integration_transactions t set state = 'failed', updated_at = p_now
+    ), payments as materialized (   -- by their names: joined in one go, not each with each
+        select t.external_id, r from jobs.integration_transactions t cross join unnest(t.refs) r
         where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'payment' and t.state is distinct from 'failed'
             and exists (select from failures)
-            and exists (select from failures f where f.r = any (t.refs))
+    ), failed as (
+        update jobs.integration_transactions t set state = 'failed', updated_at = p_now
+        where t.user_id = p_user_id and t.provider = p_provider
+            and t.external_id = any (array(select p.external_id from payments p join failures f using (r)))
         returning t.paris_month, t.refs
     ), unpaid as materialized (
         select r from jobs.integration_transactions t, unnest(t.refs) r
         where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'failed' and t.kind = 'refund'
             and r ~ '^(re|pyr)_'
+    ), returns as materialized (
+        select t.external_id, r from jobs.integration_transactions t cross join unnest(t.refs) r
+        where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'refund_failure'
+            and t.state is distinct from 'never_paid' and exists (select from unpaid)
     ), undone as (
         update jobs.integration_transactions t set state = 'never_paid', updated_at = p_now
-        where t.user_id = p_user_id and t.provider = p_provider and t.kind = 'refund_failure'
-            and t.state is distinct from 'never_paid'
-            and exists (select from unpaid)
-            and exists (select from unpaid u where u.r = any (t.refs))
+        where t.user_id = p_user_id and t.provider = p_provider
+            and t.external_id = any (array(select b.external_id from returns b join unpaid u using (r)))
         returning t.paris_month
+    ), without_id as materialized (     -- those that were found before, too: one row explains one
+        select t.external_id, t.excluded, t.paris_month, t.account, t.listed_at, t.first_seen_at,
+            coalesce(t.currency || t.amount_minor, '') as money,
+            row_number() over (partition by t.paris_month, t.account, t.listed_at, t.currency, t.amount_minor
+                order by t.first_seen_at, t.external_id) as nth
+        from jobs.integration_transactions t
+        where t.user_id = p_user_id and t.provider = p_provider
+            and t.source_kind in ('row_without_id', 'dispute:without_id')
+    ), with_id as materialized (        -- told later, in the same second
+        select x.paris_month, x.account, x.listed_at, x.first_seen_at, w.money,
+            row_number() over (partition by x.paris_month, x.account, x.listed_at, w.money
+                order by x.first_seen_at, x.external_id) as nth
+        from (select o.paris_month, o.account, o.listed_at, o.money, min(o.first_seen_at) as since
+            from without_id o group by 1, 2, 3, 4 having bool_or(o.excluded = 'unknown_kind')) w
+        join jobs.integration_transactions x on x.user_id = p_user_id and x.provider = p_provider
+            and x.paris_month = w.paris_month and x.account = w.account and x.listed_at = w.listed_at
+            and coalesce(x.currency || x.amount_minor, '') = w.money and x.first_seen_at > w.since
+        where x.excluded is distinct from 'unknown_kind'
+            and coalesce(x.source_kind, '') not in ('row_without_id', 'dispute:without_id')
     ), named as (
         update jobs.integration_transactions t set kind = 'no_turnover', updated_at = p_now
         where t.user_id = p_user_id and t.provider = p_provider and t.excluded = 'unknown_kind'
-            and t.source_kind in ('row_without_id', 'dispute:without_id')
-            and exists (select from jobs.integration_transactions x
-                where x.user_id = p_user_id and x.provider = p_provider and x.paris_month = t.paris_month
-                    and x.excluded is distinct from 'unknown_kind' and x.account = t.account and x.listed_at = t.listed_at
-                    and (x.amount_minor, x.currency) is not distinct from (t.amount_minor, t.currency))
+            and t.external_id = any (array(select o.external_id from without_id o
+                join with_id x using (paris_month, account, listed_at, money, nth)
+                where x.first_seen_at > o.first_seen_at))
         returning t.paris_month
     )
     select coalesce(array_agg(distinct m.paris_month), '{}')
@@ -194,7 +218,7 @@ begin
         union all select paris_month from undone
         union all select paris_month from named
         -- What took it back counted once, too, where it was stored before failures were followed.
-        union all select f.paris_month from failed p join failures f on f.r = any (p.refs)) m;
+        union all select f.paris_month from (select unnest(p.refs) as r from failed p) p join failures f using (r)) m;
 
     -- In a statement of its own: it sees what has failed by now.
     with unreceived as materialized (       -- by the index of what is looked at again

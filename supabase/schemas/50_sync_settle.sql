@@ -106,7 +106,8 @@ begin
             end if;
             if s.first_month is null then
                 -- Months before the connection are the user's own, who has typed them.
-                s.first_month := jobs.first_month(t.connected_at, least(s.claimed_at, p_as_of), p_now);
+                s.first_month := jobs.first_month(t.connected_at,
+                    least(case when s.claimed = part.account then s.claimed_at end, p_as_of), p_now);
                 -- Of an account that is out of the books they count once it is taken back.
                 if not s.left_out then
                     s.counted := s.counted + datemultirange(daterange(s.first_month, null));
@@ -115,7 +116,9 @@ begin
                 months := months || array(select distinct x.paris_month from jobs.integration_transactions x
                     where x.user_id = p_user_id and x.provider = part.provider);
             end if;
-            if part.count_month and p_month is not null and not s.left_out then
+            -- A month that was asked for and read.
+            if part.count_month and p_month is not null and not s.left_out
+                and p_final and part.error is null and s.account = part.account then
                 s.counted := s.counted + datemultirange(daterange(p_month, (p_month + interval '1 month')::date));
             end if;
             update jobs.integration_state k
@@ -201,6 +204,14 @@ begin
         return jsonb_build_object('state', 'stored');
     end if;
 
+    -- What a version decides otherwise than the one before reaches every month, once.
+    if exists (select from jobs.integration_state k
+            where k.user_id = p_user_id and k.totals_by is distinct from jobs.rules_in_force()) then
+        months := months || array(select distinct x.paris_month from jobs.integration_transactions x
+            where x.user_id = p_user_id);
+        update jobs.integration_state k set totals_by = jobs.rules_in_force(), updated_at = clock_timestamp()
+        where k.user_id = p_user_id and k.totals_by is distinct from jobs.rules_in_force();
+    end if;
     months := months || jobs.follow_typed_activity(p_user_id);
     months := array(select distinct m from unnest(months || jobs.months_reported_twice(p_user_id, months)) m);
     perform jobs.take_rates(e -> 'rates') from jsonb_array_elements(p_parts) e limit 1;

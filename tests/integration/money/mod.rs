@@ -17,6 +17,7 @@ mod refunds;
 mod renamed;
 mod replayed;
 mod reports;
+mod rules;
 mod source;
 mod strange;
 mod switches;
