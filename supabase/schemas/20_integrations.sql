@@ -138,7 +138,7 @@ create table jobs.integration_state (
 create function jobs.rules_in_force() returns text language sql stable set search_path = '' as $$
     select md5(string_agg(p.prosrc, '' order by p.proname)) from pg_catalog.pg_proc p
     where p.pronamespace = 'jobs'::regnamespace and p.proname in ('paid_before', 'why_excluded', 'countable_movements',
-        'movements_reported_twice', 'recompute_totals', 'movements_in_books', 'is_uncounted', 'uncounted_movements',
+        'movements_reported_twice', 'recompute_totals', 'movements_in_books', 'is_uncounted', 'uncounted_movements', 'told_in_euros',
         'month_flaws', 'month_sources', 'month_worth');
 $$;
 

@@ -42,6 +42,7 @@ end $$;
 -- Money that the figure of a user's month lacks, or may lack: what is_uncounted names, of the accounts whose books have the
 -- month (movements_in_books), but for what another row explains. One row explains one:
 --   a refund a dispute that was prevented, by order and amount;
+--   a movement in euros the same one in another currency (told_in_euros);
 --   a movement at Stripe a payment that only an order tells, by amount, within an hour, where no tender is left for it: as
 --   many as can be brought together, whichever month they lie in.
 create function jobs.uncounted_movements(p_user_id uuid, p_month date) returns setof jobs.integration_transactions
@@ -49,11 +50,13 @@ language plpgsql stable set search_path = '' set enable_nestloop = off set jit =
 declare
     has_prevented boolean;
     has_unlisted boolean;
+    has_foreign boolean;
 begin
-    select coalesce(bool_or(t.excluded = 'prevented'), false), coalesce(bool_or(t.excluded = 'unlisted_payment'), false)
-    into has_prevented, has_unlisted
+    select coalesce(bool_or(t.excluded = 'prevented'), false), coalesce(bool_or(t.excluded = 'unlisted_payment'), false),
+        coalesce(bool_or(t.excluded in ('currency', 'unresolved_currency')), false)
+    into has_prevented, has_unlisted, has_foreign
     from jobs.movements_in_books(p_user_id, array[p_month]) t where jobs.is_uncounted(t);
-    if not has_prevented and not has_unlisted then
+    if not has_prevented and not has_unlisted and not has_foreign then
         return query select t.* from jobs.movements_in_books(p_user_id, array[p_month]) t where jobs.is_uncounted(t);
         return;
     end if;
@@ -132,7 +135,9 @@ begin
     )
     select t.* from found t
     where not (t.provider = 'shopify' and t.excluded in ('prevented', 'unlisted_payment')
-        and t.external_id in (select e.external_id from explained e));
+            and t.external_id in (select e.external_id from explained e))
+        and not (has_foreign and t.excluded in ('currency', 'unresolved_currency') and (t.provider, t.external_id) in (
+            select e.provider, e.external_id from jobs.told_in_euros(array[p_user_id]) e));
 end $$;
 
 -- Up to when a user's books know what was read: a replay of an earlier instant takes nothing back of it.

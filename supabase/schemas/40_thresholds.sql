@@ -266,6 +266,8 @@ language sql security definer stable set search_path = '' set statement_timeout 
               where t.user_id = a.user_id and t.excluded in ('currency', 'unresolved_currency')
                   and t.paris_month between make_date(a.year, 1, 1) and make_date(a.year, 12, 31)
                   and not coalesce(f.left_out, s.left_out) and coalesce(f.counted, s.counted) @> t.paris_month
+                  and (t.provider, t.external_id) not in (
+                      select e.provider, e.external_id from jobs.told_in_euros(array[a.user_id]) e)
               group by 1 order by 1 limit 20) m
     ) c on true;
 $$;

@@ -8,6 +8,7 @@ mod debits;
 mod doubts;
 mod expected;
 mod histories;
+mod in_euros;
 mod later;
 mod nameless;
 mod odd_rows;
