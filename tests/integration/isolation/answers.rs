@@ -86,7 +86,7 @@ const WORST: [&str; 12] = [
      select lpad(n::text, 32, '0')::uuid, 2026, m, a || repeat('\u{1f4b6}', 90), 1000, s from generate_series(1, 40) n, generate_series(1, 12) m, \
      generate_series(10, 98) a, unnest(array['manual', 'auto_sync']) s",
     "insert into jobs.integration_transactions (user_id, provider, external_id, account, kind, occurred_at, amount_minor, currency, source_kind, state, method, original) \
-     select lpad('1', 32, '0')::uuid, 'stripe', n || repeat(E'\\x02', 300), repeat(E'\\x02', 300), 'payment', '$now', 9000000000000, 'EUR', repeat(E'\\x02', 300), \
+     select lpad('1', 32, '0')::uuid, 'stripe', n || repeat(E'\\x02', 300), repeat(E'\\x02', 300), 'payment', '$now', 900000000000, 'EUR', repeat(E'\\x02', 300), \
      'succeeded', repeat(E'\\x02', 300), jsonb_build_object('amount', repeat(E'\\x02', 300), 'currency', repeat(E'\\x02', 300)) from generate_series(1, 25000) n",
     "update jobs.integration_state set account = repeat(E'\\x02', 300), counted = '{(,)}' where user_id = lpad('1', 32, '0')::uuid",
 ];
