@@ -126,8 +126,11 @@ pub(super) fn single(body: &[u8]) -> Result<Movement, RefusedReason> {
 
 fn movement(row: &Value) -> Result<Movement, RefusedReason> {
     let external_id = kept_id(&row["id"]);
-    if external_id.is_none() && row["amount"].is_null() && row["created"].is_null() {
-        return Err(RefusedReason::InvalidAnswer("id"));
+    let says_nothing = |fields: &[&str]| fields.iter().all(|field| row[field].is_null());
+    if says_nothing(&["amount", "created"])
+        && (external_id.is_none() || says_nothing(&["reporting_category", "type"]))
+    {
+        return Err(RefusedReason::InvalidAnswer("row"));
     }
     let category = category(row);
     let balance = match &row["balance_type"] {

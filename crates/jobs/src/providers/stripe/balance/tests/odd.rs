@@ -56,7 +56,9 @@ fn a_list_of_rows_without_ids_has_no_next_page() {
     assert_eq!(read(&rows, false).unwrap().movements.len(), 2);
     assert_eq!(read(&rows, true), Err(RefusedReason::EndlessPages));
     let empty = read(&[json!({"reporting_category": "charge"})], false);
-    assert_eq!(empty, Err(RefusedReason::InvalidAnswer("id")));
+    assert_eq!(empty, Err(RefusedReason::InvalidAnswer("row")));
+    let bare = read(&[json!({"id": "txn_1"})], false);
+    assert_eq!(bare, Err(RefusedReason::InvalidAnswer("row")));
 }
 
 /// One row of so much would keep the books of its account from being written.
