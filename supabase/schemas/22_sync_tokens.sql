@@ -20,13 +20,15 @@ language sql stable security definer set search_path = '' set statement_timeout 
         'last_success_to', case when s.account = jobs.claimed_account(t) then s.last_success_to end,
         'deep_read_to', case when s.account = jobs.claimed_account(t) then s.deep_read_to end,
         'books_from', coalesce(case when s.account = jobs.claimed_account(t) then s.first_month end,
-            jobs.first_month(t.connected_at, least(case when s.claimed = jobs.claimed_account(t) then s.claimed_at end, r.as_of),
-                r.as_of))::timestamp at time zone 'Europe/Paris',
-        'covered_from', (select min(lower(c)) from unnest(s.covered) c
+            jobs.first_month(t.connected_at, least(case when s.claimed =
+                    case t.provider when 'stripe' then t.stripe_account_id else t.shop_domain end then s.claimed_at end,
+                r.as_of), r.as_of))::timestamp at time zone 'Europe/Paris',
+        -- Not within the query: there the row would be read as a whole.
+        'covered_from', case when i.kind = 'sync_month' and s.account = jobs.claimed_account(t) then (
+            select min(lower(c)) from unnest(s.covered) c
             cross join lateral (select case when i.payload ->> 'month' ~ '^\d{4}-(0[1-9]|1[0-2])$' then
                 to_date(i.payload ->> 'month', 'YYYY-MM')::timestamp at time zone 'Europe/Paris' end as starts) m
-            where i.kind = 'sync_month' and s.account = jobs.claimed_account(t)
-                and lower(c) < m.starts and upper(c) >= m.starts),
+            where lower(c) < m.starts and upper(c) >= m.starts) end,
         'open', (select coalesce(jsonb_agg(jsonb_build_object('id', o.external_id, 'listed_at', o.listed_at)), '[]') from (
             (select x.external_id, coalesce(x.listed_at, x.occurred_at) as listed_at
             from jobs.integration_transactions x
