@@ -18,7 +18,7 @@ create function jobs.paid_before(p_method text) returns text language sql immuta
 $$;
 
 -- Why a movement does not count, from what its row says alone; null: it counts. This is the one place that decides it
--- (but for money that two providers report: see movements_reported_twice). The row's column `excluded` is this answer.
+-- (but for money that two providers report: see told_by_both). The row's column `excluded` is this answer.
 --
 -- State: of a payment pending, succeeded or failed; of a dispute as Shopify calls it, in small letters. Money counts
 -- when it was received: a debit is not, as long as it is pending (Stripe, "Changes to Balance Transaction behavior for
@@ -137,9 +137,10 @@ create table jobs.integration_state (
 -- that figures from before may be others now. Nobody has to remember to raise a number.
 create function jobs.rules_in_force() returns text language sql stable set search_path = '' as $$
     select md5(string_agg(p.prosrc, '' order by p.proname)) from pg_catalog.pg_proc p
-    where p.pronamespace = 'jobs'::regnamespace and p.proname in ('paid_before', 'why_excluded', 'countable_movements',
-        'movements_reported_twice', 'recompute_totals', 'movements_in_books', 'is_uncounted', 'uncounted_movements', 'told_in_euros',
-        'month_flaws', 'month_sources', 'month_worth');
+    where p.pronamespace = 'jobs'::regnamespace and p.proname in ('paid_before', 'paid_by_hand', 'why_excluded',
+        'countable_movements', 'told_by_both', 'movements_reported_twice', 'recompute_totals', 'movements_in_books', 'is_uncounted',
+        'foreign_movements', 'uncounted_movements', 'meet_within', 'month_flaws', 'month_sources', 'known_up_to', 'late_after',
+        'month_worth');
 $$;
 
 -- The books of accounts that a user had connected before the present one. Their movements go on counting in the months

@@ -42,7 +42,7 @@ end $$;
 -- Money that the figure of a user's month lacks, or may lack: what is_uncounted names, of the accounts whose books have the
 -- month (movements_in_books), but for what another row explains. One row explains one:
 --   a refund a dispute that was prevented, by order and amount;
---   a movement in euros the same one in another currency (told_in_euros);
+--   a movement that counts the same money in another currency, where both providers tell it (told_by_both);
 --   a movement at Stripe a payment that only an order tells, by amount, within an hour, where no tender is left for it: as
 --   many as can be brought together, whichever month they lie in.
 create function jobs.uncounted_movements(p_user_id uuid, p_month date) returns setof jobs.integration_transactions
@@ -56,6 +56,9 @@ begin
         coalesce(bool_or(t.excluded in ('currency', 'unresolved_currency')), false)
     into has_prevented, has_unlisted, has_foreign
     from jobs.movements_in_books(p_user_id, array[p_month]) t where jobs.is_uncounted(t);
+    has_foreign := has_foreign
+        and exists (select from jobs.integration_transactions x where x.user_id = p_user_id and x.provider = 'shopify')
+        and exists (select from jobs.integration_transactions x where x.user_id = p_user_id and x.provider = 'stripe');
     if not has_prevented and not has_unlisted and not has_foreign then
         return query select t.* from jobs.movements_in_books(p_user_id, array[p_month]) t where jobs.is_uncounted(t);
         return;
@@ -100,7 +103,7 @@ begin
         from jobs.movements_in_books(p_user_id, array[(p_month - interval '1 month')::date, p_month,
             (p_month + interval '1 month')::date]) t cross join days d
         where has_unlisted and t.provider = 'shopify' and (t.excluded = 'unlisted_payment'
-            or t.excluded is null and t.method is distinct from 'cash' and (t.kind = 'refund'
+            or t.excluded is null and not jobs.paid_by_hand(t.method) and (t.kind = 'refund'
                 or t.kind = 'payment' and not exists (select from unnest(t.refs) r where r !~ '^gid:')))
             and t.occurred_at >= d.first and t.occurred_at < d.last
     ), told as (
@@ -130,14 +133,19 @@ begin
             select m.ids[p.place] as external_id, m.left_over, row_number() over (partition by m.ids[1] order by p.place) as nth
             from met m cross join unnest(m.places) p (place) where m.are_unlisted[p.place]) x
         where x.nth <= x.left_over
+    ), in_euros as (
+        select b.external_id from jobs.told_by_both(p_user_id, true, true) b
+        where has_foreign and b.is_sure and b.provider = 'shopify'
+        union
+        select b.external_id from jobs.told_by_both(p_user_id, true, false) b
+        where has_foreign and b.is_sure and b.provider = 'stripe'
     ), explained as (
         select external_id from paid_back union select external_id from listed
     )
     select t.* from found t
     where not (t.provider = 'shopify' and t.excluded in ('prevented', 'unlisted_payment')
             and t.external_id in (select e.external_id from explained e))
-        and not (has_foreign and t.excluded in ('currency', 'unresolved_currency') and (t.provider, t.external_id) in (
-            select e.provider, e.external_id from jobs.told_in_euros(array[p_user_id]) e));
+        and not (t.excluded in ('currency', 'unresolved_currency') and t.external_id in (select e.external_id from in_euros e));
 end $$;
 
 -- Up to when a user's books know what was read: a replay of an earlier instant takes nothing back of it.
@@ -153,10 +161,12 @@ $$;
 --   platform_reversal: what a platform took back of a payment, where it is no fee of hers: what leaves nothing of it, at once
 --     or in pieces, or a part of one of which she had an application fee
 --   refund_of_unknown_sale: a refund of an order of which a payment was never read, or is told by the order alone and Stripe's
---     refunds do not explain it; or of no order any more, or of a sale that names no charge, beside one at Stripe
---     of the same amount and day, which may be of that sale: Stripe may report it, too
---   maybe_twice: a payment in the shop that names no charge, and one at Stripe of the same amount, or the same of the
---     buyer's money, on the same day or within an hour; of a debit, on the day on which it was sent, or counts
+--     refunds do not explain it; or of no order any more beside one at Stripe of the same amount within ten days, or of a sale
+--     that names no charge beside one of the same amount and day, which may be of that sale: Stripe may report it, too
+--   maybe_twice: a payment in the shop that names no charge, or one that Stripe does not know, and one at Stripe of the same
+--     amount, or the same of the buyer's money, on the same day or within an hour, or, where the shop may only have marked
+--     it as paid, in the week before; of a debit, on the day on which it was sent, or counts; besides, what may be Stripe's
+--     by its order or the name of its charge (told_by_both)
 --   beyond_scope: days that lay more than 60 days back when the shop was read, with a scope that reaches no further: 1
 --   passed_on: a payment that a platform passed on, which may have kept a part of what the buyer paid
 --   doubted_list: days of a list that lacked what it had shown before: 1 for each provider
@@ -168,6 +178,7 @@ declare
     left_behind bigint := 0;
     has_excluded boolean;
     has_nameless boolean;
+    has_named boolean;
     known_to constant timestamptz := jobs.known_up_to(p_user_id, p_as_of);
 begin
     -- One look first: most months have none of what the queries below are about.
@@ -176,8 +187,10 @@ begin
             and not exists (select from unnest(t.refs) r where starts_with(r, 'fee_'))),
         coalesce(bool_or(t.excluded is not null), false),
         coalesce(bool_or(t.provider = 'shopify' and t.excluded is null and t.kind in ('payment', 'refund')
-            and not exists (select from unnest(t.refs) r where r !~ '^gid:')), false)
-    into passed_on, has_excluded, has_nameless
+            and not exists (select from unnest(t.refs) r where r !~ '^gid:')), false),
+        coalesce(bool_or(t.provider = 'shopify' and t.excluded is null and t.kind = 'payment'
+            and exists (select from unnest(t.refs) r where r !~ '^gid:')), false)
+    into passed_on, has_excluded, has_nameless, has_named
     from jobs.movements_in_books(p_user_id, array[p_month]) t;
 
     if exists (select from jobs.former_accounts f where f.user_id = p_user_id and f.counted @> p_month) then
@@ -241,14 +254,34 @@ begin
         select answer || coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') into answer from flaws f;
     end if;
 
-    if has_nameless and exists (select from jobs.integration_state x
+    if (has_nameless or has_named) and not exists (select from jobs.integration_state x
             where x.user_id = p_user_id and x.provider = 'stripe' and x.account is not null) then
-        with found as materialized (
+        return answer;
+    end if;
+    if has_named and not has_nameless then
+        -- A name that Stripe does not know says as little as none; one that stands twice may say too much.
+        with names as materialized (
+            select n as name from jobs.movements_in_books(p_user_id, array[p_month]) t cross join unnest(t.refs) n
+            where t.provider = 'shopify' and t.excluded is null and t.kind = 'payment' and n !~ '^gid:'
+        ), known as materialized (
+            select r as name from jobs.integration_transactions t cross join unnest(t.refs) r
+            where t.user_id = p_user_id and t.provider = 'stripe' and t.kind = 'payment'
+        )
+        select exists (select from names group by name having count(*) > 1)
+            or exists (select name from names except select name from known)
+        into has_nameless;
+    end if;
+
+    if has_nameless then
+        with twins as materialized (
+            select b.provider, b.external_id, b.is_sure from jobs.told_by_both(p_user_id, true, true) b
+        ), found as materialized (
             select t.* from jobs.movements_in_books(p_user_id, array[p_month]) t
-            where t.provider = 'shopify' and t.excluded is null and t.kind in ('payment', 'refund')
-                and not exists (select from unnest(t.refs) r where r !~ '^gid:')
+            left join twins w on w.provider = 'shopify' and w.is_sure and w.external_id = t.external_id
+            where t.provider = 'shopify' and t.excluded is null and t.kind in ('payment', 'refund') and w.external_id is null
         ), of_orders as materialized (
-            select t.external_id, o from found t cross join unnest(t.refs) o where t.kind = 'refund'
+            select t.external_id, o from found t cross join unnest(t.refs) o
+            where t.kind = 'refund' and not exists (select from unnest(t.refs) r where r !~ '^gid:')
         ), sold as materialized (      -- what their orders were paid with, whenever
             select p.kind = 'unlisted_payment' as is_unlisted, o, p.external_id, p.method, p.occurred_at,
                 exists (select from unnest(p.refs) n where n !~ '^gid:') as is_named, p.currency || p.amount_minor as euros,
@@ -258,21 +291,27 @@ begin
             where p.user_id = p_user_id and p.provider = 'shopify' and p.amount_minor > 0 and exists (select from of_orders)
         ), nameless_sales as materialized (
             select o from sold group by o
-            having not bool_or(is_unlisted or is_named) and bool_or(method is distinct from 'cash')
+            having not bool_or(is_unlisted or is_named) and bool_or(not jobs.paid_by_hand(method))
         ), nameless_refunds as materialized (
             select external_id from of_orders join nameless_sales using (o)
         ), nameless as materialized (  -- movements in the shop that may have gone through Stripe without saying so
             select t.external_id, t.kind, r.external_id is not null as is_of_sale, t.occurred_at, (t.occurred_at at time zone 'Europe/Paris')::date as day,
                 t.currency || t.amount_minor as euros,
-                (t.original ->> 'currency') || (t.original ->> 'amount_minor') as foreign_money
+                (t.original ->> 'currency') || (t.original ->> 'amount_minor') as foreign_money,
+                t.kind = 'payment' and coalesce(lower(t.method) in ('other', 'manual', 'unknown'), false) as is_marked
             from found t left join nameless_refunds r using (external_id)
-            where t.method is distinct from 'cash' and (t.kind = 'payment' or t.refs = '{}' or r.external_id is not null)
+            where not jobs.paid_by_hand(t.method) and (t.kind = 'payment' or t.refs = '{}' or r.external_id is not null)
         ), asked as materialized (     -- one row for each money and day: joined in one go
             select distinct n.external_id, n.kind, n.is_of_sale, n.occurred_at, n.day as own_day, m.money,
                 ((n.occurred_at + d.lag) at time zone 'Europe/Paris')::date as day
             from nameless n cross join unnest(array[n.euros, n.foreign_money]) m (money)
             cross join unnest(array[interval '-1 hour', interval '0', interval '1 hour']) d (lag)
             where m.money is not null
+            union      -- a refund of an order that is gone, and what was marked as paid: nothing but the amount tells whose it is
+            select n.external_id, n.kind, false, n.occurred_at, n.day + d.lag, m.money, n.day + d.lag
+            from nameless n cross join unnest(array[n.euros, n.foreign_money]) m (money)
+            cross join generate_series(-10, 10) d (lag)
+            where m.money is not null and (n.kind = 'refund' and not n.is_of_sale or n.is_marked and d.lag between -7 and 0)
         ), at_stripe as materialized (
             select t.external_id, t.kind, t.refs, t.listed_at, t.occurred_at, t.currency || t.amount_minor as euros,
                 (t.original ->> 'currency') || (t.original ->> 'amount_minor') as foreign_money
@@ -288,6 +327,8 @@ begin
             select distinct p.external_id from (
                 select t.external_id, unnest(t.refs) as name from at_stripe t where t.kind = 'payment') p
             join shop_names using (name)
+            union
+            select w.external_id from twins w where w.provider = 'stripe'
         ), told as materialized (
             select distinct t.kind, m.money, d.at, (d.at at time zone 'Europe/Paris')::date as day
             from at_stripe t cross join unnest(array[t.euros, t.foreign_money]) m (money)
@@ -327,7 +368,7 @@ begin
             select distinct o.external_id, p.at_stripe
             from of_orders o join sold s using (o) cross join unnest(array[s.euros, s.foreign_money]) m (money)
             join paid p using (money)
-            where s.method is distinct from 'cash'
+            where not jobs.paid_by_hand(s.method)
                 and ((s.occurred_at at time zone 'Europe/Paris')::date = (p.at at time zone 'Europe/Paris')::date
                     or p.at between s.occurred_at - interval '1 hour' and s.occurred_at + interval '1 hour')
         ), open_returns as (           -- a payment that is another sale's has its refunds there
@@ -345,14 +386,16 @@ begin
             select o from sold where is_unlisted
         ), flaws as (
             select 'refund_of_unknown_sale' as reason, (select count(*) from (
-                (select o from of_orders except select o from listed_sales)      -- not by loops: see movements_reported_twice
+                (select o from of_orders except select o from listed_sales)      -- not by loops: see told_by_both
                 union
-                select o from of_orders join unlisted_sales using (o)
-                where external_id not in (select w.external_id
-                    from jobs.movements_reported_twice(p_user_id, array[p_month], true) w)) r)
+                select o from of_orders join unlisted_sales using (o)) r)
                 + (select count(*) from doubted d where d.kind = 'refund') + (select count(*) from doubted_returns) as n
             union all
-            select 'maybe_twice', count(*) from doubted d where d.kind = 'payment'
+            select 'maybe_twice', count(*) from (
+                select d.external_id from doubted d where d.kind = 'payment'
+                union
+                select t.external_id from found t join twins w on w.external_id = t.external_id
+                where w.provider = 'shopify' and not w.is_sure) m
         )
         select answer || coalesce(jsonb_object_agg(f.reason, f.n) filter (where f.n > 0), '{}') into answer from flaws f;
     end if;

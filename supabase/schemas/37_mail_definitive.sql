@@ -77,13 +77,7 @@ $$;
 create function jobs.uncounted_currencies(p_user_id uuid, p_months date[]) returns jsonb
 language sql stable set search_path = '' as $$
     select coalesce(jsonb_agg(distinct left(t.currency, 10)), '[]')
-    from jobs.integration_transactions t
-    join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-    left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
-    where t.user_id = p_user_id and t.paris_month = any (p_months) and t.excluded in ('currency', 'unresolved_currency')
-        and not coalesce(f.left_out, s.left_out) and coalesce(f.counted, s.counted) @> t.paris_month
-        and (t.provider, t.external_id) not in (
-            select e.provider, e.external_id from jobs.told_in_euros(array[p_user_id]) e);
+    from jobs.foreign_movements(array[p_user_id]) t where t.month = any (p_months);
 $$;
 
 -- What is true now of a provisional recap that leaves when its month is over and was read to its end; {} for any other.

@@ -260,14 +260,8 @@ language sql security definer stable set search_path = '' set statement_timeout 
     ) d on true
     left join lateral (
         select jsonb_agg(jsonb_build_object('currency', m.currency, 'amount', m.amount) order by m.currency) as uncounted
-        from (select t.currency, sum(t.amount_minor)::bigint as amount from jobs.integration_transactions t
-              join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
-              left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)
-              where t.user_id = a.user_id and t.excluded in ('currency', 'unresolved_currency')
-                  and t.paris_month between make_date(a.year, 1, 1) and make_date(a.year, 12, 31)
-                  and not coalesce(f.left_out, s.left_out) and coalesce(f.counted, s.counted) @> t.paris_month
-                  and (t.provider, t.external_id) not in (
-                      select e.provider, e.external_id from jobs.told_in_euros(array[a.user_id]) e)
+        from (select t.currency, sum(t.amount_minor)::bigint as amount from jobs.foreign_movements(array[a.user_id]) t
+              where t.month between make_date(a.year, 1, 1) and make_date(a.year, 12, 31)
               group by 1 order by 1 limit 20) m
     ) c on true;
 $$;

@@ -155,8 +155,10 @@ language sql stable set search_path = '' set enable_nestloop = off set jit = off
         case
             when coalesce(f.left_out, s.left_out) then 'left_out'
             when coalesce(f.counted, s.counted) @> t.paris_month is not true then 'before_connection'
-            when t.excluded is not null then t.excluded
-            when w.external_id is not null then 'reported_twice' end
+            -- What was told in another currency, too.
+            when w.external_id is not null and (t.excluded is null or t.excluded in ('currency', 'unresolved_currency'))
+                then 'reported_twice'
+            when t.excluded is not null then t.excluded end
     from jobs.integration_transactions t
     left join jobs.integration_state s on s.user_id = t.user_id and s.provider = t.provider
     left join jobs.former_accounts f on (f.user_id, f.provider, f.account) = (t.user_id, t.provider, t.account)

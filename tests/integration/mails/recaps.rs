@@ -429,7 +429,10 @@ async fn what_may_count_twice_is_said_and_what_has_not_come_is_not() -> Result<(
     assert_eq!(answer["recaps"], json!({"sent": 2, "errors": 0}), "{answer}");
     assert!(mails_to(&world, &of("acct_waits")).is_empty());
     let text = text(&mail_to(&world, &of("acct_both")));
-    says(&text, &["Des ventes sont peut-être comptées deux fois", "Une vente Shopify a le même montant"]);
+    says(
+        &text,
+        &["Des montants sont peut-être comptés deux fois", "Une vente ou un remboursement Shopify ressemble"],
+    );
     says_not(&text, &["Des opérations manquent", "incomplet", "plateforme a encaissé"]);
     let text = super::given::text(&mail_to(&world, &of("acct_host")));
     says(&text, &["Une plateforme a encaissé pour vous", "Hors paiements reversés par une plateforme"]);

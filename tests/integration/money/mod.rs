@@ -1,6 +1,7 @@
 //! The truth of the money: what providers really do, and what the books make of it (docs/field-reports.md).
 
 mod accounts;
+mod both;
 mod cards;
 mod changes;
 mod connections;

@@ -80,7 +80,7 @@ pub enum Facts {
         ended: Vec<UnreadSource>,
         /// Something else keeps the figure from being whole.
         partial: bool,
-        /// Says how many sales of a shop may be payments at Stripe, too.
+        /// Says how many sales and refunds of a shop may be Stripe's, too.
         #[serde(default)]
         maybe_twice: u32,
         /// Counts payments that a platform passed on, which may have kept a part of them.
@@ -241,7 +241,7 @@ pub struct IncompleteMonth {
     pub month: Month,
     /// Lists the sources that were not read to the month's end.
     pub unread: Vec<UnreadSource>,
-    /// Says how many sales of a shop may be payments at Stripe, too.
+    /// Says how many sales and refunds of a shop may be Stripe's, too.
     pub maybe_twice: u32,
     /// Counts payments that a platform passed on, which may have kept a part of them.
     pub passed_on: u32,

@@ -303,16 +303,20 @@ impl StandIn {
         amount: i64,
         (kind, category, fee): (&str, &str, i64),
     ) -> Movement {
-        let (intent, currency) = match self.state().account(account).sources.get(charge) {
-            Some(Source::Charge { intent, currency, .. }) => (intent.clone(), currency.clone()),
+        let (intent, charged, currency) = match self.state().account(account).sources.get(charge) {
+            Some(Source::Charge { intent, amount, currency, .. }) => {
+                (intent.clone(), *amount, currency.clone())
+            }
             _ => panic!("{account} has no charge {charge}"),
         };
-        let settlement = self
+        let (settled, settlement) = self
             .state()
             .account(account)
             .rows()
             .find(|row| row.source.as_deref() == Some(charge))
-            .map_or_else(|| currency.clone(), |row| row.currency.clone());
+            .map_or_else(|| (charged, currency.clone()), |row| (row.amount, row.currency.clone()));
+        // What the buyer gets back, in the money in which the charge was made.
+        let told = if settled == 0 { amount.abs() } else { amount.abs() * charged / settled };
         let (charge, created) = (charge.to_owned(), at.timestamp());
         // What comes back points to the refund or the dispute with which it went.
         let comes_back =
@@ -320,10 +324,10 @@ impl StandIn {
         let before = comes_back.then(|| self.state().account(account).against(&charge, category)).flatten();
         let (prefix, source) = if category.starts_with("dispute") {
             let won = category == "dispute_reversal";
-            ("du", Source::Dispute { charge, intent, amount: amount.abs(), currency, created, won })
+            ("du", Source::Dispute { charge, intent, amount: told, currency, created, won })
         } else {
             let status = if comes_back { "failed" } else { "succeeded" };
-            let (amount, pending_reason, by_platform) = (amount.abs(), None, false);
+            let (amount, pending_reason, by_platform) = (told, None, false);
             let refund = Source::Refund {
                 charge,
                 intent,

@@ -88,15 +88,15 @@ pub(super) fn sources(unread: &[UnreadSource], of: Month) -> Option<String> {
     (!said.is_empty()).then(|| capitalised(&list(&said)))
 }
 
-/// Says that some sales may be counted twice.
-pub(super) fn maybe_twice(sales: u32) -> Option<&'static str> {
-    (sales > 0).then(|| {
+/// Says that some sales or refunds may be counted twice.
+pub(super) fn maybe_twice(movements: u32) -> Option<&'static str> {
+    (movements > 0).then(|| {
         agreeing(
-            sales.into(),
-            "Une vente Shopify a le même montant et le même jour qu’un paiement Stripe. Si c’est le même \
-             paiement, il est compté deux fois\u{a0}: vérifiez-le.",
-            "Des ventes Shopify ont le même montant et le même jour que des paiements Stripe. Si ce sont les mêmes \
-             paiements, ils sont comptés deux fois\u{a0}: vérifiez-les.",
+            movements.into(),
+            "Une vente ou un remboursement Shopify ressemble à un mouvement Stripe (même montant le même jour, même \
+             référence ou même commande). Si c’est le même, il est compté deux fois\u{a0}: vérifiez-le.",
+            "Des ventes ou des remboursements Shopify ressemblent à des mouvements Stripe (même montant le même jour, \
+             même référence ou même commande). Si ce sont les mêmes, ils sont comptés deux fois\u{a0}: vérifiez-les.",
         )
     })
 }
