@@ -146,7 +146,8 @@ async fn what_a_users_row_had_made_wrong_is_added_up_again() -> Result<()> {
     let database = database(Template::Application).await?;
     let pool = database.pool();
     let files = migrations()?;
-    let (before, after) = files.split_at(files.iter().position(|f| f.name.contains("taken_over")).unwrap());
+    let (before, after) =
+        files.split_at(files.iter().position(|f| f.name.contains("what_providers_really_do")).unwrap());
     for file in before {
         apply(pool, &file.name, &file.sql).await?;
     }
