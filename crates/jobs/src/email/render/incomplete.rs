@@ -93,9 +93,9 @@ pub(super) fn maybe_twice(movements: u32) -> Option<&'static str> {
     (movements > 0).then(|| {
         agreeing(
             movements.into(),
-            "Une vente ou un remboursement Shopify ressemble à un mouvement Stripe (même montant le même jour, même \
+            "Une vente ou un remboursement Shopify ressemble à un mouvement Stripe (même montant à quelques jours près, même \
              référence ou même commande). Si c’est le même, il est compté deux fois\u{a0}: vérifiez-le.",
-            "Des ventes ou des remboursements Shopify ressemblent à des mouvements Stripe (même montant le même jour, \
+            "Des ventes ou des remboursements Shopify ressemblent à des mouvements Stripe (même montant à quelques jours près, \
              même référence ou même commande). Si ce sont les mêmes, ils sont comptés deux fois\u{a0}: vérifiez-les.",
         )
     })
